@@ -1,0 +1,38 @@
+"""Published alignment methods as drop-in TRL trainers: public names, imported on first use.
+
+Importing this package costs no more than Python's own machinery: torch, transformers and TRL are loaded by the first
+name that needs them.
+"""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+
+try:
+    __version__ = version("trl-extensions")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "unknown"
+
+_PUBLIC = {
+    "SAMIConfig": "trl_extensions.sami.sami_config",
+    "SAMITrainer": "trl_extensions.sami.sami_trainer",
+}
+
+__all__ = ["SAMIConfig", "SAMITrainer", "__version__"]
+
+if TYPE_CHECKING:
+    from .sami.sami_config import SAMIConfig
+    from .sami.sami_trainer import SAMITrainer
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {sorted(_PUBLIC)}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,63 @@
+"""Every non-public name of TRL, transformers and accelerate this package relies on, and nothing else.
+
+`from trl_extensions._compat import use_adapter` imports the name on demand. A TRL outside the supported range, or one
+that moved a name, gives a single error that says so instead of an ImportError deep inside a trainer.
+"""
+
+import importlib
+from importlib.metadata import version
+
+from packaging.version import Version
+
+
+TRL_MINIMUM, TRL_BELOW = Version("1.16"), Version("2")
+
+PRIVATE_NAMES = {
+    "ChunkedDivergenceFunction": "trl.kernels.chunked_divergence",
+    "ChunkedLogProbFunction": "trl.kernels.chunked_logprob",
+    "ForwardRedirection": "trl.models.utils:_ForwardRedirection",
+    "create_model_from_path": "trl.trainer.utils",
+    "disable_dropout_in_model": "trl.trainer.utils",
+    "disable_gradient_checkpointing": "trl.models.utils",
+    "get_config_model_id": "trl.trainer.utils",
+    "global_then_local_main_first": "trl.trainer.utils",
+    "is_deepspeed_zero3_enabled": "transformers.integrations.deepspeed",
+    "pad": "trl.trainer.utils",
+    "prepare_deepspeed": "trl.models.utils",
+    "prepare_fsdp": "trl.models.utils",
+    "resolve_accelerate_config_argument": "trl.cli.accelerate_config",
+    "unwrap_model_for_generation": "trl.models.utils",
+    "use_adapter": "trl.trainer.utils",
+}
+"""Name here -> module that holds it, with `:name_there` where it is called otherwise."""
+
+
+def check_trl_version(installed: str | None = None) -> None:
+    """Raise one clear `ImportError` if TRL is outside the range this package was tested with.
+
+    Args:
+        installed: Version string to check; the installed TRL's when left out.
+    """
+    installed = installed or version("trl")
+    if not TRL_MINIMUM <= Version(Version(installed).base_version) < TRL_BELOW:
+        raise ImportError(
+            f"trl_extensions works with trl>={TRL_MINIMUM},<{TRL_BELOW}, but trl {installed} is installed. "
+            f"Run: pip install 'trl>={TRL_MINIMUM},<{TRL_BELOW}'"
+        )
+
+
+def __getattr__(name: str):
+    if name not in PRIVATE_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_trl_version()
+    module_name, _, there = PRIVATE_NAMES[name].partition(":")
+    try:
+        value = getattr(importlib.import_module(module_name), there or name)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"trl_extensions needs `{there or name}` from `{module_name}`, which the installed versions do not offer "
+            f"(trl {version('trl')}, transformers {version('transformers')}). Supported: "
+            f"trl>={TRL_MINIMUM},<{TRL_BELOW}."
+        ) from error
+    globals()[name] = value
+    return value

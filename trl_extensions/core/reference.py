@@ -1,0 +1,146 @@
+"""The frozen original model a trainer measures its policy against."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from .._compat import (
+    create_model_from_path,
+    disable_dropout_in_model,
+    disable_gradient_checkpointing,
+    get_config_model_id,
+    is_deepspeed_zero3_enabled,
+    prepare_deepspeed,
+    prepare_fsdp,
+    use_adapter,
+)
+
+
+REFERENCE_ADAPTER = "ref"
+
+
+@dataclass
+class FrozenReference:
+    """Runs the original model, wherever its weights are.
+
+    Attributes:
+        model: A separate, prepared model, or None when the policy itself holds the original behind its adapter.
+        adapter: With `model` None: the adapter that is the original; None means all adapters switched off.
+    """
+
+    model: nn.Module | None
+    adapter: str | None
+
+    @contextmanager
+    def running(
+        self, policy: nn.Module, accelerator: Accelerator, gradient_checkpointing_kwargs: dict | None = None
+    ) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Without gradients, make the original runnable.
+
+        Args:
+            policy: The policy as the training loop has it (wrapped by DDP, FSDP, DeepSpeed, or not).
+            accelerator: The trainer's accelerator.
+            gradient_checkpointing_kwargs: What the policy's checkpointing is switched on with again afterwards.
+
+        Yields:
+            `(wrapped, unwrapped)` module; call through the first, read weights of the second.
+        """
+        with torch.no_grad(), accelerator.autocast():
+            if self.model is not None:
+                yield self.model, accelerator.unwrap_model(self.model)
+                return
+            unwrapped = accelerator.unwrap_model(policy)
+            with (
+                disable_gradient_checkpointing(unwrapped, gradient_checkpointing_kwargs),
+                use_adapter(unwrapped, self.adapter),
+            ):
+                yield policy, unwrapped
+
+
+def build_reference(
+    policy: nn.Module,
+    accelerator: Accelerator,
+    *,
+    ref_model: PreTrainedModel | None = None,
+    adapter_is_trained: bool = False,
+) -> FrozenReference:
+    """Freeze the original at the cheapest place that is right. Call before the policy's first update.
+
+    Args:
+        policy: The unwrapped policy.
+        accelerator: The trainer's accelerator.
+        ref_model: An explicit original; used as it is.
+        adapter_is_trained: The policy is a PEFT model that came with its own adapter, so the original is the model
+            with that adapter: a frozen copy of it named "ref" is added. False: the base model behind a fresh adapter.
+
+    Returns:
+        The reference: `ref_model` if given; else adapters off or the "ref" adapter for a PEFT model; else a frozen
+        in-memory copy of the policy (reloaded from its path under ZeRO-3, where weights are sharded already).
+
+    Raises:
+        ValueError: `ref_model` is the policy itself, or has another vocabulary.
+    """
+    if ref_model is not None:
+        _check_explicit(policy, ref_model)
+        return FrozenReference(_prepare(ref_model, accelerator), None)
+    if hasattr(policy, "peft_config"):
+        if not adapter_is_trained:
+            return FrozenReference(None, None)
+        _copy_adapter(policy)
+        return FrozenReference(None, REFERENCE_ADAPTER)
+    return FrozenReference(_prepare(_copy_of(policy), accelerator), None)
+
+
+def _check_explicit(policy: nn.Module, ref_model: nn.Module) -> None:
+    if ref_model is policy:
+        raise ValueError(
+            "`ref_model` and `model` are the same object, so the reference would be trained too: pass a copy, or "
+            "leave `ref_model` out."
+        )
+    ours, theirs = (model.config.get_text_config().vocab_size for model in (policy, ref_model))
+    if ours != theirs:
+        raise ValueError(f"`ref_model` has a vocabulary of {theirs} tokens, the model one of {ours}: they must agree.")
+
+
+def _copy_of(policy: nn.Module) -> nn.Module:
+    if is_deepspeed_zero3_enabled():
+        return create_model_from_path(
+            get_config_model_id(policy.config),
+            dtype=policy.dtype,
+            attn_implementation=policy.config._attn_implementation,
+            device_map=None,
+        )
+    duplicate = copy.deepcopy(policy)
+    # TRL patches `forward` on the instance; the copied patch would still call the policy's own forward
+    duplicate.__dict__.pop("forward", None)
+    return duplicate
+
+
+def _prepare(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    model.requires_grad_(False)
+    model.eval()
+    disable_dropout_in_model(model)
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    if accelerator.state.deepspeed_plugin is not None:
+        return prepare_deepspeed(model, accelerator)
+    if getattr(accelerator.state, "fsdp_plugin", None) is not None:
+        return prepare_fsdp(model, accelerator)
+    return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def _copy_adapter(policy: nn.Module) -> None:
+    active = policy.active_adapter
+    policy.add_adapter(REFERENCE_ADAPTER, policy.peft_config[active])
+    for name, parameter in list(policy.named_parameters()):
+        if f".{active}." in name or name.endswith(f".{active}"):
+            frozen = policy.get_parameter(name.replace(f".{active}", f".{REFERENCE_ADAPTER}"))
+            frozen.data.copy_(parameter.data)
+            frozen.requires_grad_(False)
+    policy.set_adapter(active)

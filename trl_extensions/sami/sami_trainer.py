@@ -1,0 +1,214 @@
+"""`SAMITrainer`: an `SFTTrainer` that raises the mutual information of constitutions and responses."""
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel, PromptLearningConfig
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from .._compat import (
+    ForwardRedirection,
+    disable_dropout_in_model,
+    get_config_model_id,
+    global_then_local_main_first,
+)
+from ..core.reference import build_reference
+from .collator import DataCollatorForSAMI
+from .data import TOKEN_COLUMNS, prepare_rows
+from .guard import OverOptimizationGuard
+from .sami_config import SAMIConfig
+from .scores import rows_of, score_matched, score_pairs
+
+
+class SAMITrainer(SFTTrainer):
+    """Self-supervised alignment with mutual information (SAMI, arXiv 2404.14313), without preference labels.
+
+    Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
+    do there. Batch sizes count queries.
+
+    Args:
+        model: Model id, path, `PreTrainedModel` or `PeftModel`.
+        args: `SAMIConfig`; plain `TrainingArguments` or an `SFTConfig` are converted.
+        train_dataset: Rows with `prompts` and `completions`, or `query`, `constitutions` and `completions`.
+        eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
+        processing_class: Tokenizer; loaded from the model when left out.
+        ref_model: The original that KL is measured against. Left out: the model behind a fresh adapter, the PEFT model
+            as it was given, or a frozen copy.
+        data_collator: Defaults to `DataCollatorForSAMI`.
+        callbacks: Further callbacks.
+        optimizers: Optimizer and scheduler, as in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`.
+        quantization_config: For a model given by name.
+        peft_config: Wraps the model; prompt learning methods are not supported.
+
+    Logged per step, averaged over queries: `mi/bound` (nats), `mi/accuracy_rows`, `mi/accuracy_columns`,
+    `logps/matched`, `logps/mismatched` (nats, after `logp_reduction`), `kl` (nats per response token),
+    `completions/{mean,min,max}_length` (tokens). `evaluate` reports the same with the prefix `eval_`.
+
+    Raises:
+        ValueError: Data or settings SAMI cannot use; the message names the row or field and the remedy.
+        TypeError: A streaming dataset.
+    """
+
+    _tag_names = ["trl", "sami"]  # noqa: RUF012 (TRL's own convention)
+    _name = "SAMI"
+    _paper = {  # noqa: RUF012
+        "title": "Self-Supervised Alignment with Mutual Information: Learning to Follow Principles without "
+        "Preference Labels",
+        "id": "2404.14313",
+        # docstyle-ignore
+        "citation": """\
+@inproceedings{fraenken2024selfsupervised,
+    title     = {{Self-Supervised Alignment with Mutual Information: Learning to Follow Principles without Preference Labels}},
+    author    = {Jan-Philipp Fr{\\"a}nken and Eric Zelikman and Rafael Rafailov and Kanishk Gandhi and Tobias Gerstenberg and Noah D. Goodman},
+    year      = 2024,
+    booktitle = {Advances in Neural Information Processing Systems},
+    eprint    = {arXiv:2404.14313}
+}""",  # noqa: E501
+    }
+    # The loss is divided by the queries of the whole step, see `get_batch_samples`
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SAMIConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        args = _as_sami_config(args, model)
+        _reject_prompt_learning(model, peft_config)
+        self._rows_in_step = None
+        adapter_is_trained = isinstance(model, PeftModel)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if data_collator is None:
+            self.data_collator = DataCollatorForSAMI(self._tokenizer.pad_token_id, args.pad_to_multiple_of)
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
+        self._redirect = ForwardRedirection()
+        self.reference = None
+        if args.beta or args.log_kl or args.guard_max_kl is not None:
+            self.reference = build_reference(
+                self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
+            )
+        if args.guard_steps:
+            self.add_callback(OverOptimizationGuard(self))
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"The {dataset_name} dataset is a stream; SAMI names faulty rows and needs a length: load it as a "
+                "`Dataset` (streaming=False)."
+            )
+        with global_then_local_main_first():
+            dataset = prepare_rows(
+                dataset,
+                self._tokenizer,
+                max_length=args.max_length,
+                overflow=args.overflow,
+                prompt_template=args.prompt_template,
+                name=dataset_name,
+                num_proc=args.dataset_num_proc,
+            )
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = TOKEN_COLUMNS
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Every query of an optimizer step weighs the same, however it is cut into micro-batches and devices
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = torch.tensor(sum(len(batch["num_constitutions"]) for batch in batches), device=self.args.device)
+        self._rows_in_step = self.accelerator.gather(rows).sum().item()
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        training = self.model.training
+        logps, kl = self._score(model, inputs)
+        losses, statistics = rows_of(logps, kl, inputs, self.args.beta)
+        self._record("train" if training else "eval", statistics, inputs)
+        if training and self._rows_in_step:
+            # DDP averages gradients over processes; the sum over all queries is divided by all queries
+            loss = losses.sum() * self.accelerator.num_processes / self._rows_in_step
+        else:
+            loss = losses.mean()
+        return (loss, {"losses": losses.detach()}) if return_outputs else loss
+
+    def _score(self, model, inputs):
+        reference = None
+        if self.reference is not None:
+            with self.reference.running(
+                model, self.accelerator, self.args.gradient_checkpointing_kwargs
+            ) as (wrapped, unwrapped):
+                reference = self._redirect(wrapped, unwrapped, score_matched, unwrapped, inputs)
+        unwrapped = self.accelerator.unwrap_model(model)
+        # The redirection goes round the forward that accelerate wraps in autocast
+        with self.accelerator.autocast():
+            return self._redirect(
+                model, unwrapped, score_pairs, unwrapped, inputs, self.args.logp_reduction, reference
+            )
+
+    def _record(self, mode: str, statistics: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]):
+        names = sorted(statistics)
+        table = torch.stack([statistics[name].float() for name in names], dim=1)
+        for name, column in zip(names, self.accelerator.gather_for_metrics(table).T.tolist(), strict=True):
+            extreme = {"completions/min_length": min, "completions/max_length": max}.get(name)
+            self._metrics[mode][name].extend([extreme(column)] if extreme else column)
+        if mode == "train":
+            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += tokens // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+def _as_sami_config(args: TrainingArguments | None, model) -> SAMIConfig:
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return SAMIConfig(f"{name.split('/')[-1]}-SAMI")
+    if isinstance(args, SAMIConfig):
+        return args
+    values = args.to_dict()
+    values["hub_token"] = args.hub_token  # `to_dict` hides it
+    accepted = inspect.signature(SAMIConfig).parameters
+    return SAMIConfig(**{name: value for name, value in values.items() if name in accepted})
+
+
+def _reject_prompt_learning(model, peft_config: PeftConfig | None) -> None:
+    configs = [peft_config] if peft_config is not None else []
+    configs += list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    for config in configs:
+        if isinstance(config, PromptLearningConfig):
+            raise ValueError(
+                f"{type(config).__name__} adds virtual tokens, which shift the positions SAMI scores: use a method "
+                "that changes weights, such as LoRA."
+            )
