@@ -1,11 +1,11 @@
 """Small measures of generated text."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def _word_pairs(text: str) -> list[tuple[str, str]]:
-    words = text.lower().split()
-    return list(zip(words, words[1:], strict=False))
+    return list(pairwise(text.lower().split()))
 
 
 def distinct_2(texts: Sequence[str]) -> float:

@@ -109,7 +109,9 @@ def _check_row(row: dict, where: str) -> None:
             "sampled under prompts[j]."
         )
     if len(prompts) < 2:
-        raise ValueError(f"{where}: a single constitution leaves nothing to contrast: give at least 2, or drop the row.")
+        raise ValueError(
+            f"{where}: a single constitution leaves nothing to contrast: give at least 2, or drop the row."
+        )
     if all(prompt == prompts[0] for prompt in prompts):
         raise ValueError(f"{where}: all prompts are equal, so no response can be told apart: vary the constitutions.")
     for j, completion in enumerate(completions):

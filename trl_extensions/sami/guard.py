@@ -1,6 +1,5 @@
 """Stop a run that has begun to trade sense for mutual information."""
 
-import json
 import logging
 from pathlib import Path
 

@@ -95,7 +95,8 @@ class SAMIConfig(SFTConfig):
         default=None, metadata={"help": "Stop when fresh samples are longer than this multiple of the untrained ones."}
     )
     guard_min_length_ratio: float | None = field(
-        default=None, metadata={"help": "Stop when fresh samples are shorter than this multiple of the untrained ones."}
+        default=None,
+        metadata={"help": "Stop when fresh samples are shorter than this multiple of the untrained ones."},
     )
     guard_min_distinct_2: float | None = field(
         default=None, metadata={"help": "Stop when the share of distinct word pairs in fresh samples falls below."}

@@ -168,9 +168,10 @@ class SAMITrainer(SFTTrainer):
     def _score(self, model, inputs):
         reference = None
         if self.reference is not None:
-            with self.reference.running(
-                model, self.accelerator, self.args.gradient_checkpointing_kwargs
-            ) as (wrapped, unwrapped):
+            with self.reference.running(model, self.accelerator, self.args.gradient_checkpointing_kwargs) as (
+                wrapped,
+                unwrapped,
+            ):
                 reference = self._redirect(wrapped, unwrapped, score_matched, unwrapped, inputs)
         unwrapped = self.accelerator.unwrap_model(model)
         # The redirection goes round the forward that accelerate wraps in autocast
@@ -182,7 +183,9 @@ class SAMITrainer(SFTTrainer):
     def _record(self, mode: str, statistics: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]):
         names = sorted(statistics)
         table = torch.stack([statistics[name].float() for name in names], dim=1)
-        for name, column in zip(names, self.accelerator.gather_for_metrics(table).T.tolist(), strict=True):
+        # In evaluation, rows that only fill the last batch of the processes up are left out
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        for name, column in zip(names, gather(table).T.tolist(), strict=True):
             extreme = {"completions/min_length": min, "completions/max_length": max}.get(name)
             self._metrics[mode][name].extend([extreme(column)] if extreme else column)
         if mode == "train":
@@ -198,7 +201,7 @@ def _as_sami_config(args: TrainingArguments | None, model) -> SAMIConfig:
     if isinstance(args, SAMIConfig):
         return args
     values = args.to_dict()
-    values["hub_token"] = args.hub_token  # `to_dict` hides it
+    values |= {name: getattr(args, name) for name in values if name.endswith("_token")}  # `to_dict` hides them
     accepted = inspect.signature(SAMIConfig).parameters
     return SAMIConfig(**{name: value for name, value in values.items() if name in accepted})
 

@@ -88,9 +88,7 @@ def rows_of(
     lengths = inputs["completion_mask"].sum(1)[inputs["matched"]].split(sizes)
     kls = kl.split(sizes) if kl is not None else [None] * len(sizes)
     losses, rows = [], []
-    for c, block, row_lengths, row_kl in zip(
-        sizes, logps.split([c * c for c in sizes]), lengths, kls, strict=True
-    ):
+    for c, block, row_lengths, row_kl in zip(sizes, logps.split([c * c for c in sizes]), lengths, kls, strict=True):
         matrix = block.view(c, c)
         loss = sami_loss(matrix)
         row = _statistics(matrix.detach(), row_lengths.to(matrix.device))

@@ -22,7 +22,9 @@ def check_template(template: str, name: str) -> None:
     try:
         found = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
     except ValueError as error:
-        raise ValueError(f"`{name}` is not a valid template ({error}): write literal braces as {{{{ and }}}}.") from None
+        raise ValueError(
+            f"`{name}` is not a valid template ({error}): write literal braces as {{{{ and }}}}."
+        ) from None
     unknown = sorted(found - set(FIELDS))
     if unknown:
         raise ValueError(f"`{name}` has the unknown field {{{unknown[0]}}}; it may use {allowed}.")

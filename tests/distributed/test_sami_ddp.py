@@ -1,0 +1,39 @@
+"""Two processes against one: same loss, gradient norm, metrics and updated weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(processes: int, model_dir, output: Path, per_device: int, accumulation: int, kind: str):
+    output.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(ROOT / "tests/distributed/train_script.py"), str(model_dir), str(output)]
+    command += [str(per_device), str(accumulation), kind]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads((output / "result.json").read_text()), torch.load(output / "weights.pt")
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_two_processes_are_one_large_batch(tiny_model_dir, tmp_path, kind):
+    one, weights_one = launch(1, tiny_model_dir, tmp_path / "one", 4, 1, kind)
+    two, weights_two = launch(2, tiny_model_dir, tmp_path / "two", 1, 2, kind)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["wrapper"] == "DistributedDataParallel"
+    for ours, theirs in zip(two["steps"], one["steps"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    # 7 rows over two processes: the eighth only fills the batch up and must not count
+    assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-3, abs=1e-5)
+    assert weights_one.keys() == weights_two.keys()
+    for name, value in weights_one.items():
+        torch.testing.assert_close(weights_two[name], value, atol=1e-5, rtol=1e-4, msg=name)

@@ -1,0 +1,127 @@
+"""Rows to token ids, and every way a row can be unusable."""
+
+import pytest
+from datasets import Dataset
+
+from tests.sami.conftest import sami_rows
+from trl_extensions.sami.data import prepare_rows
+
+
+def prepare(rows, tokenizer, **settings):
+    return prepare_rows(Dataset.from_list(rows), tokenizer, **({"max_length": None, "overflow": "error"} | settings))
+
+
+def row(**changes):
+    return {"prompts": ["Be brief: eggs?", "Be long: eggs?"], "completions": ["Yes.", "Well, yes."]} | changes
+
+
+class TestTokens:
+    def test_conversational_rows(self, tiny_tokenizer):
+        first = prepare(sami_rows(1), tiny_tokenizer)[0]
+        text = "<|im_start|>user\nBe brief. Tell me of eggs.<|im_end|>\n<|im_start|>assistant\n"
+        assert tiny_tokenizer.decode(first["prompt_input_ids"][0]) == text
+        assert tiny_tokenizer.decode(first["completion_input_ids"][0]) == "eggs: yes.<|im_end|>"
+
+    def test_plain_rows(self, tiny_tokenizer):
+        first = prepare([row()], tiny_tokenizer)[0]
+        assert tiny_tokenizer.decode(first["prompt_input_ids"][1]) == "Be long: eggs?"
+        assert tiny_tokenizer.decode(first["completion_input_ids"][1]) == "Well, yes.<|im_end|>"
+
+    def test_query_and_constitutions_are_rendered(self, tiny_tokenizer):
+        given = {"query": "Eggs {raw}?", "constitutions": ["Be brief.", "Be long."], "completions": ["Yes.", "Well."]}
+        rendered = [[{"role": "user", "content": f"{c} Now: Eggs {{raw}}?"}] for c in given["constitutions"]]
+        ours = prepare([given], tiny_tokenizer, prompt_template="{constitution} Now: {query}")[0]
+        same = prepare([{"prompts": rendered, "completions": given["completions"]}], tiny_tokenizer)[0]
+        assert ours["prompt_input_ids"] == same["prompt_input_ids"]
+        tiny_tokenizer.chat_template = None
+        plain = prepare([given], tiny_tokenizer, prompt_template="{constitution} Now: {query}")[0]
+        assert tiny_tokenizer.decode(plain["prompt_input_ids"][0]) == "Be brief. Now: Eggs {raw}?"
+
+    def test_truncated_responses_get_no_end(self, tiny_tokenizer):
+        first = prepare([row(truncated=[True, False])], tiny_tokenizer)[0]
+        ends = [ids[-1] == tiny_tokenizer.eos_token_id for ids in first["completion_input_ids"]]
+        assert ends == [False, True]
+
+    def test_an_end_that_is_there_is_not_doubled(self, tiny_tokenizer):
+        first = prepare([row(completions=["Yes.<|im_end|>", "Well."])], tiny_tokenizer)[0]
+        assert first["completion_input_ids"][0].count(tiny_tokenizer.eos_token_id) == 1
+
+    def test_idempotent(self, tiny_tokenizer):
+        once = prepare(sami_rows(2), tiny_tokenizer)
+        assert prepare_rows(once, tiny_tokenizer, max_length=3, overflow="error") is once
+
+
+class TestOverflow:
+    def rows(self):
+        return [row(), row(completions=["Yes.", "Well " * 50])]
+
+    def test_error_names_row_and_excess(self, tiny_tokenizer):
+        fine = prepare(self.rows(), tiny_tokenizer)
+        longest = max(map(len, fine[1]["prompt_input_ids"])) + max(map(len, fine[1]["completion_input_ids"]))
+        assert len(prepare(self.rows(), tiny_tokenizer, max_length=longest)) == 2
+        with pytest.raises(
+            ValueError, match="train row 1: its longest prompt and response together are 1 tokens over"
+        ):
+            prepare(self.rows(), tiny_tokenizer, max_length=longest - 1)
+
+    def test_drop_is_counted(self, tiny_tokenizer, caplog):
+        kept = prepare(self.rows(), tiny_tokenizer, max_length=60, overflow="drop")
+        assert [r["completions"][1] for r in kept] == ["Well, yes."]
+        assert "1 of 2 train rows are longer than max_length=60 and were dropped (first: row 1)" in caplog.text
+
+    def test_truncation_is_counted_and_cuts_responses_only(self, tiny_tokenizer, caplog):
+        whole = prepare(self.rows(), tiny_tokenizer)[1]
+        cut = prepare(self.rows(), tiny_tokenizer, max_length=60, overflow="truncate")[1]
+        assert cut["prompt_input_ids"] == whole["prompt_input_ids"]
+        room = 60 - max(map(len, whole["prompt_input_ids"]))
+        assert cut["completion_input_ids"] == [ids[:room] for ids in whole["completion_input_ids"]]
+        assert "1 of 2 train rows" in caplog.text and "cut short" in caplog.text
+
+    def test_nothing_left(self, tiny_tokenizer):
+        with pytest.raises(ValueError, match="All 2 train rows"):
+            prepare(self.rows(), tiny_tokenizer, max_length=3, overflow="drop")
+
+    def test_a_prompt_that_fills_everything(self, tiny_tokenizer):
+        with pytest.raises(ValueError, match="no room for a response"):
+            prepare([row()], tiny_tokenizer, max_length=5, overflow="truncate")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": ["Be brief: eggs?"], "completions": ["Yes."]}, "single constitution"),
+        ({"completions": ["Yes.", "No.", "Well."]}, "2 prompts but 3 completions"),
+        ({"completions": ["Yes.", "  "]}, r"`completions\[1\]` is empty"),
+        ({"prompts": ["Same.", "Same."]}, "all prompts are equal"),
+        ({"prompts": ["", "Be long."]}, r"`prompts\[0\]` is empty"),
+        ({"truncated": [True]}, "`truncated` has 1 entries"),
+        ({"completions": [[{"role": "user", "content": "Hm"}], [{"role": "user", "content": "Ah"}]]}, "assistant"),
+    ],
+)
+def test_unusable_rows_are_named(tiny_tokenizer, changes, message):
+    bad = row(**changes)
+    good = row()
+    if isinstance(bad["completions"][0], list):
+        good["completions"] = [[{"role": "assistant", "content": text}] for text in good["completions"]]
+    if "truncated" in bad:
+        good["truncated"] = [False, False]
+    with pytest.raises(ValueError, match=f"train row 1: .*{message}") as caught:
+        prepare([good, bad], tiny_tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_columns_are_named(tiny_tokenizer):
+    with pytest.raises(ValueError, match=r"has the columns \['prompt', 'completion'\]; SAMI needs"):
+        prepare([{"prompt": "a", "completion": "b"}], tiny_tokenizer)
+
+
+def test_messages_without_a_template(tiny_tokenizer):
+    tiny_tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        prepare(sami_rows(1), tiny_tokenizer)
+
+
+def test_tokenizer_without_end_of_sequence(tiny_tokenizer):
+    tiny_tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="end-of-sequence"):
+        prepare([row()], tiny_tokenizer)

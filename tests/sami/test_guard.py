@@ -1,0 +1,74 @@
+"""The over-optimisation guard: what it measures, when it stops, what it leaves on disk."""
+
+import pytest
+
+from trl_extensions.core.jsonl import read_jsonl
+from trl_extensions.core.text_metrics import corpus_distinct_2, distinct_2
+
+
+GUARD = {"guard_steps": 1, "guard_num_queries": 2, "guard_max_new_tokens": 6}
+
+
+def records(tmp_path):
+    return read_jsonl(tmp_path / "out" / "guard.jsonl")
+
+
+class TestGuard:
+    def test_every_check_is_written_and_logged(self, rows, make_trainer, tmp_path):
+        trainer = make_trainer(rows, eval_dataset=rows, max_steps=3, **GUARD)
+        trainer.train()
+        checks = records(tmp_path)
+        assert [check["step"] for check in checks] == [0, 1, 2, 3]
+        assert all(len(check["texts"]) == 4 for check in checks)  # 2 queries x 2 constitutions
+        assert checks[0]["kl"] == pytest.approx(0.0, abs=1e-6) and checks[-1]["kl"] > 0
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert [entry["guard/kl"] for entry in logged] == [check["kl"] for check in checks[1:]]
+
+    def test_kl_limit_stops_and_says_why(self, rows, make_trainer, tmp_path, caplog):
+        trainer = make_trainer(rows, eval_dataset=rows, max_steps=50, learning_rate=1.0, guard_max_kl=0.05, **GUARD)
+        trainer.train()
+        assert trainer.state.global_step < 50
+        last = records(tmp_path)[-1]
+        assert last["kl"] > 0.05 and "above guard_max_kl=0.05" in last["stopped"]
+        assert f"Training stopped at step {trainer.state.global_step}" in caplog.text
+        assert all(check["kl"] <= 0.05 for check in records(tmp_path)[:-1])
+
+    def test_length_is_compared_with_the_untrained_model(self, rows, make_trainer, tmp_path):
+        # Greedy samples of the random model never end, so every length ratio is 1
+        trainer = make_trainer(rows, eval_dataset=rows, max_steps=5, guard_min_length_ratio=1.01, **GUARD)
+        trainer.train()
+        assert trainer.state.global_step == 1
+        assert (
+            "1.00 times as long as before training, past guard_min_length_ratio=1.01"
+            in records(tmp_path)[-1]["stopped"]
+        )
+
+    def test_training_is_the_same_with_and_without_checks(self, rows, make_trainer):
+        from tests.conftest import make_tiny_model
+
+        losses = []
+        for settings in ({}, GUARD):
+            trainer = make_trainer(rows, model=make_tiny_model(384), eval_dataset=rows, max_steps=3, **settings)
+            trainer.train()
+            losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert losses[0] == losses[1]
+
+    def test_resuming_keeps_the_first_baseline(self, rows, make_trainer, tmp_path):
+        settings = GUARD | {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        make_trainer(rows, eval_dataset=rows, **settings).train()
+        again = make_trainer(rows, eval_dataset=rows, **settings)
+        again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+        assert [check["step"] for check in records(tmp_path)] == [0, 1, 2, 2]
+
+    def test_held_out_prompts_are_needed(self, rows, make_trainer):
+        with pytest.raises(ValueError, match="needs held-out prompts"):
+            make_trainer(rows, **GUARD)
+
+
+class TestTextMetrics:
+    def test_distinct_2_by_hand(self):
+        # "a b a b": pairs ab, ba, ab -> 2 of 3; "c d": 1 of 1; "e" has none
+        assert distinct_2(["a b a b", "c d", "e"]) == pytest.approx((2 / 3 + 1) / 2)
+        # over all texts: ab, ba, ab, cd, AB -> {ab, ba, cd} of 5
+        assert corpus_distinct_2(["a b a b", "c d", "A B"]) == pytest.approx(3 / 5)
+        assert distinct_2(["one", ""]) == corpus_distinct_2([]) == 1.0

@@ -1,0 +1,159 @@
+"""`trl-ext sami sample | train | evaluate | run`: arguments and YAML through TrlParser, one YAML for all four."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+USAGE = """\
+usage: trl-ext sami {sample,train,evaluate,run} [--config FILE] [--option VALUE ...]
+
+  sample    sample responses under different constitutions into output_dir/samples.jsonl
+  train     train on sampled rows (--dataset_name rows.jsonl); takes --accelerate_config and accelerate's own options
+  evaluate  mutual information, KL and lengths of a model on held-out queries
+  run       rounds of sample, train and evaluate, and a report; the same command resumes after a kill
+
+`trl-ext sami COMMAND --help` lists every option. A recipe YAML serves all four commands."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the SAMI commands.
+
+    Raises:
+        ValueError: An argument or a key of the config file is unknown or wrong; one line with the remedy.
+    """
+    commands = {"sample": _sample, "train": _train, "evaluate": _evaluate, "run": _run, "stage": _stage}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        raise ValueError(f"unknown command {argv[0]!r}; choose from sample, train, evaluate, run")
+    return commands[argv[0]](list(argv[1:])) or 0
+
+
+def _parser(command: str):
+    from trl import ModelConfig, TrlParser
+
+    from trl_extensions.core.generation import EngineArguments
+    from trl_extensions.sami.arguments import SAMIArguments
+    from trl_extensions.sami.sami_config import SAMIConfig
+
+    return TrlParser(
+        (SAMIArguments, EngineArguments, SAMIConfig, ModelConfig), prog=f"trl-ext sami {command}", allow_abbrev=False
+    )
+
+
+def _parse(command: str, argv: list[str]):
+    """The run the arguments describe; unknown arguments and YAML keys are refused."""
+    from trl_extensions.embedded import resolve_model_name
+    from trl_extensions.sami.run import SAMIRun
+
+    run = SAMIRun(*_parser(command).parse_args_and_config(argv))
+    model = run.model_args.model_name_or_path
+    if model:
+        run.model_args.model_name_or_path = resolve_model_name(model)
+    return run
+
+
+def _sample(argv: list[str]) -> None:
+    from trl_extensions.core.generation import create_engine
+    from trl_extensions.sami.sampling import sample_rows
+    from trl_extensions.sami.templates import SAMPLING_TEMPLATE
+
+    run = _parse("sample", argv)
+    run.check_inputs()
+    report = sample_rows(
+        create_engine(run.engine_args, run.model_args.model_name_or_path),
+        run.all_queries(),
+        run.principles(),
+        sampling_template=run.args.sampling_template or SAMPLING_TEMPLATE,
+        output=run.folder / "samples.jsonl",
+        filters=run.args.filters(),
+        **run.sampling_settings(),
+    )
+    print(report.summary)
+
+
+def _train(argv: list[str]) -> int:
+    launch, own = _split_launch_arguments("train", argv)
+    if launch:
+        return _launch(launch, ["train", *own])
+    run = _parse("train", own)
+    if not run.args.dataset_name or not run.model_args.model_name_or_path:
+        raise ValueError("`train` needs `dataset_name` (rows to train on) and `model_name_or_path`.")
+    run.fit(
+        run.training_rows(run.args.dataset_name, run.args.dataset_train_split),
+        run.training_rows(run.args.eval_dataset_name, "test") if run.args.eval_dataset_name else None,
+        run.config,
+        run.folder / "model",
+    )
+    print(f"model saved to {run.folder / 'model'}")
+    return 0
+
+
+def _evaluate(argv: list[str]) -> None:
+    run = _parse("evaluate", argv)
+    run.check_inputs()
+    result = run.evaluate_alone()
+    bound = result["mi_bound"]
+    print(
+        f"{run.folder / 'evaluation.json'}: MI bound {bound['mean']:.3f} ± {bound['se']:.3f} nats of "
+        f"{result['max_bound']:.2f} on {result['num_queries']} queries, KL {result['kl']['mean']:.3f} nats per token, "
+        f"{result['length']:.0f} tokens per response"
+    )
+
+
+def _run(argv: list[str]) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "`run` starts the distributed part itself: call it without a launcher and pass --accelerate_config."
+        )
+    launch, own = _split_launch_arguments("run", argv)
+    run = _parse("run", own)
+
+    def in_own_process(name: str, round_: int) -> None:
+        stage = ["stage", name, str(round_), *own]
+        code = _launch(launch, stage) if name == "train" and launch else subprocess.call(_module(stage))
+        if code:
+            raise RuntimeError(f"round {round_}: {name} ended with exit code {code}; the same command resumes there.")
+
+    # vLLM keeps the GPU's memory for as long as its process lives, and a launcher needs a process of its own
+    separate = bool(launch) or run.engine_args.engine == "vllm"
+    path = run.execute(in_own_process if separate else None)
+    print(f"report: {path}")
+
+
+def _stage(argv: list[str]) -> None:
+    name, round_ = argv[0], int(argv[1])
+    _parse("run", argv[2:]).perform(name, round_)
+
+
+def _split_launch_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments for `accelerate launch` (with `--accelerate_config` resolved as `trl` does) and the others."""
+    if "--accelerate_config" not in argv and "--num_processes" not in argv:
+        return [], argv
+    from trl_extensions._compat import resolve_accelerate_config_argument
+
+    *_, unknown = _parser(command).parse_args_and_config(
+        argv, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    remaining = iter(unknown)
+    current, own = next(remaining, None), []
+    for item in argv:  # what the parser left over is an ordered part of what it was given
+        if item == current:
+            current = next(remaining, None)
+        else:
+            own.append(item)
+    return resolve_accelerate_config_argument(unknown), own
+
+
+def _module(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "trl_extensions", "sami", *arguments]
+
+
+def _launch(launch: list[str], arguments: list[str]) -> int:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    launch_command(launch_command_parser().parse_args([*launch, "--module", "trl_extensions", "sami", *arguments]))
+    return 0

@@ -1,0 +1,69 @@
+"""The run report every method writes: one `report.md` a person reads, its numbers in `report.json`, its figures."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class RunReport:
+    """Collects sections and writes them together.
+
+    Args:
+        title: Heading of `report.md`.
+    """
+
+    def __init__(self, title: str):
+        self._lines = [f"# {title}", ""]
+        self.data: dict[str, Any] = {}
+
+    def heading(self, text: str) -> None:
+        self._lines += [f"## {text}", ""]
+
+    def text(self, text: str) -> None:
+        self._lines += [text, ""]
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A Markdown table; bars and line breaks inside cells are escaped."""
+        self._lines.append("| " + " | ".join(map(_cell, header)) + " |")
+        self._lines.append("| " + " | ".join("---" for _ in header) + " |")
+        self._lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+        self._lines.append("")
+
+    def figure(self, name: str, caption: str) -> None:
+        self._lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
+
+    def write(self, folder: str | os.PathLike) -> Path:
+        """Write `report.md` and `report.json` (what is in `data`) into a folder; returns the path of the former."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "report.json", json.dumps(self.data, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / "report.md", "\n".join(self._lines).rstrip() + "\n")
+        return folder / "report.md"
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Replace a file's text so that a kill leaves the old or the new one, never a part."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error (sample standard deviation over the root of n; nan for fewer than two values)."""
+    n = len(values)
+    if n == 0:
+        return math.nan, math.nan
+    mean = sum(values) / n
+    if n == 1:
+        return mean, math.nan
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value).replace("|", "\\|").replace("\n", "<br>")

@@ -1,0 +1,55 @@
+"""Settings written beside the data they made, so that a resumed run cannot quietly mix two of them."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .report import write_atomically
+
+
+def claim_settings(path: str | os.PathLike, settings: dict[str, Any], *, made: str, in_use: bool) -> None:
+    """Write settings to a JSON file, or make sure they are the ones in it.
+
+    Args:
+        path: The file.
+        settings: JSON-ready values, dicts of them included.
+        made: What was made with them, for messages.
+        in_use: Whether anything was made yet; if not, the file is replaced.
+
+    Raises:
+        ValueError: Something was made with other settings (the message names each), or the file is missing or broken.
+    """
+    path = Path(path)
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
+    if not in_use:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{made} exists already, but {path.name} beside it is missing or not JSON; restore that file to resume, "
+            "or use another output"
+        ) from None
+    differences = list(_differences(earlier, settings))
+    if differences:
+        raise ValueError(
+            f"{made} was made with other settings: {'; '.join(differences)}; use the same ones to resume, or another "
+            "output"
+        )
+
+
+def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for key in sorted(earlier.keys() | now.keys()):
+            yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif earlier != now:
+        yield f"{name} was {_short(earlier)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
