@@ -24,6 +24,7 @@ def test_a_response_without_a_letter_is_empty(blank):
 def test_equal_up_to_case_and_white_space():
     assert reason("Seven  minutes.\n", "seven minutes.") == "equal"
     assert reason("Seven minutes.", "Seven minutes!") is None
+    assert reason("Seven.", "seven.", filters=ResponseFilters(drop_equal=False)) is None
 
 
 def test_equal_looks_at_every_pair():

@@ -48,10 +48,16 @@ ONE_LINE = """\
 - Name: concise. Definition: Answer in one sentence. Antithesis: Answer at length.
 - Name: kind; Definition: Use warm words. (Antithesis: Use cold words.
 """
-JSON = 'Of course [as asked]:\n```json\n{"principles": [%s, %s]}\n```\nDone.' % (
-    '{"name": "concise", "definition": "Answer in one sentence.", "antithesis": "Answer at length."}',
-    '{"title": "kind", "Rule": "Use warm words.", "opposite_rule": "Use cold words."}',
-)
+JSON = """\
+Of course [as asked]:
+```json
+{"principles": [
+  {"name": "concise", "definition": "Answer in one sentence.", "antithesis": "Answer at length."},
+  {"title": "kind", "Rule": "Use warm words.", "opposite_rule": "Use cold words."}
+]}
+```
+Done.
+"""
 YAML = """\
 ```yaml
 - name: concise
@@ -236,3 +242,10 @@ def test_check_of_a_bad_file_says_what_is_wrong(tmp_path):
     path.write_text("principles:\n- name: a\n")
     with pytest.raises(ValueError, match="`definition` is missing"):
         main(["--check", str(path)])
+
+
+@pytest.mark.slow
+def test_the_embedded_model_writes_a_file_that_loads(tmp_path):
+    output = tmp_path / "p.yaml"
+    assert main(["--task", "answer everyday questions", "--num", "2", "--output", str(output)]) == 0
+    assert len(load_principles(output)) == 2

@@ -55,12 +55,18 @@ def test_white_space_inside_a_field_is_collapsed(tmp_path):
         ("principle:\n" + entry(), "unknown key 'principle'"),
         ("principles:\n- just text\n", "principle 1: expected a mapping"),
         ("principles:\n" + entry() + "  weight: 2\n", r"principle 1 \('a'\): unknown field 'weight'"),
-        ("principles:\n" + entry() + "- name: b\n  definition: Do.\n", r"principle 2 \('b'\): `antithesis` is missing"),
+        (
+            "principles:\n" + entry() + "- name: b\n  definition: Do.\n",
+            r"principle 2 \('b'\): `antithesis` is missing",
+        ),
         ("principles:\n" + entry(definition=""), r"principle 1 \('a'\): `definition` is missing"),
         ("principles:\n" + entry(definition="'  '"), r"principle 1 \('a'\): `definition` is empty"),
         ("principles:\n" + entry(name="yes"), "principle 1: `name` must be text, got True; put it in quotes"),
         ("principles:\n" + entry() + entry(name="A"), r"principle 2 \('A'\): `name` is already used by principle 1"),
-        ("principles:\n" + entry(antithesis="do."), r"principle 1 \('a'\): `definition` and `antithesis` are the same"),
+        (
+            "principles:\n" + entry(antithesis="do."),
+            r"principle 1 \('a'\): `definition` and `antithesis` are the same",
+        ),
         ("principles:\n- name: a: b\n", "not valid YAML"),
     ],
 )

@@ -11,6 +11,7 @@ from trl_extensions.sami.principles import Principle, sample_constitutions
 from trl_extensions.sami.queries import Query
 from trl_extensions.sami.sampling import (
     SAMPLING_TEMPLATE,
+    SAMPLING_TEMPLATE_WITH_EXAMPLE,
     TRAINING_TEMPLATE,
     load_rows,
     sample_rows,
@@ -24,7 +25,7 @@ PARAMS = GenerationParams(max_new_tokens=20, stop=("END",))
 SAMPLE, TRAIN = "S {{ {query} | {constitution}", "T {constitution} | {query}"
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -56,7 +57,7 @@ class ScriptedEngine:
         for index in order:
             if self.dies_after is not None:
                 if self.dies_after == 0:
-                    raise Killed
+                    raise KilledError
                 self.dies_after -= 1
             text = answer(prompts[index])
             finish = "length" if "question {number} 7?" in str(prompts[index]) else "stop"
@@ -149,7 +150,7 @@ def test_sampling_stops_at_the_needed_rows_whatever_the_chunk_size_and_timing(tm
 def test_a_killed_run_resumes_without_repeating_a_finished_row(tmp_path, dies_after):
     whole = run(tmp_path, needed=5, chunk_size=4, name="whole.jsonl")
     killed = ScriptedEngine(shuffle=1, dies_after=dies_after)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path, killed, needed=5, chunk_size=4)
     finished = by_id(tmp_path / "rows.jsonl")
     engine = ScriptedEngine(shuffle=2)
@@ -162,8 +163,8 @@ def test_a_killed_run_resumes_without_repeating_a_finished_row(tmp_path, dies_af
 
 
 def test_finished_rows_are_on_disk_when_the_engine_dies(tmp_path):
-    # Eleven answers of one chunk of twelve queries: at least one query of the six must have both of its own.
-    with pytest.raises(Killed):
+    # Thirteen answers to twelve queries: at least one query has both of its own.
+    with pytest.raises(KilledError):
         run(tmp_path, ScriptedEngine(shuffle=0, dies_after=13))
     assert len(read_jsonl(tmp_path / "rows.jsonl")) >= 1
 
@@ -225,7 +226,7 @@ def test_another_engine_is_refused(tmp_path):
 
 
 def test_settings_without_rows_may_change(tmp_path):
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path, ScriptedEngine(dies_after=0))
     assert run(tmp_path, seed=6).sampled == 12
     assert json.loads((tmp_path / "rows.settings.json").read_text())["seed"] == 6
@@ -270,12 +271,12 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, changed,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_default_templates_hold_both_fields_and_only_the_sampling_one_an_example():
+@pytest.mark.parametrize("template", [SAMPLING_TEMPLATE, SAMPLING_TEMPLATE_WITH_EXAMPLE, TRAINING_TEMPLATE])
+def test_templates_hold_query_and_constitution_as_they_are(template):
     query, constitution = "What {is} it?", "1. Be {kind}.\n2. Be brief."
-    sampling = SAMPLING_TEMPLATE.format(query=query, constitution=constitution)
-    training = TRAINING_TEMPLATE.format(query=query, constitution=constitution)
-    assert query in sampling and constitution in sampling and query in training and constitution in training
-    assert "xample" in sampling and "xample" not in training
+    text = template.format(query=query, constitution=constitution)
+    assert text.count(query) == text.count(constitution) == 1
+    assert (len(text) > len(TRAINING_TEMPLATE.format(query=query, constitution=constitution))) == ("xample" in text)
 
 
 def test_kept_rows_become_a_dataset(tmp_path):

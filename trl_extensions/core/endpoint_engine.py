@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
+from typing import Any
 
-from huggingface_hub import ChatCompletionOutput, InferenceClient
+from huggingface_hub import ChatCompletionOutput, InferenceClient, get_session
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import hf_raise_for_status
 
 from .generation import Generation, GenerationParams, Prompt, check_prompts, cut_at_stop, request_seed
 
@@ -74,7 +76,7 @@ class EndpointEngine:
         self.max_retries = max_retries
         self.name = f"endpoint:{model}"
         # Left without a key, the client would send the user's Hugging Face token to whatever server this is.
-        self._client = InferenceClient(base_url=base_url, api_key=api_key or "none", timeout=timeout)
+        self._client = _Client(base_url=base_url, api_key=api_key or "none", timeout=timeout)
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
         """
@@ -173,6 +175,25 @@ class EndpointEngine:
             finish_reason="length" if choice.finish_reason == "length" else "stop",
             num_tokens=usage.completion_tokens if usage is not None else 0,
         )
+
+
+class _Client(InferenceClient):
+    """
+    The hub's client on connections of its own.
+
+    The ones all of `huggingface_hub` shares refuse every address under `HF_HUB_OFFLINE`, a local server's included.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._session = type(get_session())(timeout=self.timeout, follow_redirects=True)
+
+    def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> bytes:
+        response = self._session.post(
+            request_parameters.url, json=request_parameters.json, headers=request_parameters.headers
+        )
+        hf_raise_for_status(response)
+        return response.content
 
 
 def retry_delay(attempt: int, retry_after: str | None) -> float:

@@ -27,6 +27,7 @@ def score_rows(
     rows: list[dict[str, Any]],
     *,
     original: nn.Module | None = None,
+    measure_kl: bool = True,
     batch_tokens: int = 8192,
 ) -> list[dict[str, float]]:
     """Score sampled rows, longest first, batched by tokens.
@@ -37,6 +38,7 @@ def score_rows(
         rows: Rows of `sample_rows`.
         original: The original of a fully fine-tuned model. None: the PEFT base; without PEFT the model is the original
             and KL is 0.
+        measure_kl: Run the original too; False leaves `kl` out.
         batch_tokens: Padded tokens per batch, C x C sequences a row.
 
     Returns:
@@ -52,16 +54,18 @@ def score_rows(
         for indices in _batches(dataset, batch_tokens):
             device = next(model.parameters()).device
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
-            for i, result in zip(indices, _score_batch(model, inputs, original), strict=True):
-                results[i] = result
+            reference = _reference_states(model, inputs, original) if measure_kl else None
+            for i, result in zip(indices, _score_batch(model, inputs, reference), strict=True):
+                results[i] = result if reference or not measure_kl else result | {"kl": 0.0}
             bar.update(len(indices))
     for module, training in modes:
         module.training = training
     return results
 
 
-def _score_batch(model: nn.Module, inputs: dict[str, torch.Tensor], original: nn.Module | None) -> list[dict]:
-    reference = _reference_states(model, inputs, original)
+def _score_batch(
+    model: nn.Module, inputs: dict[str, torch.Tensor], reference: ReferenceStates | None
+) -> list[dict[str, float]]:
     sums, kl = score_pairs(model, inputs, "sum", reference)
     _, by_sum = rows_of(sums, kl, inputs, beta=0.0)
     _, by_mean = rows_of(sums / inputs["completion_mask"].sum(1), kl, inputs, beta=0.0)
@@ -70,19 +74,21 @@ def _score_batch(model: nn.Module, inputs: dict[str, torch.Tensor], original: nn
         "mi_bound_sum": by_sum["mi/bound"],
         "accuracy_columns": by_mean["mi/accuracy_columns"],
         "accuracy_rows": by_mean["mi/accuracy_rows"],
-        "kl": by_mean["kl"],
-    }
+    } | ({"kl": by_mean["kl"]} if kl is not None else {})
     lists = {name: values.tolist() for name, values in columns.items()}
-    return [{name: values[i] for name, values in lists.items()} for i in range(len(lists["kl"]))]
+    return [{name: values[i] for name, values in lists.items()} for i in range(len(inputs["num_constitutions"]))]
 
 
-def _reference_states(model: nn.Module, inputs: dict, original: nn.Module | None) -> ReferenceStates:
+def _reference_states(
+    model: nn.Module, inputs: dict[str, torch.Tensor], original: nn.Module | None
+) -> ReferenceStates | None:
+    """The original's states; None where the model is the original itself."""
     if original is not None:
         return score_matched(original, inputs)
     if hasattr(model, "peft_config"):
         with use_adapter(model, None):
             return score_matched(model, inputs)
-    return score_matched(model, inputs)
+    return None
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -166,7 +172,7 @@ def evaluate_rows(
     """
     result = summarise(rows, score_rows(model, tokenizer, rows, original=original, batch_tokens=batch_tokens))
     if fixed_rows:
-        scores = score_rows(model, tokenizer, fixed_rows, original=original, batch_tokens=batch_tokens)
+        scores = score_rows(model, tokenizer, fixed_rows, measure_kl=False, batch_tokens=batch_tokens)
         kept = ("mi_bound", "mi_bound_sum", "accuracy_columns", "accuracy_rows")
         result["fixed_responses"] = {name: summarise(fixed_rows, scores)[name] for name in kept}
     write_atomically(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -61,6 +61,8 @@ class ResponseFilters:
             Whether a response that hit the generation limit, and so never ended, counts as too long.
         drop_echo (`bool`):
             Whether a response that repeats its constitution is dropped.
+        drop_equal (`bool`):
+            Whether a row with two equal responses is dropped.
 
     Raises:
         `ValueError`: `max_tokens` is below 1, or an opening is empty (it would match every response).
@@ -70,6 +72,7 @@ class ResponseFilters:
     max_tokens: int | None = None
     drop_truncated: bool = True
     drop_echo: bool = True
+    drop_equal: bool = True
 
     def __post_init__(self):
         if isinstance(self.evasive_openings, str):
@@ -137,7 +140,7 @@ def rejection_reason(
     texts = [response.text for response in responses]
     if any(map(is_empty, texts)):
         return "empty"
-    if len(set(map(normalize, texts))) < len(texts):
+    if filters.drop_equal and len(set(map(normalize, texts))) < len(texts):
         return "equal"
     if any(is_evasive(text, filters.evasive_openings) for text in texts):
         return "evasive"

@@ -64,13 +64,11 @@ def load_queries(
         pattern (`str`, *optional*):
             Regular expression with exactly one group, which is the query; `.` matches line breaks too. For the first
             human turn of a transcript use `FIRST_HUMAN_TURN`, `r"\n\nHuman: (.*?)\n\nAssistant:"`.
-        split (`str`):
-            Split of a data set on the hub; a file is always read whole.
-        limit (`int`, *optional*):
-            Stop after this many queries.
+        split (`str`): Split of a data set on the hub; a file is always read whole.
+        limit (`int`, *optional*): Stop after this many queries.
 
     Returns:
-        `list[Query]`: distinct queries in the order of the source.
+        Distinct queries in the order of the source.
 
     Raises:
         `ValueError`: one line naming the source, the row (counted from 1) or column, and the remedy.
@@ -84,8 +82,7 @@ def load_queries(
     queries: dict[str, Query] = {}
     for text in _texts(rows, source, column):
         if expression is not None:
-            match = expression.search(text)
-            if match is None:
+            if not (match := expression.search(text)):
                 dropped["unmatched"] += 1
                 continue
             text = match.group(1) or ""

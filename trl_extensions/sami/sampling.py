@@ -5,7 +5,6 @@ Every finished row is on disk before the next one is waited for; a run that was 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from trl_extensions.core.generation import Generation, GenerationEngine, GenerationParams, Prompt
 from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.settings import claim_settings
 from trl_extensions.sami.filters import ResponseFilters, rejection_reason
 from trl_extensions.sami.principles import Constitution, Principle, sample_constitutions
 from trl_extensions.sami.queries import Query
-from trl_extensions.sami.templates import check_template, render
+from trl_extensions.sami.templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE, check_template, render
 
 
 if TYPE_CHECKING:
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_TEMPLATE = """\
-TODO {constitution} {query}"""
+SAMPLING_TEMPLATE_WITH_EXAMPLE = f"""\
+Example:
+Question: What do bees make?
+Answer: Bees make honey.
 
-TRAINING_TEMPLATE = """\
-TODO {constitution} {query}"""
+{TRAINING_TEMPLATE}"""
+"""For base models and larger ones, which take the form of an answer from an example. A small chat model given
+principles of tone repeats the rules more often under it, so `SAMPLING_TEMPLATE` has none."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,6 @@ def sample_rows(
         ValueError: A bad template, too few principles, a repeated query, or an `output` made with other settings or
             queries; one line with the remedy, and no row on disk is changed.
     """
-    output = Path(output)
     filters = filters if filters is not None else ResponseFilters()
     settings = {
         "engine": engine.name,
@@ -126,9 +128,7 @@ def sample_rows(
         "principles": [asdict(principle) for principle in principles],
     }
     sampler = _Sampler(engine, principles, settings, params, filters)
-    _check_numbers(queries, needed=needed, chunk_size=chunk_size)
-    _claim_settings(output, settings)
-    return _sample_missing(sampler, queries, output, needed=needed, chunk_size=chunk_size)
+    return _sample_missing(sampler, queries, Path(output), needed=needed, chunk_size=chunk_size)
 
 
 def load_rows(path: str | os.PathLike, kept_only: bool = True) -> list[dict[str, Any]]:
@@ -165,6 +165,13 @@ def _sample_missing(
     sampler: _Sampler, queries: Sequence[Query], output: Path, *, needed: int | None, chunk_size: int
 ) -> SamplingReport:
     start = time.perf_counter()
+    _check_numbers(queries, needed=needed, chunk_size=chunk_size)
+    claim_settings(
+        output.with_name(output.stem + ".settings.json"),
+        sampler.settings,
+        made=str(output),
+        in_use=output.is_file() and output.stat().st_size > 0,
+    )
     with JsonlWriter(output) as writer:
         done = _existing_rows(output, queries)
         tokens = 0
@@ -314,41 +321,3 @@ def _existing_rows(output: Path, queries: Sequence[Query]) -> dict[str, str | No
             "give the same queries, or more, to resume, or another output"
         )
     return done
-
-
-def _claim_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Write the settings beside the rows, or make sure that they are the ones written there."""
-    path = output.with_name(output.stem + ".settings.json")
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
-    if output.is_file() and output.stat().st_size:
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ValueError(
-                f"{output}: holds rows, but {path.name} beside it is missing or not JSON; restore that file to "
-                "resume, or use another output"
-            ) from None
-        differences = list(_differences(earlier, settings))
-        if differences:
-            raise ValueError(
-                f"{output}: was sampled with other settings: {'; '.join(differences)}; use the same ones to resume, "
-                "or another output"
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in sorted(earlier.keys() | now.keys()):
-            yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif earlier != now:
-        yield f"{name} was {_short(earlier)}, now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,7 +5,7 @@ import string
 
 FIELDS = ("query", "constitution")
 
-TRAINING_TEMPLATE = "{constitution}\n\n{query}"
+TRAINING_TEMPLATE = "Question: {query}\n\nWrite an answer that follows these rules:\n{constitution}\n\nAnswer:"
 SAMPLING_TEMPLATE = TRAINING_TEMPLATE
 
 
