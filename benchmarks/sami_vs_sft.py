@@ -1,10 +1,10 @@
-"""Is it the objective, or just training on constitution-conditioned text? SAMI against plain SFT on the same responses.
+"""Is it the objective, or just training on constitution-conditioned text? SAMI against plain SFT on the same text.
 
-Takes a finished `trl-ext sami run` and trains, for one of its rounds, TRL's `SFTTrainer` on the same sampled rows: every
-response under the constitution it was written for, as many pairs a step, as many steps, the same optimiser settings.
-Both models then answer the same held-out queries and are scored alike.
+Takes a finished `trl-ext sami run` and trains, for one of its rounds, TRL's `SFTTrainer` on the same sampled rows:
+every response under the constitution it was written for, as many pairs a step, as many steps, the same optimiser
+settings. Both models then answer the same held-out queries and are scored alike.
 
-    python benchmarks/sami_vs_sft.py --config recipes/smollm2-135m/sami/config_lora.yaml [--round 2] [options of the run]
+    python benchmarks/sami_vs_sft.py --config benchmarks/sami_smollm2.yaml [--round 2] [options of the run]
 """
 
 import json
@@ -22,11 +22,13 @@ from trl_extensions.sami.sampling import load_rows
 
 def sft_pairs(rows: list[dict]) -> Dataset:
     """Matching pairs only, in the order of the rows."""
-    return Dataset.from_list([
-        {"prompt": prompt, "completion": completion}
-        for row in rows
-        for prompt, completion in zip(row["prompts"], row["completions"], strict=True)
-    ])
+    return Dataset.from_list(
+        [
+            {"prompt": prompt, "completion": completion}
+            for row in rows
+            for prompt, completion in zip(row["prompts"], row["completions"], strict=True)
+        ]
+    )
 
 
 def train_sft(run: SAMIRun, round_: int, folder: Path) -> None:

@@ -33,7 +33,9 @@ def test_scores_equal_the_plain_loop_in_order(tiny_model, tiny_tokenizer, batch_
     scores = score_rows(tiny_model, tiny_tokenizer, rows, batch_tokens=batch_tokens)
     prepared = prepare_rows(to_dataset(rows), tiny_tokenizer, max_length=None, overflow="error")
     for row, score in zip(prepared, scores, strict=True):
-        tokens = [[plain_logps(tiny_model, p, c) for c in row["completion_input_ids"]] for p in row["prompt_input_ids"]]
+        tokens = [
+            [plain_logps(tiny_model, p, c) for c in row["completion_input_ids"]] for p in row["prompt_input_ids"]
+        ]
         sums = torch.tensor([[t.sum() for t in line] for line in tokens])
         means = torch.tensor([[t.mean() for t in line] for line in tokens])
         assert score["mi_bound"] == pytest.approx(mutual_information_bound(means).item(), abs=1e-5)

@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import make_tiny_model
 from trl_extensions.core.divergence import chunked_kl, dense_kl
-from trl_extensions.core.head import output_head, states_before, token_logps
+from trl_extensions.core.head import last_hidden_states, output_head, token_logps
 from trl_extensions.sami.collator import DataCollatorForSAMI
 from trl_extensions.sami.loss import sami_loss
 from trl_extensions.sami.scores import rows_of, score_matched, score_pairs
@@ -25,11 +25,15 @@ def plain_logps(model, prompt, completion):
     return torch.stack([logps[len(prompt) + i - 1, token] for i, token in enumerate(completion)])
 
 
+LAYOUTS = pytest.mark.parametrize("share_prefix", [False, True])
+
+
+@LAYOUTS
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": False}])
-def test_pairs_equal_the_plain_loop(reduction, overrides):
+@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": False}, {"attn_implementation": "eager"}])
+def test_pairs_equal_the_plain_loop(reduction, overrides, share_prefix):
     model = make_tiny_model(64, **overrides)
-    inputs = DataCollatorForSAMI(pad_token_id=0)(ROWS)
+    inputs = DataCollatorForSAMI(pad_token_id=0, share_prefix=share_prefix)(ROWS)
     logps, kl = score_pairs(model, inputs, reduction, None)
     assert kl is None
     expected = [
@@ -41,9 +45,10 @@ def test_pairs_equal_the_plain_loop(reduction, overrides):
     torch.testing.assert_close(logps, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_equal_the_plain_loop():
+@LAYOUTS
+def test_gradients_equal_the_plain_loop(share_prefix):
     ours, plain = make_tiny_model(64), make_tiny_model(64)
-    inputs = DataCollatorForSAMI(pad_token_id=0)(ROWS)
+    inputs = DataCollatorForSAMI(pad_token_id=0, share_prefix=share_prefix)(ROWS)
     losses, _ = rows_of(*score_pairs(ours, inputs, "mean", None), inputs, beta=0.0)
     losses.sum().backward()
     for row in ROWS:
@@ -60,9 +65,10 @@ def test_gradients_equal_the_plain_loop():
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_queries_of_different_c_share_a_batch():
+@LAYOUTS
+def test_queries_of_different_c_share_a_batch(share_prefix):
     model = make_tiny_model(64)
-    collator = DataCollatorForSAMI(pad_token_id=0)
+    collator = DataCollatorForSAMI(pad_token_id=0, share_prefix=share_prefix)
     together = collator([ROWS[0], THREE])
     losses, _ = rows_of(*score_pairs(model, together, "mean", None), together, beta=0.0)
     for i, row in enumerate([ROWS[0], THREE]):
@@ -71,9 +77,10 @@ def test_queries_of_different_c_share_a_batch():
         assert losses[i].item() == pytest.approx(loss.item(), abs=1e-5)
 
 
-def test_kl_equals_full_distributions_and_ignores_padding():
+@LAYOUTS
+def test_kl_equals_full_distributions_and_ignores_padding(share_prefix):
     policy, original = make_tiny_model(64, seed=0), make_tiny_model(64, seed=1)
-    inputs = DataCollatorForSAMI(pad_token_id=0, pad_to_multiple_of=16)(ROWS)
+    inputs = DataCollatorForSAMI(pad_token_id=0, pad_to_multiple_of=16, share_prefix=share_prefix)(ROWS)
     with torch.no_grad():
         reference = score_matched(original, inputs)
     logps, kl = score_pairs(policy, inputs, "mean", reference)
@@ -107,7 +114,7 @@ def test_statistics_by_hand():
     inputs = {
         "num_constitutions": torch.tensor([2]),
         "matched": torch.tensor([True, False, False, True]),
-        "completion_mask": torch.tensor([[0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 1]]),
+        "pair_ids": torch.tensor([[-1, 0, -1, -1], [-1, 1, 1, 1], [-1, 2, -1, -1], [-1, 3, 3, 3]]),
     }
     _, row = rows_of(matrix.flatten(), None, inputs, beta=0.0)
     assert {name: value.item() for name, value in row.items() if name != "mi/bound"} == {
@@ -121,6 +128,19 @@ def test_statistics_by_hand():
     }
 
 
+def test_layout_of_a_shared_prompt_by_hand():
+    row = {"prompt_input_ids": [[5, 6], [7]], "completion_input_ids": [[8], [9, 10]]}
+    batch = DataCollatorForSAMI(pad_token_id=0, share_prefix=True)([row])
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "num_constitutions": [2],
+        "input_ids": [[5, 6, 8, 9, 10], [7, 8, 9, 10, 0]],
+        "attention_mask": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]],
+        "pair_ids": [[-1, -1, 0, 1, 1], [-1, 2, 3, 3, -1]],
+        "position_ids": [[0, 1, 2, 2, 3], [0, 1, 1, 2, 0]],
+        "matched": [True, False, False, True],
+    }
+
+
 class TestChunkedAgainstDense:
     @pytest.mark.parametrize("reverse", [True, False])
     @pytest.mark.parametrize("extras", [{}, {"final_logit_softcapping": 3.0}, {"logit_scale": 0.25}])
@@ -131,9 +151,9 @@ class TestChunkedAgainstDense:
         ids = torch.arange(3, 15).view(2, 6)
         scored = torch.zeros(2, 6, dtype=torch.bool)
         scored[0, 2:], scored[1, 4:] = True, True
-        states = states_before(policy, ids, torch.ones_like(ids), scored).detach().requires_grad_()
+        states = last_hidden_states(policy, input_ids=ids)[:, :-1][scored[:, 1:]].detach().requires_grad_()
         with torch.no_grad():
-            ref_states = states_before(original, ids, torch.ones_like(ids), scored)
+            ref_states = last_hidden_states(original, input_ids=ids)[:, :-1][scored[:, 1:]]
         head, ref_head = output_head(policy, states), output_head(original, ref_states)
 
         logits = states @ policy.lm_head.weight.T * extras.get("logit_scale", 1.0)

@@ -60,25 +60,15 @@ def _logit_scale(config) -> float:
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
-def states_before(
-    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
-) -> torch.Tensor:
-    """Final hidden states from which the scored tokens are predicted.
+def last_hidden_states(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    """Final hidden states `(B, T, H)`, without the head.
 
     Args:
         model: Unwrapped causal language model or PEFT model (weight-injecting adapters, not prompt learning).
-        input_ids: `(B, T)`.
-        attention_mask: `(B, T)`, 1 on real tokens.
-        scored: `(B, T)` bool, True on the tokens to score; the first column is never scored.
-
-    Returns:
-        `(N, H)`: one state per scored token, row by row; the state at t - 1 for the token at t.
+        inputs: What the backbone takes: `input_ids`, `attention_mask`, `position_ids`.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = causal_lm.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-    ).last_hidden_state
-    return hidden[:, :-1][scored[:, 1:].to(hidden.device)]
+    return causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
 
 
 def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor) -> torch.Tensor:

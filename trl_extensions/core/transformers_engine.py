@@ -167,10 +167,13 @@ class TransformersEngine:
 
     def _read_row(self, row: list[int], end: int | None, eos: set[int], stop: Sequence[str]) -> Generation:
         """`row`: generated ids of one row, padded on the right; `end`: tokens up to its first stop string, if any."""
-        ends = [place + 1 for place, token in enumerate(row) if token in eos][:1] + ([] if end is None else [end])
-        num_tokens = min(ends, default=len(row))
-        text = self.tokenizer.decode(row[:num_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Generation(cut_at_stop(text, stop), "stop" if ends else "length", num_tokens)
+        eos_at = next((place for place, token in enumerate(row) if token in eos), len(row))
+        # The end token is no text, even where the tokenizer does not call it special.
+        written = row[: eos_at if end is None else min(eos_at, end)]
+        text = self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ended = eos_at < len(row) and eos_at == len(written)
+        reason = "stop" if ended or end is not None else "length"
+        return Generation(cut_at_stop(text, stop), reason, len(written) + ended)
 
 
 def plan_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:

@@ -55,7 +55,7 @@ class SAMIArguments:
     steps_first_round: int = field(default=2, metadata={"help": "run: gradient steps of the first round."})
     steps_growth: int = field(default=2, metadata={"help": "run: further steps each round has over the one before."})
     num_eval_queries: int = field(default=64, metadata={"help": "Queries held out for evaluation."})
-    eval_batch_tokens: int = field(default=8192, metadata={"help": "Padded tokens per batch when scoring."})
+    eval_batch_tokens: int = field(default=4096, metadata={"help": "Padded tokens per batch when scoring."})
     original_model: str | None = field(
         default=None, metadata={"help": "evaluate: the original of a fully fine-tuned model, for KL."}
     )

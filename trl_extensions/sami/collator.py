@@ -1,4 +1,4 @@
-"""Batch layout of SAMI: every response behind every prompt of its query."""
+"""Batch layouts of SAMI: every response behind every prompt of its query, with or without repeating the prompt."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,37 +11,50 @@ from .._compat import pad
 
 @dataclass
 class DataCollatorForSAMI(DataCollatorMixin):
-    """Lays a query with C prompts and C responses out as C x C right-padded sequences.
+    """Lays out queries with C prompts and C responses each, padded on the right. Queries may differ in C.
 
-    Row-major: sequence `k * C + j` of a query is prompt k followed by response j. Queries may differ in C.
+    Pairs are numbered row-major: pair `k * C + j` of a query is prompt k followed by response j.
 
     Args:
         pad_token_id: Id that fills the sequences up.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
+        share_prefix: One sequence per prompt with all C responses behind it, instead of one per pair. Positions
+            restart after the prompt; `core.shared_prefix.attention_mask` keeps responses from seeing each other.
 
     Returns (by calling it on a list of rows):
-        `num_constitutions` `(B,)`; `input_ids`, `attention_mask`, `completion_mask` `(sum C^2, T)`; `matched`
-        `(sum C^2,)` bool, True where the response was sampled under that prompt.
+        `num_constitutions` `(B,)`; `input_ids`, `attention_mask`, `pair_ids` `(S, T)`, the last holding the number of
+        the pair on response tokens and -1 elsewhere; `matched` `(sum C^2,)` bool, True where the response was sampled
+        under that prompt; with `share_prefix` also `position_ids` `(S, T)`.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    share_prefix: bool = False
     return_tensors: str = "pt"
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        sequences, masks, matched = [], [], []
+        sequences, pair_ids, position_ids, matched = [], [], [], []
         for example in examples:
+            completions = example["completion_input_ids"]
             for k, prompt in enumerate(example["prompt_input_ids"]):
-                for j, completion in enumerate(example["completion_input_ids"]):
-                    sequences.append(torch.tensor(prompt + completion))
-                    masks.append(torch.tensor([0] * len(prompt) + [1] * len(completion)))
-                    matched.append(k == j)
-        options = {"padding_side": "right", "pad_to_multiple_of": self.pad_to_multiple_of}
-        return {
+                numbered = [(len(matched) + j, completion) for j, completion in enumerate(completions)]
+                matched += [k == j for j in range(len(completions))]
+                for group in [numbered] if self.share_prefix else [[one] for one in numbered]:
+                    sequences.append(prompt + [token for _, completion in group for token in completion])
+                    pair_ids.append([-1] * len(prompt) + [pair for pair, c in group for _ in c])
+                    position_ids.append(
+                        [*range(len(prompt)), *(len(prompt) + i for _, c in group for i in range(len(c)))]
+                    )
+        batch = {
             # First: transformers reads the batch size off the first tensor, and a batch is counted in queries
             "num_constitutions": torch.tensor([len(example["prompt_input_ids"]) for example in examples]),
-            "input_ids": pad(sequences, padding_value=self.pad_token_id, **options),
-            "attention_mask": pad([torch.ones_like(ids) for ids in sequences], padding_value=0, **options),
-            "completion_mask": pad(masks, padding_value=0, **options),
+            "input_ids": self._pad(sequences, self.pad_token_id),
+            "attention_mask": self._pad([[1] * len(ids) for ids in sequences], 0),
+            "pair_ids": self._pad(pair_ids, -1),
             "matched": torch.tensor(matched),
         }
+        return batch | ({"position_ids": self._pad(position_ids, 0)} if self.share_prefix else {})
+
+    def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(row) for row in rows]
+        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
 from ..core.report import mean_and_error, write_atomically
+from ..core.shared_prefix import why_not_exact
 from ..core.text_metrics import corpus_distinct_2, distinct_2
 from .collator import DataCollatorForSAMI
 from .data import prepare_rows
 from .principles import constitution_label
 from .sampling import to_dataset
-from .scores import ReferenceStates, rows_of, score_matched, score_pairs
+from .scores import ReferenceStates, pair_lengths, rows_of, score_matched, score_pairs
 
 
 def score_rows(
@@ -46,12 +48,13 @@ def score_rows(
         `accuracy_columns`, `accuracy_rows`, `kl` (nats per response token).
     """
     dataset = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overflow="error", name="evaluation")
-    collate = DataCollatorForSAMI(_pad_id(tokenizer))
+    shared = why_not_exact(model) is None
+    collate = DataCollatorForSAMI(_pad_id(tokenizer), share_prefix=shared)
     results: list[dict[str, float]] = [{} for _ in rows]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="row") as bar:
-        for indices in _batches(dataset, batch_tokens):
+        for indices in _batches(dataset, batch_tokens, shared):
             device = next(model.parameters()).device
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
             reference = _reference_states(model, inputs, original) if measure_kl else None
@@ -68,7 +71,7 @@ def _score_batch(
 ) -> list[dict[str, float]]:
     sums, kl = score_pairs(model, inputs, "sum", reference)
     _, by_sum = rows_of(sums, kl, inputs, beta=0.0)
-    _, by_mean = rows_of(sums / inputs["completion_mask"].sum(1), kl, inputs, beta=0.0)
+    _, by_mean = rows_of(sums / pair_lengths(inputs), kl, inputs, beta=0.0)
     columns = {
         "mi_bound": by_mean["mi/bound"],
         "mi_bound_sum": by_sum["mi/bound"],
@@ -95,17 +98,25 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
-def _batches(dataset, batch_tokens: int) -> list[list[int]]:
-    longest = [max(map(len, row["prompt_input_ids"])) + max(map(len, row["completion_input_ids"])) for row in dataset]
-    pairs = [len(row["prompt_input_ids"]) ** 2 for row in dataset]
+def _batches(dataset: Dataset, batch_tokens: int, shared: bool) -> list[list[int]]:
+    """Rows by falling length, as many to a batch as fit into its tokens, padding included."""
+    sizes = []
+    for row in dataset:
+        responses = list(map(len, row["completion_input_ids"]))
+        longest_prompt = max(map(len, row["prompt_input_ids"]))
+        if shared:
+            sizes.append((len(responses), longest_prompt + sum(responses)))
+        else:
+            sizes.append((len(responses) ** 2, longest_prompt + max(responses)))
     batches: list[list[int]] = []
     sequences = width = 0
-    for i in sorted(range(len(longest)), key=lambda i: -longest[i]):
-        if not batches or (sequences + pairs[i]) * width > batch_tokens:
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][1]):
+        number, length = sizes[i]
+        if not batches or (sequences + number) * width > batch_tokens:
             batches.append([])
-            sequences, width = 0, longest[i]
+            sequences, width = 0, length
         batches[-1].append(i)
-        sequences += pairs[i]
+        sequences += number
     return batches
 
 

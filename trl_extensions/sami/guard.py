@@ -11,6 +11,7 @@ from .._compat import unwrap_model_for_generation
 from ..core.generation import GenerationParams, TransformersEngine
 from ..core.jsonl import JsonlWriter, read_jsonl
 from ..core.text_metrics import distinct_2
+from .scores import pair_lengths
 
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class OverOptimizationGuard(TrainerCallback):
             inputs = self.trainer._prepare_inputs(batch)
             with torch.no_grad():
                 _, kl = self.trainer._score(model, inputs)
-            lengths = inputs["completion_mask"].sum(1)[inputs["matched"]]
+            lengths = pair_lengths(inputs)[inputs["matched"]]
             sums += (kl * lengths).sum().item()
             tokens += lengths.sum().item()
         model.train(was_training)

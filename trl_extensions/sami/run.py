@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, load_dataset
 from transformers.trainer_utils import get_last_checkpoint
@@ -42,6 +42,9 @@ from .sami_config import SAMIConfig
 from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE
 
+
+if TYPE_CHECKING:
+    from .sami_trainer import SAMITrainer
 
 logger = logging.getLogger(__name__)
 
@@ -195,8 +198,8 @@ class SAMIRun:
 
     # What the stages share
 
-    def fit(self, rows, held_out, config: SAMIConfig, target: Path) -> None:
-        """Train on rows and leave the model at `target`, whole or not at all; resumes from the last checkpoint."""
+    def trainer(self, rows: Dataset, held_out: Dataset | None, config: SAMIConfig) -> "SAMITrainer":
+        """The trainer of the original on some rows."""
         from .sami_trainer import SAMITrainer
 
         config.model_init_kwargs = {
@@ -205,7 +208,7 @@ class SAMIRun:
             "attn_implementation": self.model_args.attn_implementation,
             "dtype": self.model_args.dtype,
         } | (config.model_init_kwargs or {})
-        trainer = SAMITrainer(
+        return SAMITrainer(
             self.model_args.model_name_or_path,
             config,
             train_dataset=rows,
@@ -213,6 +216,12 @@ class SAMIRun:
             quantization_config=get_quantization_config(self.model_args),
             peft_config=get_peft_config(self.model_args),
         )
+
+    def fit(self, rows: Dataset, held_out: Dataset | None, config: SAMIConfig, target: Path) -> None:
+        """Train on rows and leave the model at `target`, whole or not at all; resumes from the last checkpoint."""
+        if target.exists():
+            raise ValueError(f"{target} exists already and is not overwritten: give another `output_dir`.")
+        trainer = self.trainer(rows, held_out, config)
         checkpoint = get_last_checkpoint(config.output_dir) if os.path.isdir(config.output_dir) else None
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or checkpoint)
         partial = target.with_name(target.name + ".partial")
@@ -220,8 +229,10 @@ class SAMIRun:
             shutil.rmtree(partial, ignore_errors=True)
             trainer.state.save_to_json(str(Path(config.output_dir) / "trainer_state.json"))
         trainer.save_model(str(partial))
+        trainer.create_model_card(model_name=self.folder.name)
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
+            os.replace(Path(config.output_dir) / "README.md", partial / "README.md")
             os.replace(partial, target)
         if trainer.accelerator.num_processes > 1:
             trainer.end()

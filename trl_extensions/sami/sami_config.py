@@ -34,6 +34,10 @@ class SAMIConfig(SFTConfig):
         log_kl (`bool`, *optional*, defaults to `True`):
             Log KL to the original also when `beta` is 0. Costs a forward of the original over the matching pairs and,
             without PEFT, the memory of a second model.
+        share_prefix (`bool`, *optional*, defaults to `True`):
+            Lay each prompt out once with its C responses behind it: the same scores for C (P + C R) tokens a query
+            instead of C^2 (P + R). Models that cannot do this exactly (sliding windows, attention kernels without
+            masks of their own, ...) use one sequence per pair, and a log line says why.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Switch dropout off, so that all C x C scores of a query come from the same network.
         guard_steps (`int`, *optional*, defaults to `0`):
@@ -81,6 +85,10 @@ class SAMIConfig(SFTConfig):
     log_kl: bool = field(
         default=True,
         metadata={"help": "Log KL to the original also when `beta` is 0 (without PEFT: keeps a second model)."},
+    )
+    share_prefix: bool = field(
+        default=True,
+        metadata={"help": "Score all responses behind one copy of each prompt, where the model can do so exactly."},
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the policy."})
     guard_steps: int = field(

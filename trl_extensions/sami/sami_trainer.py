@@ -1,6 +1,7 @@
 """`SAMITrainer`: an `SFTTrainer` that raises the mutual information of constitutions and responses."""
 
 import inspect
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -23,11 +24,15 @@ from .._compat import (
     global_then_local_main_first,
 )
 from ..core.reference import build_reference
+from ..core.shared_prefix import why_not_exact
 from .collator import DataCollatorForSAMI
 from .data import TOKEN_COLUMNS, prepare_rows
 from .guard import OverOptimizationGuard
 from .sami_config import SAMIConfig
 from .scores import rows_of, score_matched, score_pairs
+
+
+logger = logging.getLogger(__name__)
 
 
 class SAMITrainer(SFTTrainer):
@@ -111,10 +116,12 @@ class SAMITrainer(SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        if data_collator is None:
-            self.data_collator = DataCollatorForSAMI(self._tokenizer.pad_token_id, args.pad_to_multiple_of)
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
+        if data_collator is None:
+            self.data_collator = DataCollatorForSAMI(
+                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=self._can_share_prefix()
+            )
         self._redirect = ForwardRedirection()
         self.reference = None
         if args.beta or args.log_kl or args.guard_max_kl is not None:
@@ -123,6 +130,14 @@ class SAMITrainer(SFTTrainer):
             )
         if args.guard_steps:
             self.add_callback(OverOptimizationGuard(self))
+
+    def _can_share_prefix(self) -> bool:
+        if not self.args.share_prefix:
+            return False
+        reason = why_not_exact(self.model)
+        if reason:
+            logger.warning("Prompts are not shared between responses (one sequence per pair instead): %s.", reason)
+        return reason is None
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, IterableDataset):

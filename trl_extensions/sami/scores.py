@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..core import shared_prefix
 from ..core.divergence import chunked_kl
-from ..core.head import OutputHead, output_head, states_before, token_logps
+from ..core.head import OutputHead, last_hidden_states, output_head, token_logps
 from .loss import mutual_information_bound, sami_loss
 
 
@@ -20,13 +21,21 @@ class ReferenceStates:
 
 def score_matched(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
     """Run the original over the matching pairs only: responses under the constitution they were sampled with."""
-    matched = inputs["matched"]
-    states = states_before(
-        model,
-        inputs["input_ids"][matched],
-        inputs["attention_mask"][matched],
-        inputs["completion_mask"][matched].bool(),
-    )
+    pair_ids = inputs["pair_ids"]
+    own = (pair_ids >= 0) & inputs["matched"][pair_ids]
+    kept = (own | (pair_ids < 0)) & inputs["attention_mask"].bool()
+    # Bring each prompt and its own response together, on the left
+    order = (~kept).long().argsort(dim=1, stable=True)[:, : kept.sum(1).max()]
+    rows = own.any(1)
+    plain = {
+        name: tensor.gather(1, order)[rows]
+        for name, tensor in (
+            ("input_ids", inputs["input_ids"]),
+            ("attention_mask", kept.long()),
+            ("pair_ids", torch.where(own, pair_ids, -1)),
+        )
+    }  # fmt: skip
+    states = _states_before_responses(model, plain)
     return ReferenceStates(states, output_head(model, states))
 
 
@@ -37,7 +46,7 @@ def score_pairs(
 
     Args:
         model: The unwrapped policy.
-        inputs: A batch of `DataCollatorForSAMI`, P sequences for B queries.
+        inputs: A batch of `DataCollatorForSAMI`, P pairs for B queries.
         reduction: `"mean"` or `"sum"` over response tokens.
         reference: The original's states of the matching pairs, or None to leave KL out.
 
@@ -45,21 +54,41 @@ def score_pairs(
         `(P,)` log-probabilities in nats, and `(M,)` mean KL(policy || original) in nats per response token of each of
         the M matching pairs (None without `reference`).
     """
-    scored = inputs["completion_mask"].bool()
-    states = states_before(model, inputs["input_ids"], inputs["attention_mask"], scored)
+    states = _states_before_responses(model, inputs)
     head = output_head(model, states)
-    pair_of_token, _ = scored.nonzero(as_tuple=True)
-    lengths = scored.sum(1)
-    logps = _sum_by(pair_of_token, token_logps(states, head, inputs["input_ids"][scored]), len(scored))
+    scored = inputs["pair_ids"] >= 0
+    pair_of_token = inputs["pair_ids"][scored]
+    matched, lengths = inputs["matched"], pair_lengths(inputs)
+    logps = _sum_by(pair_of_token, token_logps(states, head, inputs["input_ids"][scored]), len(matched))
     if reduction == "mean":
         logps = logps / lengths
     if reference is None:
         return logps, None
-    matched = inputs["matched"]
-    kl = chunked_kl(states[matched[pair_of_token]], head, reference.states, reference.head, reverse=True)
+    own = matched[pair_of_token]
+    kl = chunked_kl(states[own], head, reference.states, reference.head, reverse=True)
     number = matched.cumsum(0) - 1  # position of each pair among the matching ones
-    matched_tokens = pair_of_token[matched[pair_of_token]]
-    return logps, _sum_by(number[matched_tokens], kl, int(matched.sum())) / lengths[matched]
+    return logps, _sum_by(number[pair_of_token[own]], kl, int(matched.sum())) / lengths[matched]
+
+
+def pair_lengths(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Response tokens of each of the P pairs, `(P,)`."""
+    pair_ids = inputs["pair_ids"]
+    return torch.bincount(pair_ids[pair_ids >= 0], minlength=len(inputs["matched"]))
+
+
+def _states_before_responses(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """`(N, H)` states that predict the response tokens, sequence by sequence."""
+    pair_ids, real = inputs["pair_ids"], inputs["attention_mask"]
+    layout = {"attention_mask": real}
+    if "position_ids" in inputs:
+        mask = shared_prefix.attention_mask(pair_ids, real, model)
+        layout = {"attention_mask": mask, "position_ids": inputs["position_ids"]}
+    hidden = last_hidden_states(model, input_ids=inputs["input_ids"], **layout)
+    sequence, position = (pair_ids >= 0).nonzero(as_tuple=True)
+    # A token is predicted one position earlier, a response's first one at the end of the prompt
+    starts = pair_ids[sequence, position - 1] != pair_ids[sequence, position]
+    prompt_ends = ((pair_ids < 0) & real.bool()).sum(1) - 1
+    return hidden[sequence, torch.where(starts, prompt_ends[sequence], position - 1)]
 
 
 def _sum_by(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
@@ -85,7 +114,7 @@ def rows_of(
         lengths of its responses, so that it is a mean over response tokens whatever the batch looks like.
     """
     sizes = inputs["num_constitutions"].tolist()
-    lengths = inputs["completion_mask"].sum(1)[inputs["matched"]].split(sizes)
+    lengths = pair_lengths(inputs)[inputs["matched"]].split(sizes)
     kls = kl.split(sizes) if kl is not None else [None] * len(sizes)
     losses, rows = [], []
     for c, block, row_lengths, row_kl in zip(sizes, logps.split([c * c for c in sizes]), lengths, kls, strict=True):

@@ -1,0 +1,72 @@
+"""Which models may share a prompt, and that the mask says what it should."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tests.conftest import make_tiny_model
+from trl_extensions.core.shared_prefix import attention_mask, why_not_exact
+
+
+def tiny(model_type: str, **overrides):
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3,
+    } | overrides  # fmt: skip
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**settings)).eval()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma", "gpt_neox", "phi", "granite"])
+def test_rotary_models_with_full_attention_qualify(model_type):
+    assert why_not_exact(tiny(model_type)) is None
+
+
+def test_learned_positions_qualify_where_positions_can_be_given():
+    assert why_not_exact(tiny("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=64)) is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "reason"),
+    [
+        ("mistral", {"sliding_window": 4}, "sliding"),
+        ("gemma2", {"sliding_window": 4}, "sliding_attention layers"),
+        ("bloom", {"n_layer": 2, "n_head": 4}, ""),  # positions come from the attention mask (ALiBi)
+        ("mamba", {"state_size": 4, "num_hidden_layers": 2}, ""),  # no attention at all
+    ],
+)
+def test_other_models_are_found_out(model_type, overrides, reason):
+    found = why_not_exact(tiny(model_type, **overrides))
+    assert found is not None and reason in found
+
+
+def test_attention_without_masks_is_refused():
+    model = make_tiny_model(64)
+    model.config._attn_implementation = "flash_attention_2"
+    assert "flash_attention_2 attention takes no mask" in why_not_exact(model)
+
+
+def test_the_model_is_left_as_it_was():
+    model = make_tiny_model(64).train()
+    why_not_exact(model)
+    assert all(module.training for module in model.modules())
+
+
+def test_mask_by_hand():
+    # prompt p q, continuation a, continuation b c, padding
+    groups = torch.tensor([[-1, -1, 0, 1, 1, -1]])
+    real = torch.tensor([[1, 1, 1, 1, 1, 0]])
+    model = make_tiny_model(64)
+    visible = attention_mask(groups, real, model)
+    assert visible[0, 0, :5].long().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+    ]
+    assert visible[0, 0, 5].any()  # a padded query sees something, or softmax would give nan
+    model.config._attn_implementation = "eager"
+    assert torch.equal(attention_mask(groups, real, model) == 0, visible)

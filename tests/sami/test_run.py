@@ -1,0 +1,200 @@
+"""The outer loop on the tiny model: what it leaves, that it resumes anywhere, that it trains the original."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from trl_extensions.cli.sami import _parse
+from trl_extensions.core.jsonl import read_jsonl
+
+
+PRINCIPLES = """\
+principles:
+  - {name: brief, definition: Be brief., antithesis: Explain at length.}
+  - {name: warm, definition: Be friendly and warm., antithesis: Be cold and plain.}
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "principles.yaml").write_text(PRINCIPLES)
+    words = ["eggs", "sky", "fox", "dogs", "rain", "trees", "tea", "bread", "boats", "stars", "snow", "mice"]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps({"query": f"Tell me of {w}."}) + "\n" for w in words))
+    return tmp_path
+
+
+@pytest.fixture
+def arguments(files, tiny_model_dir):
+    """Command-line arguments of a run of two rounds, of 1 and 2 steps of two queries, with four held out."""
+
+    def build(output: str = "run", **changes):
+        settings = {
+            "model_name_or_path": tiny_model_dir, "output_dir": files / output, "queries": files / "queries.jsonl",
+            "principles": files / "principles.yaml", "num_eval_queries": 4, "max_new_tokens": 8,
+            "keep_truncated": True, "rounds": 2, "queries_per_step": 2, "steps_first_round": 1, "steps_growth": 1,
+            "learning_rate": 0.01, "lr_scheduler_type": "constant", "per_device_train_batch_size": 1, "use_cpu": True,
+            "bf16": False, "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no",
+            "report_to": "none", "use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0,
+            "disable_tqdm": True,
+        } | changes  # fmt: skip
+        return [item for name, value in settings.items() for item in (f"--{name}", str(value))]
+
+    return build
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def results(folder: Path) -> dict:
+    """What must not depend on interruptions: samples, scores and the numbers of the report."""
+    found = {"report": json.loads((folder / "report.json").read_text())}
+    for path in sorted(folder.glob("round_*/*samples.jsonl")):
+        found[f"{path.parent.name}/{path.name}"] = sorted(read_jsonl(path), key=lambda row: row["index"])
+    for entry in found["report"]["rounds"]:
+        entry.pop("training_seconds", None)
+        entry.pop("sampling", None)  # seconds, and how many rows an earlier start had made
+    return found
+
+
+class TestWholeRun:
+    def test_two_rounds(self, arguments, files):
+        run = _parse("run", arguments())
+        report = run.execute()
+        folder = files / "run"
+        data = json.loads((folder / "report.json").read_text())
+        assert [entry["round"] for entry in data["rounds"]] == [0, 1, 2]
+        assert all(entry["evaluation"]["num_queries"] == 4 for entry in data["rounds"])
+        # 1 step of 2 queries, then 2 steps of 2 queries
+        assert [entry["sampling"]["kept"] for entry in data["rounds"][1:]] == [2, 4]
+        assert [len(entry["steps"]) for entry in data["rounds"][1:]] == [1, 2]
+        # every round trains the original again, so every first step sees no divergence from it
+        assert [entry["steps"][0]["kl"] for entry in data["rounds"][1:]] == pytest.approx([0.0, 0.0], abs=1e-6)
+        text = report.read_text()
+        assert "rounds.png" in text and (folder / "rounds.png").stat().st_size > 1000
+        assert text.count("| original | round 2 |") == 4  # all held-out queries, fewer than six
+        assert (folder / "round_2" / "model" / "adapter_model.safetensors").exists()
+        assert "2404.14313" in (folder / "round_2" / "model" / "README.md").read_text()
+
+    def test_queries_are_split_once(self, arguments):
+        run = _parse("run", arguments())
+        training, held_out = run.queries()
+        first, second, third = (run.training_half(round_) for round_ in (1, 2, 3))
+        assert len(held_out) == 4 and len(first) == len(second) == 4
+        assert third == first
+        assert {q.id for q in first} | {q.id for q in second} == {q.id for q in training}
+        assert not {q.id for q in first} & {q.id for q in second}
+        assert not {q.id for q in training} & {q.id for q in held_out}
+
+    def test_second_round_samples_from_the_first_rounds_model(self, arguments, files):
+        run = _parse("run", arguments(learning_rate=1.0))
+        run.execute()
+        settings = json.loads((files / "run" / "round_2" / "samples.settings.json").read_text())
+        assert str(files / "run" / "round_1" / "model") in settings["engine"]
+
+    def test_full_fine_tuning_keeps_a_separate_original(self, arguments, files):
+        run = _parse("run", arguments(use_peft=False, rounds=1))
+        run.execute()
+        data = json.loads((files / "run" / "report.json").read_text())
+        assert (files / "run" / "round_1" / "model" / "model.safetensors").exists()
+        assert data["rounds"][1]["evaluation"]["kl"]["mean"] > 0
+
+
+class TestResuming:
+    def test_done_stages_are_left_alone_and_a_run_can_grow(self, arguments, files):
+        _parse("run", arguments(rounds=1)).execute()
+        before = digests(files / "run")
+        _parse("run", arguments(rounds=1)).execute()
+        assert digests(files / "run") == before
+        _parse("run", arguments(rounds=2)).execute()
+        after = digests(files / "run")
+        assert {name: after[name] for name in before if name.startswith("round_")} == {
+            name: digest for name, digest in before.items() if name.startswith("round_")
+        }
+
+    def test_stopped_before_every_stage(self, arguments, files):
+        _parse("run", arguments("whole")).execute()
+        for _ in range(20):
+            run = _parse("run", arguments("pieces"))
+            performed = []
+
+            def one_stage(name, round_, run=run, performed=performed):
+                if performed:
+                    raise KeyboardInterrupt
+                performed.append(name)
+                run.perform(name, round_)
+
+            try:
+                run.execute(one_stage)
+                break
+            except KeyboardInterrupt:
+                continue
+        assert results(files / "pieces")["report"]["rise"] == results(files / "whole")["report"]["rise"]
+        assert results(files / "pieces") == results(files / "whole")
+
+    def test_stopped_inside_sampling_with_a_half_written_line(self, arguments, files):
+        _parse("run", arguments("whole")).execute()
+        _until(_parse("run", arguments("pieces")), "train", 1)
+        path = files / "pieces" / "round_1" / "samples.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2])
+        (files / "pieces" / "round_1" / "sampling.json").unlink()
+        _parse("run", arguments("pieces")).execute()
+        assert results(files / "pieces") == results(files / "whole")
+
+    def test_other_settings_are_refused_by_name(self, arguments, files):
+        _until(_parse("run", arguments()), "sample", 1)
+        before = digests(files / "run")
+        with pytest.raises(ValueError, match=r"learning_rate was 0\.01, now 0\.02"):
+            _parse("run", arguments(learning_rate=0.02)).execute()
+        assert digests(files / "run") == before
+
+    def test_edited_principles_are_refused(self, arguments, files):
+        _until(_parse("run", arguments()), "sample", 1)
+        (files / "principles.yaml").write_text(PRINCIPLES.replace("Be brief.", "Be very brief."))
+        with pytest.raises(ValueError, match="made with other settings: principles_in_file"):
+            _parse("run", arguments()).execute()
+
+
+def _until(run, name: str, round_: int) -> None:
+    """Carry out the stages before the named one."""
+
+    def perform(stage, number):
+        if (stage, number) == (name, round_):
+            raise KeyboardInterrupt
+        run.perform(stage, number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(perform)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"queries_per_step": 3, "per_device_train_batch_size": 2},
+                "not a multiple of per_device_train_batch_size",
+            ),
+            ({"num_eval_queries": 11}, "at least 2 must be left for training"),
+            ({"engine_model": "other"}, "`engine_model` would sample from another model"),
+            ({"queries_per_step": 4, "steps_first_round": 1, "max_response_tokens": 1}, "only 0 of 4 sampled rows"),
+        ],
+    )
+    def test_one_line_before_anything_is_lost(self, arguments, changes, message):
+        with pytest.raises(ValueError, match=message) as caught:
+            _parse("run", arguments(**changes)).execute()
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("missing", ["queries", "principles", "model_name_or_path"])
+    def test_missing_inputs_are_named(self, arguments, missing):
+        given = arguments()
+        at = given.index(f"--{missing}")
+        with pytest.raises(ValueError, match=f"`{missing}` is missing"):
+            _parse("run", given[:at] + given[at + 2 :]).execute()

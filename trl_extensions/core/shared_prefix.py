@@ -1,0 +1,102 @@
+"""Several continuations of one prompt in one sequence: the same numbers for fewer tokens.
+
+The prompt stands once, its continuations follow one after another. Positions restart after the prompt, and a mask lets
+a continuation see the prompt and itself only, so that every token's state is what it would be without the others.
+"""
+
+import logging
+
+import torch
+from torch import nn
+
+from .._compat import is_deepspeed_zero3_enabled
+
+
+logger = logging.getLogger(__name__)
+
+# Full attention and rotary positions from `position_ids`: exact without a look at the weights
+_KNOWN_EXACT = {
+    "cohere", "gemma", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2", "phi", "phi3", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+}  # fmt: skip
+
+
+def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Mask for sequences of a prompt and its continuations.
+
+    Args:
+        group_ids: `(S, T)`, the continuation a token belongs to, or -1 for the prompt.
+        real: `(S, T)`, 1 on tokens, 0 on padding.
+        model: Whose attention it is for.
+
+    Returns:
+        `(S, 1, T, T)`: bool for SDPA, True where the query may see the key; for eager attention the additive form.
+    """
+    length = group_ids.size(1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=group_ids.device).tril()
+    keys, queries = group_ids[:, None, :], group_ids[:, :, None]
+    visible = (causal & real.bool()[:, None, :] & ((keys == -1) | (keys == queries)))[:, None]
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return visible
+    bias = torch.zeros(visible.shape, dtype=model.dtype, device=group_ids.device)
+    return bias.masked_fill(~visible, torch.finfo(model.dtype).min)
+
+
+def why_not_exact(model: nn.Module) -> str | None:
+    """Why a model cannot score continuations behind a shared prompt exactly, or None if it can.
+
+    Decided by its configuration, and where the weights are at hand by scoring a few tokens both ways.
+
+    Args:
+        model: Unwrapped causal language model or PEFT model.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"{config._attn_implementation} attention takes no mask of its own"
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if kinds - {"full_attention"}:
+        return f"it has {', '.join(sorted(kinds - {'full_attention'}))} layers"
+    if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "it has a sliding window"
+    if is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters()):
+        known = config.model_type in _KNOWN_EXACT
+        return None if known else f"{config.model_type} is not known to allow it and its weights cannot be probed"
+    return _probe(model)
+
+
+@torch.no_grad()
+def _probe(model: nn.Module) -> str | None:
+    """Compare the states of two short continuations behind one prompt with those in sequences of their own."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameter = next(model.parameters())
+    vocabulary = causal_lm.config.get_text_config().vocab_size
+    tokens = torch.arange(11, device=parameter.device) * 7919 % vocabulary
+    prompt, one, two = tokens[:5], tokens[5:8], tokens[8:]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        backbone = causal_lm.base_model
+        group_ids = torch.tensor([[-1] * 5 + [0] * 3 + [1] * 3], device=parameter.device)
+        shared = backbone(
+            input_ids=tokens[None],
+            attention_mask=attention_mask(group_ids, torch.ones_like(group_ids), model),
+            position_ids=torch.tensor([[*range(8), 5, 6, 7]], device=parameter.device),
+            use_cache=False,
+        ).last_hidden_state[0]
+        apart = [
+            backbone(input_ids=torch.cat([prompt, rest])[None], use_cache=False).last_hidden_state[0]
+            for rest in (one, two)
+        ]
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        return f"its forward refuses the layout ({str(error).splitlines()[0]:.80})"
+    finally:
+        for module, training in modes:
+            module.training = training
+    expected = torch.cat([apart[0], apart[1][5:]]).float()
+    error = (shared.float() - expected).norm() / expected.norm()
+    tolerance = 1e-4 if model.dtype == torch.float32 and not _is_quantized(model) else 5e-2
+    return None if error < tolerance else f"a probe differs by {error:.1e}"
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
