@@ -12,23 +12,24 @@ import sys
 from pathlib import Path
 
 from datasets import Dataset
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from trl_extensions.cli.sami import _parse
 from trl_extensions.core.report import RunReport
+from trl_extensions.sami.data import prepare_rows
 from trl_extensions.sami.run import SAMIRun
-from trl_extensions.sami.sampling import load_rows
+from trl_extensions.sami.sampling import load_rows, to_dataset
 
 
-def sft_pairs(rows: list[dict]) -> Dataset:
-    """Matching pairs only, in the order of the rows."""
-    return Dataset.from_list(
-        [
-            {"prompt": prompt, "completion": completion}
-            for row in rows
-            for prompt, completion in zip(row["prompts"], row["completions"], strict=True)
-        ]
-    )
+def sft_pairs(rows: list[dict], tokenizer) -> Dataset:
+    """The matching pairs in the order of the rows, with the very tokens SAMI trains on."""
+    prepared = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overflow="error")
+    return Dataset.from_list([
+        {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+        for row in prepared
+        for prompt, completion in zip(row["prompt_input_ids"], row["completion_input_ids"], strict=True)
+    ])  # fmt: skip
 
 
 def train_sft(run: SAMIRun, round_: int, folder: Path) -> None:
@@ -36,23 +37,25 @@ def train_sft(run: SAMIRun, round_: int, folder: Path) -> None:
     if (folder / "model").exists():
         return
     state = json.loads((run.round_folder(round_) / "train" / "trainer_state.json").read_text())
-    steps, config = state["global_step"], run.config
+    steps, config, model = state["global_step"], run.config, run.model_args
     rows = load_rows(run.round_folder(round_) / "samples.jsonl")[: steps * run.args.queries_per_step]
     shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "max_grad_norm", "weight_decay", "seed",
-              "use_cpu", "bf16", "max_length", "gradient_checkpointing", "logging_steps", "report_to")  # fmt: skip
+              "use_cpu", "bf16", "max_length", "gradient_checkpointing", "report_to")  # fmt: skip
     trainer = SFTTrainer(
-        run.model_args.model_name_or_path,
+        model.model_name_or_path,
         SFTConfig(
             str(folder / "train"),
             max_steps=steps,
             per_device_train_batch_size=config.per_device_train_batch_size * run.args.num_constitutions,
             gradient_accumulation_steps=run.args.queries_per_step // config.per_device_train_batch_size,
             save_strategy="no",
+            logging_steps=1,
+            model_init_kwargs={"dtype": model.dtype, "revision": model.model_revision},
             **{name: getattr(config, name) for name in shared},
         ),
-        train_dataset=sft_pairs(rows),
-        quantization_config=get_quantization_config(run.model_args),
-        peft_config=get_peft_config(run.model_args),
+        train_dataset=sft_pairs(rows, AutoTokenizer.from_pretrained(model.model_name_or_path)),
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
     )
     trainer.train()
     trainer.state.save_to_json(str(folder / "train" / "trainer_state.json"))

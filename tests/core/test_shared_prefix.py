@@ -31,8 +31,8 @@ def test_learned_positions_qualify_where_positions_can_be_given():
 @pytest.mark.parametrize(
     ("model_type", "overrides", "reason"),
     [
-        ("mistral", {"sliding_window": 4}, "sliding"),
-        ("gemma2", {"sliding_window": 4}, "sliding_attention layers"),
+        ("mistral", {"sliding_window": 4}, "sliding window of 4 tokens"),
+        ("gemma2", {"sliding_window": 4}, "sliding window of 4 tokens"),
         ("bloom", {"n_layer": 2, "n_head": 4}, ""),  # positions come from the attention mask (ALiBi)
         ("mamba", {"state_size": 4, "num_hidden_layers": 2}, ""),  # no attention at all
     ],
@@ -40,6 +40,13 @@ def test_learned_positions_qualify_where_positions_can_be_given():
 def test_other_models_are_found_out(model_type, overrides, reason):
     found = why_not_exact(tiny(model_type, **overrides))
     assert found is not None and reason in found
+
+
+def test_a_window_longer_than_every_row_hides_nothing():
+    model = tiny("mistral", sliding_window=32)
+    assert why_not_exact(model, longest=32) is None
+    assert "may be shorter" in why_not_exact(model, longest=33)
+    assert "may be shorter" in why_not_exact(model)
 
 
 def test_attention_without_masks_is_refused():

@@ -110,6 +110,14 @@ def test_unusable_rows_are_named(tiny_tokenizer, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_rows_the_sampler_rejected_are_left_out(tiny_tokenizer, caplog):
+    rows = [row(kept=True), row(kept=False, completions=["", "Well."]), row(kept=True)]
+    assert len(prepare(rows, tiny_tokenizer)) == 2
+    assert "1 of 3 train rows are marked `kept: false` and left out" in caplog.text
+    with pytest.raises(ValueError, match="No train row is left"):
+        prepare([row(kept=False)], tiny_tokenizer)
+
+
 def test_missing_columns_are_named(tiny_tokenizer):
     with pytest.raises(ValueError, match=r"has the columns \['prompt', 'completion'\]; SAMI needs"):
         prepare([{"prompt": "a", "completion": "b"}], tiny_tokenizer)

@@ -20,7 +20,7 @@ from trl_extensions.sami.sampling import to_dataset
 def sampled_rows(number=5):
     return [
         row | {
-            "id": str(i), "truncated": [False, True], "num_tokens": [3, 5 + i], "query": "q",
+            "id": str(i), "kept": True, "truncated": [False, True], "num_tokens": [3, 5 + i], "query": "q",
             "choices": [{"brief": True}, {"brief": False}],
         }
         for i, row in enumerate(sami_rows(number))
@@ -41,7 +41,7 @@ def test_scores_equal_the_plain_loop_in_order(tiny_model, tiny_tokenizer, batch_
         assert score["mi_bound"] == pytest.approx(mutual_information_bound(means).item(), abs=1e-5)
         assert score["mi_bound_sum"] == pytest.approx(mutual_information_bound(sums).item(), abs=1e-4)
         assert score["accuracy_columns"] == (means.argmax(0) == torch.arange(2)).float().mean()
-        assert score["kl"] == 0.0
+        assert "kl" not in score  # there is nothing to compare the model with
 
 
 def test_kl_of_an_adapter_equals_kl_to_a_separate_original(tiny_tokenizer):
@@ -84,3 +84,17 @@ def test_fixed_responses_are_scored_by_the_same_model(tiny_model, tiny_tokenizer
     mean, error = mean_and_error(bounds)
     assert result["fixed_responses"]["mi_bound"] == {"mean": pytest.approx(mean), "se": pytest.approx(error)}
     assert result["num_queries"] == 3 and "kl" not in result["fixed_responses"]
+
+
+def test_the_original_has_no_divergence_from_itself(tiny_model, tiny_tokenizer, tmp_path):
+    result = evaluate_rows(tiny_model, tiny_tokenizer, sampled_rows(2), tmp_path / "e.json", is_original=True)
+    assert result["kl"] == {"mean": 0.0, "se": 0.0}
+
+
+def test_empty_responses_are_counted_and_a_collapsed_model_is_said_to_be(tiny_model, tiny_tokenizer, tmp_path):
+    rows = sampled_rows(3)
+    rows[1] |= {"kept": False}
+    result = evaluate_rows(tiny_model, tiny_tokenizer, rows, tmp_path / "e.json")
+    assert (result["num_queries"], result["num_empty"]) == (2, 1)
+    with pytest.raises(ValueError, match="every one of 1 held-out queries got an empty response"):
+        evaluate_rows(tiny_model, tiny_tokenizer, rows[1:2], tmp_path / "e.json")

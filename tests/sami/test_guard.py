@@ -2,6 +2,7 @@
 
 import pytest
 
+from trl_extensions.core.generation import Generation
 from trl_extensions.core.jsonl import read_jsonl
 from trl_extensions.core.text_metrics import corpus_distinct_2, distinct_2
 
@@ -42,6 +43,28 @@ class TestGuard:
             "1.00 times as long as before training, past guard_min_length_ratio=1.01"
             in records(tmp_path)[-1]["stopped"]
         )
+
+    def test_samples_without_text_stop_the_run(self, rows, make_trainer, tmp_path, monkeypatch):
+        def silent(self, prompts, params):
+            for index in range(len(prompts)):
+                yield index, Generation("", "length", params.max_new_tokens)
+
+        trainer = make_trainer(rows, eval_dataset=rows, max_steps=5, **GUARD)
+        monkeypatch.setattr("trl_extensions.sami.guard.TransformersEngine.generate", silent)
+        trainer.train()
+        assert trainer.state.global_step == 1
+        assert records(tmp_path)[-1]["stopped"] == "every fresh sample is empty."
+
+    def test_nothing_stops_before_the_first_step(self, rows, make_trainer, tmp_path):
+        trainer = make_trainer(rows, eval_dataset=rows, max_steps=2, guard_min_distinct_2=1.1, **GUARD)
+        trainer.train()
+        assert ["stopped" in check for check in records(tmp_path)] == [False, True]
+
+    def test_an_abandoned_attempt_is_put_aside(self, rows, make_trainer, tmp_path):
+        for _ in range(3):
+            make_trainer(rows, eval_dataset=rows, max_steps=1, **GUARD).train()
+        assert [check["step"] for check in records(tmp_path)] == [0, 1]
+        assert len(list((tmp_path / "out").glob("guard.abandoned-*.jsonl"))) == 2
 
     def test_training_is_the_same_with_and_without_checks(self, rows, make_trainer):
         from tests.conftest import make_tiny_model

@@ -144,7 +144,7 @@ def test_missing_ones_are_asked_for_again_with_another_seed_and_temperature(tmp_
     assert write_principles(engine, "task", 2, raw_path=raw_path) == [CONCISE, KIND]
     assert [params.seed for _, params in engine.asked] == [0, 1, 2, 3]
     assert engine.asked[0][1].temperature == 0 and all(params.temperature > 0 for _, params in engine.asked[1:])
-    assert "concise" not in engine.asked[1][0][0]["content"] and "concise" in engine.asked[2][0][0]["content"]
+    assert "concise" not in str(engine.asked[1][0]) and "concise" in engine.asked[2][0][-1]["content"]
     assert [(row["answer"], row["parsed"]) for row in read_jsonl(raw_path)] == [
         ("no idea", 0),
         (first, 1),
@@ -167,13 +167,17 @@ def test_bad_arguments_are_refused():
         write_principles(ScriptedEngine(), "task", 0)
 
 
-def test_the_prompt_holds_task_number_and_names_and_its_form_can_be_parsed():
-    [message] = writer_prompt("answer {everything}\nwell", 3, ["concise", "kind"])
-    assert message["role"] == "user"
-    assert all(part in message["content"] for part in ("answer {everything} well", "3", "concise, kind"))
-    # The form shown to the model must itself be one the parser reads.
-    [shown] = parse_answer(writer_prompt("task", 3)[0]["content"])
-    assert shown.name == "polite"
+def test_the_prompt_ends_with_task_number_and_names():
+    prompt = writer_prompt("answer {everything}\nwell", 3, ["concise", "kind"])
+    assert [message["role"] for message in prompt] == ["user", "assistant", "user", "assistant", "user"]
+    assert all(part in prompt[-1]["content"] for part in ("answer {everything} well", "3 other", "concise, kind"))
+
+
+def test_worked_examples_can_be_parsed_and_do_not_count_as_answers():
+    worked = [message["content"] for message in writer_prompt("task", 1) if message["role"] == "assistant"]
+    assert [len(parse_answer(answer)) for answer in worked] == [2, 1]
+    engine = ScriptedEngine("\n\n".join([*worked, PLAIN]))
+    assert write_principles(engine, "task", 2) == [CONCISE, KIND]
 
 
 @pytest.fixture

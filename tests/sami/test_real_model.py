@@ -12,8 +12,8 @@ from trl_extensions.sami.templates import TRAINING_TEMPLATE, render
 QUESTIONS = {
     "How do I keep bread fresh?": (
         "Keep it in a paper bag at room temperature.",
-        "Bread stays fresh longest when it is kept away from air and moisture. Put it into a paper bag or a bread box, "
-        "and leave it at room temperature. Slice only what you need. Freeze the rest.",
+        "Bread stays fresh longest when it is kept away from air and moisture. Put it into a paper bag or a box, and "
+        "leave it at room temperature. Slice only what you need. Freeze the rest.",
     ),
     "Why is the sky blue?": (
         "Air scatters blue light more than red light.",

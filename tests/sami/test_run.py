@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,11 +150,38 @@ class TestResuming:
         assert results(files / "pieces") == results(files / "whole")
 
     def test_other_settings_are_refused_by_name(self, arguments, files):
-        _until(_parse("run", arguments()), "sample", 1)
+        _until(_parse("run", arguments()), "evaluate", 1)
         before = digests(files / "run")
         with pytest.raises(ValueError, match=r"learning_rate was 0\.01, now 0\.02"):
             _parse("run", arguments(learning_rate=0.02)).execute()
+        with pytest.raises(ValueError, match="max_new_tokens was 8, now 9"):
+            _parse("run", arguments(max_new_tokens=9)).execute()
         assert digests(files / "run") == before
+
+    def test_training_may_change_until_a_round_is_trained(self, arguments, files):
+        _until(_parse("run", arguments()), "train", 1)
+        _parse("run", arguments(learning_rate=0.02, max_length=100)).execute()
+        state = json.loads((files / "run" / "round_1" / "train" / "trainer_state.json").read_text())
+        assert state["log_history"][0]["learning_rate"] == 0.02
+
+    def test_a_checkpoint_cut_short_is_passed_over(self, arguments, files):
+        settings = {
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "steps_first_round": 3,
+            "rounds": 1,
+            "queries_per_step": 1,
+        }
+        _parse("run", arguments("whole", **settings)).execute()
+        _parse("run", arguments("pieces", **settings)).execute()
+        folder = files / "pieces" / "round_1"
+        shutil.rmtree(folder / "model")
+        (folder / "evaluation.json").unlink()
+        (folder / "eval_sampling.json").unlink()
+        (folder / "eval_samples.jsonl").unlink()
+        (folder / "train" / "checkpoint-3" / "trainer_state.json").write_text('{"half')
+        _parse("run", arguments("pieces", **settings)).execute()
+        assert results(files / "pieces")["report"]["rise"] == results(files / "whole")["report"]["rise"]
 
     def test_edited_principles_are_refused(self, arguments, files):
         _until(_parse("run", arguments()), "sample", 1)
@@ -183,6 +211,8 @@ class TestBadInput:
                 "not a multiple of per_device_train_batch_size",
             ),
             ({"num_eval_queries": 11}, "at least 2 must be left for training"),
+            ({"max_steps": 5}, "`max_steps` has no effect on `run`"),
+            ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` has no effect on `run`"),
             ({"engine_model": "other"}, "`engine_model` would sample from another model"),
             ({"queries_per_step": 4, "steps_first_round": 1, "max_response_tokens": 1}, "only 0 of 4 sampled rows"),
         ],

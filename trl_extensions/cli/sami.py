@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 
 
 USAGE = """\
 usage: trl-ext sami {sample,train,evaluate,run} [--config FILE] [--option VALUE ...]
 
-  sample    sample responses under different constitutions into output_dir/samples.jsonl
+  sample    sample responses to the training queries into output_dir/samples.jsonl
   train     train on sampled rows (--dataset_name rows.jsonl); takes --accelerate_config and accelerate's own options
   evaluate  mutual information, KL and lengths of a model on held-out queries
   run       rounds of sample, train and evaluate, and a report; the same command resumes after a kill
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
+    # Deprecations between the libraries below are nothing a user of this command can act on
+    warnings.filterwarnings("ignore", category=FutureWarning)
     if argv[0] not in commands:
         raise ValueError(f"unknown command {argv[0]!r}; choose from sample, train, evaluate, run")
     return commands[argv[0]](list(argv[1:])) or 0
@@ -57,15 +60,14 @@ def _parse(command: str, argv: list[str]):
 
 
 def _sample(argv: list[str]) -> None:
-    from trl_extensions.core.generation import create_engine
     from trl_extensions.sami.sampling import sample_rows
     from trl_extensions.sami.templates import SAMPLING_TEMPLATE
 
     run = _parse("sample", argv)
     run.check_inputs()
     report = sample_rows(
-        create_engine(run.engine_args, run.model_args.model_name_or_path),
-        run.all_queries(),
+        run.sampler(run.model_args.model_name_or_path, is_original=True),
+        run.queries()[0],
         run.principles(),
         sampling_template=run.args.sampling_template or SAMPLING_TEMPLATE,
         output=run.folder / "samples.jsonl",
@@ -82,12 +84,7 @@ def _train(argv: list[str]) -> int:
     run = _parse("train", own)
     if not run.args.dataset_name or not run.model_args.model_name_or_path:
         raise ValueError("`train` needs `dataset_name` (rows to train on) and `model_name_or_path`.")
-    run.fit(
-        run.training_rows(run.args.dataset_name, run.args.dataset_train_split),
-        run.training_rows(run.args.eval_dataset_name, "test") if run.args.eval_dataset_name else None,
-        run.config,
-        run.folder / "model",
-    )
+    run.train_alone()
     print(f"model saved to {run.folder / 'model'}")
     return 0
 
@@ -97,14 +94,19 @@ def _evaluate(argv: list[str]) -> None:
     run.check_inputs()
     result = run.evaluate_alone()
     bound = result["mi_bound"]
+    kl = f"{result['kl']['mean']:.3f} nats per token" if "kl" in result else "not measured (set `original_model`)"
     print(
         f"{run.folder / 'evaluation.json'}: MI bound {bound['mean']:.3f} ± {bound['se']:.3f} nats of "
-        f"{result['max_bound']:.2f} on {result['num_queries']} queries, KL {result['kl']['mean']:.3f} nats per token, "
+        f"{result['max_bound']:.2f} on {result['num_queries']} queries, KL to the original {kl}, "
         f"{result['length']:.0f} tokens per response"
     )
 
 
 def _run(argv: list[str]) -> None:
+    import torch
+
+    from trl_extensions.sami.run_report import summary_of
+
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "`run` starts the distributed part itself: call it without a launcher and pass --accelerate_config."
@@ -118,10 +120,10 @@ def _run(argv: list[str]) -> None:
         if code:
             raise RuntimeError(f"round {round_}: {name} ended with exit code {code}; the same command resumes there.")
 
-    # vLLM keeps the GPU's memory for as long as its process lives, and a launcher needs a process of its own
-    separate = bool(launch) or run.engine_args.engine == "vllm"
+    # A process of its own gives a GPU's memory back whatever held it, and a launcher needs one anyway
+    separate = bool(launch) or run.engine_args.engine == "vllm" or torch.cuda.is_available()
     path = run.execute(in_own_process if separate else None)
-    print(f"report: {path}")
+    print(f"\n{summary_of(path)}\n\nreport: {path}")
 
 
 def _stage(argv: list[str]) -> None:

@@ -212,7 +212,7 @@ class EngineArguments:
         metadata={"help": "Dtype to load the model in, e.g. `float32` or `bfloat16`; `auto` is the checkpoint's own."},
     )
     engine_batch_tokens: int = field(
-        default=8192,
+        default=16384,
         metadata={
             "help": "transformers: most tokens in a batch, prompts and `max_new_tokens` together. Lower it when "
             "memory runs out."
@@ -255,7 +255,9 @@ class EngineArguments:
             raise ValueError(f"engine_base_url needs engine: endpoint, but engine is {self.engine!r}")
 
 
-def create_engine(args: EngineArguments, model: str | None = None) -> GenerationEngine:
+def create_engine(
+    args: EngineArguments, model: str | None = None, model_init_kwargs: dict[str, Any] | None = None
+) -> GenerationEngine:
     """
     Builds the engine the arguments describe.
 
@@ -264,6 +266,8 @@ def create_engine(args: EngineArguments, model: str | None = None) -> Generation
             Which engine, and its options.
         model (`str`, *optional*):
             Model id, directory or adapter directory; used unless `args.engine_model` names another.
+        model_init_kwargs (`dict`, *optional*):
+            `revision`, `trust_remote_code` and `attn_implementation` for a model loaded in this process.
 
     Raises:
         `ValueError`: if no model is named.
@@ -292,10 +296,14 @@ def create_engine(args: EngineArguments, model: str | None = None) -> Generation
             dtype=args.engine_dtype,
             tensor_parallel_size=args.engine_tensor_parallel_size,
             gpu_memory_utilization=args.engine_gpu_memory_utilization,
+            revision=(model_init_kwargs or {}).get("revision"),
+            trust_remote_code=(model_init_kwargs or {}).get("trust_remote_code", False),
         )
     from .transformers_engine import TransformersEngine
 
-    return TransformersEngine(model, batch_tokens=args.engine_batch_tokens, dtype=args.engine_dtype)
+    return TransformersEngine(
+        model, batch_tokens=args.engine_batch_tokens, dtype=args.engine_dtype, model_init_kwargs=model_init_kwargs
+    )
 
 
 def _check_integer(name: str, value: object, *, minimum: int) -> None:

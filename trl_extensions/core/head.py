@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .._compat import ChunkedLogProbFunction
+from .._compat import ChunkedLogProbFunction, maybe_gather_lm_head_ctx
 
 
 _VOCAB_CHUNK = 32768
@@ -83,14 +83,15 @@ def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor)
         `(N,)` float32, nats. Memory is bounded by one tile of the vocabulary; gradients flow to states and head.
     """
     device = head.weight.device
-    return ChunkedLogProbFunction.apply(
-        states.to(device),
-        head.weight,
-        head.bias,
-        token_ids.to(device),
-        1.0,
-        _VOCAB_CHUNK,
-        head.softcap,
-        head.scale,
-        ("log_probs",),
-    )[0]
+    with maybe_gather_lm_head_ctx(head.weight, head.bias):  # its forward, unlike its backward, does not gather
+        return ChunkedLogProbFunction.apply(
+            states.to(device),
+            head.weight,
+            head.bias,
+            token_ids.to(device),
+            1.0,
+            _VOCAB_CHUNK,
+            head.softcap,
+            head.scale,
+            ("log_probs",),
+        )[0]

@@ -14,10 +14,10 @@ from .._compat import (
     create_model_from_path,
     disable_dropout_in_model,
     disable_gradient_checkpointing,
+    fsdp2_prepare_model,
     get_config_model_id,
     is_deepspeed_zero3_enabled,
     prepare_deepspeed,
-    prepare_fsdp,
     use_adapter,
 )
 
@@ -98,7 +98,8 @@ def build_reference(
 
 
 def _check_explicit(policy: nn.Module, ref_model: nn.Module) -> None:
-    if ref_model is policy:
+    # The policy may be a PEFT model built around the very model that was passed as the reference
+    if any(module is ref_model for module in policy.modules()):
         raise ValueError(
             "`ref_model` and `model` are the same object, so the reference would be trained too: pass a copy, or "
             "leave `ref_model` out."
@@ -130,8 +131,15 @@ def _prepare(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         model.gradient_checkpointing_disable()
     if accelerator.state.deepspeed_plugin is not None:
         return prepare_deepspeed(model, accelerator)
-    if getattr(accelerator.state, "fsdp_plugin", None) is not None:
-        return prepare_fsdp(model, accelerator)
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 2:
+        # As for the policy: sharded layer by layer, and filled from rank 0 where only that one has loaded weights
+        return fsdp2_prepare_model(accelerator, model)
+    if plugin is not None:
+        raise ValueError(
+            "A separate original model does not work with FSDP 1, whose shards hide the output head: use FSDP 2 or "
+            "LoRA, or set `beta: 0` and `log_kl: false`."
+        )
     return accelerator.prepare_model(model, evaluation_mode=True)
 
 
@@ -139,8 +147,10 @@ def _copy_adapter(policy: nn.Module) -> None:
     active = policy.active_adapter
     policy.add_adapter(REFERENCE_ADAPTER, policy.peft_config[active])
     for name, parameter in list(policy.named_parameters()):
-        if f".{active}." in name or name.endswith(f".{active}"):
-            frozen = policy.get_parameter(name.replace(f".{active}", f".{REFERENCE_ADAPTER}"))
+        parts = name.split(".")
+        if active in parts:
+            at = len(parts) - 1 - parts[::-1].index(active)  # the adapter's own name is the last of that spelling
+            frozen = policy.get_parameter(".".join([*parts[:at], REFERENCE_ADAPTER, *parts[at + 1 :]]))
             frozen.data.copy_(parameter.data)
             frozen.requires_grad_(False)
     policy.set_adapter(active)

@@ -42,22 +42,24 @@ def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module
     return bias.masked_fill(~visible, torch.finfo(model.dtype).min)
 
 
-def why_not_exact(model: nn.Module) -> str | None:
+def why_not_exact(model: nn.Module, longest: int | None = None) -> str | None:
     """Why a model cannot score continuations behind a shared prompt exactly, or None if it can.
 
     Decided by its configuration, and where the weights are at hand by scoring a few tokens both ways.
 
     Args:
         model: Unwrapped causal language model or PEFT model.
+        longest: Most tokens of a prompt and one continuation; a sliding window of at least that many hides nothing.
     """
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} attention takes no mask of its own"
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if kinds - {"full_attention"}:
-        return f"it has {', '.join(sorted(kinds - {'full_attention'}))} layers"
-    if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return "it has a sliding window"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention", "sliding_attention"}:
+        return f"it has {', '.join(sorted(kinds - {'full_attention', 'sliding_attention'}))} layers"
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window and (longest is None or longest > window):
+        return f"its sliding window of {window} tokens may be shorter than a row"
     if is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters()):
         known = config.model_type in _KNOWN_EXACT
         return None if known else f"{config.model_type} is not known to allow it and its weights cannot be probed"

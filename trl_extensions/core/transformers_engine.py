@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from .encoding import encode_prompt
 from .generation import (
     Generation,
     GenerationParams,
@@ -44,10 +46,12 @@ class TransformersEngine:
             Model id, directory, directory of a PEFT adapter, the embedded model's alias, or a loaded model.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The model's tokenizer. By default it is loaded from where the model came from. Never modified.
-        batch_tokens (`int`, *optional*, defaults to `8192`):
+        batch_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens in a batch: rows * (longest prompt + `max_new_tokens`). A row that is longer goes alone.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Dtype to load a named model in; `"auto"` is the checkpoint's own.
+        model_init_kwargs (`dict`, *optional*):
+            Further arguments of `from_pretrained` for a named model, such as `revision` or `attn_implementation`.
 
     Raises:
         `OSError`: if a named model or its tokenizer cannot be loaded.
@@ -59,22 +63,26 @@ class TransformersEngine:
         model: str | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        batch_tokens: int = 8192,
+        batch_tokens: int = 16384,
         dtype: str = "auto",
+        model_init_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         if isinstance(model, (str, Path)):
-            self.model, source = _load_model(str(model), dtype)
+            self.model, source = _load_model(str(model), {"dtype": dtype} | (model_init_kwargs or {}))
+            name = str(model)
         else:
             self.model, source = model, getattr(model.config, "_name_or_path", "")
+            name = source or type(model).__name__
         if tokenizer is None:
             if not source:
                 raise ValueError("this model was not loaded by name, so its tokenizer is unknown: pass tokenizer=")
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            ours = {"revision", "trust_remote_code"} & set(model_init_kwargs or {})
+            tokenizer = AutoTokenizer.from_pretrained(source, **{key: model_init_kwargs[key] for key in ours})
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        self.name = f"transformers:{source or type(self.model).__name__}"
+        self.name = f"transformers:{name}"
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
         """
@@ -88,27 +96,9 @@ class TransformersEngine:
                 no tokens, or it is a chat and the tokenizer has no chat template.
         """
         check_prompts(prompts)
-        token_ids = [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
+        token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
         self._check_lengths(token_ids, params.max_new_tokens)
         return self._generate_batches(token_ids, params)
-
-    def _encode(self, index: int, prompt: Prompt) -> list[int]:
-        tokenizer = self.tokenizer
-        if isinstance(prompt, str):
-            # A rendered prompt may bring its own beginning-of-sequence token: two of them would shift the model.
-            has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
-            token_ids = tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"]
-        else:
-            if not tokenizer.chat_template:
-                raise ValueError(
-                    f"prompt {index} is a chat, but the tokenizer has no chat template: give text prompts, or set "
-                    "tokenizer.chat_template"
-                )
-            rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-            token_ids = rendered["input_ids"]
-        if not token_ids:
-            raise ValueError(f"prompt {index} has no tokens")
-        return token_ids
 
     def _check_lengths(self, token_ids: list[list[int]], max_new_tokens: int) -> None:
         context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -267,7 +257,7 @@ def _seeded(params: GenerationParams, number: int, device: torch.device) -> Iter
         yield
 
 
-def _load_model(name: str, dtype: str) -> tuple[PreTrainedModel, str]:
+def _load_model(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, str]:
     """The model in eval mode on the accelerator, if there is one, and where its tokenizer is."""
     from accelerate import PartialState
 
@@ -280,7 +270,7 @@ def _load_model(name: str, dtype: str) -> tuple[PreTrainedModel, str]:
 
         path = resolve_model_name(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
     except OSError as error:
         wanted = f"the base model {path!r} of the adapter {name!r}" if adapter else f"the model {path!r}"
         reason = str(error).strip().splitlines()[0]

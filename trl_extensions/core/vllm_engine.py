@@ -40,6 +40,10 @@ class VLLMEngine:
             Share of the GPU memory vLLM may take.
         chunk_size (`int`, *optional*, defaults to `512`):
             Prompts handed over at once.
+        revision (`str`, *optional*):
+            Revision of the model on the hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether the model may bring its own code.
 
     Raises:
         `ImportError`: if vLLM is not installed.
@@ -54,6 +58,8 @@ class VLLMEngine:
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
         chunk_size: int = 512,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         try:
             from vllm import LLM
@@ -84,8 +90,11 @@ class VLLMEngine:
             dtype=dtype,
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
             **options,
         )
+        self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
         """Generates for every prompt; see [`GenerationEngine.generate`]."""
@@ -106,7 +115,17 @@ class VLLMEngine:
                     use_tqdm=False,
                 )
                 for index, output in zip(chunk, outputs, strict=True):
-                    yield index, _read_output(output, params)
+                    yield index, self._read_output(output, params)
+
+    def _read_output(self, output: Any, params: GenerationParams) -> Generation:
+        completion = output.outputs[0]
+        # vLLM decodes in the prompt's context, which leaves a leading space in front of some tokenizers' first word
+        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return Generation(
+            text=cut_at_stop(text, params.stop),
+            finish_reason="length" if completion.finish_reason == "length" else "stop",
+            num_tokens=len(completion.token_ids),
+        )
 
 
 def _sampling_params(params: GenerationParams, index: int) -> Any:
@@ -119,15 +138,6 @@ def _sampling_params(params: GenerationParams, index: int) -> Any:
         stop=list(params.stop) or None,
         # One seed a prompt: under a shared one, equal prompts would all get the same sample.
         seed=request_seed(params.seed, index) if params.temperature > 0 else None,
-    )
-
-
-def _read_output(output: Any, params: GenerationParams) -> Generation:
-    completion = output.outputs[0]
-    return Generation(
-        text=cut_at_stop(completion.text, params.stop),
-        finish_reason="length" if completion.finish_reason == "length" else "stop",
-        num_tokens=len(completion.token_ids),
     )
 
 

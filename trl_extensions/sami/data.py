@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..core.encoding import encode_completion, encode_prompt, end_token_id
 from .templates import TRAINING_TEMPLATE, render
 
 
@@ -29,7 +30,8 @@ def prepare_rows(
     Args:
         dataset: Rows with `prompts` and `completions` (lists of C), or `query`, `constitutions` and `completions`.
             `completions[j]` was sampled under `prompts[j]`. Texts or chat messages. An optional `truncated` column
-            (C bools) marks responses cut off by the sampler, which then get no end-of-sequence token.
+            (C bools) marks responses cut off by the sampler, which then get no end token. Rows with `kept` false, as
+            the sampler marks what its filters drop, are left out.
         tokenizer: The trainer's tokenizer.
         max_length: Limit on the tokens of a prompt and a response together, or None.
         overflow: `"error"`, `"drop"` or `"truncate"` for rows beyond `max_length`.
@@ -46,14 +48,14 @@ def prepare_rows(
     if set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return dataset
     _check_columns(dataset.column_names, name)
-    if tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has no end-of-sequence token: set `tokenizer.eos_token`.")
+    dataset = _without_rejected(dataset, name)
+    end_ids = {conversational: end_token_id(tokenizer, conversational) for conversational in (False, True)}
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
         where = f"{name} row {index}"
         row = _as_prompts(row, where, tokenizer, prompt_template or TRAINING_TEMPLATE)
         _check_row(row, where)
-        tokens = _tokenize_row(row, where, tokenizer)
+        tokens = _tokenize_row(row, where, tokenizer, end_ids)
         excess = _excess(tokens, max_length)
         if excess > 0 and overflow == "error":
             raise ValueError(
@@ -66,6 +68,23 @@ def prepare_rows(
 
     tokenized = dataset.map(tokenize, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
     return _settle_overflow(tokenized, max_length, overflow, name)
+
+
+def _without_rejected(dataset: Dataset, name: str) -> Dataset:
+    """Leave out what the sampler's filters dropped: its file holds those rows too, with `kept` false."""
+    if "kept" not in dataset.column_names:
+        return dataset
+    kept = [i for i, flag in enumerate(dataset["kept"]) if flag]
+    if len(kept) == len(dataset):
+        return dataset
+    if not kept:
+        raise ValueError(
+            f"No {name} row is left: all {len(dataset)} are marked `kept: false` by the sampler's filters."
+        )
+    logger.warning(
+        "%d of %d %s rows are marked `kept: false` and left out.", len(dataset) - len(kept), len(dataset), name
+    )
+    return dataset.select(kept)
 
 
 def _check_columns(columns: list[str], name: str) -> None:
@@ -122,31 +141,20 @@ def _check_row(row: dict, where: str) -> None:
         raise ValueError(f"{where}: `truncated` has {len(truncated)} entries for {len(completions)} completions.")
 
 
-def _tokenize_row(row: dict, where: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
-    prompt_ids = []
-    for k, prompt in enumerate(row["prompts"]):
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt)["input_ids"]
-            if ids and ids[-1] == tokenizer.eos_token_id:  # tokenizers that close every text
-                ids = ids[:-1]
-        elif tokenizer.chat_template is None:
-            raise ValueError(
-                f"{where}: the prompts are chat messages but the tokenizer has no chat template: set "
-                "`chat_template_path`, or give plain texts."
-            )
-        else:
-            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        if not ids:
-            raise ValueError(f"{where}: `prompts[{k}]` is empty: a response needs at least one token before it.")
-        prompt_ids.append(list(ids))
-    truncated = row.get("truncated") or [False] * len(prompt_ids)
-    completion_ids = []
-    for j, completion in enumerate(row["completions"]):
-        # Tokenised alone, as the sampler produced it: the same tokens then follow every one of the C prompts
-        text = _text_of(completion, where, j).removesuffix(tokenizer.eos_token)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        completion_ids.append(ids if truncated[j] else [*ids, tokenizer.eos_token_id])
-    return {"prompt_input_ids": prompt_ids, "completion_input_ids": completion_ids}
+def _tokenize_row(
+    row: dict, where: str, tokenizer: PreTrainedTokenizerBase, end_ids: dict[bool, int]
+) -> dict[str, list[list[int]]]:
+    prompts, count = row["prompts"], len(row["prompts"])
+    truncated = row.get("truncated") or [False] * count
+    end_id = end_ids[not isinstance(prompts[0], str)]
+    return {
+        "prompt_input_ids": [encode_prompt(tokenizer, prompts[k], f"{where}: `prompts[{k}]`") for k in range(count)],
+        # Tokenised alone: the same tokens then follow every one of the C prompts
+        "completion_input_ids": [
+            encode_completion(tokenizer, _text_of(row["completions"][j], where, j), end_id, truncated=truncated[j])
+            for j in range(count)
+        ],
+    }
 
 
 def _excess(tokens: dict, max_length: int | None) -> int:

@@ -38,8 +38,7 @@ def score_rows(
         model: The model under test; a PEFT model's base is its original.
         tokenizer: Its tokenizer.
         rows: Rows of `sample_rows`.
-        original: The original of a fully fine-tuned model. None: the PEFT base; without PEFT the model is the original
-            and KL is 0.
+        original: The original of a fully fine-tuned model. None: the PEFT base; without PEFT there is no `kl`.
         measure_kl: Run the original too; False leaves `kl` out.
         batch_tokens: Padded tokens per batch, C x C sequences a row.
 
@@ -48,7 +47,7 @@ def score_rows(
         `accuracy_columns`, `accuracy_rows`, `kl` (nats per response token).
     """
     dataset = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overflow="error", name="evaluation")
-    shared = why_not_exact(model) is None
+    shared = why_not_exact(model, longest=max(map(_longest, dataset))) is None
     collate = DataCollatorForSAMI(_pad_id(tokenizer), share_prefix=shared)
     results: list[dict[str, float]] = [{} for _ in rows]
     modes = [(module, module.training) for module in model.modules()]
@@ -59,7 +58,7 @@ def score_rows(
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
             reference = _reference_states(model, inputs, original) if measure_kl else None
             for i, result in zip(indices, _score_batch(model, inputs, reference), strict=True):
-                results[i] = result if reference or not measure_kl else result | {"kl": 0.0}
+                results[i] = result
             bar.update(len(indices))
     for module, training in modes:
         module.training = training
@@ -85,7 +84,7 @@ def _score_batch(
 def _reference_states(
     model: nn.Module, inputs: dict[str, torch.Tensor], original: nn.Module | None
 ) -> ReferenceStates | None:
-    """The original's states; None where the model is the original itself."""
+    """The original's states; None where there is no original to compare with."""
     if original is not None:
         return score_matched(original, inputs)
     if hasattr(model, "peft_config"):
@@ -98,16 +97,19 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
+def _longest(row: dict[str, Any]) -> int:
+    return max(map(len, row["prompt_input_ids"])) + max(map(len, row["completion_input_ids"]))
+
+
 def _batches(dataset: Dataset, batch_tokens: int, shared: bool) -> list[list[int]]:
     """Rows by falling length, as many to a batch as fit into its tokens, padding included."""
     sizes = []
     for row in dataset:
         responses = list(map(len, row["completion_input_ids"]))
-        longest_prompt = max(map(len, row["prompt_input_ids"]))
         if shared:
-            sizes.append((len(responses), longest_prompt + sum(responses)))
+            sizes.append((len(responses), _longest(row) - max(responses) + sum(responses)))
         else:
-            sizes.append((len(responses) ** 2, longest_prompt + max(responses)))
+            sizes.append((len(responses) ** 2, _longest(row)))
     batches: list[list[int]] = []
     sequences = width = 0
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][1]):
@@ -167,6 +169,7 @@ def evaluate_rows(
     output: Path,
     *,
     original: nn.Module | None = None,
+    is_original: bool = False,
     fixed_rows: list[dict[str, Any]] | None = None,
     batch_tokens: int = 8192,
 ) -> dict[str, Any]:
@@ -174,14 +177,24 @@ def evaluate_rows(
 
     Args:
         model, tokenizer, original, batch_tokens: See `score_rows`.
-        rows: Responses the model itself gave.
+        rows: Responses the model itself gave; those with an empty response (`kept` false) are counted, not scored.
         output: JSON file to write.
+        is_original: The model is the original, so that KL is 0 by definition.
         fixed_rows: Responses of another model, the untrained one usually: the same texts in every round.
 
     Returns:
         What was written: `summarise` of `rows`, and under `fixed_responses` that of `fixed_rows`.
     """
-    result = summarise(rows, score_rows(model, tokenizer, rows, original=original, batch_tokens=batch_tokens))
+    scored = [row for row in rows if row["kept"]]
+    if not scored:
+        raise ValueError(
+            f"{output}: every one of {len(rows)} held-out queries got an empty response, so there is nothing to "
+            "score: the model has collapsed; train for fewer steps or with a smaller learning rate."
+        )
+    scores = score_rows(model, tokenizer, scored, original=original, batch_tokens=batch_tokens)
+    result = summarise(scored, scores) | {"num_empty": len(rows) - len(scored)}
+    if is_original:
+        result["kl"] = {"mean": 0.0, "se": 0.0}
     if fixed_rows:
         scores = score_rows(model, tokenizer, fixed_rows, measure_kl=False, batch_tokens=batch_tokens)
         kept = ("mi_bound", "mi_bound_sum", "accuracy_columns", "accuracy_rows")

@@ -1,17 +1,17 @@
 """Stop a run that has begun to trade sense for mutual information."""
 
 import logging
+import math
 from pathlib import Path
 
-import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from .._compat import unwrap_model_for_generation
-from ..core.generation import GenerationParams, TransformersEngine
+from ..core.encoding import encode_completion, end_token_id
+from ..core.generation import Generation, GenerationParams, TransformersEngine
 from ..core.jsonl import JsonlWriter, read_jsonl
 from ..core.text_metrics import distinct_2
-from .scores import pair_lengths
 
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,11 @@ class OverOptimizationGuard(TrainerCallback):
         self.trainer = trainer
         self.rows = [dataset[i] for i in range(min(trainer.args.guard_num_queries, len(dataset)))]
         self.baseline_length = None
+        self.path = Path(trainer.args.output_dir) / GUARD_FILE
 
     def on_train_begin(self, args, state, control, **kwargs):
-        path = Path(args.output_dir) / GUARD_FILE
-        earlier = read_jsonl(path) if state.global_step > 0 and path.exists() else []
-        baseline = next((record for record in earlier if record["step"] == 0), None) or self._check(state.global_step)
-        self.baseline_length = baseline["length"]
+        first = broadcast_object_list([self._first_record(state.global_step)])[0]
+        self.baseline_length = (first or self._check(state.global_step))["length"]
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.guard_steps:
@@ -59,68 +58,77 @@ class OverOptimizationGuard(TrainerCallback):
             logger.warning("Training stopped at step %d: %s", state.global_step, reason)
             control.should_training_stop = True
 
+    def _first_record(self, step: int) -> dict | None:
+        """The check before the first step, if this run resumes one that made it; asked of the main process only."""
+        if not self.trainer.is_world_process_zero() or not self.path.exists():
+            return None
+        if step:
+            return next((record for record in read_jsonl(self.path) if record["step"] == 0), None)
+        # An attempt that left no checkpoint to go on from
+        number = len(list(self.path.parent.glob("guard.abandoned-*.jsonl"))) + 1
+        self.path.replace(self.path.with_name(f"guard.abandoned-{number}.jsonl"))
+        return None
+
     def _check(self, step: int) -> dict:
         record = self._measure(step)
-        reason = self._limit_passed(record)
+        reason = self._limit_passed(record) if step else None
         if reason:
             record["stopped"] = reason
         record = broadcast_object_list([record])[0]  # all processes must agree on whether to stop
         for name in ("kl", "length", "distinct_2"):
-            if name in record:
+            if record.get(name) is not None:
                 self.trainer._metrics["train"][f"guard/{name}"] = [record[name]]
         if self.trainer.is_world_process_zero():
-            with JsonlWriter(Path(self.trainer.args.output_dir) / GUARD_FILE) as writer:
+            with JsonlWriter(self.path) as writer:
                 writer.append(record)
         return record
 
     def _measure(self, step: int) -> dict:
         trainer, args = self.trainer, self.trainer.args
         prompts = [prompt for row in self.rows for prompt in row["prompts"]]
-        params = GenerationParams(max_new_tokens=args.guard_max_new_tokens)
-        wrapped = trainer.model_wrapped
+        params = GenerationParams(max_new_tokens=args.guard_max_new_tokens, stop=tuple(args.guard_stop or ()))
         with unwrap_model_for_generation(
-            wrapped, trainer.accelerator, gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         ) as model:
-            engine = TransformersEngine(model, trainer._tokenizer)
-            generations = dict(engine.generate(prompts, params))
-        texts = [generations[i].text for i in range(len(prompts))]
+            answers = dict(TransformersEngine(model, trainer._tokenizer).generate(prompts, params))
+        answers = [answers[i] for i in range(len(prompts))]
         record = {
             "step": step,
-            "length": sum(generations[i].num_tokens for i in range(len(prompts))) / len(prompts),
-            "distinct_2": distinct_2(texts),
-            "texts": texts,
+            "length": sum(answer.num_tokens for answer in answers) / len(answers),
+            "distinct_2": distinct_2([answer.text for answer in answers]),
+            "texts": [answer.text for answer in answers],
         }
         if trainer.reference is not None:
-            record["kl"] = self._kl(texts, [generations[i].finish_reason == "length" for i in range(len(prompts))])
+            kl = self._kl(answers)
+            record["kl"] = kl if math.isfinite(kl) else None
         return record
 
-    def _kl(self, texts: list[str], truncated: list[bool]) -> float:
-        tokenizer, sums, tokens = self.trainer._tokenizer, 0.0, 0
-        model = self.trainer.model_wrapped
+    def _kl(self, answers: list[Generation]) -> float:
+        """Mean over queries of KL to the original on fresh samples, nats per response token."""
+        tokenizer, model, values = self.trainer._tokenizer, self.trainer.model_wrapped, []
         was_training = model.training
         model.eval()
         for row in self.rows:
-            c = len(row["prompts"])
-            mine, texts = texts[:c], texts[c:]
-            cut, truncated = truncated[:c], truncated[c:]
+            mine, answers = answers[: len(row["prompts"])], answers[len(row["prompts"]) :]
+            end_id = end_token_id(tokenizer, not isinstance(row["prompts"][0], str))
             completions = [
-                tokenizer(text, add_special_tokens=False)["input_ids"] + ([] if is_cut else [tokenizer.eos_token_id])
-                for text, is_cut in zip(mine, cut, strict=True)
+                encode_completion(tokenizer, answer.text, end_id, truncated=answer.finish_reason == "length")
+                for answer in mine
             ]
-            batch = self.trainer.data_collator(
-                [{"prompt_input_ids": row["prompt_input_ids"], "completion_input_ids": completions}]
-            )
-            inputs = self.trainer._prepare_inputs(batch)
-            with torch.no_grad():
-                _, kl = self.trainer._score(model, inputs)
-            lengths = pair_lengths(inputs)[inputs["matched"]]
-            sums += (kl * lengths).sum().item()
-            tokens += lengths.sum().item()
+            batch = {"prompt_input_ids": row["prompt_input_ids"], "completion_input_ids": completions}
+            inputs = self.trainer._prepare_inputs(self.trainer.data_collator([batch]))
+            values.append(self.trainer.row_statistics(model, inputs)["kl"].item())
         model.train(was_training)
-        return sums / tokens
+        return sum(values) / len(values)
 
     def _limit_passed(self, record: dict) -> str | None:
         args = self.trainer.args
+        if not any(text.strip() for text in record["texts"]):
+            return "every fresh sample is empty."
+        if args.guard_max_kl is not None and record["kl"] is None:
+            return "KL of fresh samples is not a finite number."
         if args.guard_max_kl is not None and record["kl"] > args.guard_max_kl:
             return f"KL of fresh samples is {record['kl']:.3f} nats per token, above guard_max_kl={args.guard_max_kl}."
         low = args.guard_min_distinct_2

@@ -14,12 +14,13 @@ from typing import Any
 
 from trl_extensions.core.generation import GenerationEngine, GenerationParams
 from trl_extensions.core.jsonl import JsonlWriter
-from trl_extensions.sami.principles import Principle
+from trl_extensions.sami.principles import Principle, parse_principles
 
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
+_PROMPTS = files("trl_extensions.sami").joinpath("prompts")
 _RETRY_TEMPERATURE = 0.7
 _MAX_NAME_WORDS = 6
 
@@ -74,6 +75,7 @@ def write_principles(
         raise ValueError(f"`num` is {num}; ask for at least 1 principle")
     params = params or GenerationParams(max_new_tokens=600)
     found: dict[str, Principle] = {}
+    shown = [principle for _, principles in _examples() for principle in principles]
     with JsonlWriter(raw_path) if raw_path is not None else nullcontext() as raw:
         for attempt in range(max_attempts):
             prompt = writer_prompt(task, num - len(found), list(found))
@@ -83,7 +85,8 @@ def write_principles(
             [(_, generation)] = engine.generate([prompt], params)
             before = len(found)
             for principle in parse_answer(generation.text):
-                _add(found, principle)
+                if _is_new(principle, [*found.values(), *shown]):
+                    found[principle.name] = principle
             if raw is not None:
                 raw.append({"prompt": prompt, "answer": generation.text, "parsed": len(found) - before})
             if len(found) >= num:
@@ -97,22 +100,43 @@ def write_principles(
 
 
 def writer_prompt(task: str, num: int, names: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The chat messages that ask for `num` principles other than `names`."""
+    """The chat messages that ask for `num` principles other than `names`, after worked examples as earlier turns."""
+    messages = []
+    for example, principles in _examples():
+        messages.append(_request(example["task"], len(principles), example["names"]))
+        messages.append({"role": "assistant", "content": "\n\n".join(map(_labelled, principles))})
+    return [*messages, _request(" ".join(task.split()), num, names)]
+
+
+def _request(task: str, num: int, names: Sequence[str]) -> dict[str, str]:
     from jinja2 import Template
 
-    source = files("trl_extensions.sami").joinpath("prompts", "write_principles.jinja").read_text(encoding="utf-8")
-    text = Template(source).render(task=" ".join(task.split()), num=num, names=list(names))
-    return [{"role": "user", "content": text}]
+    text = Template(_PROMPTS.joinpath("write_principles.jinja").read_text(encoding="utf-8"))
+    return {"role": "user", "content": text.render(task=task, num=num, names=list(names))}
 
 
-def _add(found: dict[str, Principle], principle: Principle) -> None:
-    """Keep the principle unless its name or one of its instructions is there already."""
-    taken = {text.casefold() for other in found.values() for text in (other.definition, other.antithesis)}
-    if principle.name.casefold() in {name.casefold() for name in found}:
-        return
-    if principle.definition.casefold() in taken or principle.antithesis.casefold() in taken:
-        return
-    found[principle.name] = principle
+def _examples() -> list[tuple[dict[str, Any], list[Principle]]]:
+    """The worked examples: task and names, and the principles written for them."""
+    import yaml
+
+    examples = yaml.safe_load(_PROMPTS.joinpath("principle_examples.yaml").read_text(encoding="utf-8"))
+    return [
+        (example, parse_principles({"principles": example["principles"]}, "principle_examples.yaml"))
+        for example in examples
+    ]
+
+
+def _labelled(principle: Principle) -> str:
+    return f"Name: {principle.name}\nDefinition: {principle.definition}\nAntithesis: {principle.antithesis}"
+
+
+def _is_new(principle: Principle, others: Sequence[Principle]) -> bool:
+    """Whether neither its name nor one of its instructions is there already."""
+    names = {other.name.casefold() for other in others}
+    rules = {rule.casefold() for other in others for rule in (other.definition, other.antithesis)}
+    return principle.name.casefold() not in names and rules.isdisjoint(
+        (principle.definition.casefold(), principle.antithesis.casefold())
+    )
 
 
 def parse_answer(answer: str) -> list[Principle]:

@@ -13,17 +13,13 @@ resumes a run that was killed anywhere. A round has its own folder and nothing i
 import copy
 import json
 import logging
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, load_dataset
-from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig
 
 from ..core.generation import (
     EngineArguments,
@@ -31,8 +27,9 @@ from ..core.generation import (
     GenerationParams,
     TransformersEngine,
     create_engine,
+    is_adapter_directory,
 )
-from ..core.jsonl import read_jsonl
+from ..core.report import write_atomically
 from ..core.settings import claim_settings
 from .arguments import SAMIArguments
 from .evaluation import evaluate_rows
@@ -41,10 +38,11 @@ from .queries import Query, load_queries
 from .sami_config import SAMIConfig
 from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE
+from .training import fit, free_memory, load_training_rows
 
 
 if TYPE_CHECKING:
-    from .sami_trainer import SAMITrainer
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +53,19 @@ _FREE_SETTINGS = {
     "save_total_limit", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
     "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
     "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_train_batch_size",
-    "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "overflow", "guard_steps",
+    "guard_num_queries", "guard_max_new_tokens", "guard_stop", "guard_max_kl", "guard_max_length_ratio",
+    "guard_min_length_ratio", "guard_min_distinct_2", "rounds", "eval_batch_tokens", "dataset_name",
+    "dataset_train_split", "eval_dataset_name", "original_model",
 }  # fmt: skip
+_TRAINING_ARGUMENTS = ("queries_per_step", "steps_first_round", "steps_growth")
+
+_STAGES = {
+    "sample": "sampling rows to train on",
+    "train": "training the original on them",
+    "sample_evaluation": "sampling answers to the held-out queries",
+    "evaluate": "scoring those answers",
+}
 
 
 @dataclass
@@ -86,20 +95,24 @@ class SAMIRun:
         return str(self.round_folder(round_) / "model") if round_ else self.model_args.model_name_or_path
 
     def claim(self) -> None:
-        """Write the run's settings, or refuse to resume a run that was started with others."""
-        config = {
-            name: value
-            for name, value in self.config.to_dict().items()
-            if name in {f.name for f in fields(SAMIConfig)} - _FREE_SETTINGS
-        }
-        args = {name: value for name, value in asdict(self.args).items() if name != "rounds"}
-        engine = {"engine": self.engine_args.engine, "engine_model": self.engine_args.engine_model}
-        settings = {**args, **engine, **asdict(self.model_args), **config}
-        if self.args.principles:
-            settings["principles_in_file"] = [asdict(p) for p in load_principles(self.args.principles)]
+        """Write the run's settings, or refuse to resume a run that was started with others.
+
+        What only training depends on may still change as long as no round has been trained.
+        """
+        trained = any(self.folder.glob("round_*/model"))
+        known = {f.name for f in fields(SAMIConfig)} - _FREE_SETTINGS
+        config = {name: value for name, value in self.config.to_dict().items() if name in known}
+        args = {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
+        sampling = {name: config.pop(name) for name in ("seed", "prompt_template")}
+        training = config | {name: args.pop(name) for name in _TRAINING_ARGUMENTS}
+        model = asdict(self.model_args)
+        sampling |= args | {name: model.pop(name) for name in ("model_name_or_path", "model_revision")}
+        sampling |= {"engine": self.engine_args.engine, "engine_model": self.engine_args.engine_model}
+        sampling["principles_in_file"] = [asdict(principle) for principle in self.principles()]
         claim_settings(
-            self.folder / "settings.json", settings, made=str(self.folder), in_use=self.round_folder(0).exists()
+            self.folder / "settings.json", sampling, made=str(self.folder), in_use=self.round_folder(0).exists()
         )
+        claim_settings(self.folder / "training_settings.json", training | model, made=str(self.folder), in_use=trained)
 
     def stages(self) -> Iterator[tuple[str, int, Path]]:
         """Every stage in order: its method's name, its round, and the file that says it is done."""
@@ -124,14 +137,17 @@ class SAMIRun:
         from .run_report import write_run_report
 
         self.check_inputs()
-        self._accumulation()
+        self.check_schedule()
         self.claim()
-        for name, round_, done in self.stages():
+        stages = list(self.stages())
+        for number, (name, round_, done) in enumerate(stages, start=1):
+            line = f"[{number}/{len(stages)}] {'original' if round_ == 0 else f'round {round_}'}: {_STAGES[name]}"
             if done.exists():
-                logger.warning("round %d: %s is done already (%s)", round_, name, done)
+                print(f"{line} - done already, see {done}", flush=True)
                 continue
-            logger.warning("round %d: %s", round_, name)
+            print(line, flush=True)
             (perform or self.perform)(name, round_)
+            free_memory()
         return write_run_report(self)
 
     def perform(self, name: str, round_: int) -> None:
@@ -144,7 +160,7 @@ class SAMIRun:
         """Sample training rows from the model of the round before, on this round's half of the queries."""
         folder = self.round_folder(round_)
         report = sample_rows(
-            self._sampler(self.model_of(round_ - 1), is_original=round_ == 1),
+            self.sampler(self.model_of(round_ - 1), is_original=round_ == 1),
             self.training_half(round_),
             self.principles(),
             sampling_template=self.args.sampling_template or SAMPLING_TEMPLATE,
@@ -156,8 +172,8 @@ class SAMIRun:
         if report.kept < self.args.queries_per_step:
             raise ValueError(
                 f"round {round_}: only {report.kept} of {report.sampled} sampled rows were kept ({report.dropped}), "
-                f"fewer than queries_per_step={self.args.queries_per_step}: give more queries, raise `max_new_tokens` "
-                "or lower `queries_per_step`."
+                f"fewer than queries_per_step={self.args.queries_per_step}: lower it, or start again in another "
+                "`output_dir` with more queries or a larger `max_new_tokens`."
             )
         self._finish(folder / "sampling.json", report)
 
@@ -166,14 +182,33 @@ class SAMIRun:
         folder = self.round_folder(round_)
         rows = load_rows(folder / "samples.jsonl")
         steps = min(self.args.steps_of(round_), len(rows) // self.args.queries_per_step)
-        held_out = load_rows(self.round_folder(0) / "eval_samples.jsonl")
         config = copy.copy(self.config)
         config.output_dir = str(folder / "train")
         config.max_steps = steps
+        config.logging_steps = 1
         config.gradient_accumulation_steps = self._accumulation()
-        self.fit(
-            to_dataset(rows[: steps * self.args.queries_per_step]), to_dataset(held_out), config, folder / "model"
-        )
+        config.guard_stop = config.guard_stop or self.args.stop
+        held_out = None
+        if config.guard_steps or config.eval_strategy != "no":
+            held_out = to_dataset(load_rows(self.round_folder(0) / "eval_samples.jsonl"))
+        rows = to_dataset(rows[: steps * self.args.queries_per_step])
+        fit(self.model_args, config, rows, held_out, folder / "model")
+
+    def train_alone(self) -> None:
+        """Train on the rows of `dataset_name`, `queries_per_step` a gradient step; one epoch, or `max_steps`."""
+        config, args = copy.copy(self.config), self.args
+        rows = load_training_rows(args.dataset_name, args.dataset_train_split)
+        config.gradient_accumulation_steps = self._accumulation()
+        config.guard_stop = config.guard_stop or args.stop
+        if config.max_steps <= 0:
+            config.max_steps = len(rows) // args.queries_per_step
+        if config.max_steps < 1:
+            raise ValueError(
+                f"{args.dataset_name} holds {len(rows)} rows, fewer than queries_per_step={args.queries_per_step}: "
+                "lower it or sample more."
+            )
+        held_out = load_training_rows(args.eval_dataset_name, "test") if args.eval_dataset_name else None
+        fit(self.model_args, config, rows, held_out, self.folder / "model")
 
     def sample_evaluation(self, round_: int) -> None:
         """Sample responses to the held-out queries from this round's model, with the training prompt."""
@@ -182,7 +217,8 @@ class SAMIRun:
     def evaluate(self, round_: int) -> None:
         """Score this round's model on its own held-out responses and on those of the original."""
         originals = load_rows(self.round_folder(0) / "eval_samples.jsonl") if round_ else None
-        self._score(self.model_of(round_), self.round_folder(round_), self.model_of(0), originals)
+        original = self.model_of(0)
+        self._score(self.model_of(round_), self.round_folder(round_), original, originals, is_original=round_ == 0)
 
     def evaluate_alone(self) -> dict[str, Any]:
         """Sample and score `model_name_or_path` on the held-out queries, outside of any round."""
@@ -197,55 +233,6 @@ class SAMIRun:
         return self._score(model, folder, self.model_of(0), originals)
 
     # What the stages share
-
-    def trainer(self, rows: Dataset, held_out: Dataset | None, config: SAMIConfig) -> "SAMITrainer":
-        """The trainer of the original on some rows."""
-        from .sami_trainer import SAMITrainer
-
-        config.model_init_kwargs = {
-            "revision": self.model_args.model_revision,
-            "trust_remote_code": config.trust_remote_code,
-            "attn_implementation": self.model_args.attn_implementation,
-            "dtype": self.model_args.dtype,
-        } | (config.model_init_kwargs or {})
-        return SAMITrainer(
-            self.model_args.model_name_or_path,
-            config,
-            train_dataset=rows,
-            eval_dataset=held_out,
-            quantization_config=get_quantization_config(self.model_args),
-            peft_config=get_peft_config(self.model_args),
-        )
-
-    def fit(self, rows: Dataset, held_out: Dataset | None, config: SAMIConfig, target: Path) -> None:
-        """Train on rows and leave the model at `target`, whole or not at all; resumes from the last checkpoint."""
-        if target.exists():
-            raise ValueError(f"{target} exists already and is not overwritten: give another `output_dir`.")
-        trainer = self.trainer(rows, held_out, config)
-        checkpoint = get_last_checkpoint(config.output_dir) if os.path.isdir(config.output_dir) else None
-        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or checkpoint)
-        partial = target.with_name(target.name + ".partial")
-        if trainer.is_world_process_zero():
-            shutil.rmtree(partial, ignore_errors=True)
-            trainer.state.save_to_json(str(Path(config.output_dir) / "trainer_state.json"))
-        trainer.save_model(str(partial))
-        trainer.create_model_card(model_name=self.folder.name)
-        trainer.accelerator.wait_for_everyone()
-        if trainer.is_world_process_zero():
-            os.replace(Path(config.output_dir) / "README.md", partial / "README.md")
-            os.replace(partial, target)
-        if trainer.accelerator.num_processes > 1:
-            trainer.end()
-
-    @staticmethod
-    def training_rows(source: str, split: str) -> Dataset:
-        """Rows to train on: the kept ones of a file `sample` wrote, or a data set with the trainer's columns."""
-        if source.endswith(".jsonl"):
-            if not os.path.isfile(source):
-                raise ValueError(f"{source}: there is no such file; run `trl-ext sami sample` first.")
-            rows = read_jsonl(source)
-            return to_dataset(load_rows(source)) if rows and "kept" in rows[0] else Dataset.from_list(rows)
-        return load_dataset(source, split=split)
 
     def queries(self) -> tuple[list[Query], list[Query]]:
         """Training and held-out queries: one seeded shuffle, the first `num_eval_queries` held out."""
@@ -275,7 +262,7 @@ class SAMIRun:
 
     def _sample_held_out(self, model: str, folder: Path, *, is_original: bool) -> None:
         report = sample_rows(
-            self._sampler(model, is_original),
+            self.sampler(model, is_original),
             self.queries()[1],
             self.principles(),
             sampling_template=self.config.prompt_template or TRAINING_TEMPLATE,
@@ -285,14 +272,17 @@ class SAMIRun:
         )
         self._finish(folder / "eval_sampling.json", report)
 
-    def _score(self, model: str, folder: Path, original: str | None, fixed_rows: list | None) -> dict[str, Any]:
+    def _score(
+        self, model: str, folder: Path, original: str | None, fixed_rows: list | None, *, is_original: bool = False
+    ) -> dict[str, Any]:
         engine = self._in_process(model)
         separate = original not in (None, model) and not hasattr(engine.model, "peft_config")
         return evaluate_rows(
             engine.model,
             engine.tokenizer,
-            load_rows(folder / "eval_samples.jsonl"),
+            load_rows(folder / "eval_samples.jsonl", kept_only=False),
             folder / "evaluation.json",
+            is_original=is_original,
             original=self._in_process(original).model if separate else None,
             fixed_rows=fixed_rows,
             batch_tokens=self.args.eval_batch_tokens,
@@ -314,19 +304,36 @@ class SAMIRun:
     def _conversational(self) -> bool:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.model_args.model_name_or_path).chat_template is not None
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.model_args.model_name_or_path,
+            revision=self.model_args.model_revision,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        return tokenizer.chat_template is not None
 
-    def _sampler(self, model: str, is_original: bool) -> GenerationEngine:
+    def sampler(self, model: str, is_original: bool) -> GenerationEngine:
         """What samples from a model: the configured engine, or transformers where an endpoint cannot serve it."""
         if self.engine_args.engine != "endpoint" or is_original:
-            return create_engine(self.engine_args, model)
+            return create_engine(self.engine_args, model, self._model_options(model))
         logger.warning("the endpoint serves the original only: %s samples in this process", model)
         return self._in_process(model)
 
     def _in_process(self, model: str) -> TransformersEngine:
         return TransformersEngine(
-            model, batch_tokens=self.engine_args.engine_batch_tokens, dtype=self.engine_args.engine_dtype
+            model,
+            batch_tokens=self.engine_args.engine_batch_tokens,
+            dtype=self.engine_args.engine_dtype,
+            model_init_kwargs=self._model_options(model),
         )
+
+    def _model_options(self, model: str) -> dict[str, Any]:
+        """What a model is loaded with in every stage; a revision belongs to the original, or an adapter on it."""
+        options = {"trust_remote_code": self.config.trust_remote_code}
+        if self.model_args.attn_implementation:
+            options["attn_implementation"] = self.model_args.attn_implementation
+        if model == self.model_args.model_name_or_path or is_adapter_directory(model):
+            options["revision"] = self.model_args.model_revision
+        return options
 
     def principles(self) -> list[Principle]:
         """The principles constitutions are built from."""
@@ -350,10 +357,23 @@ class SAMIRun:
             raise ValueError("`model_name_or_path` is missing: give a hub id, a directory or the embedded model.")
         if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
             raise ValueError("`engine_model` would sample from another model every round: leave it out of `run`.")
+        if self.config.chat_template_path:
+            raise ValueError("`chat_template_path` would apply to training only: put the template into the model.")
         self.principles()
+
+    def check_schedule(self) -> None:
+        """Raise a one-line `ValueError` for settings of the trainer that the rounds decide themselves."""
+        for name, value, instead in (
+            ("max_steps", -1, "`steps_first_round` and `steps_growth`"),
+            ("num_train_epochs", 3.0, "`steps_first_round` and `steps_growth`"),
+            ("gradient_accumulation_steps", 1, "`queries_per_step`"),
+        ):
+            if getattr(self.config, name) != value:
+                raise ValueError(f"`{name}` has no effect on `run`: set {instead}.")
+        self._accumulation()
 
     @staticmethod
     def _finish(path: Path, report) -> None:
         print(report.summary)
         values = {f.name: getattr(report, f.name) for f in fields(report)}
-        path.write_text(json.dumps(values, default=str, indent=2) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(values, default=str, indent=2) + "\n")

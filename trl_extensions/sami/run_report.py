@@ -40,13 +40,20 @@ def write_run_report(run: "SAMIRun") -> Path:
     return report.write(run.folder)
 
 
+def summary_of(report: Path) -> str:
+    """What a report says first: the paragraph under its title, and the table by round."""
+    paragraphs = report.read_text(encoding="utf-8").split("\n\n")
+    table = next(paragraph for paragraph in paragraphs if paragraph.startswith("| round"))
+    return f"{paragraphs[1]}\n\n{table}"
+
+
 def _round_data(run: "SAMIRun", round_: int) -> dict[str, Any]:
     folder = run.round_folder(round_)
     data = {"round": round_, "evaluation": json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))}
     if round_:
         data["sampling"] = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
         state = json.loads((folder / "train" / "trainer_state.json").read_text(encoding="utf-8"))
-        data["steps"] = [entry for entry in state["log_history"] if "mi/bound" in entry]
+        data["steps"] = [entry for entry in state["log_history"] if "loss" in entry]
         data["training_seconds"] = next(
             (entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry), None
         )
@@ -77,19 +84,33 @@ def _clarity(rise: float, error: float) -> str:
     return "clear of twice its standard error" if abs(rise) > 2 * error else "within twice its standard error"
 
 
+def _queries(evaluation: dict) -> str:
+    empty = evaluation["num_empty"]
+    return f"{evaluation['num_queries']}{f' ({empty} empty)' if empty else ''}"
+
+
 def _pm(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f} ± {value['se']:.3f}"
 
 
 def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
     report.heading("Held-out queries, by round")
-    header = ["round", "MI bound", "MI bound (sums)", "same responses*", "which constitution?", "KL", "tokens"]
+    header = [
+        "round",
+        "queries",
+        "MI bound",
+        "MI bound (sums)",
+        "same responses*",
+        "which constitution?",
+        "KL",
+        "tokens",
+    ]
     rows = []
     for entry in rounds:
         e = entry["evaluation"]
         fixed = e.get("fixed_responses", e)
         rows.append([
-            entry["round"], _pm(e["mi_bound"]), _pm(e["mi_bound_sum"]), _pm(fixed["mi_bound"]),
+            entry["round"], _queries(e), _pm(e["mi_bound"]), _pm(e["mi_bound_sum"]), _pm(fixed["mi_bound"]),
             f"{e['accuracy_columns']['mean']:.0%}", e["kl"]["mean"], f"{e['length']:.0f}",
         ])  # fmt: skip
     report.table([*header, "cut off", "distinct-2"], [

@@ -15,7 +15,7 @@ _CHOICES = {
 class SAMIConfig(SFTConfig):
     """`SFTConfig` plus what SAMI (arXiv 2404.14313) adds. A batch of `per_device_train_batch_size` counts queries.
 
-    Every query contributes C x C sequences to a step, one per pair of constitution and response.
+    Every query is scored C x C times in a step, each response under each constitution.
 
     Args:
         beta (`float`, *optional*, defaults to `0.0`):
@@ -47,6 +47,8 @@ class SAMIConfig(SFTConfig):
             Held-out queries the guard samples for, each under all of its constitutions, greedily.
         guard_max_new_tokens (`int`, *optional*, defaults to `128`):
             Length limit of those samples, in tokens.
+        guard_stop (`list[str]` or `None`, *optional*):
+            Strings that end those samples, for models without an end of their own.
         guard_max_kl (`float` or `None`, *optional*):
             Stop training when KL to the original on the fresh samples exceeds this many nats per token.
         guard_max_length_ratio (`float` or `None`, *optional*):
@@ -96,6 +98,7 @@ class SAMIConfig(SFTConfig):
     )
     guard_num_queries: int = field(default=4, metadata={"help": "Held-out queries the guard samples for."})
     guard_max_new_tokens: int = field(default=128, metadata={"help": "Length limit of the guard's samples (tokens)."})
+    guard_stop: list[str] | None = field(default=None, metadata={"help": "Strings that end the guard's samples."})
     guard_max_kl: float | None = field(
         default=None, metadata={"help": "Stop when KL to the original on fresh samples exceeds this (nats per token)."}
     )
@@ -142,6 +145,11 @@ class SAMIConfig(SFTConfig):
                 raise ValueError(f"`{name}` does not work with SAMI, which scores pairs of rows: set it to False.")
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` has no meaning for the SAMI loss: set it to 0.")
+        if self.completion_only_loss is not None or self.truncation_mode != "keep_start" or self.router_aux_loss_coef:
+            raise ValueError(
+                "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no "
+                "effect on SAMI: leave them out."
+            )
         if self.loss_type != "nll":
             raise ValueError("`loss_type` selects an SFT loss and has no effect on SAMI: leave it out.")
         if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):

@@ -23,13 +23,14 @@ from .._compat import (
     get_config_model_id,
     global_then_local_main_first,
 )
+from ..core.head import output_head
 from ..core.reference import build_reference
 from ..core.shared_prefix import why_not_exact
 from .collator import DataCollatorForSAMI
 from .data import TOKEN_COLUMNS, prepare_rows
 from .guard import OverOptimizationGuard
 from .sami_config import SAMIConfig
-from .scores import rows_of, score_matched, score_pairs
+from .scores import ReferenceStates, matched_states, rows_of, score_pairs
 
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class SAMITrainer(SFTTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = _as_sami_config(args, model)
+        if ref_model is not None and ref_model is model:
+            raise ValueError("`ref_model` and `model` are the same object: pass a copy, or leave `ref_model` out.")
         _reject_prompt_learning(model, peft_config)
         self._rows_in_step = None
         adapter_is_trained = isinstance(model, PeftModel)
@@ -134,7 +137,7 @@ class SAMITrainer(SFTTrainer):
     def _can_share_prefix(self) -> bool:
         if not self.args.share_prefix:
             return False
-        reason = why_not_exact(self.model)
+        reason = why_not_exact(self.model, longest=self.args.max_length)
         if reason:
             logger.warning("Prompts are not shared between responses (one sequence per pair instead): %s.", reason)
         return reason is None
@@ -170,30 +173,53 @@ class SAMITrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         training = self.model.training
-        logps, kl = self._score(model, inputs)
-        losses, statistics = rows_of(logps, kl, inputs, self.args.beta)
+        total, losses, statistics = self._score_rows(model, inputs)
         self._record("train" if training else "eval", statistics, inputs)
         if training and self._rows_in_step:
             # DDP averages gradients over processes; the sum over all queries is divided by all queries
-            loss = losses.sum() * self.accelerator.num_processes / self._rows_in_step
+            loss = total * self.accelerator.num_processes / self._rows_in_step
         else:
-            loss = losses.mean()
-        return (loss, {"losses": losses.detach()}) if return_outputs else loss
+            loss = total / len(losses)
+        return (loss, {"losses": losses}) if return_outputs else loss
 
-    def _score(self, model, inputs):
-        reference = None
-        if self.reference is not None:
-            with self.reference.running(model, self.accelerator, self.args.gradient_checkpointing_kwargs) as (
-                wrapped,
-                unwrapped,
-            ):
-                reference = self._redirect(wrapped, unwrapped, score_matched, unwrapped, inputs)
+    def row_statistics(self, model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a batch of rows would log, `(B,)` per metric name; no gradients.
+
+        Args:
+            model: The policy as the training loop has it.
+            inputs: A batch of the trainer's collator, on the trainer's device.
+        """
+        with torch.no_grad():
+            return self._score_rows(model, inputs)[2]
+
+    def _score_rows(self, model, inputs):
+        """Summed loss with gradient, and detached `(B,)` losses and statistics."""
+        reference, kept = self._reference_states(model, inputs), {}
+
+        def forward(policy):
+            logps, kl = score_pairs(policy, inputs, self.args.logp_reduction, reference)
+            losses, statistics = rows_of(logps, kl, inputs, self.args.beta)
+            kept.update(losses=losses.detach(), statistics=statistics)
+            return losses.sum()
+
         unwrapped = self.accelerator.unwrap_model(model)
         # The redirection goes round the forward that accelerate wraps in autocast
         with self.accelerator.autocast():
-            return self._redirect(
-                model, unwrapped, score_pairs, unwrapped, inputs, self.args.logp_reduction, reference
-            )
+            total = self._redirect(model, unwrapped, forward, unwrapped).float()
+        # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
+        total = total + (kept["losses"].sum() - total).detach()
+        return total, kept["losses"], kept["statistics"]
+
+    def _reference_states(self, model, inputs) -> ReferenceStates | None:
+        if self.reference is None:
+            return None
+        with self.reference.running(model, self.accelerator, self.args.gradient_checkpointing_kwargs) as (
+            wrapped,
+            unwrapped,
+        ):
+            states = self._redirect(wrapped, unwrapped, matched_states, unwrapped, inputs)
+            # Read outside of the forward: weights that FSDP 2 gathers for it are freed when it ends
+            return ReferenceStates(states, output_head(unwrapped, states))
 
     def _record(self, mode: str, statistics: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]):
         names = sorted(statistics)

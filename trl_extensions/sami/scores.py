@@ -19,8 +19,16 @@ class ReferenceStates:
     head: OutputHead
 
 
-def score_matched(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
-    """Run the original over the matching pairs only: responses under the constitution they were sampled with."""
+def matched_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Run the original over the matching pairs only: responses under the constitution they were sampled with.
+
+    Args:
+        model: The unwrapped original.
+        inputs: A batch of `DataCollatorForSAMI`, in either layout.
+
+    Returns:
+        `(N, H)` states that predict the matching pairs' response tokens.
+    """
     pair_ids = inputs["pair_ids"]
     own = (pair_ids >= 0) & inputs["matched"][pair_ids]
     kept = (own | (pair_ids < 0)) & inputs["attention_mask"].bool()
@@ -35,7 +43,12 @@ def score_matched(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Referenc
             ("pair_ids", torch.where(own, pair_ids, -1)),
         )
     }  # fmt: skip
-    states = _states_before_responses(model, plain)
+    return _states_before_responses(model, plain)
+
+
+def score_matched(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
+    """`matched_states` with the head they meet, for a model that no trainer has wrapped."""
+    states = matched_states(model, inputs)
     return ReferenceStates(states, output_head(model, states))
 
 
@@ -56,16 +69,17 @@ def score_pairs(
     """
     states = _states_before_responses(model, inputs)
     head = output_head(model, states)
+    device = head.weight.device  # the last one, of a model split over several
     scored = inputs["pair_ids"] >= 0
-    pair_of_token = inputs["pair_ids"][scored]
-    matched, lengths = inputs["matched"], pair_lengths(inputs)
+    pair_of_token = inputs["pair_ids"][scored].to(device)
+    matched, lengths = inputs["matched"].to(device), pair_lengths(inputs).to(device)
     logps = _sum_by(pair_of_token, token_logps(states, head, inputs["input_ids"][scored]), len(matched))
     if reduction == "mean":
         logps = logps / lengths
     if reference is None:
         return logps, None
     own = matched[pair_of_token]
-    kl = chunked_kl(states[own], head, reference.states, reference.head, reverse=True)
+    kl = chunked_kl(states.to(device)[own], head, reference.states, reference.head, reverse=True)
     number = matched.cumsum(0) - 1  # position of each pair among the matching ones
     return logps, _sum_by(number[pair_of_token[own]], kl, int(matched.sum())) / lengths[matched]
 
@@ -84,6 +98,7 @@ def _states_before_responses(model: nn.Module, inputs: dict[str, torch.Tensor]) 
         mask = shared_prefix.attention_mask(pair_ids, real, model)
         layout = {"attention_mask": mask, "position_ids": inputs["position_ids"]}
     hidden = last_hidden_states(model, input_ids=inputs["input_ids"], **layout)
+    pair_ids, real = pair_ids.to(hidden.device), real.to(hidden.device)
     sequence, position = (pair_ids >= 0).nonzero(as_tuple=True)
     # A token is predicted one position earlier, a response's first one at the end of the prompt
     starts = pair_ids[sequence, position - 1] != pair_ids[sequence, position]
@@ -92,7 +107,7 @@ def _states_before_responses(model: nn.Module, inputs: dict[str, torch.Tensor]) 
 
 
 def _sum_by(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
-    return values.new_zeros(size).index_add(0, index.to(values.device), values)
+    return values.new_zeros(size).index_add(0, index, values)
 
 
 def rows_of(
@@ -114,16 +129,15 @@ def rows_of(
         lengths of its responses, so that it is a mean over response tokens whatever the batch looks like.
     """
     sizes = inputs["num_constitutions"].tolist()
-    lengths = pair_lengths(inputs)[inputs["matched"]].split(sizes)
+    lengths = pair_lengths(inputs)[inputs["matched"]].to(logps.device).split(sizes)
     kls = kl.split(sizes) if kl is not None else [None] * len(sizes)
     losses, rows = [], []
     for c, block, row_lengths, row_kl in zip(sizes, logps.split([c * c for c in sizes]), lengths, kls, strict=True):
         matrix = block.view(c, c)
         loss = sami_loss(matrix)
-        row = _statistics(matrix.detach(), row_lengths.to(matrix.device))
+        row = _statistics(matrix.detach(), row_lengths)
         if row_kl is not None:
-            weights = row_lengths.to(row_kl.device)
-            row_kl = (row_kl * weights).sum() / weights.sum()
+            row_kl = (row_kl * row_lengths).sum() / row_lengths.sum()
             row["kl"] = row_kl.detach()
             if beta:
                 loss = loss + beta * row_kl
