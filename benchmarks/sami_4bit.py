@@ -1,4 +1,4 @@
-"""QLoRA beside LoRA: the same rows and steps on a 4-bit (nf4) and a float32 base, then the saved 4-bit adapter reloaded.
+"""QLoRA beside LoRA: the same rows and steps on a 4-bit (nf4) and a float32 base, then the 4-bit adapter reloaded.
 
 python benchmarks/sami_4bit.py runs/benchmark-sami/round_1/samples.jsonl runs/benchmark-4bit [steps] [queries a step]
 """
@@ -49,9 +49,8 @@ def main(samples: str, output: str, steps: int = 3, queries: int = 4) -> None:
         seconds = time.perf_counter() - start
         losses = [f"{float(entry['loss']):.4f}" for entry in adapted.state.log_history if "loss" in entry]
         after = adapted.evaluate()
-        print(
-            f"| {name} | {' '.join(losses)} | {after['eval_loss']:.4f} | {after['eval_mi/bound']:.4f} | {seconds:.0f} |"
-        )
+        scores = f"{after['eval_loss']:.4f} | {after['eval_mi/bound']:.4f}"
+        print(f"| {name} | {' '.join(losses)} | {scores} | {seconds:.0f} |")
         adapted.save_model(f"{output}/{name}/adapter")
     reloaded = trainer(PeftModel.from_pretrained(load(True), Path(output) / "nf4" / "adapter"), "reloaded").evaluate()
     print(f"| nf4, adapter reloaded | | {reloaded['eval_loss']:.4f} | {reloaded['eval_mi/bound']:.4f} | |")

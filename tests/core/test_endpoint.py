@@ -192,6 +192,8 @@ PASSING = {
     "empty": (200, {}, ""),
     "half a json": (200, {}, json.dumps(answer("x"))[:90]),
     "no choices": (200, {}, '{"error": {"message": "busy"}}'),
+    "an empty choice": (200, {}, '{"choices": [{}]}'),
+    "a null message": (200, {}, '{"choices": [{"index": 0, "finish_reason": "stop", "message": null}]}'),
     "a list": (200, {}, "[1]"),
     "a number": (200, {}, "3"),
 }
@@ -326,6 +328,13 @@ def test_answers_under_way_survive_a_failure(server):
         for index, _ in results:
             got.append(index)
     assert sorted(got) == [0, 2, 3]
+
+
+def test_nothing_is_sent_after_a_failure(server):
+    server.script["0"] = [400]
+    with pytest.raises(EndpointError):
+        run(PatientEngine(server.url, "m", concurrency=1), [chat(str(i)) for i in range(20)])
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -464,13 +464,21 @@ def fake_vllm(calls):
             assert lora_int_id > 0
             self.path = lora_path
 
+    class Tokenizer:
+        def decode(self, token_ids, *, skip_special_tokens):
+            assert skip_special_tokens
+            return "".join(map(chr, token_ids))
+
     class LLM:
         def __init__(
             self, model, *, tokenizer=None, dtype="auto", tensor_parallel_size=1, gpu_memory_utilization=0.9,
-            enable_lora=False, max_lora_rank=16,
+            revision=None, trust_remote_code=False, enable_lora=False, max_lora_rank=16,
         ):  # fmt: skip
             assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
             calls.append(("LLM", model, tokenizer, tensor_parallel_size, enable_lora, max_lora_rank))
+
+        def get_tokenizer(self):
+            return Tokenizer()
 
         def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None):
             assert all(isinstance(prompt, str) for prompt in prompts)
@@ -488,7 +496,7 @@ def fake_vllm(calls):
                     outputs=[
                         types.SimpleNamespace(
                             text=f" {prompt} answered \n",
-                            token_ids=[1, 2, 3],
+                            token_ids=[ord(character) for character in f"{prompt} answered \n"],
                             finish_reason="length" if prompt == "Sky" else "stop",
                         )
                     ]
@@ -531,7 +539,9 @@ def test_vllm_calls(vllm_calls):
     assert len(set(seeds)) == len(PROMPTS)
     assert all(lora is None for *_, lora in vllm_calls[1:])
     for prompt, generation in zip(PROMPTS, got, strict=True):
-        assert generation == Generation(f" {prompt} answered", "length" if prompt == "Sky" else "stop", 3)
+        text = f"{prompt} answered"
+        # Decoded from the tokens alone, without the space vLLM's own text starts with; two characters are stripped.
+        assert generation == Generation(text, "length" if prompt == "Sky" else "stop", len(text) + 2)
 
 
 def test_vllm_greedy(vllm_calls):

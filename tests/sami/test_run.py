@@ -22,6 +22,7 @@ principles:
 def files(tmp_path):
     (tmp_path / "principles.yaml").write_text(PRINCIPLES)
     words = ["eggs", "sky", "fox", "dogs", "rain", "trees", "tea", "bread", "boats", "stars", "snow", "mice"]
+    words += [f"{word} and {word[::-1]}" for word in words]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps({"query": f"Tell me of {w}."}) + "\n" for w in words))
     return tmp_path
 
@@ -71,7 +72,8 @@ class TestWholeRun:
         folder = files / "run"
         data = json.loads((folder / "report.json").read_text())
         assert [entry["round"] for entry in data["rounds"]] == [0, 1, 2]
-        assert all(entry["evaluation"]["num_queries"] == 4 for entry in data["rounds"])
+        counts = [(e["evaluation"]["num_queries"], e["evaluation"]["num_empty"]) for e in data["rounds"]]
+        assert all(scored + empty == 4 for scored, empty in counts)
         # 1 step of 2 queries, then 2 steps of 2 queries
         assert [entry["sampling"]["kept"] for entry in data["rounds"][1:]] == [2, 4]
         assert [len(entry["steps"]) for entry in data["rounds"][1:]] == [1, 2]
@@ -79,7 +81,11 @@ class TestWholeRun:
         assert [entry["steps"][0]["kl"] for entry in data["rounds"][1:]] == pytest.approx([0.0, 0.0], abs=1e-6)
         text = report.read_text()
         assert "rounds.png" in text and (folder / "rounds.png").stat().st_size > 1000
-        assert text.count("| original | round 2 |") == 4  # all held-out queries, fewer than six
+        kept = [
+            {row["id"] for row in read_jsonl(folder / f"round_{r}" / "eval_samples.jsonl") if row["kept"]}
+            for r in (0, 2)
+        ]
+        assert text.count("| original | round 2 |") == len(kept[0] & kept[1])  # all held-out queries, fewer than six
         assert (folder / "round_2" / "model" / "adapter_model.safetensors").exists()
         assert "2404.14313" in (folder / "round_2" / "model" / "README.md").read_text()
 
@@ -87,7 +93,7 @@ class TestWholeRun:
         run = _parse("run", arguments())
         training, held_out = run.queries()
         first, second, third = (run.training_half(round_) for round_ in (1, 2, 3))
-        assert len(held_out) == 4 and len(first) == len(second) == 4
+        assert len(held_out) == 4 and len(first) == len(second) == 10
         assert third == first
         assert {q.id for q in first} | {q.id for q in second} == {q.id for q in training}
         assert not {q.id for q in first} & {q.id for q in second}
@@ -160,7 +166,7 @@ class TestResuming:
 
     def test_training_may_change_until_a_round_is_trained(self, arguments, files):
         _until(_parse("run", arguments()), "train", 1)
-        _parse("run", arguments(learning_rate=0.02, max_length=100)).execute()
+        _parse("run", arguments(learning_rate=0.02, max_length=200)).execute()
         state = json.loads((files / "run" / "round_1" / "train" / "trainer_state.json").read_text())
         assert state["log_history"][0]["learning_rate"] == 0.02
 
@@ -210,11 +216,11 @@ class TestBadInput:
                 {"queries_per_step": 3, "per_device_train_batch_size": 2},
                 "not a multiple of per_device_train_batch_size",
             ),
-            ({"num_eval_queries": 11}, "at least 2 must be left for training"),
+            ({"num_eval_queries": 23}, "at least 2 must be left for training"),
             ({"max_steps": 5}, "`max_steps` has no effect on `run`"),
             ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` has no effect on `run`"),
             ({"engine_model": "other"}, "`engine_model` would sample from another model"),
-            ({"queries_per_step": 4, "steps_first_round": 1, "max_response_tokens": 1}, "only 0 of 4 sampled rows"),
+            ({"queries_per_step": 4, "steps_first_round": 1, "max_response_tokens": 1}, r"only 0 of \d+ sampled rows"),
         ],
     )
     def test_one_line_before_anything_is_lost(self, arguments, changes, message):

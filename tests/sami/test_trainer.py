@@ -278,6 +278,8 @@ class TestConstruction:
             ({"logp_reduction": "median"}, "`logp_reduction` must be one of mean, sum"),
             ({"overflow": "cut"}, "`overflow` must be one of"),
             ({"prompt_template": "{question}"}, "unknown field {question}"),
+            ({"prompt_template": "{query:5d} {constitution}"}, "formats a field"),
+            ({"prompt_template": "{query} {constitution"}, "not a valid template"),
             ({"prompt_template": "{query}"}, "lacks the field {constitution}"),
             ({"guard_max_kl": 1.0}, "`guard_steps` is 0"),
             ({"guard_steps": -1}, "`guard_steps` must be"),

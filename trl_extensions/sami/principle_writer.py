@@ -19,7 +19,6 @@ from trl_extensions.sami.principles import Principle, parse_principles
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 5
 _PROMPTS = files("trl_extensions.sami").joinpath("prompts")
 _RETRY_TEMPERATURE = 0.7
 _MAX_NAME_WORDS = 6
@@ -47,7 +46,7 @@ def write_principles(
     *,
     params: GenerationParams | None = None,
     raw_path: str | os.PathLike | None = None,
-    max_attempts: int = MAX_ATTEMPTS,
+    max_attempts: int | None = None,
 ) -> list[Principle]:
     """Ask a model for principles with antitheses until there are enough of them.
 
@@ -60,7 +59,7 @@ def write_principles(
         num: Number of principles to return, at least 1.
         params: Defaults to greedy decoding with up to 600 new tokens.
         raw_path: JSON-lines file to which every answer is appended, as the model gave it.
-        max_attempts: Number of questions to ask at most.
+        max_attempts: Number of questions to ask at most. Defaults to `3 * num + 3`; a small model gives one each.
 
     Returns:
         `num` principles with distinct names.
@@ -73,6 +72,7 @@ def write_principles(
         raise ValueError("`task` is empty; say in a few words what the principles are for")
     if num < 1:
         raise ValueError(f"`num` is {num}; ask for at least 1 principle")
+    max_attempts = 3 * num + 3 if max_attempts is None else max_attempts
     params = params or GenerationParams(max_new_tokens=600)
     found: dict[str, Principle] = {}
     shown = [principle for _, principles in _examples() for principle in principles]

@@ -20,14 +20,17 @@ def check_template(template: str, name: str) -> None:
     if not isinstance(template, str):
         raise ValueError(f"`{name}` must be a text with the fields {allowed}, got {template!r}.")
     try:
-        found = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+        fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ValueError(
             f"`{name}` is not a valid template ({error}): write literal braces as {{{{ and }}}}."
         ) from None
+    found = {field for field, _, _ in fields}
     unknown = sorted(found - set(FIELDS))
     if unknown:
         raise ValueError(f"`{name}` has the unknown field {{{unknown[0]}}}; it may use {allowed}.")
+    if any(spec or conversion for _, spec, conversion in fields):
+        raise ValueError(f"`{name}` formats a field with `:` or `!`, which texts do not need: write plain {allowed}.")
     missing = [field for field in FIELDS if field not in found]
     if missing:
         raise ValueError(f"`{name}` lacks the field {{{missing[0]}}}; it needs {allowed}.")
