@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -141,9 +142,7 @@ def test_a_broken_surrogate_pair_is_replaced(tmp_path):
 
 
 def test_the_demo_queries_load_and_are_distinct():
-    from importlib.resources import files
-
-    path = files("trl_extensions.sami").joinpath("data", "demo_queries.jsonl")
+    path = Path(__file__).resolve().parents[2] / "recipes/smollm2-135m/sami/queries.jsonl"
     queries = load_queries(str(path))
     words = [frozenset(query.text.lower().strip("?").split()) for query in queries]
     assert len(queries) == 120 == len(set(words))
