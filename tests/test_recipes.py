@@ -35,7 +35,8 @@ def test_sami_recipe(path, tiny_model_dir, tmp_path, monkeypatch):
     run.model_args.model_name_or_path = str(tiny_model_dir)
     assert len(sample_constitutions(run.principles(), run.args.num_constitutions, seed=0, key="x")) == 2
     assert run.args.queries_per_step % run.config.per_device_train_batch_size == 0
-    trainer = build_trainer(run.model_args, run.config, Dataset.from_list(sami_rows(2)), None)
+    rows = Dataset.from_list(sami_rows(2))
+    trainer = build_trainer(run.model_args, run.config, rows, rows if run.config.guard_steps else None)
     assert type(trainer) is SAMITrainer
     trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert bool(run.model_args.use_peft) == all("lora_" in name for name in trainable)

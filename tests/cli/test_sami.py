@@ -24,7 +24,7 @@ class TestStrictness:
         assert "--no_such_option" in error_of(capsys, ["run", *arguments(), "--no_such_option", "1"])
 
     def test_unknown_key_in_yaml(self, files, capsys):  # noqa: F811
-        (files / "c.yaml").write_text("no_such_key: 1\n")
+        (files / "c.yaml").write_text("no_such_key: 1\nuse_cpu: true\nbf16: false\n")
         assert "no_such_key" in error_of(capsys, ["run", "--config", files / "c.yaml"])
 
     def test_yaml_value_outside_its_choices(self, files, capsys):  # noqa: F811
@@ -50,7 +50,7 @@ class TestStrictness:
     def test_yaml_and_command_line_agree(self, arguments, files):  # noqa: F811
         given = arguments()
         pairs = dict(zip(given[::2], given[1::2], strict=True))
-        config = {name[2:]: yaml.safe_load(value) for name, value in pairs.items()}
+        config = {name[2:]: value if value == "no" else yaml.safe_load(value) for name, value in pairs.items()}
         (files / "c.yaml").write_text(yaml.safe_dump(config))
         by_yaml, by_line = _parse("run", ["--config", str(files / "c.yaml")]), _parse("run", given)
         assert by_yaml.args == by_line.args and by_yaml.model_args == by_line.model_args
