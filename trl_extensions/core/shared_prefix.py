@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .._compat import is_deepspeed_zero3_enabled
+from .modes import evaluating
 
 
 logger = logging.getLogger(__name__)
@@ -74,26 +75,23 @@ def _probe(model: nn.Module) -> str | None:
     vocabulary = causal_lm.config.get_text_config().vocab_size
     tokens = torch.arange(11, device=parameter.device) * 7919 % vocabulary
     prompt, one, two = tokens[:5], tokens[5:8], tokens[8:]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        backbone = causal_lm.base_model
-        group_ids = torch.tensor([[-1] * 5 + [0] * 3 + [1] * 3], device=parameter.device)
-        shared = backbone(
-            input_ids=tokens[None],
-            attention_mask=attention_mask(group_ids, torch.ones_like(group_ids), model),
-            position_ids=torch.tensor([[*range(8), 5, 6, 7]], device=parameter.device),
-            use_cache=False,
-        ).last_hidden_state[0]
-        apart = [
-            backbone(input_ids=torch.cat([prompt, rest])[None], use_cache=False).last_hidden_state[0]
-            for rest in (one, two)
-        ]
+        with evaluating(model):
+            backbone = causal_lm.base_model
+            group_ids = torch.tensor([[-1] * 5 + [0] * 3 + [1] * 3], device=parameter.device)
+            shared = backbone(
+                input_ids=tokens[None],
+                attention_mask=attention_mask(group_ids, torch.ones_like(group_ids), model),
+                position_ids=torch.tensor([[*range(8), 5, 6, 7]], device=parameter.device),
+                use_cache=False,
+            ).last_hidden_state[0]
+            apart = [
+                backbone(input_ids=torch.cat([prompt, rest])[None], use_cache=False).last_hidden_state[0]
+                for rest in (one, two)
+            ]
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        return f"its forward refuses the layout ({str(error).splitlines()[0]:.80})"
-    finally:
-        for module, training in modes:
-            module.training = training
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        return f"its forward refuses the layout ({reason})"
     expected = torch.cat([apart[0], apart[1][5:]]).float()
     error = (shared.float() - expected).norm() / expected.norm()
     tolerance = 1e-4 if model.dtype == torch.float32 and not _is_quantized(model) else 5e-2

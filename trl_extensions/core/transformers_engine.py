@@ -28,6 +28,7 @@ from .generation import (
     is_adapter_directory,
     request_seed,
 )
+from .modes import evaluating
 
 
 class TransformersEngine:
@@ -233,16 +234,13 @@ def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator
     fills whatever the passed one leaves unset (a repetition penalty, for one) from the model's.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    modes = [(module, module.training) for module in model.modules()]
     own = inner.generation_config
     inner.generation_config = config
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         inner.generation_config = own
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
+from ..core.modes import evaluating
 from ..core.report import mean_and_error, write_atomically
 from ..core.shared_prefix import why_not_exact
 from ..core.text_metrics import corpus_distinct_2, distinct_2
@@ -50,9 +51,7 @@ def score_rows(
     shared = why_not_exact(model, longest=max(map(_longest, dataset))) is None
     collate = DataCollatorForSAMI(_pad_id(tokenizer), share_prefix=shared)
     results: list[dict[str, float]] = [{} for _ in rows]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="row") as bar:
+    with evaluating(model), torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="row") as bar:
         for indices in _batches(dataset, batch_tokens, shared):
             device = next(model.parameters()).device
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
@@ -60,8 +59,6 @@ def score_rows(
             for i, result in zip(indices, _score_batch(model, inputs, reference), strict=True):
                 results[i] = result
             bar.update(len(indices))
-    for module, training in modes:
-        module.training = training
     return results
 
 

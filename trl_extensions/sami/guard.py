@@ -108,8 +108,6 @@ class OverOptimizationGuard(TrainerCallback):
     def _kl(self, answers: list[Generation]) -> float:
         """Mean over queries of KL to the original on fresh samples, nats per response token."""
         tokenizer, model, values = self.trainer._tokenizer, self.trainer.model_wrapped, []
-        was_training = model.training
-        model.eval()
         for row in self.rows:
             mine, answers = answers[: len(row["prompts"])], answers[len(row["prompts"]) :]
             end_id = end_token_id(tokenizer, not isinstance(row["prompts"][0], str))
@@ -120,7 +118,6 @@ class OverOptimizationGuard(TrainerCallback):
             batch = {"prompt_input_ids": row["prompt_input_ids"], "completion_input_ids": completions}
             inputs = self.trainer._prepare_inputs(self.trainer.data_collator([batch]))
             values.append(self.trainer.row_statistics(model, inputs)["kl"].item())
-        model.train(was_training)
         return sum(values) / len(values)
 
     def _limit_passed(self, record: dict) -> str | None:

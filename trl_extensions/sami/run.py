@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trl import ModelConfig
 
@@ -40,9 +40,6 @@ from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE
 from .training import fit, free_memory, load_training_rows
 
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -182,12 +179,10 @@ class SAMIRun:
         folder = self.round_folder(round_)
         rows = load_rows(folder / "samples.jsonl")
         steps = min(self.args.steps_of(round_), len(rows) // self.args.queries_per_step)
-        config = copy.copy(self.config)
+        config = self._training_config()
         config.output_dir = str(folder / "train")
         config.max_steps = steps
         config.logging_steps = 1
-        config.gradient_accumulation_steps = self._accumulation()
-        config.guard_stop = config.guard_stop or self.args.stop
         held_out = None
         if config.guard_steps or config.eval_strategy != "no":
             held_out = to_dataset(load_rows(self.round_folder(0) / "eval_samples.jsonl"))
@@ -196,10 +191,8 @@ class SAMIRun:
 
     def train_alone(self) -> None:
         """Train on the rows of `dataset_name`, `queries_per_step` a gradient step; one epoch, or `max_steps`."""
-        config, args = copy.copy(self.config), self.args
+        config, args = self._training_config(), self.args
         rows = load_training_rows(args.dataset_name, args.dataset_train_split)
-        config.gradient_accumulation_steps = self._accumulation()
-        config.guard_stop = config.guard_stop or args.stop
         if config.max_steps <= 0:
             config.max_steps = len(rows) // args.queries_per_step
         if config.max_steps < 1:
@@ -338,6 +331,13 @@ class SAMIRun:
     def principles(self) -> list[Principle]:
         """The principles constitutions are built from."""
         return load_principles(self.args.principles)
+
+    def _training_config(self) -> SAMIConfig:
+        """A copy of the trainer's configuration with what follows from the run's own settings."""
+        config = copy.copy(self.config)
+        config.gradient_accumulation_steps = self._accumulation()
+        config.guard_stop = config.guard_stop or self.args.stop
+        return config
 
     def _accumulation(self) -> int:
         per_step = self.config.per_device_train_batch_size * self.config.world_size

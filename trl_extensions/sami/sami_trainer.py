@@ -24,6 +24,7 @@ from .._compat import (
     global_then_local_main_first,
 )
 from ..core.head import output_head
+from ..core.modes import evaluating
 from ..core.reference import build_reference
 from ..core.shared_prefix import why_not_exact
 from .collator import DataCollatorForSAMI
@@ -183,13 +184,13 @@ class SAMITrainer(SFTTrainer):
         return (loss, {"losses": losses}) if return_outputs else loss
 
     def row_statistics(self, model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What a batch of rows would log, `(B,)` per metric name; no gradients.
+        """What a batch of rows would log, `(B,)` per metric name; in eval mode, without gradients.
 
         Args:
             model: The policy as the training loop has it.
             inputs: A batch of the trainer's collator, on the trainer's device.
         """
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             return self._score_rows(model, inputs)[2]
 
     def _score_rows(self, model, inputs):
