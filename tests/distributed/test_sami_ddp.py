@@ -1,26 +1,18 @@
 """Two processes against one: same loss, gradient norm, metrics and updated weights."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.distributed.launch import run_processes
 
 
 def launch(processes: int, model_dir, output: Path, per_device: int, accumulation: int, kind: str):
     output.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(ROOT / "tests/distributed/train_script.py"), str(model_dir), str(output)]
-    command += [str(per_device), str(accumulation), kind]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    arguments = [str(model_dir), str(output), str(per_device), str(accumulation), kind]
+    run_processes(Path(__file__).with_name("train_sami.py"), arguments, processes=processes, folder=output)
     return json.loads((output / "result.json").read_text()), torch.load(output / "weights.pt")
 
 

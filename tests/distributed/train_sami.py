@@ -1,4 +1,4 @@
-"""Run by torchrun: two SGD steps of SAMI on the tiny model; rank 0 writes losses, norms, metrics and weights."""
+"""One rank of a test: two SGD steps of SAMI on the tiny model; rank 0 writes losses, norms, metrics and weights."""
 
 import json
 import sys
@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main(model_dir: str, output: str, per_device: int, accumulation: int, adapter: bool) -> None:
+    from tests.distributed.launch import join
     from tests.sami.conftest import sami_rows
     from trl_extensions import SAMIConfig, SAMITrainer
 
+    join()
     args = SAMIConfig(
         output + "/run", use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation, max_steps=2, logging_steps=1, learning_rate=0.1, optim="sgd",
