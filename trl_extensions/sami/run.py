@@ -34,7 +34,7 @@ from ..core.settings import claim_settings
 from .arguments import SAMIArguments
 from .evaluation import evaluate_rows
 from .principles import Principle, load_principles
-from .queries import Query, load_queries
+from ..core.queries import Query, load_queries
 from .sami_config import SAMIConfig
 from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE

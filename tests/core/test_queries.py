@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_extensions.sami.queries import FIRST_HUMAN_TURN, load_queries
+from trl_extensions.core.queries import FIRST_HUMAN_TURN, load_queries
 
 
 def jsonl(tmp_path, rows, name="q.jsonl"):

@@ -1,0 +1,212 @@
+"""The objectives of `tnt.loss` from hidden states: the same numbers, and no vocabulary-sized tensor outlives a chunk.
+
+Both models are projected for a few rows at a time. Those rows give their losses, their statistics and, in closed form,
+their gradient in the hidden states at once, so nothing is projected a second time in the backward pass, and every row is
+exact however much mass the original gives to the banned token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .._compat import addmm_fp32, compute_dtype, maybe_gather_lm_head_ctx, project
+from ..core.head import OutputHead
+from .loss import LOWEST, VARIANTS, check_objective, smooth_logps, target_logps
+
+
+_CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB for each of about five float32 buffers
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What `targeted_negative_loss` takes beside tensors; see there.
+
+    Raises:
+        ValueError: A setting that has no meaning.
+    """
+
+    variant: str = "ff"
+    alpha: float = 1.0
+    smoothing: float = 1e-6
+    smooth_over: str = "banned"
+
+    def __post_init__(self):
+        check_objective(self.variant, self.alpha, self.smoothing, self.smooth_over)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of N scored tokens; everything but `total` is detached.
+
+    Attributes:
+        total: Scalar, the sum of `losses`; carries the gradient.
+        losses: `(N,)` nats, multiplied by `alpha` on unwanted tokens.
+        divergence: `(N,)` KL(d || p) to the ideal target, nats, whatever the variant.
+        entropy: `(N,)` of the policy, nats.
+        logps: `(N,)` log p_y of the policy.
+        ref_logps: `(N,)` log q_y of the original.
+    """
+
+    total: torch.Tensor
+    losses: torch.Tensor
+    divergence: torch.Tensor
+    entropy: torch.Tensor
+    logps: torch.Tensor
+    ref_logps: torch.Tensor
+
+
+def fused_negative_loss(
+    states: torch.Tensor,
+    head: OutputHead,
+    ref_states: torch.Tensor,
+    ref_head: OutputHead,
+    token_ids: torch.Tensor,
+    weights: torch.Tensor,
+    objective: Objective,
+) -> TokenScores:
+    """`targeted_negative_loss` of N scored tokens from the states that predict them.
+
+    Args:
+        states: `(N, H)` of the policy; receives gradients, as does its head.
+        head: The policy's output head.
+        ref_states: `(N, H')` of the original.
+        ref_head: The original's output head, same vocabulary.
+        token_ids: `(N,)`.
+        weights: `(N,)` in {+1, -1}.
+        objective: Variant, alpha and smoothing.
+
+    Raises:
+        ValueError: The two heads have different vocabularies.
+    """
+    if len(head.weight) != len(ref_head.weight) and len(ref_head.weight) and len(head.weight):
+        raise ValueError(
+            f"the model has a vocabulary of {len(head.weight)} tokens, the original one of {len(ref_head.weight)}: "
+            "they must agree"
+        )
+    device = head.weight.device
+    arguments = [tensor.to(device) for tensor in (ref_states, token_ids, weights)]
+    total, *statistics = _FusedLoss.apply(
+        states.to(device), head.weight, head.bias, head, *arguments, ref_head, objective, torch.is_grad_enabled()
+    )
+    return TokenScores(total, *statistics)
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, weight, bias, head, ref_states, token_ids, weights, ref_head, objective, with_grad):
+        needs = [with_grad and need for need in ctx.needs_input_grad[:3]]
+        grads = [
+            torch.zeros(tensor.shape, dtype=torch.float32, device=tensor.device) if need else None
+            for need, tensor in zip(needs, (states, weight, bias), strict=True)
+        ]
+        statistics = torch.zeros((5, len(states)), dtype=torch.float32, device=states.device)
+        with (
+            maybe_gather_lm_head_ctx(weight, bias),
+            maybe_gather_lm_head_ctx(ref_head.weight, ref_head.bias),
+        ):
+            dtypes = compute_dtype(states), compute_dtype(ref_states)
+            for rows, sign in _chunks(weights, len(weight)):
+                logits = _logits(states[rows], head, weight, bias, dtypes[0])
+                ref_logits = _logits(ref_states[rows], ref_head, ref_head.weight, ref_head.bias, dtypes[1])
+                statistics[:, rows], grad = _score_rows(
+                    logits, ref_logits, token_ids[rows], sign, objective, head if any(needs) else None
+                )
+                _accumulate(grads, grad, rows, states, weight, dtypes[0])
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = states.dtype, weight.dtype
+        ctx.mark_non_differentiable(*(outputs := list(statistics)))
+        return statistics[0].sum(), *outputs
+
+    @staticmethod
+    def backward(ctx, grad_total, *_):
+        grad_states, grad_weight, grad_bias = ctx.saved_tensors
+        return (
+            (grad_total * grad_states).to(ctx.dtypes[0]) if grad_states is not None else None,
+            (grad_total * grad_weight).to(ctx.dtypes[1]) if grad_weight is not None else None,
+            (grad_total * grad_bias).to(ctx.dtypes[1]) if grad_bias is not None else None,
+            *(None,) * 7,
+        )
+
+
+def _chunks(weights: torch.Tensor, vocabulary: int):
+    """Row numbers of one sign each, a few at a time."""
+    size = max(1, _CHUNK_ELEMENTS // max(1, vocabulary))
+    for sign in (-1, 1):
+        for rows in (weights == sign).nonzero(as_tuple=True)[0].split(size):
+            if len(rows):
+                yield rows, sign
+
+
+def _logits(states, head: OutputHead, weight, bias, dtype) -> torch.Tensor:
+    logits = torch.empty((len(states), len(weight)), dtype=torch.float32, device=states.device)
+    project(logits, states.to(dtype), weight, bias, 0, len(weight), dtype)
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits
+
+
+def _accumulate(grads, grad, rows, states, weight, dtype) -> None:
+    """Carry the gradient of some rows' logits to the states, the head's weight and its bias."""
+    if grad is None:
+        return
+    of_states, of_weight, of_bias = grads
+    if of_bias is not None:
+        of_bias += grad.sum(0)
+    grad = grad.to(dtype)
+    if of_states is not None:
+        own = torch.zeros((len(rows), states.shape[1]), dtype=torch.float32, device=states.device)
+        addmm_fp32(own, grad, weight.to(dtype))
+        of_states[rows] = own
+    if of_weight is not None:
+        addmm_fp32(of_weight, grad.t(), states[rows].to(dtype))
+
+
+def _score_rows(logits, ref_logits, token_ids, sign: int, objective: Objective, head: OutputHead | None):
+    """Losses, KL(d || p), entropies, log p_y, log q_y, stacked `(5, n)`, and the gradient in what `head` projected.
+
+    Args:
+        logits, ref_logits: `(n, V)` float32.
+        sign: Which term of the variant.
+        head: The policy's head if the gradient is wanted.
+    """
+    banned, index = sign < 0, token_ids[:, None]
+    term = VARIANTS[objective.variant][0 if banned else 1]
+    slope = None  # of scale and soft-capping
+    if head is not None and head.softcap is not None:
+        slope = (logits / head.softcap).square_().neg_().add_(1.0)
+    log_p = _finite(logits.log_softmax(-1))
+    log_d = target_logps(ref_logits, token_ids, banned)
+    ref_logp = (ref_logits.log_softmax(-1) if banned else log_d).gather(-1, index)[:, 0]
+    log_d, ref_logp, logp = _finite(log_d), _finite(ref_logp), log_p.gather(-1, index)[:, 0]
+    p, d = log_p.exp(), log_d.exp()
+    entropy = -torch.linalg.vecdot(p, log_p)
+    divergence = torch.linalg.vecdot(d, log_d - log_p)
+    if term == "forward":
+        losses, grad = divergence, p.sub_(d)
+    elif term == "reverse":
+        gap = log_p - smooth_logps(log_d, token_ids, banned, objective.smoothing, objective.smooth_over)
+        losses = torch.linalg.vecdot(p, gap)
+        grad = gap.sub_(losses[:, None]).mul_(p)
+    elif term == "unlikelihood":
+        rest = log_p.scatter_(-1, index, -torch.inf)
+        of_rest = rest.logsumexp(-1)
+        losses = -of_rest
+        grad = p.sub_(rest.sub_(of_rest[:, None]).exp_())  # p_y at the token, -p_y times its share of the rest elsewhere
+    else:
+        direction = 1.0 if term == "likelihood" else -1.0
+        losses = -direction * logp
+        grad = p.scatter_add_(-1, index, torch.full_like(index, -1.0, dtype=p.dtype)).mul_(direction)
+    factor = objective.alpha if banned else 1.0
+    statistics = torch.stack([factor * losses, divergence, entropy, logp, ref_logp])
+    if head is None:
+        return statistics, None
+    if slope is not None:
+        grad.mul_(slope)
+    return statistics, grad.mul_(factor * head.scale)
+
+
+def _finite(logps: torch.Tensor) -> torch.Tensor:
+    """`loss.finite`, in place."""
+    return logps.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=LOWEST)
