@@ -10,7 +10,7 @@ from trl_extensions import SAMITrainer
 from trl_extensions.cli.sami import _parser
 from trl_extensions.sami.principles import sample_constitutions
 from trl_extensions.sami.run import SAMIRun
-from trl_extensions.sami.training import build_trainer
+from trl_extensions.core.training import build_trainer
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def test_sami_recipe(path, tiny_model_dir, tmp_path, monkeypatch):
     assert len(sample_constitutions(run.principles(), run.args.num_constitutions, seed=0, key="x")) == 2
     assert run.args.queries_per_step % run.config.per_device_train_batch_size == 0
     rows = Dataset.from_list(sami_rows(2))
-    trainer = build_trainer(run.model_args, run.config, rows, rows if run.config.guard_steps else None)
+    trainer = build_trainer(SAMITrainer, run.model_args, run.config, rows, rows if run.config.guard_steps else None)
     assert type(trainer) is SAMITrainer
     trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert bool(run.model_args.use_peft) == all("lora_" in name for name in trainable)

@@ -17,13 +17,17 @@ except PackageNotFoundError:  # a source tree that was never installed
 _PUBLIC = {
     "SAMIConfig": "trl_extensions.sami.sami_config",
     "SAMITrainer": "trl_extensions.sami.sami_trainer",
+    "TNTConfig": "trl_extensions.tnt.tnt_config",
+    "TNTTrainer": "trl_extensions.tnt.tnt_trainer",
 }
 
-__all__ = ["SAMIConfig", "SAMITrainer", "__version__"]
+__all__ = ["SAMIConfig", "SAMITrainer", "TNTConfig", "TNTTrainer", "__version__"]
 
 if TYPE_CHECKING:
     from .sami.sami_config import SAMIConfig
     from .sami.sami_trainer import SAMITrainer
+    from .tnt.tnt_config import TNTConfig
+    from .tnt.tnt_trainer import TNTTrainer
 
 
 def __getattr__(name: str):

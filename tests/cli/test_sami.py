@@ -9,7 +9,8 @@ import yaml
 
 from tests.sami.test_run import arguments, files  # noqa: F401 (fixtures)
 from trl_extensions.cli.main import main
-from trl_extensions.cli.sami import _parse, _split_launch_arguments
+from trl_extensions.cli.launch import split_launch_arguments
+from trl_extensions.cli.sami import _parse, _parser
 
 
 def error_of(capsys, argv) -> str:
@@ -87,16 +88,16 @@ class TestLaunching:
         (files / "accelerate.yaml").write_text("distributed_type: MULTI_GPU\n")
         own = arguments()
         extra = ["--accelerate_config", str(files / "accelerate.yaml"), "--num_processes", "2"]
-        launch, rest = _split_launch_arguments("train", own[:4] + extra + own[4:])
+        launch, rest = split_launch_arguments(_parser("train"), own[:4] + extra + own[4:])
         assert rest == own
         assert launch == ["--config_file", str(files / "accelerate.yaml"), "--num_processes", "2"]
 
     def test_trl_names_are_known(self, arguments):  # noqa: F811
-        launch, _ = _split_launch_arguments("train", [*arguments(), "--accelerate_config", "fsdp2"])
+        launch, _ = split_launch_arguments(_parser("train"), [*arguments(), "--accelerate_config", "fsdp2"])
         assert launch[0] == "--config_file" and launch[1].endswith("fsdp2.yaml")
 
     def test_nothing_to_launch(self, arguments):  # noqa: F811
-        assert _split_launch_arguments("train", arguments()) == ([], arguments())
+        assert split_launch_arguments(_parser("train"), arguments()) == ([], arguments())
 
     def test_two_processes_train_every_round(self, arguments, files):  # noqa: F811
         (files / "accelerate.yaml").write_text(

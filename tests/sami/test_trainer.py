@@ -17,8 +17,8 @@ from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.sami.test_scores import plain_logps
 from trl_extensions import SAMIConfig, SAMITrainer
+from trl_extensions.core.trainer_settings import as_config
 from trl_extensions.sami.loss import mutual_information_bound, sami_loss
-from trl_extensions.sami.sami_trainer import _as_sami_config
 
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0}
@@ -245,12 +245,11 @@ class TestConstruction:
         assert isinstance(trainer.args, SAMIConfig)
         assert trainer.args.learning_rate == 3e-4 and trainer.args.beta == 0.0
 
-    def test_no_arguments(self, tiny_model, monkeypatch):
+    def test_no_arguments(self, tiny_model):
         # TRL's default of bf16 is refused on a machine without a GPU, so the CPU is named here
         config = functools.partial(SAMIConfig, use_cpu=True, bf16=False)
-        monkeypatch.setattr("trl_extensions.sami.sami_trainer.SAMIConfig", config)
         tiny_model.config._name_or_path = "someone/tiny"
-        args = _as_sami_config(None, tiny_model)
+        args = as_config(None, config, tiny_model, "SAMI")
         assert isinstance(args, SAMIConfig) and args.output_dir == "tiny-SAMI"
 
     def test_loads_by_path(self, rows, tiny_model_dir, tmp_path):

@@ -1,10 +1,9 @@
 """`trl-ext sami sample | train | evaluate | run`: arguments and YAML through TrlParser, one YAML for all four."""
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
+
+from .launch import launch_module, refuse_launcher, run_stage, split_launch_arguments
 
 
 USAGE = """\
@@ -78,9 +77,10 @@ def _sample(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> int:
-    launch, own = _split_launch_arguments("train", argv)
+    launch, own = split_launch_arguments(_parser("train"), argv)
     if launch:
-        return _launch(launch, ["train", *own])
+        launch_module(launch, ["sami", "train", *own])
+        return 0
     run = _parse("train", own)
     if not run.args.dataset_name or not run.model_args.model_name_or_path:
         raise ValueError("`train` needs `dataset_name` (rows to train on) and `model_name_or_path`.")
@@ -107,18 +107,12 @@ def _run(argv: list[str]) -> None:
 
     from trl_extensions.sami.run_report import summary_of
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "`run` starts the distributed part itself: call it without a launcher and pass --accelerate_config."
-        )
-    launch, own = _split_launch_arguments("run", argv)
+    refuse_launcher()
+    launch, own = split_launch_arguments(_parser("run"), argv)
     run = _parse("run", own)
 
     def in_own_process(name: str, round_: int) -> None:
-        stage = ["stage", name, str(round_), *own]
-        code = _launch(launch, stage) if name == "train" and launch else subprocess.call(_module(stage))
-        if code:
-            raise RuntimeError(f"round {round_}: {name} ended with exit code {code}; the same command resumes there.")
+        run_stage(["sami", "stage", name, str(round_), *own], launch if name == "train" else [])
 
     # A process of its own gives a GPU's memory back whatever held it, and a launcher needs one anyway
     separate = bool(launch) or run.engine_args.engine == "vllm" or torch.cuda.is_available()
@@ -129,33 +123,3 @@ def _run(argv: list[str]) -> None:
 def _stage(argv: list[str]) -> None:
     name, round_ = argv[0], int(argv[1])
     _parse("run", argv[2:]).perform(name, round_)
-
-
-def _split_launch_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments for `accelerate launch` (with `--accelerate_config` resolved as `trl` does) and the others."""
-    if "--accelerate_config" not in argv and "--num_processes" not in argv:
-        return [], argv
-    from trl_extensions._compat import resolve_accelerate_config_argument
-
-    *_, unknown = _parser(command).parse_args_and_config(
-        argv, return_remaining_strings=True, separate_remaining_strings=True
-    )
-    remaining = iter(unknown)
-    current, own = next(remaining, None), []
-    for item in argv:  # what the parser left over is an ordered part of what it was given
-        if item == current:
-            current = next(remaining, None)
-        else:
-            own.append(item)
-    return resolve_accelerate_config_argument(unknown), own
-
-
-def _module(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "trl_extensions", "sami", *arguments]
-
-
-def _launch(launch: list[str], arguments: list[str]) -> int:
-    from accelerate.commands.launch import launch_command, launch_command_parser
-
-    launch_command(launch_command_parser().parse_args([*launch, "--module", "trl_extensions", "sami", *arguments]))
-    return 0

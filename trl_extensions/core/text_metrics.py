@@ -1,11 +1,13 @@
 """Small measures of generated text."""
 
+import math
+import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 
-def _word_pairs(text: str) -> list[tuple[str, str]]:
-    return list(pairwise(text.lower().split()))
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 def distinct_2(texts: Sequence[str]) -> float:
@@ -14,7 +16,7 @@ def distinct_2(texts: Sequence[str]) -> float:
     Averaged over texts, so that it does not fall as more texts are added. Texts of fewer than two words are left out;
     1.0 if none remains.
     """
-    shares = [len(set(pairs)) / len(pairs) for pairs in map(_word_pairs, texts) if pairs]
+    shares = [len(set(pairs)) / len(pairs) for pairs in (_ngrams(text, 2) for text in texts) if pairs]
     return sum(shares) / len(shares) if shares else 1.0
 
 
@@ -23,5 +25,86 @@ def corpus_distinct_2(texts: Sequence[str]) -> float:
 
     Falls with the number of texts; compare only sets of equal size. 1.0 without any pair.
     """
-    pairs = [pair for text in texts for pair in _word_pairs(text)]
+    pairs = [pair for text in texts for pair in _ngrams(text, 2)]
     return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
+def seq_rep_n(text: str, n: int = 4) -> float:
+    """1 - distinct n-grams / n-grams of one text's words, in [0, 1) (seq-rep-n of arXiv 1908.04319).
+
+    Words are lower-cased and split at white space. 0.0 for a text of fewer than n words.
+    """
+    ngrams = _ngrams(text, n)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def mean_seq_rep_n(texts: Sequence[str], n: int = 4) -> float:
+    """Mean of `seq_rep_n` over texts. Texts of fewer than n words are left out; 0.0 if none remains."""
+    repetitions = [seq_rep_n(text, n) for text in texts if len(text.split()) >= n]
+    return sum(repetitions) / len(repetitions) if repetitions else 0.0
+
+
+def exact_match(a: Sequence[str], b: Sequence[str]) -> float:
+    """Share of texts equal word for word to their partner, in [0, 1]; white space does not count. nan without texts.
+
+    Raises:
+        ValueError: If the two differ in length.
+    """
+    _check_pairs(a, b)
+    return _mean([left.split() == right.split() for left, right in zip(a, b, strict=True)])
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU by sacrebleu with its defaults (tokenizer 13a, case kept), one reference a text, in [0, 100].
+
+    If no hypothesis has four words, the orders that occur are averaged (sacrebleu's effective order), so that equal
+    texts get 100 whatever their length. nan without texts. The tokenizer does not divide Chinese, Japanese or Thai.
+
+    Raises:
+        ValueError: If the two differ in length.
+    """
+    from sacrebleu import corpus_bleu
+
+    _check_pairs(hypotheses, references)
+    if not hypotheses:
+        return math.nan
+    # force: a warning less, about full stops that stand apart, which a model may well write.
+    score = corpus_bleu(list(hypotheses), [list(references)], force=True, use_effective_order=True).score
+    return min(score, 100.0)  # it can come out an ulp above
+
+
+def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Mean ROUGE-L F-measure by rouge-score, without a stemmer, in [0, 1]. nan without texts.
+
+    The words are the package's own on ASCII text (lower-cased runs of letters and digits); letters of other scripts,
+    which the package drops, are kept. Texts equal word for word count 1, empty ones too.
+
+    Raises:
+        ValueError: If the two differ in length.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    _check_pairs(hypotheses, references)
+    scorer = RougeScorer(["rougeL"], tokenizer=_RougeWords())
+    return _mean([
+        1.0 if hypothesis.split() == reference.split() else scorer.score(reference, hypothesis)["rougeL"].fmeasure
+        for hypothesis, reference in zip(hypotheses, references, strict=True)
+    ])  # fmt: skip
+
+
+class _RougeWords:
+    """The tokenizer interface of rouge-score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text.lower())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _check_pairs(a: Sequence[str], b: Sequence[str]) -> None:
+    if isinstance(a, str) or isinstance(b, str):
+        raise TypeError("texts are compared in pairs: give two lists of texts, not a single text.")
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} texts against {len(b)}: texts are compared in pairs, so give as many of each.")

@@ -31,6 +31,7 @@ from ..core.generation import (
 )
 from ..core.report import write_atomically
 from ..core.settings import claim_settings
+from ..core.training import fit, free_memory
 from .arguments import SAMIArguments
 from .evaluation import evaluate_rows
 from .principles import Principle, load_principles
@@ -38,7 +39,8 @@ from ..core.queries import Query, load_queries
 from .sami_config import SAMIConfig
 from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE
-from .training import fit, free_memory, load_training_rows
+from .sami_trainer import SAMITrainer
+from .training import load_training_rows
 
 
 logger = logging.getLogger(__name__)
@@ -187,7 +189,7 @@ class SAMIRun:
         if config.guard_steps or config.eval_strategy != "no":
             held_out = to_dataset(load_rows(self.round_folder(0) / "eval_samples.jsonl"))
         rows = to_dataset(rows[: steps * self.args.queries_per_step])
-        fit(self.model_args, config, rows, held_out, folder / "model")
+        fit(SAMITrainer, self.model_args, config, rows, held_out, folder / "model")
 
     def train_alone(self) -> None:
         """Train on the rows of `dataset_name`, `queries_per_step` a gradient step; one epoch, or `max_steps`."""
@@ -201,7 +203,7 @@ class SAMIRun:
                 "lower it or sample more."
             )
         held_out = load_training_rows(args.eval_dataset_name, "test") if args.eval_dataset_name else None
-        fit(self.model_args, config, rows, held_out, self.folder / "model")
+        fit(SAMITrainer, self.model_args, config, rows, held_out, self.folder / "model")
 
     def sample_evaluation(self, round_: int) -> None:
         """Sample responses to the held-out queries from this round's model, with the training prompt."""

@@ -1,12 +1,11 @@
 """`SAMITrainer`: an `SFTTrainer` that raises the mutual information of constitutions and responses."""
 
-import inspect
 import logging
 from collections.abc import Iterator
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftModel, PromptLearningConfig
+from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -20,13 +19,13 @@ from trl import SFTTrainer
 from .._compat import (
     ForwardRedirection,
     disable_dropout_in_model,
-    get_config_model_id,
     global_then_local_main_first,
 )
 from ..core.head import output_head
 from ..core.modes import evaluating
 from ..core.reference import build_reference
 from ..core.shared_prefix import why_not_exact
+from ..core.trainer_settings import as_config, reject_prompt_learning, reject_same_model
 from .collator import DataCollatorForSAMI
 from .data import TOKEN_COLUMNS, prepare_rows
 from .guard import OverOptimizationGuard
@@ -101,10 +100,9 @@ class SAMITrainer(SFTTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = _as_sami_config(args, model)
-        if ref_model is not None and ref_model is model:
-            raise ValueError("`ref_model` and `model` are the same object: pass a copy, or leave `ref_model` out.")
-        _reject_prompt_learning(model, peft_config)
+        args = as_config(args, SAMIConfig, model, "SAMI")
+        reject_same_model(model, ref_model)
+        reject_prompt_learning(model, peft_config, "SAMI")
         self._rows_in_step = None
         adapter_is_trained = isinstance(model, PeftModel)
         super().__init__(
@@ -235,25 +233,3 @@ class SAMITrainer(SFTTrainer):
             self._total_train_tokens += tokens // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
-
-def _as_sami_config(args: TrainingArguments | None, model) -> SAMIConfig:
-    if args is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return SAMIConfig(f"{name.split('/')[-1]}-SAMI")
-    if isinstance(args, SAMIConfig):
-        return args
-    values = args.to_dict()
-    values |= {name: getattr(args, name) for name in values if name.endswith("_token")}  # `to_dict` hides them
-    accepted = inspect.signature(SAMIConfig).parameters
-    return SAMIConfig(**{name: value for name, value in values.items() if name in accepted})
-
-
-def _reject_prompt_learning(model, peft_config: PeftConfig | None) -> None:
-    configs = [peft_config] if peft_config is not None else []
-    configs += list(model.peft_config.values()) if isinstance(model, PeftModel) else []
-    for config in configs:
-        if isinstance(config, PromptLearningConfig):
-            raise ValueError(
-                f"{type(config).__name__} adds virtual tokens, which shift the positions SAMI scores: use a method "
-                "that changes weights, such as LoRA."
-            )

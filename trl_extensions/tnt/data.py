@@ -1,0 +1,273 @@
+"""From completions with marked characters to tokens with a sign: what `TNTTrainer` does to a dataset first."""
+
+import logging
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..core.encoding import encode_prompt, end_token_id
+from .spans import check_spans, cover_text, negative_tokens
+
+
+logger = logging.getLogger(__name__)
+
+TOKEN_COLUMNS = ["input_ids", "token_weights"]
+PRETOKENISED_COLUMNS = ["input_ids", "labels", "negative_mask"]
+
+_COUNTS = "_tnt_counts"
+
+
+class EncodedRow(NamedTuple):
+    """One row as tokens.
+
+    Attributes:
+        input_ids: Prompt and completion, T token ids.
+        token_weights: T signs, each of its token as a target: +1 keep, -1 unwanted, 0 not scored.
+        span_ends: For every span (or marked token) the index of the last scored token it touches, or -1.
+    """
+
+    input_ids: list[int]
+    token_weights: list[int]
+    span_ends: list[int]
+
+
+def prepare_rows(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    name: str = "train",
+    num_proc: int | None = None,
+) -> Dataset:
+    """Tokenise TNT rows. Idempotent: a dataset that has the token columns already is returned as it is.
+
+    Args:
+        dataset: Rows with `prompt` and `completion` (texts or chat messages) and, optionally, `negative_spans`: pairs
+            [start, end) of character offsets into the completion, or into the last assistant message of a chat, whose
+            earlier messages count as prompt. A row without spans is kept whole, and useful. An optional `truncated`
+            column (bool) marks completions cut off by the sampler, which then get no end token. Or pretokenised rows:
+            `input_ids`, `labels` (the id, or -100 where not scored) and `negative_mask` (true where unwanted).
+        tokenizer: The trainer's tokenizer; a fast one, unless the rows are pretokenised.
+        max_length: Limit on the tokens of a row, or None. Longer rows are cut on the right; one warning counts them,
+            and the spans that lay behind the cut.
+        name: The dataset's name in messages. Only of "train" are tokens of both signs demanded.
+        num_proc: Processes for `Dataset.map`.
+
+    Returns:
+        The dataset with `input_ids` and `token_weights` (+1 keep, -1 unwanted, 0 not scored), less the rows in which
+        no token is scored.
+
+    Raises:
+        ValueError: A slow tokenizer, a row or column that cannot be used, no row left, or a training set with nothing
+            to remove or nothing to keep; the message says which and what to do.
+    """
+    if set(TOKEN_COLUMNS) <= set(dataset.column_names):
+        return dataset
+    pretokenised = set(PRETOKENISED_COLUMNS) <= set(dataset.column_names)
+    _check_dataset(dataset, tokenizer, pretokenised, name)
+
+    def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
+        where = f"{name} row {index}"
+        whole = encode_token_row(row, where) if pretokenised else encode_text_row(row, tokenizer, where)
+        weights = whole.token_weights[:max_length]
+        counts = {
+            "kept": weights.count(1),
+            "negative": weights.count(-1),
+            "cut": len(whole.input_ids) > len(weights),
+            "vanished": any(whole.token_weights) and not any(weights),
+            "spans_cut": sum(end >= len(weights) for end in whole.span_ends),
+            "touches_nothing": -1 in whole.span_ends,
+        }
+        return {"input_ids": whole.input_ids[:max_length], "token_weights": weights, _COUNTS: counts}
+
+    tokenized = dataset.with_format(None).map(  # of any other format the rows would not be plain lists
+        tokenize,
+        with_indices=True,
+        num_proc=num_proc,
+        remove_columns=["labels", "negative_mask"] if pretokenised else None,
+        desc=f"Tokenizing {name} dataset",
+    )
+    return _settle(tokenized, max_length, name)
+
+
+def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> EncodedRow:
+    """Token ids and signs of a row with `prompt`, `completion` and, optionally, `negative_spans` and `truncated`.
+
+    The completion is tokenised alone, as `core.encoding.encode_completion` does it, and its end token is kept.
+
+    Raises:
+        ValueError: The row cannot be used.
+    """
+    prompt, message = _split(row, where)
+    shift, text = 0, message["content"]
+    spans = check_spans(row.get("negative_spans"), len(text), where)
+    chat = not isinstance(prompt, str)
+    prompt_ids = encode_prompt(tokenizer, prompt, f"{where}: `prompt`")
+    if chat:
+        shift, text = _as_rendered(tokenizer, prompt, message, where)
+        spans = [(start - shift, end - shift) for start, end in spans]
+    end_id = end_token_id(tokenizer, chat)
+    text = text.removesuffix(tokenizer.decode([end_id]))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), cover_text(encoded["offset_mapping"], text)
+    signs = [-1 if negative else 1 for negative in negative_tokens(offsets, spans)]
+    if not (_flag(row.get("truncated"), where) and ids):
+        ids, signs = [*ids, end_id], [*signs, 1]
+    touched = [[i for i, hit in enumerate(negative_tokens(offsets, [span])) if hit] for span in spans]
+    return EncodedRow(
+        prompt_ids + ids,
+        [0] * len(prompt_ids) + signs,
+        [len(prompt_ids) + tokens[-1] if tokens else -1 for tokens in touched],
+    )
+
+
+def encode_token_row(row: dict[str, Any], where: str) -> EncodedRow:
+    """Signs of a row with `input_ids`, `labels` and `negative_mask` (None: nothing is unwanted).
+
+    Raises:
+        ValueError: The row cannot be used.
+    """
+    ids, labels, mask = (row[column] for column in PRETOKENISED_COLUMNS)
+    mask = [False] * len(ids or []) if mask is None else mask
+    for column, values in zip(PRETOKENISED_COLUMNS, (ids, labels, mask), strict=True):
+        if not isinstance(values, list):
+            raise ValueError(f"{where}: `{column}` must be a list, one entry per token, got {values!r:.80}.")
+        if len(values) != len(ids):
+            raise ValueError(
+                f"{where}: `{column}` has {len(values)} entries for {len(ids)} `input_ids`: give one per token."
+            )
+    for t, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        if label not in (-100, token):
+            raise ValueError(
+                f"{where}: `labels[{t}]` is {label}, which is neither -100 (not scored) nor `input_ids[{t}]` "
+                f"({token}): labels are not shifted here, and an unwanted token is marked in `negative_mask`."
+            )
+    signs = [0 if label == -100 else -1 if marked else 1 for label, marked in zip(labels, mask, strict=True)]
+    signs[:1] = [0] * len(signs[:1])  # nothing predicts the first token
+    return EncodedRow(ids, signs, [t if signs[t] else -1 for t, marked in enumerate(mask) if marked])
+
+
+def _check_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, pretokenised: bool, name: str) -> None:
+    columns = dataset.column_names
+    if "images" in columns or "image" in columns:
+        raise ValueError(f"The {name} dataset has images, which TNT does not support: use text columns.")
+    if not pretokenised and not {"prompt", "completion"} <= set(columns):
+        raise ValueError(
+            f"The {name} dataset has the columns {columns}; TNT needs `prompt` and `completion` (and `negative_spans` "
+            "where something is unwanted), or `input_ids`, `labels` and `negative_mask`."
+        )
+    if not pretokenised and not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in the text its tokens lie: "
+            "load the fast one, or give pretokenised rows (`input_ids`, `labels`, `negative_mask`)."
+        )
+    if not len(dataset):
+        raise ValueError(f"The {name} dataset has no rows.")
+
+
+def _flag(value: Any, where: str) -> bool:
+    if value not in (None, False, True):
+        raise ValueError(f"{where}: `truncated` must be true or false, got {value!r:.80}.")
+    return bool(value)
+
+
+def _split(row: dict[str, Any], where: str) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+    """The prompt, with all but the last message of a chat's completion, and that message, which spans point into."""
+    prompt, completion = row["prompt"], row["completion"]
+    for column, value in (("prompt", prompt), ("completion", completion)):
+        is_chat = isinstance(value, list) and value and all(isinstance(m, dict) and m.get("role") for m in value)
+        if not isinstance(value, str) and not is_chat:
+            raise ValueError(f"{where}: `{column}` must be a text or a list of chat messages, got {value!r:.80}.")
+    if isinstance(completion, str):
+        return prompt, {"role": "assistant", "content": completion}
+    if isinstance(prompt, str):
+        raise ValueError(f"{where}: `completion` is a chat and `prompt` a text: give both in the same form.")
+    last = {key: value for key, value in completion[-1].items() if value is not None}
+    if last["role"] != "assistant" or not isinstance(last.get("content"), str):
+        raise ValueError(
+            f"{where}: `completion` must end with an assistant message whose `content` is a text, got {last!r:.80}."
+        )
+    if last.get("tool_calls"):
+        raise ValueError(f"{where}: `completion` ends with tool calls, in which no character can be marked: drop it.")
+    return prompt + completion[:-1], last
+
+
+def _as_rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]], message: dict[str, Any], where: str
+) -> tuple[int, str]:
+    """What the chat template writes of an assistant's message, and how many characters that lacks in front.
+
+    Only white space around the message may be missing there, or be added: offsets would otherwise mean nothing.
+    """
+    try:
+        opened = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*prompt, message], tokenize=False)
+    except TemplateError as error:
+        raise ValueError(f"{where}: the chat template refuses these messages: {error}") from error
+    content, behind = message["content"], whole[len(opened) :]
+    core, written = content.strip(), behind.lstrip()
+    if not whole.startswith(opened) or not written.startswith(core):
+        raise ValueError(
+            f"{where}: the chat template rewrites the completion, so character offsets cannot be mapped: give "
+            "pretokenised rows (`input_ids`, `labels`, `negative_mask`), or set another `chat_template`."
+        )
+    first = len(content) - len(content.lstrip())
+    last = first + len(core)
+    # White space is kept as far as the template wrote it: the last of that in front, the first of that behind
+    first -= _shared(content[:first][::-1], behind[: len(behind) - len(written)][::-1])
+    last += _shared(content[last:], written[len(core) :])
+    return first, content[first:last]
+
+
+def _shared(one: str, other: str) -> int:
+    """Number of characters with which both texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
+    """Warn once of what was cut or dropped, and refuse a training set from which nothing can be learnt."""
+    counts = list(dataset[_COUNTS])
+    dataset = dataset.remove_columns(_COUNTS)
+    total = {key: sum(count[key] for count in counts) for key in counts[0]}
+    scored = [i for i, count in enumerate(counts) if count["kept"] or count["negative"]]
+    unscored = len(counts) - len(scored) - total["vanished"]
+    parts = []
+    if total["cut"]:
+        first = next(i for i, count in enumerate(counts) if count["cut"])
+        parts.append(
+            f"{total['cut']} are longer than max_length={max_length} and were cut on the right (first: row {first})"
+        )
+    if total["vanished"]:
+        parts.append(f"{total['vanished']} of these had no completion left and were dropped")
+    if total["spans_cut"]:
+        parts.append(f"{total['spans_cut']} negative spans lay behind the cut, wholly or in part")
+    if unscored:
+        parts.append(f"{unscored} have no scored token and were dropped")
+    if total["touches_nothing"]:
+        first = next(i for i, count in enumerate(counts) if count["touches_nothing"])
+        parts.append(f"{total['touches_nothing']} have negative spans that touch no scored token (first: row {first})")
+    if parts:
+        logger.warning("Of %d %s rows, %s.", len(counts), name, "; ".join(parts))
+    _check_signs(total, len(scored), max_length, name)
+    return dataset if len(scored) == len(counts) else dataset.select(scored)
+
+
+def _check_signs(total: dict[str, int], rows: int, max_length: int | None, name: str) -> None:
+    if not rows:
+        remedy = f"raise max_length={max_length}" if total["vanished"] else "check `labels`, which are all -100"
+        raise ValueError(f"No {name} row is left, for none has a scored token: {remedy}.")
+    if name != "train":
+        return
+    if not total["negative"]:
+        remedy = "mark what is unwanted in `negative_spans` (or `negative_mask`)"
+        if total["spans_cut"]:
+            remedy = f"{total['spans_cut']} negative spans lay behind max_length={max_length}, so raise it"
+        raise ValueError(f"No token of the {name} dataset is negative, so TNT has nothing to remove: {remedy}.")
+    if not total["kept"]:
+        raise ValueError(
+            f"Every scored token of the {name} dataset is negative, so nothing holds the rest of the model in its "
+            "place: mark only the unwanted part of each completion, or add rows without spans."
+        )

@@ -1,0 +1,178 @@
+"""Scores of one batch: the objective at its scored tokens, and what is reported of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .._compat import use_adapter
+from ..core.head import OutputHead, last_hidden_states, output_head
+from ..core.modes import evaluating
+from .collator import DataCollatorForTNT
+from .data import prepare_rows
+from .fused_loss import Objective, TokenScores, fused_negative_loss
+
+
+@dataclass(frozen=True)
+class ReferenceStates:
+    """The original's view of a batch: `states` `(N, H)` before the scored tokens, and its head."""
+
+    states: torch.Tensor
+    head: OutputHead
+
+
+def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """`(N, H)` states that predict the N scored tokens of a batch of `DataCollatorForTNT`, row by row.
+
+    Args:
+        model: The unwrapped causal language model.
+        inputs: The batch.
+    """
+    hidden = last_hidden_states(model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    return hidden[:, :-1][_scored(inputs).to(hidden.device)]
+
+
+def reference_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
+    """`scored_states` with the head they meet, for an original that no trainer has wrapped."""
+    states = scored_states(model, inputs)
+    return ReferenceStates(states, output_head(model, states))
+
+
+def score_tokens(
+    model: nn.Module, inputs: dict[str, torch.Tensor], reference: ReferenceStates, objective: Objective
+) -> TokenScores:
+    """The objective at every scored token, with one forward of the policy.
+
+    Args:
+        model: The unwrapped policy.
+        inputs: A batch of `DataCollatorForTNT`.
+        reference: The original's states of the same batch.
+        objective: Variant, alpha and smoothing.
+    """
+    states = scored_states(model, inputs)
+    scored = _scored(inputs)
+    token_ids, weights = inputs["input_ids"][:, 1:][scored], inputs["token_weights"][:, 1:][scored]
+    return fused_negative_loss(
+        states, output_head(model, states), reference.states, reference.head, token_ids, weights, objective
+    )
+
+
+def _scored(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return inputs["token_weights"][:, 1:] != 0
+
+
+def sums_of_rows(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a trainer logs: name -> `(B, 2)`, the sum over a row's tokens and the number of tokens it is the sum over."""
+    row_of_token, weights = (tensor.to(scores.losses.device) for tensor in _rows_and_weights(inputs))
+    negative, kept, every = (weights < 0).float(), (weights > 0).float(), torch.ones_like(scores.losses)
+    values = {
+        "loss": (scores.losses, every),
+        "prob/negative": (scores.logps.exp(), negative),
+        "prob/negative_ref": (scores.ref_logps.exp(), negative),
+        "kl/negative": (scores.divergence, negative),
+        "kl/kept": (scores.divergence, kept),
+        "entropy": (scores.entropy, every),
+        "tokens/negative": (negative, every),
+    }
+    return {
+        name: every.new_zeros(len(inputs["input_ids"]), 2).index_add(
+            0, row_of_token, torch.stack([value * counted, counted], dim=1)
+        )
+        for name, (value, counted) in values.items()
+    }
+
+
+def _rows_and_weights(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    scored = _scored(inputs)
+    return scored.nonzero()[:, 0], inputs["token_weights"][:, 1:][scored]
+
+
+def score_rows(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    *,
+    original: nn.Module | None = None,
+    batch_tokens: int = 4096,
+) -> list[dict[str, float]]:
+    """Score annotated outputs under a model and its original, longest first, batched by tokens.
+
+    Args:
+        model: The model under test; a PEFT model's base is its original unless `original` is given.
+        tokenizer: Its tokenizer.
+        rows: Rows with `prompt`, `completion` and, optionally, `negative_spans`.
+        original: The original of a fully fine-tuned model, or of a second patch.
+        batch_tokens: Padded tokens per batch.
+
+    Returns:
+        For each row, in order, sums over its tokens: `kept_tokens`, `negative_tokens`; `kl_target`, KL(d || p) to the
+        ideal target over all of them, and `kl_kept`, KL(q || p) over kept ones (nats); `logp` and `logp_original` of the
+        completion (nats); `prob_negative` and `prob_negative_original` of the unwanted tokens.
+
+    Raises:
+        ValueError: No original to compare with.
+    """
+    if original is None and not hasattr(model, "peft_config"):
+        raise ValueError("there is no original to compare with: pass `original`, or a PEFT model on top of it")
+    columns = [{name: row.get(name) for name in ("prompt", "completion", "negative_spans", "truncated")} for row in rows]
+    dataset = prepare_rows(Dataset.from_list(columns), tokenizer, max_length=None, name="evaluation")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collate = DataCollatorForTNT(pad_id)
+    results: list[dict[str, float]] = [{} for _ in rows]
+    with evaluating(model), torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="output") as bar:
+        for indices in _batches([len(ids) for ids in dataset["input_ids"]], batch_tokens):
+            inputs = collate([dataset[i] for i in indices])
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            with _original(model, original) as frozen:
+                reference = reference_states(frozen, inputs)
+            scores = score_tokens(model, inputs, reference, Objective())
+            for i, result in zip(indices, _row_sums(scores, inputs), strict=True):
+                results[i] = result
+            bar.update(len(indices))
+    return results
+
+
+@contextmanager
+def _original(model: nn.Module, original: nn.Module | None) -> Iterator[nn.Module]:
+    if original is not None:
+        with evaluating(original):
+            yield original
+        return
+    with use_adapter(model, None):
+        yield model
+
+
+def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:
+    row_of_token, weights = (tensor.to(scores.losses.device) for tensor in _rows_and_weights(inputs))
+    negative, kept = (weights < 0).float(), (weights > 0).float()
+    columns = {
+        "kept_tokens": kept,
+        "negative_tokens": negative,
+        "kl_target": scores.divergence,
+        "kl_kept": scores.divergence * kept,
+        "logp": scores.logps,
+        "logp_original": scores.ref_logps,
+        "prob_negative": scores.logps.exp() * negative,
+        "prob_negative_original": scores.ref_logps.exp() * negative,
+    }
+    sums = {
+        name: value.new_zeros(len(inputs["input_ids"])).index_add(0, row_of_token, value).tolist()
+        for name, value in columns.items()
+    }
+    return [{name: values[i] for name, values in sums.items()} for i in range(len(inputs["input_ids"]))]
+
+
+def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Rows by falling length, as many to a batch as fit into its tokens, padding included."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches

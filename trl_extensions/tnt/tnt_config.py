@@ -1,0 +1,70 @@
+"""Configuration of `TNTTrainer`."""
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+from .loss import SMOOTH_OVER, VARIANTS, check_objective
+
+
+@dataclass
+class TNTConfig(SFTConfig):
+    """`SFTConfig` plus what targeted negative training (TNT, arXiv 2406.13660) adds.
+
+    Args:
+        variant (`str`, *optional*, defaults to `"ff"`):
+            How the model is drawn to its target at unwanted and at kept tokens: `"ff"`, `"rr"`, `"rf"` (forward or
+            reverse KL), `"fll"`, `"rll"` (log-likelihood of kept tokens), or the baselines `"ul"` (unlikelihood) and
+            `"nl"` (negative likelihood). See `tnt.loss`.
+        alpha (`float`, *optional*, defaults to `1.0`):
+            Weight of unwanted tokens beside kept ones.
+        smoothing (`float`, *optional*, defaults to `1e-6`):
+            Probability a reverse KL's target gives to a banned token, so that it stays finite. Unused by `"ff"`, `"fll"`,
+            `"ul"` and `"nl"`.
+        smooth_over (`str`, *optional*, defaults to `"banned"`):
+            `"banned"`: only the banned token gets that mass. `"vocabulary"`: every entry of a reverse KL's target does,
+            kept positions included, as in the published code; moves much mass in a large vocabulary.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Switch dropout off, so that the model starts where its original is.
+
+    Raises:
+        ValueError: A value outside its range or choices, or a setting of `SFTConfig` that TNT cannot honour.
+    """
+
+    variant: str = field(
+        default="ff",
+        metadata={
+            "help": "How the model is drawn to its target, at unwanted and at kept tokens.",
+            "choices": list(VARIANTS),
+        },
+    )
+    alpha: float = field(default=1.0, metadata={"help": "Weight of unwanted tokens beside kept ones."})
+    smoothing: float = field(
+        default=1e-6, metadata={"help": "Probability a reverse KL's target gives to a banned token."}
+    )
+    smooth_over: str = field(
+        default="banned",
+        metadata={
+            "help": "What `smoothing` is given to: the banned token, or every entry (the published code).",
+            "choices": list(SMOOTH_OVER),
+        },
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the policy."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_objective(self.variant, self.alpha, self.smoothing, self.smooth_over)
+        for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` does not work with TNT, which weighs every token itself: set it to False.")
+        if self.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` has no meaning for the TNT loss: set it to 0.")
+        if self.completion_only_loss is not None or self.truncation_mode != "keep_start" or self.router_aux_loss_coef:
+            raise ValueError(
+                "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no "
+                "effect on TNT: leave them out."
+            )
+        if self.loss_type != "nll":
+            raise ValueError("`loss_type` selects an SFT loss and has no effect on TNT: set `variant` instead.")
+        if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            raise ValueError("`skip_prepare_dataset` is not supported: give `input_ids`, `labels`, `negative_mask`.")
