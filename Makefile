@@ -19,10 +19,11 @@ endif
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all lint format docs clean
+.PHONY: help demo demo-tnt test test-slow test-all lint format docs clean
 
 help:
 	@echo "make demo       train SmolLM2-135M to follow written principles, and write a report (CPU, about ten minutes)"
+	@echo "make demo-tnt   take a stock phrase out of the same model, and show what else changed (about five minutes)"
 	@echo "make test       the tests, without those that need the real model"
 	@echo "make test-slow  only those that need the real model; make test-all: both"
 	@echo "make lint       ruff check and format; make format: fix what ruff can fix"
@@ -31,6 +32,9 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/trl-ext sami run --config recipes/smollm2-135m/sami/config_lora.yaml
+
+demo-tnt: $(VENV)/.demo
+	$(BIN)/trl-ext tnt run --config recipes/smollm2-135m/tnt/config_lora.yaml
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"

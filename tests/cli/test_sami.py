@@ -8,8 +8,8 @@ import sys
 import yaml
 
 from tests.sami.test_run import arguments, files  # noqa: F401 (fixtures)
-from trl_extensions.cli.main import main
 from trl_extensions.cli.launch import split_launch_arguments
+from trl_extensions.cli.main import main
 from trl_extensions.cli.sami import _parse, _parser
 
 

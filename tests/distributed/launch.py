@@ -13,8 +13,8 @@ HANGS_AFTER = 300  # seconds; a process whose peer died waits for half an hour o
 def run_processes(script: Path, arguments: list[str], *, processes: int, folder: Path) -> None:
     """Run `script` once per rank; fails with the output of a rank that failed.
 
-    The script calls `join` first. Ranks meet through a file in `folder` and the loopback interface: torchrun would look
-    host names up, which hangs where no name server answers.
+    The script calls `join` first. Ranks meet through a file in `folder` and the loopback interface: torchrun would
+    look host names up, which hangs where no name server answers.
     """
     common = os.environ | {
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo",

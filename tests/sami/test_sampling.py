@@ -6,9 +6,9 @@ import pytest
 
 from trl_extensions.core.generation import Generation, GenerationParams
 from trl_extensions.core.jsonl import read_jsonl
+from trl_extensions.core.queries import Query
 from trl_extensions.sami.filters import ResponseFilters
 from trl_extensions.sami.principles import Principle, sample_constitutions
-from trl_extensions.core.queries import Query
 from trl_extensions.sami.sampling import (
     SAMPLING_TEMPLATE,
     SAMPLING_TEMPLATE_WITH_EXAMPLE,

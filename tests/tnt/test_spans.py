@@ -201,7 +201,7 @@ class TestCheck:
         ],
     )
     def test_errors_name_row_and_span(self, span, message):
-        with pytest.raises(ValueError, match=rf"train row 7: `negative_spans\[1\]` .*{message}|{message}") as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             check_spans([[0, 2], span], 5, "train row 7")
         assert str(caught.value).startswith("train row 7: `negative_spans[1]` ")
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 300

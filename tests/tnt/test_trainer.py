@@ -59,7 +59,8 @@ class TestUpdates:
     def test_first_update_is_the_plain_gradient(self, rows, make_trainer, variant):
         other = make_tiny_model(384, seed=1)
         trainer = make_trainer(
-            rows, max_steps=1, per_device_train_batch_size=6, max_grad_norm=0.0, variant=variant, alpha=2.0, ref_model=other
+            rows, max_steps=1, per_device_train_batch_size=6, max_grad_norm=0.0, variant=variant, alpha=2.0,
+            ref_model=other
         )  # fmt: skip
         plain = copy.deepcopy(trainer.model)
         plain.__dict__.pop("forward")

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "principles": ("trl_extensions.cli.principles", "write a YAML of principles for a task, for a person to edit"),
     "sami": ("trl_extensions.cli.sami", "sample | train | evaluate | run: learn to follow written principles"),
+    "tnt": (
+        "trl_extensions.cli.tnt",
+        "sample | annotate | train | evaluate | run: stop a model from saying marked things",
+    ),
     "embedded": ("trl_extensions.cli.embedded", "fetch the small embedded model, once, and print where it lies"),
 }
 """Command -> (module with `main(argv: list[str]) -> int`, what the help says)."""

@@ -65,7 +65,7 @@ def _sample(argv: list[str]) -> None:
     run = _parse("sample", argv)
     run.check_inputs()
     report = sample_rows(
-        run.sampler(run.model_args.model_name_or_path, is_original=True),
+        run.models.sampler(run.model_args.model_name_or_path, is_original=True),
         run.queries()[0],
         run.principles(),
         sampling_template=run.args.sampling_template or SAMPLING_TEMPLATE,

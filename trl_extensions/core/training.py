@@ -42,9 +42,7 @@ def build_trainer(
                 "merge it into its base model first."
             )
         model, tokenizer = _load_adapter(model_args.model_name_or_path, options, quantization)
-        return trainer_class(
-            model, config, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer
-        )
+        return trainer_class(model, config, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer)
     config.model_init_kwargs = options
     return trainer_class(
         model_args.model_name_or_path,
@@ -70,7 +68,12 @@ def _load_adapter(path: str, options: dict[str, Any], quantization):
 
 
 def fit(
-    trainer_class: type, model_args: ModelConfig, config: SFTConfig, rows: Dataset, held_out: Dataset | None, target: Path
+    trainer_class: type,
+    model_args: ModelConfig,
+    config: SFTConfig,
+    rows: Dataset,
+    held_out: Dataset | None,
+    target: Path,
 ) -> None:
     """Train on rows and leave the model at `target`, whole or not at all; resumes from the last checkpoint.
 

@@ -21,25 +21,19 @@ from typing import Any
 
 from trl import ModelConfig
 
-from ..core.generation import (
-    EngineArguments,
-    GenerationEngine,
-    GenerationParams,
-    TransformersEngine,
-    create_engine,
-    is_adapter_directory,
-)
+from ..core.generation import EngineArguments, GenerationParams
+from ..core.models import ModelSource
+from ..core.queries import Query, load_queries
 from ..core.report import write_atomically
 from ..core.settings import claim_settings
 from ..core.training import fit, free_memory
 from .arguments import SAMIArguments
 from .evaluation import evaluate_rows
 from .principles import Principle, load_principles
-from ..core.queries import Query, load_queries
 from .sami_config import SAMIConfig
+from .sami_trainer import SAMITrainer
 from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE
-from .sami_trainer import SAMITrainer
 from .training import load_training_rows
 
 
@@ -159,7 +153,7 @@ class SAMIRun:
         """Sample training rows from the model of the round before, on this round's half of the queries."""
         folder = self.round_folder(round_)
         report = sample_rows(
-            self.sampler(self.model_of(round_ - 1), is_original=round_ == 1),
+            self.models.sampler(self.model_of(round_ - 1), is_original=round_ == 1),
             self.training_half(round_),
             self.principles(),
             sampling_template=self.args.sampling_template or SAMPLING_TEMPLATE,
@@ -257,7 +251,7 @@ class SAMIRun:
 
     def _sample_held_out(self, model: str, folder: Path, *, is_original: bool) -> None:
         report = sample_rows(
-            self.sampler(model, is_original),
+            self.models.sampler(model, is_original=is_original),
             self.queries()[1],
             self.principles(),
             sampling_template=self.config.prompt_template or TRAINING_TEMPLATE,
@@ -270,7 +264,7 @@ class SAMIRun:
     def _score(
         self, model: str, folder: Path, original: str | None, fixed_rows: list | None, *, is_original: bool = False
     ) -> dict[str, Any]:
-        engine = self._in_process(model)
+        engine = self.models.in_process(model)
         separate = original not in (None, model) and not hasattr(engine.model, "peft_config")
         return evaluate_rows(
             engine.model,
@@ -278,7 +272,7 @@ class SAMIRun:
             load_rows(folder / "eval_samples.jsonl", kept_only=False),
             folder / "evaluation.json",
             is_original=is_original,
-            original=self._in_process(original).model if separate else None,
+            original=self.models.in_process(original).model if separate else None,
             fixed_rows=fixed_rows,
             batch_tokens=self.args.eval_batch_tokens,
         )
@@ -293,42 +287,12 @@ class SAMIRun:
                 args.max_new_tokens, args.temperature, args.top_p, tuple(args.stop), self.config.seed
             ),
             "seed": self.config.seed,
-            "conversational": self._conversational(),
+            "conversational": self.models.is_conversational(),
         }
 
-    def _conversational(self) -> bool:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.model_args.model_name_or_path,
-            revision=self.model_args.model_revision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
-        return tokenizer.chat_template is not None
-
-    def sampler(self, model: str, is_original: bool) -> GenerationEngine:
-        """What samples from a model: the configured engine, or transformers where an endpoint cannot serve it."""
-        if self.engine_args.engine != "endpoint" or is_original:
-            return create_engine(self.engine_args, model, self._model_options(model))
-        logger.warning("the endpoint serves the original only: %s samples in this process", model)
-        return self._in_process(model)
-
-    def _in_process(self, model: str) -> TransformersEngine:
-        return TransformersEngine(
-            model,
-            batch_tokens=self.engine_args.engine_batch_tokens,
-            dtype=self.engine_args.engine_dtype,
-            model_init_kwargs=self._model_options(model),
-        )
-
-    def _model_options(self, model: str) -> dict[str, Any]:
-        """What a model is loaded with in every stage; a revision belongs to the original, or an adapter on it."""
-        options = {"trust_remote_code": self.config.trust_remote_code}
-        if self.model_args.attn_implementation:
-            options["attn_implementation"] = self.model_args.attn_implementation
-        if model == self.model_args.model_name_or_path or is_adapter_directory(model):
-            options["revision"] = self.model_args.model_revision
-        return options
+    @property
+    def models(self) -> ModelSource:
+        return ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
 
     def principles(self) -> list[Principle]:
         """The principles constitutions are built from."""

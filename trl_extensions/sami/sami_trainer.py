@@ -232,4 +232,3 @@ class SAMITrainer(SFTTrainer):
             tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
             self._total_train_tokens += tokens // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-

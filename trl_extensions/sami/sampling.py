@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from trl_extensions.core.generation import Generation, GenerationEngine, GenerationParams, Prompt
 from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.queries import Query
 from trl_extensions.core.settings import claim_settings
 from trl_extensions.sami.filters import ResponseFilters, rejection_reason
 from trl_extensions.sami.principles import Constitution, Principle, sample_constitutions
-from trl_extensions.core.queries import Query
 from trl_extensions.sami.templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE, check_template, render
 
 

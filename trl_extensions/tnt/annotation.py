@@ -68,9 +68,9 @@ class AnnotationReport:
         with_span (`int`): Of these, rows in which something is unwanted.
         spans (`int`): Spans in the file, after merging.
         by_annotator (`dict[str, int]`): Annotator (or `"given"`) -> spans it marked, before merging.
-        set_aside (`int`): Rows that an annotator could not judge, kept out of the file, those of earlier runs included.
-        counts (`dict[str, dict[str, int]]`): Annotator -> what went wrong in this call, by kind (quotes that are not in
-            the text, ...).
+        set_aside (`int`): Rows that an annotator could not judge, kept out of the file, by earlier runs too.
+        counts (`dict[str, dict[str, int]]`): Annotator -> what went wrong in this call, by kind (quotes that are
+            not in the text, ...).
         resumed (`int`): Rows that earlier runs had annotated or set aside.
         seconds (`float`): Wall time of this call.
     """
@@ -148,9 +148,10 @@ def annotate_rows(
 ) -> AnnotationReport:
     """Annotate rows with every annotator and append each to a JSON-lines file.
 
-    A row keeps its columns and gets `negative_spans` (sorted and merged [start, end) character offsets into the text of
-    `completion_text`) and `annotations` (`start`, `end`, `by` and `label` of each mark, before merging). Spans that a row
-    has already stay, as marked by `"given"`, or by those named in its `annotations` where these make up the same spans.
+    A row keeps its columns and gets `negative_spans` (sorted and merged [start, end) character offsets into the text
+    of `completion_text`) and `annotations` (`start`, `end`, `by` and `label` of each mark, before merging). Spans that
+    a row has already stay, as marked by `"given"`, or by those named in its `annotations` where these make up the same
+    spans.
 
     A row that an annotator fails on is no clean row. It goes to `<output stem>.failures.jsonl` with the raw answers;
     delete that file to try such rows again. The annotators' settings are written to `<output stem>.settings.json`, and
@@ -239,7 +240,9 @@ def _read_rows(rows: Sequence[dict[str, Any]]) -> list[_Job]:
     for index, row in enumerate(rows):
         key = row.get("id")
         if isinstance(key, bool) or not isinstance(key, (str, int)):
-            raise ValueError(f"row {index} has no `id` that is a text or an integer (got {key!r}); give each row its own")
+            raise ValueError(
+                f"row {index} has no `id` that is a text or an integer (got {key!r}); give each row its own"
+            )
         if key in seen:
             raise ValueError(f"row {index}: the `id` {key!r} occurs twice; give each row its own")
         seen.add(key)
@@ -259,7 +262,9 @@ def _read_rows(rows: Sequence[dict[str, Any]]) -> list[_Job]:
 def _given(row: dict[str, Any], spans: list[tuple[int, int]]) -> list[dict[str, Any]]:
     """Annotations for the spans a row came with; the recorded ones, if nobody has edited the spans since."""
     try:
-        recorded = [{key: mark[key] for key in ("start", "end", "by", "label")} for mark in row.get("annotations") or []]
+        recorded = [
+            {key: mark[key] for key in ("start", "end", "by", "label")} for mark in row.get("annotations") or []
+        ]
         if merge_spans((mark["start"], mark["end"]) for mark in recorded) == merge_spans(spans):
             return recorded
     except (TypeError, KeyError):
@@ -273,7 +278,9 @@ def _check_annotators(annotators: Sequence[Annotator], *, any_given: bool) -> No
     for name, count in Counter(annotator.name for annotator in annotators).items():
         if count > 1 or name == GIVEN:
             what = "two annotators are called" if count > 1 else "an annotator is called"
-            raise ValueError(f"{what} {name!r}; give `name=` another value, so that the report can tell who marked what")
+            raise ValueError(
+                f"{what} {name!r}; give `name=` another value, so that the report can tell who marked what"
+            )
 
 
 def _without_done(jobs: list[_Job], output: Path, aside: Path, tally: _Tally) -> list[_Job]:
@@ -329,7 +336,9 @@ def _spans(annotator: Annotator, chunk: list[_Job]) -> list[list[Span]]:
     """What an annotator marks in a chunk, checked: it may be the user's own."""
     found = annotator.annotate([job.text for job in chunk], [job.row.get("prompt") or "" for job in chunk])
     if len(found) != len(chunk):
-        raise ValueError(f"annotator {annotator.name!r} gave {len(found)} lists of spans for {len(chunk)} texts; one each")
+        raise ValueError(
+            f"annotator {annotator.name!r} gave {len(found)} lists of spans for {len(chunk)} texts; one each"
+        )
     for job, spans in zip(chunk, found, strict=True):
         for span in spans:
             if not 0 <= span.start < span.end <= len(job.text):

@@ -9,11 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .annotation import Span
-from .mining import fold, mine_phrases, sentences, separates
-from .phrases import PhraseAnnotator
+from .mining import MIN_Z, fold, log_odds, mine_phrases, separates
+from .phrases import PhraseAnnotator, inflected_forms
 
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ NUM_EXAMPLES = 3
 
 _CONTEXT = 40
 _LONGEST_EXAMPLE = 160
-_PUNCTUATION = " \t\r\n.,;:!?\"'()[]{}“”„‘’«»`…*_–—-"
+# Not "*", "$", "@" and the like, which stand for letters in what people rather not write out
+_PUNCTUATION = " \t\r\n.,;:!?\"'()[]{}“”„‘’«»`…–—-"
+_MARKUP = re.compile(r"(\*{1,3}|_{1,3})(?=[^*_])(.+)(?<=[^*_])\1")
 _QUOTE = re.compile(r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|`([^`]+)`|(?<!\w)['‘](.+?)['’](?!\w)", re.DOTALL)
 _LEFT_OUT = re.compile(r"\[?(?:\.{3,}|…)\]?")
 _RUN = re.compile(r"[^\W_]+")
-_ENDINGS = ("'s", "ing", "ed", "es", "s")
-_NEGATIONS = frozenset("no not never none nobody nothing neither nor without cannot".split())
+_NEGATIONS = frozenset(["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"])
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Candidate:
 
     Args:
         text (`str`): Its most frequent form.
-        kind (`str`): How it was found: `"span"` (marked in an output), `"quote"` (a complaint quotes it) or `"phrase"`
-            (flagged outputs use it more than clean ones).
         keep (`bool`): Whether it is unwanted indeed.
         severity (`float`): 1 to 5: the mean over the rows it was found in.
+        kind (`str`): How it was found: `"span"` (marked in an output), `"quote"` (a complaint quotes it) or `"phrase"`
+            (flagged outputs use it more than clean ones).
         count (`int`): Flagged outputs that hold it, in any form.
         clean_count (`int`): Outputs without any sign of a problem that hold it.
         examples (`tuple[str, ...]`): Where it occurs, with the text around it.
@@ -56,9 +57,9 @@ class Candidate:
     """
 
     text: str
-    kind: Literal["span", "quote", "phrase"] = "phrase"
     keep: bool = True
     severity: float = DEFAULT_SEVERITY
+    kind: Literal["span", "quote", "phrase"] = "phrase"
     count: int = 0
     clean_count: int = 0
     examples: tuple[str, ...] = ()
@@ -73,6 +74,17 @@ class Candidate:
     def forms(self) -> tuple[str, ...]:
         """Every form to look for."""
         return (self.text, *self.variants)
+
+
+def check_severity(value: Any) -> float:
+    """The value as a number from 1 to 5.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 5:
+        raise ValueError(f"`severity` must be a number from 1 to 5, got {value!r:.80}")
+    return float(value)
 
 
 class Outputs:
@@ -99,8 +111,9 @@ class Outputs:
 
 
 def form_key(text: str) -> str:
-    """The words of a text without case and punctuation (or the text itself, if there are none): equal forms have one."""
-    return " ".join(word.key for sentence in sentences(text) for word in sentence) or fold(text)
+    """The text in lower case and without punctuation around its words: equal for forms that differ in no more."""
+    words = (word.strip(_PUNCTUATION) for word in fold(text).split())
+    return " ".join(filter(None, words)) or fold(text)
 
 
 def marked_text(text: str, start: int, end: int) -> str:
@@ -115,7 +128,8 @@ def marked_text(text: str, start: int, end: int) -> str:
     while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
         end += 1
     words = " ".join(text[start:end].split())
-    return words.strip(_PUNCTUATION) or words
+    words = words.strip(_PUNCTUATION) or words
+    return _MARKUP.sub(r"\2", words) if _MARKUP.fullmatch(words) else words
 
 
 def find_quotes(complaint: str, text: str) -> tuple[list[Span], int]:
@@ -141,12 +155,15 @@ def find_quotes(complaint: str, text: str) -> tuple[list[Span], int]:
 def find_candidates(logs: Sequence[LogRow], *, max_candidates: int = 200, min_count: int = 1) -> list[Candidate]:
     """What may be unwanted in logged outputs, ranked by frequency x severity, near-duplicates merged.
 
-    Candidates are the spans that rows mark, then the quotes of their complaints that are found in the output, then, for
-    flagged rows with neither, the phrases that such outputs use more than clean ones (`mining.mine_phrases`). Forms that
-    differ in case, punctuation, inflection, spelling or a single one of several words become one candidate; negations
-    and numbers are never merged away. By default a candidate is kept if the share of flagged outputs that hold it is at
-    least twice that of clean ones, and a phrase that only statistics found if its log-odds are `KEEP_Z` standard
-    deviations above 0.
+    Candidates are the spans that rows mark, the quotes of their complaints that are found in the output and, for
+    flagged rows with neither, the phrases that such outputs use more than clean ones (`mining.mine_phrases`). Forms
+    that differ in case, punctuation, inflection, spelling or one of four or more words become one candidate, unless it
+    is by a negation or a number.
+
+    By default a candidate is kept if it separates flagged outputs from clean ones: their shares that hold it differ by
+    a factor of at least `MIN_LIFT`, and the log-odds are `MIN_Z` standard deviations above 0 (`KEEP_Z` for a phrase
+    that nobody pointed at). Spans and quotes also are if at least half of the flagged outputs with them are where they
+    come from: "the", marked once by mistake, is not.
 
     Args:
         logs: Rows of `read_logs`, clean ones included.
@@ -154,7 +171,7 @@ def find_candidates(logs: Sequence[LogRow], *, max_candidates: int = 200, min_co
         min_count: Flagged outputs that must hold a candidate.
 
     Returns:
-        The candidates, highest score first.
+        The candidates, those to keep first, and then by score.
 
     Raises:
         ValueError: No row is flagged, or an argument is below 1.
@@ -165,21 +182,23 @@ def find_candidates(logs: Sequence[LogRow], *, max_candidates: int = 200, min_co
     flagged, clean = [row for row in logs if row.flagged], [row for row in logs if not row.flagged]
     if not flagged:
         raise ValueError(
-            f"none of the {len(logs)} logged outputs has a sign of a problem; bad ones need `flagged: true`, `spans`, a "
-            "`complaint` or a `severity`"
+            f"none of the {len(logs)} logged outputs has a sign of a problem; bad ones need `flagged: true`, `spans`, "
+            "a `complaint` or a `severity`"
         )
     groups = _marked(flagged)
     _add_mined(groups, flagged, clean, min_count)
     flagged_outputs, clean_outputs = Outputs([row.text for row in flagged]), Outputs([row.text for row in clean])
     candidates = [_candidate(group, flagged, flagged_outputs, clean_outputs) for group in _merge_similar(groups)]
     candidates = [candidate for candidate in candidates if candidate.count >= min_count]
-    candidates.sort(key=lambda candidate: (-candidate.score, candidate.clean_count, candidate.text))
+    candidates.sort(
+        key=lambda candidate: (not candidate.keep, -candidate.score, candidate.clean_count, candidate.text)
+    )
     if len(candidates) > max_candidates:
         logger.warning(
-            "%d of %d candidates left out, of a score of at most %.1f; raise max_candidates to see them",
+            "%d of %d candidates left out, %d of which would be kept; raise max_candidates to see them",
             len(candidates) - max_candidates,
             len(candidates),
-            candidates[max_candidates].score,
+            sum(candidate.keep for candidate in candidates[max_candidates:]),
         )
     return candidates[:max_candidates]
 
@@ -224,14 +243,16 @@ def _add_mined(groups: dict[str, _Group], flagged: Sequence[LogRow], clean: Sequ
     rest = [index for index in range(len(flagged)) if index not in explained]
     if rest and not clean:
         logger.warning(
-            "%d flagged outputs have neither a span nor a quote, and there is no clean output to compare them with; add "
-            "outputs that nobody flagged",
+            "%d flagged outputs have neither a span nor a quote, and there is no clean output to compare them with; "
+            "add outputs that nobody flagged",
             len(rest),
         )
     texts = [flagged[index].text for index in rest]
     for phrase in mine_phrases(texts, [row.text for row in clean], min_count=min_count):
-        group = _Group("phrase", phrase.z, Counter(phrase.forms), {rest[i]: None for i in sorted(phrase.outputs)})
-        groups.setdefault(form_key(next(iter(phrase.forms))), _Group("phrase", phrase.z)).absorb(group)
+        rows = {rest[index]: None for index in sorted(phrase.outputs)}
+        for form, count in phrase.forms.items():
+            group = _Group("phrase", phrase.z, Counter({form: count}), rows)
+            groups.setdefault(form_key(form), _Group("phrase", phrase.z)).absorb(group)
 
 
 def _merge_similar(groups: dict[str, _Group]) -> list[_Group]:
@@ -239,30 +260,22 @@ def _merge_similar(groups: dict[str, _Group]) -> list[_Group]:
     heads: list[tuple[list[str], _Group]] = []
     having: defaultdict[str, list[int]] = defaultdict(list)  # beginning of a word -> the heads that have such a word
     for key, group in sorted(groups.items(), key=lambda item: (-len(item[1].rows), item[0])):
-        stems = [_stem(word) for word in key.split()]
-        beginnings = {stem[:3] for stem in stems}
+        words = [word.removesuffix("'s").strip("*_") or word for word in key.split()]
+        beginnings = {word[:2] for word in words}
         shared = Counter(place for beginning in beginnings for place in having[beginning])
         for place, count in shared.most_common():
-            if 2 * count >= len(beginnings) and _near_duplicates(stems, heads[place][0]):
+            if 2 * count >= len(beginnings) and _near_duplicates(words, heads[place][0]):
                 heads[place][1].absorb(group)
                 break
         else:
             for beginning in beginnings:
                 having[beginning].append(len(heads))
-            heads.append((stems, group))
+            heads.append((words, group))
     return [group for _, group in heads]
 
 
-def _stem(word: str) -> str:
-    if word not in _NEGATIONS:
-        for ending in _ENDINGS:
-            if word.endswith(ending) and len(word) - len(ending) >= 4:
-                return word.removesuffix(ending)
-    return word
-
-
 def _near_duplicates(one: list[str], other: list[str]) -> bool:
-    """Whether the words are the same, up to spelling, but for added ones that are at most a quarter of the longer text."""
+    """Whether the words are the same, up to spelling, but for added ones: at most a quarter of the longer text."""
     added = 0
     for tag, i, j, k, m in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
         if tag == "equal":
@@ -277,10 +290,12 @@ def _near_duplicates(one: list[str], other: list[str]) -> bool:
 
 
 def _same_word(one: str, other: str) -> bool:
-    """Whether two words differ like inflections or misspellings; the first letter tells "safe" from "unsafe"."""
+    """Whether two words are inflections or misspellings of each other; the first letter tells "safe" from "unsafe"."""
     if _never_ignored(one) or _never_ignored(other) or one[0] != other[0]:
         return False
-    return SequenceMatcher(None, one, other, autojunk=False).ratio() >= 0.85
+    if one.isalpha() and other.isalpha() and (other in inflected_forms(one) or one in inflected_forms(other)):
+        return True
+    return min(len(one), len(other)) >= 6 and SequenceMatcher(None, one, other, autojunk=False).ratio() >= 0.85
 
 
 def _never_ignored(word: str) -> bool:
@@ -298,18 +313,27 @@ def _candidate(
     count = sum(place is not None for place in places.values())
     clean_count = len({index for form in forms for index in clean_outputs.find(form)})
     given = [flagged[index].severity for index in group.rows if flagged[index].severity is not None]
-    clear = separates(count, len(flagged), clean_count, len(clean_outputs.texts))
     contexts = (_context(flagged[index].text, *place) for index, place in places.items() if place is not None)
     return Candidate(
         text=forms[0],
         kind=group.kind,
-        keep=clear and (group.kind != "phrase" or group.z >= KEEP_Z),
+        keep=_is_clear(group, count, len(flagged), clean_count, len(clean_outputs.texts)),
         severity=sum(given) / len(given) if given else DEFAULT_SEVERITY,
         count=count,
         clean_count=clean_count,
         examples=tuple(dict.fromkeys(contexts))[:NUM_EXAMPLES],
         variants=tuple(forms[1:]),
     )
+
+
+def _is_clear(group: _Group, count: int, flagged: int, clean_count: int, clean: int) -> bool:
+    """Whether a candidate is kept by default, see `find_candidates`."""
+    if group.kind == "phrase":
+        return group.z >= KEEP_Z and separates(count, flagged, clean_count, clean)
+    if 2 * len(group.rows) >= count:
+        return True
+    counts = (count, flagged, clean_count, clean)
+    return clean > 0 and separates(*counts) and log_odds(*counts)[1] >= MIN_Z
 
 
 def _distinct_forms(forms: Counter[str]) -> list[str]:

@@ -18,11 +18,12 @@ _MARKER = re.compile(r"\s*(?:(?:[-*+•–—>]|#{1,6}|\(?\d{1,3}[.)]|\(?[a-zA-Z
 _STOP = re.compile(r"[.!?…]+(?P<closer>[\"'”’»)\]*_]*)(?=\s|$)|[。！？]+[”’」』）]*")
 _BLANK_WORD = re.compile(r"\S+")
 _WORD = re.compile(r"[^\W_]+(?:(?:['’-]|[*@$#]+)[^\W_]+)*")
-_TITLES = frozenset("mr mrs ms mx dr prof st gen col sgt capt lt rev hon mt messrs vs cf viz".split())
-_BEFORE_NUMBERS = frozenset(
-    "no nos fig figs eq sec ch art vol p pp ca approx jan feb mar apr jun jul aug sep sept oct nov dec".split()
+# What a full stop may follow without ending a sentence: always, and before a number
+_TITLE = re.compile(r"(?i:mrs?|m[sx]|dr|prof|st|gen|col|sgt|capt|lt|rev|hon|mt|messrs|vs|cf|viz)")
+_BEFORE_NUMBER = re.compile(
+    r"(?i:nos?|figs?|eq|sec|ch|art|vol|pp?|ca|approx|jan|feb|mar|apr|ju[nl]|aug|sept?|oct|nov|dec)"
 )
-_CLOCK = frozenset(("a.m", "p.m"))
+_DOTTED = re.compile(r"(?!(?i:[ap]\.m))(?:[^\W\d_]\.)+[^\W\d_]|(?!I)[^\W\d_]")  # "e.g", "U.S", an initial
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Units:
             raise ValueError(f"`unit` is {self.unit!r}; give 'sentence' or 'window'")
         if not 1 <= self.stride <= self.window:
             raise ValueError(
-                f"`stride` is {self.stride} and `window` {self.window} words; the stride must be at least 1 and at most "
-                "the window, or words in between would never be scored"
+                f"`stride` is {self.stride} and `window` {self.window} words; the stride must be at least 1 and at "
+                "most the window, or words in between would never be scored"
             )
 
     def split(self, text: str) -> list[tuple[int, int]]:
@@ -143,8 +144,8 @@ class ProfanityAnnotator:
         unit: `"sentence"` or `"window"`.
         window: Words in a window.
         stride: Words from the start of one window to that of the next.
-        narrow: Whether to mark, in a piece above the threshold, only the words that are above it by themselves; the whole
-            piece if none is. Training then removes few tokens, which is what leaves the rest in place.
+        narrow: Whether to mark, in a piece above the threshold, only the words that are above it by themselves; the
+            whole piece if none is. Training then removes few tokens, which is what leaves the rest in place.
         name: Who marked the spans.
 
     Raises:
@@ -202,10 +203,10 @@ class ProfanityAnnotator:
 def split_sentences(text: str) -> list[tuple[int, int]]:
     """Offsets [start, end) of the sentences of a text, without the white space around them.
 
-    A line break always ends a sentence; bullets, numbers, quotation marks and headings at the start of a line belong to
-    none. Inside a line `.`, `!`, `?` and `…` do, with closing quotes and brackets, before white space; not after a title
-    ("Dr."), an initial, a dotted abbreviation ("e.g.") or "No." before a number, and not where the text goes on in
-    lower case after a full stop or a closing quote.
+    A line break always ends a sentence; bullets, numbers, quotation marks and headings at the start of a line belong
+    to none. Inside a line `.`, `!`, `?` and `…` do, with closing quotes and brackets, before white space; not after a
+    title ("Dr."), an initial, a dotted abbreviation ("e.g.", but "p.m.") or "No." before a number, and not where the
+    text goes on in lower case after a full stop or a closing quote.
     """
     sentences = []
     for line in _LINE.finditer(text):
@@ -221,7 +222,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def word_windows(text: str, window: int, stride: int) -> list[tuple[int, int]]:
     """Offsets [start, end) of runs of `window` words, a word being what stands between white space.
 
-    One run begins every `stride` words; the last one ends with the text, and so may overlap more. A shorter text is one.
+    One run begins every `stride` words; the last ends with the text, and so may overlap more. A shorter text is one.
     """
     words = [match.span() for match in _BLANK_WORD.finditer(text)]
     if not words:
@@ -234,18 +235,15 @@ def word_windows(text: str, window: int, stride: int) -> list[tuple[int, int]]:
 def _ends_sentence(text: str, start: int, stop: re.Match[str]) -> bool:
     if stop["closer"] is None:  # Chinese and Japanese marks stand for nothing else
         return True
-    following = text[stop.end() :].lstrip()[:1]
+    following = re.compile(r"\s*(\S?)").match(text, stop.end())[1]
     if following.islower() and (stop[0].startswith((".", "…")) or stop["closer"]):
         return False
     if stop[0] != ".":
         return True
     word = re.search(r"\S*$", text[start : stop.start()])[0].lstrip("\"'“‘([*_")
-    key = word.lower()
-    if key in _CLOCK:
-        return True
-    is_initial = len(word) == 1 and word.isalpha() and word != "I"
-    is_dotted = re.fullmatch(r"(?:[^\W\d_]\.)+[^\W\d_]", word) is not None
-    return not (is_initial or is_dotted or key in _TITLES or (key in _BEFORE_NUMBERS and following.isdigit()))
+    if following.isdigit() and _BEFORE_NUMBER.fullmatch(word):
+        return False
+    return not (_TITLE.fullmatch(word) or _DOTTED.fullmatch(word))
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
@@ -258,7 +256,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
 def _flagged(
     texts: Sequence[str], units: Units, threshold: float, score: Callable[[list[str]], list[float]]
 ) -> list[list[tuple[int, int]]]:
-    """The pieces of each text that score above the threshold. Equal pieces are scored once, similar lengths together."""
+    """The pieces of each text that score above the threshold. Equal pieces are scored once, in order of length."""
     pieces = [[(text[start:end], (start, end)) for start, end in units.split(text)] for text in texts]
     distinct = sorted({piece for row in pieces for piece, _ in row}, key=lambda piece: (len(piece), piece))
     scores = dict(zip(distinct, score(distinct), strict=True)) if distinct else {}
@@ -283,5 +281,7 @@ def _load_profanity_check() -> Callable[[list[str]], Any]:
     try:
         from profanity_check import predict_prob
     except ImportError as error:
-        raise ImportError(f"ProfanityAnnotator needs alt-profanity-check ({error}): pip install alt-profanity-check") from None
+        raise ImportError(
+            f"ProfanityAnnotator needs alt-profanity-check ({error}): pip install alt-profanity-check"
+        ) from None
     return predict_prob

@@ -105,10 +105,13 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
     shift, text = 0, message["content"]
     spans = check_spans(row.get("negative_spans"), len(text), where)
     chat = not isinstance(prompt, str)
-    prompt_ids = encode_prompt(tokenizer, prompt, f"{where}: `prompt`")
-    if chat:
-        shift, text = _as_rendered(tokenizer, prompt, message, where)
-        spans = [(start - shift, end - shift) for start, end in spans]
+    try:
+        prompt_ids = encode_prompt(tokenizer, prompt, f"{where}: `prompt`")
+        if chat:
+            shift, text = _as_rendered(tokenizer, prompt, message, where)
+            spans = [(start - shift, end - shift) for start, end in spans]
+    except TemplateError as error:
+        raise ValueError(f"{where}: the chat template refuses these messages: {error}") from error
     end_id = end_token_id(tokenizer, chat)
     text = text.removesuffix(tokenizer.decode([end_id]))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -202,11 +205,8 @@ def _as_rendered(
 
     Only white space around the message may be missing there, or be added: offsets would otherwise mean nothing.
     """
-    try:
-        opened = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*prompt, message], tokenize=False)
-    except TemplateError as error:
-        raise ValueError(f"{where}: the chat template refuses these messages: {error}") from error
+    opened = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*prompt, message], tokenize=False)
     content, behind = message["content"], whole[len(opened) :]
     core, written = content.strip(), behind.lstrip()
     if not whole.startswith(opened) or not written.startswith(core):

@@ -25,14 +25,14 @@ def rows_with_spans(
     Args:
         source: A `.jsonl` or `.jsonl.gz` file.
         text_column: Column of the output: a text, or chat messages that end with the assistant's.
-        spans_column: Column of the unwanted parts: a list of pairs [start, end) of character offsets into that text, or
-            of objects with `start` and `end`. Null or empty: nothing is unwanted.
+        spans_column: Column of the unwanted parts: a list of pairs [start, end) of character offsets into that text,
+            or of objects with `start` and `end`. Null or empty: nothing is unwanted.
         prompt_column: Column of what the text answers or continues. Without one `prompt` is empty; a model whose
             tokenizer begins no text with a token of its own then needs prompts that you set in the rows.
 
     Returns:
-        Rows with `id` (`<file stem>-<line>`), `index`, `prompt`, `completion`, `negative_spans` (sorted and merged) and
-        `annotations` (as marked by `"given"`), in the order of the file. Rows without text are left out and counted.
+        Rows with `id` (`<file stem>-<line>`), `index`, `prompt`, `completion`, `negative_spans` (sorted and merged)
+        and `annotations` (marked by `"given"`), in the order of the file. Rows without text are left out and counted.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -70,7 +70,9 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise ValueError(f"{path}:{number}: expected an object, got {type(row).__name__}; one object a line")
+                    raise ValueError(
+                        f"{path}:{number}: expected an object, got {type(row).__name__}; one object a line"
+                    )
                 yield number, row
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{number}: not JSON ({error.msg}); correct or delete this line") from None

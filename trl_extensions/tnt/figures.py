@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 
@@ -32,7 +33,7 @@ def draw_tradeoff(points: Sequence[dict[str, Any]], path: str | os.PathLike) -> 
     """Reduction of the unwanted rate against preservation, a line per variant over alpha; up and right is better.
 
     Args:
-        points: Dicts with `variant` (one of `STYLES`), `alpha` (None where there is none, as for "sft"), `reduction`
+        points: Dicts with `variant` (one of `STYLES`), `alpha` (not written for "sft", which has none), `reduction`
             (1 - rate after / rate before; below 0 where the rate rose) and `preservation` (share of clean greedy
             outputs unchanged), both as shares, not in percent. `reduction_interval` and `preservation_interval`
             ([low, high], shares too) draw error bars. Two points of one variant and alpha are two runs.
@@ -55,10 +56,11 @@ def draw_tradeoff(points: Sequence[dict[str, Any]], path: str | os.PathLike) -> 
             continue
         x, y = ([100 * p[name] for p in own] for name in ("reduction", "preservation"))
         dashed = variant in BASELINES
-        axes.errorbar(
-            x, y, xerr=_error_bars(own, "reduction"), yerr=_error_bars(own, "preservation"),
-            color=colour, marker=marker, markersize=10 if marker == "*" else 7, linestyle="--" if dashed else "-",
-            linewidth=1.6, elinewidth=0.8, markeredgecolor="white", markeredgewidth=0.7,
+        x_error, y_error = _error_bars(own, "reduction"), _error_bars(own, "preservation")
+        axes.errorbar(x, y, y_error, x_error, fmt="none", ecolor=colour, elinewidth=1, alpha=0.35, zorder=1.5)
+        axes.plot(
+            x, y, color=colour, marker=marker, markersize=9 if marker in "*PX" else 7,
+            linestyle="--" if dashed else "-", linewidth=1.6, markeredgecolor="white", markeredgewidth=0.7,
             label=f"{variant} (baseline)" if dashed else variant,
         )  # fmt: skip
     axes.grid(color="0.9", linewidth=0.6)
@@ -66,6 +68,7 @@ def draw_tradeoff(points: Sequence[dict[str, Any]], path: str | os.PathLike) -> 
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel="unwanted rate removed (% of the original's)", ylabel="clean greedy outputs unchanged (%)")
     axes.margins(0.07)
+    axes.set_title("better: up and to the right", loc="right", fontsize=9, color="0.4")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9, title="loss; numbers: alpha")
     _label_alphas(axes, points)
     figure.savefig(path, dpi=150, format="png")
@@ -100,16 +103,18 @@ def draw_two_axes(evaluation: dict[str, Any], path: str | os.PathLike) -> "Figur
     left.set_xticks(range(len(kinds)), [f"{kind}\n(n = {_counts(before[kind], after[kind])})" for kind in kinds])
     left.set(title="unwanted: should fall", ylabel="outputs with an unwanted span (%)")
     left.set_xlim(-0.6, len(kinds) - 0.4)
-    left.set_ylim(0, 1.15 * _tallest(left))
-    left.legend(frameon=False, fontsize=9)
+    left.set_ylim(0, 1.3 * _tallest(left))
+    left.legend(frameon=False, fontsize=9, ncols=2, loc="upper right")
 
     clean = evaluation["preservation"]["clean"]
     values = [clean["exact_match"], *({"value": _share(clean, name)} for name in ("bleu", "rouge_l"))]
     values.append({"value": clean["first_difference"]})
     _draw_bars(right, list(range(len(values))), values, KEPT, width=0.6)
     right.set_xticks(range(len(values)), ["unchanged\nword for word", "BLEU", "ROUGE-L", "words before\na difference"])
-    right.set(title=f"preserved: should stay at 100 (n = {clean['n']} clean)", ylabel="likeness to the original (%)")
-    right.set_ylim(0, 112)
+    right.set(title="preserved: should stay at 100", ylabel="likeness to the original (%)")
+    right.set_xlabel(f"{clean['n']} greedy outputs that were clean")
+    right.axhline(100, color="0.6", linestyle=":", linewidth=1)
+    right.set_ylim(0, 115)
     right.set_yticks(range(0, 101, 20))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -160,13 +165,17 @@ def _error_bars(points: list[dict[str, Any]], name: str) -> list[list[float]] | 
 
 def _label_alphas(axes: "Axes", points: Sequence[dict[str, Any]]) -> None:
     """Write each alpha beside its point, where it hides neither a point nor another alpha as far as there is room."""
+    from matplotlib.patheffects import withStroke
+
     figure = axes.figure
     figure.draw_without_rendering()  # settles the layout, which the pixels depend on
     pixel = figure.dpi / 72
     spots = [axes.transData.transform((100 * p["reduction"], 100 * p["preservation"])) for p in points]
-    taken = [(x, y, 5 * pixel, 5 * pixel) for x, y in spots]  # centre and half size, of markers and then of labels
+    # Boxes as centre and half size: of markers, of stretches of line (crossed if need be), and of labels as they come.
+    taken = [(x, y, 5 * pixel, 5 * pixel) for x, y in spots]
+    taken += [(x, y, 1.2 * pixel, 1.2 * pixel) for x, y in _along_lines(axes, 3 * pixel)]
     for point, (x, y) in zip(points, spots, strict=True):
-        if point.get("alpha") is None:
+        if point["variant"] == "sft" or point.get("alpha") is None:
             continue
         text = f"{point['alpha']:g}"
         size = (2.3 * len(text) * pixel, 4 * pixel)
@@ -176,7 +185,20 @@ def _label_alphas(axes: "Axes", points: Sequence[dict[str, Any]]) -> None:
         axes.annotate(
             text, axes.transData.inverted().transform((x, y)), xytext=PLACES[best], textcoords="offset points",
             ha="center", va="center", fontsize=7.5, color=STYLES[point["variant"]][0],
+            path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
+
+
+def _along_lines(axes: "Axes", step: float) -> Iterator[tuple[float, float]]:
+    """Points on the lines and error bars drawn, `step` pixels apart."""
+    paths = [line.get_xydata() for line in axes.lines]
+    paths += [bar for bars in axes.collections for bar in bars.get_segments()]
+    for path in paths:
+        places = axes.transData.transform(path)
+        for (x0, y0), (x1, y1) in pairwise(places):
+            pieces = max(1, int(math.hypot(x1 - x0, y1 - y0) / step))
+            for i in range(pieces):
+                yield x0 + (x1 - x0) * i / pieces, y0 + (y1 - y0) * i / pieces
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
@@ -193,5 +215,7 @@ def _check_points(points: Sequence[dict[str, Any]]) -> None:
         if point["variant"] not in STYLES:
             raise ValueError(f"point {i}: variant {point['variant']!r} is not one of {', '.join(STYLES)}.")
         for name, low in (("reduction", -math.inf), ("preservation", 0.0)):
-            if not low <= point[name] <= 1:
-                raise ValueError(f"point {i}: {name} = {point[name]} is no share; give 0.9 for 90 %.")
+            if point[name] is None or not low <= point[name] <= 1:
+                raise ValueError(
+                    f"point {i}: {name} = {point[name]} is no share; give 0.9 for 90 %, and leave out what is unknown."
+                )

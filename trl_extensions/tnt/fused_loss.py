@@ -1,8 +1,8 @@
 """The objectives of `tnt.loss` from hidden states: the same numbers, and no vocabulary-sized tensor outlives a chunk.
 
 Both models are projected for a few rows at a time. Those rows give their losses, their statistics and, in closed form,
-their gradient in the hidden states at once, so nothing is projected a second time in the backward pass, and every row is
-exact however much mass the original gives to the banned token.
+their gradient in the hidden states at once, so nothing is projected a second time in the backward pass, and every row
+is exact however much mass the original gives to the banned token.
 """
 
 from dataclasses import dataclass
@@ -193,7 +193,9 @@ def _score_rows(logits, ref_logits, token_ids, sign: int, objective: Objective, 
         rest = log_p.scatter_(-1, index, -torch.inf)
         of_rest = rest.logsumexp(-1)
         losses = -of_rest
-        grad = p.sub_(rest.sub_(of_rest[:, None]).exp_())  # p_y at the token, -p_y times its share of the rest elsewhere
+        grad = p.sub_(
+            rest.sub_(of_rest[:, None]).exp_()
+        )  # p_y at the token, -p_y times its share of the rest elsewhere
     else:
         direction = 1.0 if term == "likelihood" else -1.0
         losses = -direction * logp

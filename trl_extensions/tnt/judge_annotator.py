@@ -20,8 +20,8 @@ Below are a request and the answer to it. Find what is unwanted in the answer.
 Unwanted: {task}
 
 Quote every unwanted passage of the answer, character for character and as short as possible, at most {max_quotes} \
-passages. Quote only from the answer, never from the request. Reply with a JSON list of strings, such as \
-["first passage", "second passage"], or with [] if nothing is unwanted.
+passages. Quote only from the answer, never from the request. Reply with a JSON list of strings, or with [] if \
+nothing is unwanted.
 
 <request>
 {prompt}
@@ -42,16 +42,36 @@ _QUESTION_AGAIN = """\
 
 Which words inside <answer> are unwanted? Unwanted means: {task}
 
-Write nothing but one JSON list. Each entry is copied exactly from <answer>; there are at most {max_quotes} of them, and \
-none ([]) if all of it is fine. Begin your reply with the character [."""
+Write nothing but one JSON list. Each entry is copied exactly from <answer>; there are at most {max_quotes} of them, \
+and none ([]) if all of it is fine. Begin your reply with the character [."""
+
+# The one with quotes stands last: a judge that only repeats it is found out, one that repeats [] calls all clean
+_EXAMPLES = (
+    {
+        "task": "exclamation marks",
+        "prompt": "user: Name a colour.",
+        "text": "Blue, like the sky.",
+        "reply": "[]",
+    },
+    {
+        "task": "asking the reader to buy something",
+        "prompt": "How long does an egg boil?",
+        "text": 'Seven minutes. Order our "Eggster" today! It is only ten euros.',
+        "reply": json.dumps(['Order our "Eggster" today!', "only ten euros"]),
+    },
+)
 
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _JSON_STRING = r'"(?:[^"\\]|\\.)*"'
 _UNFINISHED_LIST = re.compile(rf"\[\s*((?:{_JSON_STRING}\s*,\s*)*{_JSON_STRING})")
-_ENTRY = re.compile(r"^\s*(?:(?:\(?\d{1,3}[.):]|[-*•–])\s+(?P<listed>\S.*?)|(?P<quoted>[\"“'‘].*[\"”'’],?))\s*$")
+_ENTRY = re.compile(r"^\s*(?:(?:\(?\d{1,3}[.):]|[-*•–])\s+(?P<listed>\S.*?)|(?P<quoted>[\"“][^\"“”]+[\"”],?))\s*$")
 _OPENING_QUOTE = re.compile(r"""^(?:"(.+?)"|“(.+?)”|'(.+)'|‘(.+?)’|`(.+?)`)(?=$|[\s,.;:(–—-])""")
-_NOTHING = re.compile(r"(?:none|nothing|n/?a|no\b|there (?:is|are) (?:no|nothing)\b|the answer is fine)", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"n/?a|no|no,? there\b.*|(?:there (?:is|are) )?(?:none|nothing|no (?:unwanted|such|passage|quote|part))\b.*"
+    r"|all of it is fine|the answer is fine",
+    re.IGNORECASE,
+)
 _MAX_NOTHING_WORDS = 15
 _NORMAL = {"‘": "'", "’": "'", "ʼ": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'}
 _NORMAL |= {"–": "-", "—": "-", "‑": "-", "…": "..."}
@@ -60,14 +80,17 @@ _NORMAL |= {"–": "-", "—": "-", "‑": "-", "…": "..."}
 class JudgeAnnotator:
     """Asks a language model for exact quotes of what is unwanted, and marks every occurrence of them.
 
-    An answer out of which no list can be read is asked for once more, in other words and with another seed. If that
-    fails too, the text is in `failures`; it has no spans, but that does not make it clean. `annotate_rows` sets such
-    rows aside.
+    An answer out of which no list can be read, or none of whose quotes is in the text, is asked for once more, in
+    other words and with another seed. If that fails too, the text is in `failures`; it has no spans, but that does not
+    make it clean. `annotate_rows` sets such rows aside.
+
+    A model with fewer than some billions of parameters is no judge: look at what it marks and misses before training
+    on it.
 
     Attributes:
-        counts: Over all calls: `unparsed` texts, quotes that are `not_in_text` and so marked nothing, and quotes
-            `over_limit` that were not looked at.
-        failures: The texts of the last call that no answer could be read for, with both answers.
+        counts: Over all calls: `unparsed` and `misquoted` texts (those in `failures`), quotes that are `not_in_text`
+            and so marked nothing, and quotes `over_limit` that were not looked at.
+        failures: The texts of the last call that could not be judged, with both answers.
 
     Args:
         engine: The judge; it is given chat messages.
@@ -109,40 +132,28 @@ class JudgeAnnotator:
         }
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
-        """The spans of each text, sorted. Texts without a word are not asked about."""
+        """The spans of each text, sorted. Texts of white space alone are not asked about."""
+        spans: dict[int, list[Span] | None] = {}
+        answers: dict[int, list[str]] = {}
         asked = [index for index, text in enumerate(texts) if text.strip()]
-        quotes, answers = self._ask(_QUESTION, asked, texts, prompts, self.params)
-        again = [index for index in asked if quotes[index] is None]
-        other = replace(self.params, seed=self.params.seed + 1)
-        retried, second = self._ask(_QUESTION_AGAIN, again, texts, prompts, other)
-        quotes |= retried
-        self.failures = [Failure(i, (answers[i], second[i])) for i in again if retried[i] is None]
-        self.counts["unparsed"] += len(self.failures)
-        return [self._spans(text, quotes.get(index) or []) for index, text in enumerate(texts)]
+        for turn, question in enumerate((_first_question, _second_question)):
+            params = replace(self.params, seed=self.params.seed + turn)
+            questions = [question(self.task, self.max_quotes, texts[i], prompts[i]) for i in asked]
+            for place, answer in self.engine.generate(questions, params) if questions else ():
+                index = asked[place]
+                answers.setdefault(index, []).append(answer.text)
+                spans[index] = self._read(answer.text, texts[index])
+            asked = [index for index in asked if spans[index] is None]
+        self.failures = [Failure(index, tuple(answers[index])) for index in asked]
+        for failure in self.failures:
+            self.counts["unparsed" if parse_quotes(failure.answers[-1]) is None else "misquoted"] += 1
+        return [spans.get(index) or [] for index in range(len(texts))]
 
-    def _ask(
-        self,
-        question: str,
-        asked: list[int],
-        texts: Sequence[str],
-        prompts: Sequence[Prompt],
-        params: GenerationParams,
-    ) -> tuple[dict[int, list[str] | None], dict[int, str]]:
-        """By index into `texts`: the quotes (`None` if unreadable) and the raw answers."""
-        if not asked:
-            return {}, {}
-        questions: list[Prompt] = [
-            [{"role": "user", "content": self._question(question, texts[index], prompts[index])}] for index in asked
-        ]
-        answers = {asked[place]: answer.text for place, answer in self.engine.generate(questions, params)}
-        return {index: parse_quotes(answers[index]) for index in asked}, answers
-
-    def _question(self, question: str, text: str, prompt: Prompt) -> str:
-        if not isinstance(prompt, str):
-            prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-        return question.format(task=self.task, max_quotes=self.max_quotes, prompt=prompt or "(none)", text=text)
-
-    def _spans(self, text: str, quotes: list[str]) -> list[Span]:
+    def _read(self, answer: str, text: str) -> list[Span] | None:
+        """What an answer marks; `None` if it cannot be read, or quotes and yet marks nothing."""
+        quotes = parse_quotes(answer)
+        if quotes is None:
+            return None
         quotes = list(dict.fromkeys(quotes))
         self.counts["over_limit"] += len(quotes[self.max_quotes :])
         spans = set()
@@ -150,15 +161,36 @@ class JudgeAnnotator:
             found = find_quote(quote, text)
             self.counts["not_in_text"] += not found
             spans |= {Span(start, end, "unwanted") for start, end in found}
-        return sorted(spans)
+        return sorted(spans) if spans or not quotes else None
+
+
+def _first_question(task: str, max_quotes: int, text: str, prompt: Prompt) -> list[dict[str, str]]:
+    """With worked examples as earlier turns, from which small models take the form of the answer."""
+    messages = []
+    for example in _EXAMPLES:
+        content = _QUESTION.format(max_quotes=max_quotes, **example)
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": example["reply"]}]
+    content = _QUESTION.format(task=task, max_quotes=max_quotes, prompt=_as_text(prompt), text=text)
+    return [*messages, {"role": "user", "content": content}]
+
+
+def _second_question(task: str, max_quotes: int, text: str, prompt: Prompt) -> list[dict[str, str]]:
+    content = _QUESTION_AGAIN.format(task=task, max_quotes=max_quotes, prompt=_as_text(prompt), text=text)
+    return [{"role": "user", "content": content}]
+
+
+def _as_text(prompt: Prompt) -> str:
+    if not isinstance(prompt, str):
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return prompt or "(none)"
 
 
 def parse_quotes(answer: str) -> list[str] | None:
     """Read a list of quotes out of a model's answer.
 
     Understands a JSON list (of strings, or of objects with one string under "quote", "text" or "passage"), also in a
-    code fence, inside prose or an object, with single quotes, or cut off in the middle; otherwise numbered, bulleted or
-    quoted lines; otherwise a short sentence to say that there is nothing.
+    code fence, inside prose or an object, with single quotes, or cut off in the middle; otherwise numbered, bulleted
+    or quoted lines; otherwise a short sentence to say that there is nothing.
 
     Args:
         answer: The text of the answer; thoughts inside `<think>` are not read.
@@ -174,7 +206,7 @@ def parse_quotes(answer: str) -> list[str] | None:
     if lines:
         return lines
     plain = answer.strip(" \n\t\"'`*.")
-    if _NOTHING.match(plain) and len(plain.split()) <= _MAX_NOTHING_WORDS and not re.search(r"[\"“”:\n]", plain):
+    if _NOTHING.fullmatch(plain) and len(plain.split()) <= _MAX_NOTHING_WORDS and not re.search(r"[\"“”:\n]", plain):
         return []
     return None
 
@@ -182,19 +214,14 @@ def parse_quotes(answer: str) -> list[str] | None:
 def find_quote(quote: str, text: str) -> list[tuple[int, int]]:
     """Every occurrence of a quote in a text, as offsets [start, end).
 
-    Tried until one is found: as it is; with runs of white space, curly and straight quotation marks, dashes and the
-    ellipsis made equal; the same without quotation marks around the quote. Occurrences inside longer words do not count
-    where there are others.
+    Runs of white space, curly and straight quotation marks, dashes, and the two ellipses are equal. If the quote is
+    not there, it is looked for without quotation marks around it. Occurrences inside longer words do not count where
+    there are others.
 
     Args:
         quote: What a model claims to be in the text; surrounding white space is ignored.
         text: Where to look.
     """
-    quote = quote.strip()
-    if not quote:
-        return []
-    if spans := _occurrences(quote, text):
-        return spans
     normal, starts, ends = _normalized(text)
     quote = _normalized(quote)[0].strip()
     for attempt in (quote, quote.strip("\"'` ")):

@@ -1,7 +1,7 @@
 """The objectives of targeted negative training (TNT, arXiv 2406.13660, section 3), as pure functions on tensors.
 
-p is the policy, q the frozen original, y the token at a position. The target d of a kept position is q itself; the target
-of an unwanted position is q without y, renormalised. A variant says how p is drawn to d:
+p is the policy, q the frozen original, y the token at a position. The target d of a kept position is q itself; the
+target of an unwanted position is q without y, renormalised. A variant says how p is drawn to d:
 
 | variant | unwanted tokens | kept tokens |
 | --- | --- | --- |
@@ -33,7 +33,7 @@ VARIANTS = {
 SMOOTH_OVER = ("banned", "vocabulary")
 
 LOWEST = -1e4
-"""Stands for the log-probability -inf (a token a model rules out) where that would make a term infinite or undefined."""
+"""Stands for the log-probability -inf (a token a model rules out) where a term would be infinite or undefined."""
 
 
 def targeted_negative_loss(

@@ -31,7 +31,7 @@ Gram: TypeAlias = tuple[str, ...]
 
 
 class Word(NamedTuple):
-    """A word of a text: what it is compared by (lower case, straight apostrophes) and its characters `[start, end)`."""
+    """A word of a text: what it is compared by (see `fold`), and its characters `[start, end)`."""
 
     key: str
     start: int
@@ -68,7 +68,7 @@ def fold(text: str) -> str:
 
 
 def sentences(text: str) -> list[list[Word]]:
-    """The words of a text, one list a sentence; a line break or a colon ends one too. Commas and dashes are skipped."""
+    """The words of a text, a list for each sentence; a line break or a colon ends one too. Commas are skipped."""
     found: list[list[Word]] = []
     end = None
     for match in _WORD.finditer(text):
@@ -82,9 +82,9 @@ def sentences(text: str) -> list[list[Word]]:
 def log_odds(flagged_count: int, flagged: int, clean_count: int, clean: int) -> tuple[float, float]:
     """How much more flagged outputs hold an n-gram than clean ones: the log-odds ratio with a Dirichlet prior.
 
-    Monroe, Colaresi and Quinn, "Fightin' Words" (2008), section 3.5.1, for outputs instead of word tokens, so that the
-    two categories are "holds it" and "does not". With y of n outputs in each group, the share s of all outputs that
-    hold it, a prior worth a0 = min(n_flagged, n_clean) outputs and a = a0 s:
+    Monroe, Colaresi and Quinn, "Fightin' Words" (2008), with their informative prior, for outputs instead of word
+    tokens, so that the two categories are "holds it" and "does not". With y of n outputs in each group, the share s of
+    all outputs that hold it, a prior worth a0 = min(n_flagged, n_clean) outputs and a = a0 s:
 
         delta = log((y_f + a) / (n_f + a0 - y_f - a)) - log((y_c + a) / (n_c + a0 - y_c - a))
         var   = 1 / (y_f + a) + 1 / (n_f + a0 - y_f - a) + 1 / (y_c + a) + 1 / (n_c + a0 - y_c - a)
@@ -118,15 +118,15 @@ def log_odds(flagged_count: int, flagged: int, clean_count: int, clean: int) -> 
 
 def separates(flagged_count: int, flagged: int, clean_count: int, clean: int) -> bool:
     """Whether the share of flagged outputs that hold something is at least `MIN_LIFT` times that of clean ones."""
-    return flagged_count * max(clean, 1) >= MIN_LIFT * clean_count * flagged
+    return flagged_count * clean >= MIN_LIFT * clean_count * flagged
 
 
 def mine_phrases(flagged: Sequence[str], clean: Sequence[str], *, min_count: int = 2) -> list[MinedPhrase]:
     """Phrases that are over-represented in flagged outputs (see `log_odds`), the clearest first.
 
-    Every n-gram of up to `MAX_WORDS` words within a sentence is tried. Of two, one inside the other, the longer stays if
-    it is nearly as frequent (`SAME_SHARE`) or separates at least as well; otherwise it is the shorter one with some
-    neighbour, and goes.
+    Every n-gram of up to `MAX_WORDS` words within a sentence is tried; it must separate the groups (`separates`) and
+    have log-odds of `MIN_Z` standard deviations. Of two, one inside the other, the longer stays if it is nearly as
+    frequent (`SAME_SHARE`) or has the higher z; otherwise it is the shorter one with some neighbour, and goes.
 
     Args:
         flagged: Outputs that something is wrong with.

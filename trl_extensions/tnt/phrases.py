@@ -26,30 +26,30 @@ _VARIATION_SELECTORS = ("\ufe00", "\ufe0f")  # behind emoji; marks by category, 
 class PhraseAnnotator:
     """Marks every occurrence of words and phrases, and every match of regular expressions.
 
-    Phrases: a stretch of white space matches any other, straight and curly apostrophes are equal. With `whole_words`, a
-    phrase that begins or ends with a letter or digit must not go on with another one: "cat" is not in "category", but is
-    in "_cat_", "(cat)", "cat-like" and before an apostrophe ("cat's", and "he" in "he'll"), except that "can" is not in
-    "can't". No such limit holds on the side of a character like "#" or "+". Languages that do not put spaces between
-    words need `whole_words=False`.
+    Phrases: a stretch of white space matches any other, straight and curly apostrophes are equal. With `whole_words`,
+    a phrase that begins or ends with a letter or digit must not go on with another one: "cat" is not in "category",
+    but is in "_cat_", "(cat)", "cat-like" and before an apostrophe ("cat's", and "he" in "he'll"); only "can" is not
+    in "can't". No such limit holds on the side of a character like "#" or "+". Languages that do not put spaces
+    between words need `whole_words=False`.
 
-    Inflections: with `inflections`, the last word of a phrase also matches with the regular English endings: plural and
-    third person (-s, -es, -ies), -ed and -ing (with e dropped, y to i, consonant doubled) and the possessive 's, which
-    is then part of the span. Only the last: list "kicks the bucket" yourself. Not -er and -est, which make other words
-    ("butt", "butter"), and no irregular forms ("men", "ran"). Ordinary words may still be met by accident ("even",
-    "evening"): look at the annotations of a sample.
+    Inflections: with `inflections`, the last word of a phrase also matches with the regular English endings: plural
+    and third person (-s, -es, -ies), -ed and -ing (with e dropped, y to i, consonant doubled) and the possessive 's,
+    which is then part of the span. Only the last: list "kicks the bucket" yourself. Not -er and -est, which make other
+    words ("butt", "butter"), and no irregular forms ("men", "ran"). Ordinary words may still be met by accident
+    ("even", "evening"): look at the annotations of a sample.
 
     Args:
         phrases: Words and phrases; also the spans' labels.
-        patterns: Regular expressions, used as they are (no word boundaries, apostrophes as written); the whole match is
-            marked, and the pattern is the label.
+        patterns: Regular expressions, used as they are (no word boundaries, apostrophes as written); the whole match
+            is marked, and the pattern is the label.
         ignore_case: Whether case is ignored, in phrases and patterns.
         whole_words: Whether phrases only match whole words.
         inflections: Whether the last word of a phrase may be inflected.
         name: Who marked the spans.
 
     Raises:
-        ValueError: Nothing to look for, an empty phrase, or a pattern that is no regular expression or matches the empty
-            string.
+        ValueError: Nothing to look for, an empty phrase, or a pattern that is no regular expression or matches the
+            empty string.
         TypeError: One string in place of a list, or an entry that is no string.
     """
 
@@ -196,7 +196,7 @@ def _literal(word: str) -> str:
 
 
 def _cuts_a_letter(text: str, start: int, end: int) -> bool:
-    """Whether the span begins or ends between a letter and its accent or vowel sign, which `\\w` does not count as one."""
+    """Whether the span begins or ends between a letter and its accent or vowel sign, which `\\w` does not match."""
     first, last = _VARIATION_SELECTORS
     neighbours = text[start - 1 : start] + text[end : end + 1]
     return any(unicodedata.category(char) in ("Mn", "Mc") and not first <= char <= last for char in neighbours)
@@ -213,7 +213,9 @@ def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
 
 
 def _matches_nothing(pattern: str) -> str:
-    return f"the pattern {pattern!r} matches the empty string, which marks nothing; require at least one character in it"
+    return (
+        f"the pattern {pattern!r} matches the empty string, which marks nothing; require at least one character in it"
+    )
 
 
 def _strings(values: Sequence[str], name: str) -> list[str]:

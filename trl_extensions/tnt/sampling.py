@@ -1,4 +1,4 @@
-"""Sample the original model's own outputs: what targeted negative training learns from (arXiv 2406.13660, section 4)."""
+"""Sample the original model's own outputs: what targeted negative training learns from (arXiv 2406.13660)."""
 
 import logging
 import os
@@ -86,10 +86,15 @@ def sample_outputs(
     _check(greedy, num_samples, params, system_prompt, conversational)
     claim_settings(
         output.with_name(output.stem + ".settings.json"),
-        {"engine": engine.name, "params": asdict(params), "system_prompt": system_prompt, "conversational": conversational},
+        {
+            "engine": engine.name,
+            "params": asdict(params),
+            "system_prompt": system_prompt,
+            "conversational": conversational,
+        },
         made=str(output),
         in_use=output.is_file() and output.stat().st_size > 0,
-    )  # fmt: skip
+    )
     samples = ([0] if greedy else []) + list(range(1, num_samples + 1))
     wanted = [(sample, index) for sample in samples for index in range(len(queries))]
     with JsonlWriter(output) as writer:

@@ -68,7 +68,7 @@ def _scored(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def sums_of_rows(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a trainer logs: name -> `(B, 2)`, the sum over a row's tokens and the number of tokens it is the sum over."""
+    """What a trainer logs: name -> `(B, 2)`, the sum over a row's tokens and the number of these."""
     row_of_token, weights = (tensor.to(scores.losses.device) for tensor in _rows_and_weights(inputs))
     negative, kept, every = (weights < 0).float(), (weights > 0).float(), torch.ones_like(scores.losses)
     values = {
@@ -112,15 +112,17 @@ def score_rows(
 
     Returns:
         For each row, in order, sums over its tokens: `kept_tokens`, `negative_tokens`; `kl_target`, KL(d || p) to the
-        ideal target over all of them, and `kl_kept`, KL(q || p) over kept ones (nats); `logp` and `logp_original` of the
-        completion (nats); `prob_negative` and `prob_negative_original` of the unwanted tokens.
+        ideal target over all of them, and `kl_kept`, KL(q || p) over kept ones (nats); `logp` and `logp_original` of
+        the completion (nats); `prob_negative` and `prob_negative_original` of the unwanted tokens.
 
     Raises:
         ValueError: No original to compare with.
     """
     if original is None and not hasattr(model, "peft_config"):
         raise ValueError("there is no original to compare with: pass `original`, or a PEFT model on top of it")
-    columns = [{name: row.get(name) for name in ("prompt", "completion", "negative_spans", "truncated")} for row in rows]
+    columns = [
+        {name: row.get(name) for name in ("prompt", "completion", "negative_spans", "truncated")} for row in rows
+    ]
     dataset = prepare_rows(Dataset.from_list(columns), tokenizer, max_length=None, name="evaluation")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collate = DataCollatorForTNT(pad_id)

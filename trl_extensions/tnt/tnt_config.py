@@ -19,11 +19,11 @@ class TNTConfig(SFTConfig):
         alpha (`float`, *optional*, defaults to `1.0`):
             Weight of unwanted tokens beside kept ones.
         smoothing (`float`, *optional*, defaults to `1e-6`):
-            Probability a reverse KL's target gives to a banned token, so that it stays finite. Unused by `"ff"`, `"fll"`,
-            `"ul"` and `"nl"`.
+            Probability a reverse KL's target gives to a banned token, so that it stays finite. Unused by `"ff"`,
+            `"fll"`, `"ul"` and `"nl"`.
         smooth_over (`str`, *optional*, defaults to `"banned"`):
-            `"banned"`: only the banned token gets that mass. `"vocabulary"`: every entry of a reverse KL's target does,
-            kept positions included, as in the published code; moves much mass in a large vocabulary.
+            `"banned"`: only the banned token gets that mass. `"vocabulary"`: every entry of a reverse KL's target
+            does, kept positions included, as in the published code; moves much mass in a large vocabulary.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Switch dropout off, so that the model starts where its original is.
 

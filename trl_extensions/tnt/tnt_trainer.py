@@ -34,15 +34,15 @@ class TNTTrainer(SFTTrainer):
     do there. Train on the model's own outputs.
 
     Args:
-        model: Model id, path, `PreTrainedModel` or `PeftModel`. An adapter that is trained already goes on being trained,
-            relative to the model as it is given: the way to add a second patch to a patched model.
+        model: Model id, path, `PreTrainedModel` or `PeftModel`. An adapter that is trained already goes on being
+            trained, relative to the model as it is given: the way to add a second patch to a patched model.
         args: `TNTConfig`; plain `TrainingArguments` or an `SFTConfig` are converted.
         train_dataset: Rows with `prompt`, `completion` and `negative_spans` (character offsets `[start, end)` into the
             completion; empty for a clean row), or `input_ids`, `labels` and `negative_mask`.
         eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
         processing_class: Fast tokenizer; loaded from the model when left out.
-        ref_model: The original. Left out: the model behind a fresh adapter, the PEFT model as it was given (kept as the
-            adapter "ref"), or a frozen copy.
+        ref_model: The original. Left out: the model behind a fresh adapter, the PEFT model as it was given (kept as
+            the adapter "ref"), or a frozen copy.
         data_collator: Defaults to `DataCollatorForTNT`.
         callbacks: Further callbacks.
         optimizers: Optimizer and scheduler, as in `Trainer`.
@@ -52,7 +52,8 @@ class TNTTrainer(SFTTrainer):
 
     Logged, averaged over tokens: `prob/negative` and `prob/negative_ref` (probability of the unwanted tokens under the
     policy and the original), `kl/negative` and `kl/kept` (KL from the ideal target to the policy, nats per token),
-    `entropy` (nats), `tokens/negative` (their share of scored tokens). `evaluate` reports the same with the prefix `eval_`.
+    `entropy` (nats), `tokens/negative` (their share of scored tokens). `evaluate` reports the same with the prefix
+    `eval_`.
 
     Raises:
         ValueError: Data or settings TNT cannot use; the message names the row or field and the remedy.

@@ -9,17 +9,19 @@ import torch
 from tests.distributed.launch import run_processes
 
 
-def launch(processes: int, model_dir, output: Path, per_device: int, accumulation: int, kind: str):
+def launch(method: str, processes: int, model_dir, output: Path, per_device: int, accumulation: int, kind: str):
     output.mkdir()
-    arguments = [str(model_dir), str(output), str(per_device), str(accumulation), kind]
-    run_processes(Path(__file__).with_name("train_sami.py"), arguments, processes=processes, folder=output)
+    arguments = [method, str(model_dir), str(output), str(per_device), str(accumulation), kind]
+    run_processes(Path(__file__).with_name("train.py"), arguments, processes=processes, folder=output)
     return json.loads((output / "result.json").read_text()), torch.load(output / "weights.pt")
 
 
-@pytest.mark.parametrize("kind", ["full", "adapter"])
-def test_two_processes_are_one_large_batch(tiny_model_dir, tmp_path, kind):
-    one, weights_one = launch(1, tiny_model_dir, tmp_path / "one", 4, 1, kind)
-    two, weights_two = launch(2, tiny_model_dir, tmp_path / "two", 1, 2, kind)
+@pytest.mark.parametrize(
+    ("method", "kind"), [("SAMI", "full"), ("SAMI", "adapter"), ("TNT", "full"), ("TNT", "adapter")]
+)
+def test_two_processes_are_one_large_batch(tiny_model_dir, tmp_path, method, kind):
+    one, weights_one = launch(method, 1, tiny_model_dir, tmp_path / "one", 4, 1, kind)
+    two, weights_two = launch(method, 2, tiny_model_dir, tmp_path / "two", 1, 2, kind)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["wrapper"] == "DistributedDataParallel"
     for ours, theirs in zip(two["steps"], one["steps"], strict=True):

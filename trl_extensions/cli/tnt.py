@@ -1,0 +1,162 @@
+"""`trl-ext tnt sample | candidates | annotate | train | evaluate | run`: arguments and YAML through TrlParser."""
+
+import warnings
+from collections.abc import Sequence
+
+from .launch import launch_module, refuse_launcher, run_stage, split_launch_arguments
+
+
+USAGE = """\
+usage: trl-ext tnt {sample,candidates,annotate,train,evaluate,run} [--config FILE] [--option VALUE ...]
+
+  sample      sample the model's own outputs to the training prompts into output_dir/outputs.jsonl
+  candidates  from logs with flags or complaints (--logs) to output_dir/candidates.yaml, for a person to edit
+  annotate    mark what is unwanted in outputs (--dataset_name outputs.jsonl, or --logs with --candidates) into
+              output_dir/annotated.jsonl
+  train       train on annotated outputs (--dataset_name); takes --accelerate_config and accelerate's own options
+  evaluate    compare a patched model with its original on held-out prompts: what went, and what stayed
+  run         sample, annotate, train, evaluate, and a report; the same command resumes after a kill
+
+`trl-ext tnt COMMAND --help` lists every option. A recipe YAML serves all of them."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the TNT commands.
+
+    Raises:
+        ValueError: An argument or a key of the config file is unknown or wrong; one line with the remedy.
+    """
+    commands = {
+        "sample": _sample, "candidates": _candidates, "annotate": _annotate, "train": _train, "evaluate": _evaluate,
+        "run": _run, "stage": _stage,
+    }  # fmt: skip
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    # Deprecations between the libraries below are nothing a user of this command can act on
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if argv[0] not in commands:
+        offered = ", ".join(name for name in commands if name != "stage")
+        raise ValueError(f"unknown command {argv[0]!r}; choose from {offered}")
+    commands[argv[0]](list(argv[1:]))
+    return 0
+
+
+def _parser(command: str):
+    from trl import ModelConfig, TrlParser
+
+    from trl_extensions.core.generation import EngineArguments
+    from trl_extensions.tnt.arguments import AnnotatorArguments, TNTArguments
+    from trl_extensions.tnt.tnt_config import TNTConfig
+
+    return TrlParser(
+        (TNTArguments, AnnotatorArguments, EngineArguments, TNTConfig, ModelConfig),
+        prog=f"trl-ext tnt {command}",
+        allow_abbrev=False,
+    )
+
+
+def _parse(command: str, argv: list[str]):
+    """The run the arguments describe; unknown arguments and YAML keys are refused."""
+    from trl_extensions.embedded import resolve_model_name
+    from trl_extensions.tnt.run import TNTRun
+
+    run = TNTRun(*_parser(command).parse_args_and_config(argv))
+    for owner, name in ((run.model_args, "model_name_or_path"), (run.args, "original_model")):
+        if getattr(owner, name):
+            setattr(owner, name, resolve_model_name(getattr(owner, name)))
+    return run
+
+
+def _sample(argv: list[str]) -> None:
+    run = _parse("sample", argv)
+    if not run.args.prompts or not run.original:
+        raise ValueError("`sample` needs `prompts` and `model_name_or_path`.")
+    report = run.sample_to(run.original, run.prompts()[0], run.folder / "outputs.jsonl", run.args.num_samples, True)
+    print(report.summary)
+
+
+def _candidates(argv: list[str]) -> None:
+    from trl_extensions.tnt.candidate_file import write_candidates
+    from trl_extensions.tnt.candidates import find_candidates
+    from trl_extensions.tnt.logs import read_logs
+
+    run = _parse("candidates", argv)
+    if not run.args.logs:
+        raise ValueError("`candidates` needs `logs`, a JSONL of deployed outputs with flags or complaints.")
+    candidates, path = find_candidates(read_logs(run.args.logs)), run.folder / "candidates.yaml"
+    write_candidates(path, candidates)
+    print(f"{path}: {len(candidates)} candidates; edit it, then `trl-ext tnt annotate --logs ... --candidates {path}`")
+
+
+def _annotate(argv: list[str]) -> None:
+    from trl_extensions.core.jsonl import read_jsonl
+    from trl_extensions.tnt.annotation import annotate_rows
+
+    run = _parse("annotate", argv)
+    output = run.folder / "annotated.jsonl"
+    if run.args.logs:
+        _annotate_logs(run, output)
+        return
+    if not run.args.dataset_name:
+        raise ValueError("`annotate` needs `dataset_name` (outputs to mark), or `logs` and `candidates`.")
+    print(annotate_rows(read_jsonl(run.args.dataset_name), run.annotators(), output).summary)
+
+
+def _annotate_logs(run, output) -> None:
+    from trl_extensions.core.jsonl import JsonlWriter
+    from trl_extensions.tnt.candidate_file import load_candidates
+    from trl_extensions.tnt.logs import read_logs, rows_from_logs
+
+    if not run.args.candidates:
+        raise ValueError("`logs` needs `candidates`: write the file with `trl-ext tnt candidates` and edit it.")
+    if output.exists():
+        raise ValueError(f"{output} exists already and is not overwritten: give another `output_dir`.")
+    rows, report = rows_from_logs(read_logs(run.args.logs), load_candidates(run.args.candidates))
+    with JsonlWriter(output) as writer:
+        for row in rows:
+            writer.append(row)
+    print(f"{output}: {report.summary}")
+
+
+def _train(argv: list[str]) -> None:
+    launch, own = split_launch_arguments(_parser("train"), argv)
+    if launch:
+        launch_module(launch, ["tnt", "train", *own])
+        return
+    run = _parse("train", own)
+    if not run.args.dataset_name or not run.original:
+        raise ValueError("`train` needs `dataset_name` (annotated outputs) and `model_name_or_path`.")
+    run.train()
+    print(f"model saved to {run.patched}")
+
+
+def _evaluate(argv: list[str]) -> None:
+    from trl_extensions.tnt.run_report import verdict
+
+    run = _parse("evaluate", argv)
+    run.check_inputs()
+    print(f"{run.folder / 'evaluation.json'}: {verdict(run.evaluate_alone())}")
+
+
+def _run(argv: list[str]) -> None:
+    import torch
+
+    from trl_extensions.tnt.run_report import summary_of
+
+    refuse_launcher()
+    launch, own = split_launch_arguments(_parser("run"), argv)
+    run = _parse("run", own)
+
+    def in_own_process(name: str, side: str) -> None:
+        run_stage(["tnt", "stage", name, side, *own], launch if name == "train" else [])
+
+    # A process of its own gives a GPU's memory back whatever held it, and a launcher needs one anyway
+    separate = bool(launch) or run.engine_args.engine == "vllm" or torch.cuda.is_available()
+    path = run.execute(in_own_process if separate else None)
+    print(f"\n{summary_of(path)}\n\nreport: {path}")
+
+
+def _stage(argv: list[str]) -> None:
+    name, side = argv[:2]
+    _parse("run", argv[2:]).perform(name, side)

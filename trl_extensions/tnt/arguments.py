@@ -1,0 +1,184 @@
+"""Settings of the TNT commands beside those of the trainer, the model and the engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..core.generation import EngineArguments, GenerationParams, create_engine
+from .annotation import Annotator
+
+
+@dataclass
+class TNTArguments:
+    """Prompts, sampling and evaluation. One YAML serves every `trl-ext tnt` command.
+
+    Raises:
+        ValueError: A value outside its range, naming the field.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Outputs: for `annotate` those to mark, for `train` and `run` annotated ones; JSONL or data set."
+        },
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "train: annotated held-out outputs, for `eval_strategy`."}
+    )
+    prompts: str | None = field(
+        default=None, metadata={"help": "Prompts: a .jsonl, .json or .csv file, or a data set on the hub."}
+    )
+    prompt_column: str | None = field(default=None, metadata={"help": "Column of the prompts; guessed if left out."})
+    prompt_pattern: str | None = field(
+        default=None, metadata={"help": "Regular expression with one group that cuts the prompt out of the column."}
+    )
+    prompt_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Use at most this many prompts."})
+    num_eval_prompts: int = field(default=200, metadata={"help": "Prompts held out for evaluation."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of every chat."})
+    plain_prompts: bool = field(
+        default=False, metadata={"help": "Continue prompts as they stand, even if the model has a chat template."}
+    )
+    greedy: bool = field(default=True, metadata={"help": "Sample one greedy output a prompt."})
+    num_samples: int = field(default=1, metadata={"help": "Random outputs a prompt, beside the greedy one."})
+    num_eval_samples: int = field(default=1, metadata={"help": "Random outputs a held-out prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of random outputs."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of random outputs."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest output, in tokens."})
+    stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end an output."})
+    clean_ratio: float | None = field(
+        default=None, metadata={"help": "Train on at most this many clean outputs per unwanted one; all if left out."}
+    )
+    logs: str | None = field(
+        default=None, metadata={"help": "candidates, annotate: JSONL of deployed outputs with flags or complaints."}
+    )
+    candidates: str | None = field(
+        default=None, metadata={"help": "annotate: the file that `candidates` wrote and a person edited."}
+    )
+    original_model: str | None = field(
+        default=None, metadata={"help": "evaluate: the model before the patch; the base of an adapter if left out."}
+    )
+    eval_batch_tokens: int = field(default=4096, metadata={"help": "Padded tokens per batch when scoring."})
+
+    def __post_init__(self):
+        least = {
+            "num_eval_prompts": 2, "num_samples": 0, "num_eval_samples": 0, "max_new_tokens": 1,
+            "eval_batch_tokens": 1,
+        }  # fmt: skip
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
+        if self.clean_ratio is not None and self.clean_ratio < 0:
+            raise ValueError(f"`clean_ratio` must be at least 0, got {self.clean_ratio}.")
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        self.params()
+
+    def params(self, seed: int = 0) -> GenerationParams:
+        """How outputs are sampled."""
+        return GenerationParams(self.max_new_tokens, self.temperature, self.top_p, tuple(self.stop), seed)
+
+
+@dataclass
+class AnnotatorArguments:
+    """What is unwanted. Several annotators together mark what any of them marks.
+
+    Raises:
+        ValueError: A value outside its choices, or an option whose annotator is not switched on.
+    """
+
+    phrases: list[str] = field(default_factory=list, metadata={"help": "Unwanted words and phrases."})
+    phrases_file: str | None = field(default=None, metadata={"help": "File of them: .txt, one a line, or .json."})
+    patterns: list[str] = field(default_factory=list, metadata={"help": "Unwanted regular expressions."})
+    ignore_case: bool = field(default=True, metadata={"help": "Phrases and patterns: ignore case."})
+    inflections: bool = field(default=False, metadata={"help": "Phrases: English endings of the last word too."})
+    classifier: str | None = field(
+        default=None, metadata={"help": "A sequence classifier whose label marks what is unwanted."}
+    )
+    classifier_label: str | None = field(default=None, metadata={"help": "That label."})
+    profanity: bool = field(default=False, metadata={"help": "Mark profanity, by alt-profanity-check."})
+    threshold: float = field(default=0.5, metadata={"help": "Classifier and profanity: mark above this probability."})
+    unit: Literal["sentence", "window"] = field(
+        default="sentence", metadata={"help": "Classifier and profanity: what is scored at once."}
+    )
+    judge_task: str | None = field(
+        default=None, metadata={"help": "What a language model is to quote as unwanted, in words."}
+    )
+    judge_model: str | None = field(default=None, metadata={"help": "That language model."})
+    judge_base_url: str | None = field(
+        default=None, metadata={"help": "Its OpenAI-compatible server; it runs in this process if left out."}
+    )
+
+    def __post_init__(self):
+        for name in ("phrases", "patterns"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
+        if self.unit not in ("sentence", "window"):
+            raise ValueError(f"`unit` must be sentence or window, got {self.unit!r}.")
+        if self.classifier_label and not self.classifier:
+            raise ValueError("`classifier_label` needs `classifier`.")
+        if bool(self.judge_task) != bool(self.judge_model):
+            raise ValueError("a judge needs both `judge_task` and `judge_model`.")
+        if self.judge_base_url and not self.judge_task:
+            raise ValueError("`judge_base_url` needs `judge_task` and `judge_model`.")
+
+    def any(self) -> bool:
+        """Whether anything is said to be unwanted."""
+        return bool(
+            self.phrases or self.phrases_file or self.patterns or self.classifier or self.profanity or self.judge_task
+        )
+
+    def build(self) -> list[Annotator]:
+        """The annotators; loads models.
+
+        Raises:
+            ValueError: None is asked for, or what one of them refuses.
+            ImportError: An optional package is missing.
+        """
+        if not self.any():
+            raise ValueError(
+                "nothing says what is unwanted: give `phrases`, `phrases_file`, `patterns`, `classifier`, `profanity` "
+                "or `judge_task`."
+            )
+        annotators: list[Annotator] = []
+        if self.phrases or self.phrases_file or self.patterns:
+            from .phrases import PhraseAnnotator, load_phrases
+
+            phrases = [*self.phrases, *(load_phrases(self.phrases_file) if self.phrases_file else [])]
+            annotators.append(
+                PhraseAnnotator(phrases, self.patterns, ignore_case=self.ignore_case, inflections=self.inflections)
+            )
+        if self.classifier:
+            from .classifiers import ClassifierAnnotator
+
+            annotators.append(ClassifierAnnotator(self.classifier, self.classifier_label, self.threshold, self.unit))
+        if self.profanity:
+            from .classifiers import ProfanityAnnotator
+
+            annotators.append(ProfanityAnnotator(self.threshold, self.unit))
+        if self.judge_task:
+            from .judge_annotator import JudgeAnnotator
+
+            annotators.append(JudgeAnnotator(self._judge(), self.judge_task))
+        return annotators
+
+    def _judge(self):
+        engine = "endpoint" if self.judge_base_url else "transformers"
+        return create_engine(
+            EngineArguments(engine=engine, engine_model=self.judge_model, engine_base_url=self.judge_base_url)
+        )
+
+    def settings(self) -> dict:
+        """JSON-ready values that say what is unwanted, for a run that is resumed; the phrases of a file included."""
+        values = {name: value for name, value in vars(self).items() if name not in ("judge_base_url",)}
+        if self.phrases_file and os.path.isfile(self.phrases_file):
+            from .phrases import load_phrases
+
+            values["phrases_file"] = load_phrases(self.phrases_file)
+        return values

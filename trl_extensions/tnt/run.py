@@ -1,0 +1,296 @@
+"""A patch from end to end: sample the original, annotate, train, and evaluate on both axes.
+
+Every stage leaves a file when it is done and is skipped when that file is there, so the same command resumes a run
+that was killed anywhere:
+
+    output_dir/settings.json, report.md, report.json, evaluation.json, two_axes.png
+    output_dir/original/   outputs.jsonl, annotated.jsonl (training prompts); eval_outputs.jsonl, eval_annotated.jsonl
+    output_dir/train/      checkpoints and log;  output_dir/model/  the patched model or adapter
+    output_dir/patched/    eval_outputs.jsonl, eval_annotated.jsonl
+"""
+
+import copy
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig
+
+from ..core.generation import EngineArguments, is_adapter_directory
+from ..core.jsonl import read_jsonl
+from ..core.models import ModelSource
+from ..core.queries import Query, load_queries
+from ..core.report import write_atomically
+from ..core.settings import claim_settings
+from ..core.training import fit, free_memory
+from .annotation import Annotator, annotate_rows
+from .arguments import AnnotatorArguments, TNTArguments
+from .evaluation import evaluate_patch
+from .sampling import load_outputs, sample_outputs
+from .tnt_config import TNTConfig
+from .tnt_trainer import TNTTrainer
+from .training import load_training_rows
+
+
+# Settings that may change between a kill and the restart: they decide where and how fast, not what
+_FREE_SETTINGS = {
+    "output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "project", "trackio_space_id", "log_level",
+    "log_level_replica", "logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
+    "save_total_limit", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
+    "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
+    "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_eval_batch_size",
+    "eval_batch_tokens", "eval_dataset_name", "original_model", "logs", "candidates",
+}  # fmt: skip
+_SAMPLING_ARGUMENTS = (
+    "prompts", "prompt_column", "prompt_pattern", "prompt_split", "num_prompts", "num_eval_prompts", "system_prompt",
+    "plain_prompts", "greedy", "num_samples", "num_eval_samples", "temperature", "top_p", "max_new_tokens", "stop",
+)  # fmt: skip
+
+_STAGES = {
+    "sample": "sampling the original's outputs to train on",
+    "annotate": "marking what is unwanted in them",
+    "sample_held_out": "sampling answers to the held-out prompts",
+    "train": "training",
+    "evaluate": "comparing the two",
+}
+
+
+@dataclass
+class TNTRun:
+    """One run: its settings, its folder, and a method for each stage.
+
+    Args:
+        args: Prompts, sampling and evaluation.
+        annotator_args: What is unwanted.
+        engine_args: What samples.
+        config: The trainer's configuration; `output_dir` is the run's folder.
+        model_args: The original model, LoRA and quantisation.
+    """
+
+    args: TNTArguments
+    annotator_args: AnnotatorArguments
+    engine_args: EngineArguments
+    config: TNTConfig
+    model_args: ModelConfig
+
+    def __post_init__(self):
+        self.folder = Path(self.config.output_dir)
+        self._annotators: list[Annotator] | None = None
+
+    @property
+    def models(self) -> ModelSource:
+        return ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
+
+    @property
+    def original(self) -> str:
+        return self.model_args.model_name_or_path
+
+    @property
+    def patched(self) -> str:
+        return str(self.folder / "model")
+
+    def claim(self) -> None:
+        """Write the run's settings, or refuse to resume a run that was started with others.
+
+        What only training depends on may still change as long as nothing has been trained.
+        """
+        known = {f.name for f in fields(TNTConfig)} - _FREE_SETTINGS
+        training = {name: value for name, value in self.config.to_dict().items() if name in known}
+        args = {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
+        model = asdict(self.model_args)
+        sampling = {name: args.pop(name) for name in _SAMPLING_ARGUMENTS} | {"seed": training.pop("seed")}
+        sampling |= {name: model.pop(name) for name in ("model_name_or_path", "model_revision")}
+        sampling |= {"engine": self.engine_args.engine, "unwanted": self.annotator_args.settings()}
+        claim_settings(
+            self.folder / "settings.json", sampling, made=str(self.folder), in_use=(self.folder / "original").exists()
+        )
+        claim_settings(
+            self.folder / "training_settings.json",
+            training | args | model,
+            made=self.patched,
+            in_use=Path(self.patched).exists() or (self.folder / "train").exists(),
+        )
+
+    def stages(self) -> Iterator[tuple[str, str, Path]]:
+        """Every stage in order: its method's name, the side it is about, and the file that says it is done."""
+        if not self.args.dataset_name:
+            yield "sample", "original", self.folder / "original" / "sampling.json"
+            yield "annotate", "original", self.folder / "original" / "annotation.json"
+        yield "sample_held_out", "original", self.folder / "original" / "eval_sampling.json"
+        yield "train", "patched", self.folder / "model"
+        yield "sample_held_out", "patched", self.folder / "patched" / "eval_sampling.json"
+        yield "evaluate", "patched", self.folder / "evaluation.json"
+
+    def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
+        """Carry out what is not done yet and write the report.
+
+        Args:
+            perform: Carries out one stage given its method's name and side; in this process when left out.
+
+        Returns:
+            The path of `report.md`.
+        """
+        from .run_report import write_run_report
+
+        self.check_inputs()
+        self.annotators()
+        self.claim()
+        stages = list(self.stages())
+        for number, (name, side, done) in enumerate(stages, start=1):
+            line = f"[{number}/{len(stages)}] {side}: {_STAGES[name]}"
+            if done.exists():
+                print(f"{line} - done already, see {done}", flush=True)
+                continue
+            print(line, flush=True)
+            (perform or self.perform)(name, side)
+            free_memory()
+        return write_run_report(self)
+
+    def perform(self, name: str, side: str) -> None:
+        """Carry out one stage in this process."""
+        getattr(self, name)(side)
+
+    # The stages
+
+    def sample(self, side: str = "original") -> None:
+        """Sample the original's outputs to the training prompts."""
+        folder = self.folder / side
+        report = self.sample_to(
+            self.original, self.prompts()[0], folder / "outputs.jsonl", self.args.num_samples, True
+        )
+        self._finish(folder / "sampling.json", report)
+
+    def annotate(self, side: str = "original") -> None:
+        """Mark what is unwanted in them."""
+        folder = self.folder / side
+        report = annotate_rows(load_outputs(folder / "outputs.jsonl"), self.annotators(), folder / "annotated.jsonl")
+        if not report.with_span:
+            raise ValueError(
+                f"none of the {report.rows} sampled outputs has anything unwanted, so there is nothing to remove: use "
+                "prompts that bring it out, more samples, or another description of it."
+            )
+        self._finish(folder / "annotation.json", report)
+
+    def sample_held_out(self, side: str) -> None:
+        """Sample the answers of one model to the held-out prompts and mark what is unwanted in them."""
+        folder = self.folder / side
+        model = self.patched if side == "patched" else self.original
+        report = self.sample_to(
+            model, self.prompts()[1], folder / "eval_outputs.jsonl", self.args.num_eval_samples, side == "original"
+        )
+        rows = load_outputs(folder / "eval_outputs.jsonl")
+        print(annotate_rows(rows, self.annotators(), folder / "eval_annotated.jsonl").summary)
+        self._finish(folder / "eval_sampling.json", report)
+
+    def train(self, side: str = "patched") -> None:
+        """Train on the annotated outputs and leave the model at `output_dir/model`."""
+        config = copy.copy(self.config)
+        config.output_dir = str(self.folder / "train")
+        source = self.args.dataset_name or str(self.folder / "original" / "annotated.jsonl")
+        rows = load_training_rows(
+            source, self.args.dataset_train_split, clean_ratio=self.args.clean_ratio, seed=config.seed
+        )
+        held_out = None
+        if self.args.eval_dataset_name:
+            held_out = load_training_rows(self.args.eval_dataset_name, "test")
+        elif config.eval_strategy != "no":
+            held_out = load_training_rows(str(self.folder / "original" / "eval_annotated.jsonl"), "test")
+        fit(TNTTrainer, self.model_args, config, rows, held_out, Path(self.patched))
+
+    def evaluate(self, side: str = "patched") -> dict[str, Any]:
+        """Compare the two models' answers to the held-out prompts."""
+        return self._compare(self.original, self.patched, self.folder / "original", self.folder / side)
+
+    def evaluate_alone(self) -> dict[str, Any]:
+        """Sample and compare `model_name_or_path` with `original_model`, outside of a run."""
+        patched = self.model_args.model_name_or_path
+        original = self.args.original_model or _base_of(patched)
+        for side, model in (("original", original), ("patched", patched)):
+            folder = self.folder / side
+            outputs = folder / "eval_outputs.jsonl"
+            print(self.sample_to(model, self.prompts()[1], outputs, self.args.num_eval_samples, True).summary)
+            print(annotate_rows(load_outputs(outputs), self.annotators(), folder / "eval_annotated.jsonl").summary)
+        return self._compare(original, patched, self.folder / "original", self.folder / "patched")
+
+    # What the stages share
+
+    def annotators(self) -> list[Annotator]:
+        """What marks the unwanted, loaded once."""
+        if self._annotators is None:
+            self._annotators = self.annotator_args.build()
+        return self._annotators
+
+    def prompts(self) -> tuple[list[Query], list[Query]]:
+        """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
+        args = self.args
+        prompts = load_queries(
+            args.prompts,
+            column=args.prompt_column,
+            pattern=args.prompt_pattern,
+            split=args.prompt_split,
+            limit=args.num_prompts,
+        )
+        if len(prompts) < args.num_eval_prompts + 1:
+            raise ValueError(
+                f"{args.prompts} holds {len(prompts)} prompts, of which num_eval_prompts={args.num_eval_prompts} are "
+                "held out: give more prompts or lower `num_eval_prompts`."
+            )
+        random.Random(self.config.seed).shuffle(prompts)
+        return prompts[args.num_eval_prompts :], prompts[: args.num_eval_prompts]
+
+    def sample_to(self, model: str, prompts: list[Query], output: Path, num_samples: int, is_original: bool):
+        """Sample a model's outputs to some prompts into a file."""
+        return sample_outputs(
+            self.models.sampler(model, is_original=is_original),
+            prompts,
+            self.args.params(self.config.seed),
+            output,
+            greedy=self.args.greedy,
+            num_samples=num_samples,
+            system_prompt=self.args.system_prompt,
+            conversational=not self.args.plain_prompts and self.models.is_conversational(),
+        )
+
+    def _compare(self, original: str, patched: str, before: Path, after: Path) -> dict[str, Any]:
+        engine = self.models.in_process(patched)
+        behind_adapter = is_adapter_directory(patched) and _base_of(patched) == original
+        return evaluate_patch(
+            engine.model,
+            engine.tokenizer,
+            read_jsonl(before / "eval_annotated.jsonl"),
+            read_jsonl(after / "eval_annotated.jsonl"),
+            self.folder / "evaluation.json",
+            original=None if behind_adapter else self.models.in_process(original).model,
+            batch_tokens=self.args.eval_batch_tokens,
+        )
+
+    def check_inputs(self) -> None:
+        """Raise a one-line `ValueError` for what is missing before anything is loaded."""
+        if not self.args.prompts:
+            raise ValueError("`prompts` is missing: name a file or data set.")
+        if not self.model_args.model_name_or_path:
+            raise ValueError("`model_name_or_path` is missing: give a hub id, a directory or the embedded model.")
+        if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
+            raise ValueError("`engine_model` would sample from another model than is trained: leave it out.")
+        if self.config.chat_template_path:
+            raise ValueError("`chat_template_path` would apply to training only: put the template into the model.")
+        if not self.args.greedy:
+            raise ValueError("`greedy: false` leaves nothing to compare word for word: only `sample` takes it.")
+        self.prompts()
+
+    @staticmethod
+    def _finish(path: Path, report) -> None:
+        print(report.summary)
+        values = {f.name: getattr(report, f.name) for f in fields(report)}
+        write_atomically(path, json.dumps(values, default=str, indent=2) + "\n")
+
+
+def _base_of(model: str) -> str:
+    if not is_adapter_directory(model):
+        raise ValueError("`original_model` is missing: name the model before the patch.")
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(model).base_model_name_or_path
