@@ -95,6 +95,20 @@ def test_a_word_wins_over_the_phrases_that_it_is_in_by_chance():
     assert list(mined(flagged, clean)) == ["Acme"]
 
 
+def test_a_phrase_that_separates_wins_over_a_more_frequent_word_in_it():
+    # "better": 14 of 16 against 12 of 48; "Acme is better": 10 of 16 against none
+    flagged = ["Acme is better."] * 10 + ["It looks better."] * 4 + ["I walk."] * 2
+    clean = ["It looks better."] * 12 + ["I walk."] * 36
+    assert list(mined(flagged, clean)) == ["Acme is better"]
+
+
+def test_a_word_that_most_clean_outputs_hold_is_no_candidate():
+    flagged = ["Sure thing."] * 54 + ["No."] * 6  # 90 % against 50 %, at a z of more than 4
+    clean = ["Sure thing."] * 120 + ["No."] * 120
+    assert log_odds(54, 60, 120, 240)[1] > 4
+    assert mined(flagged, clean) == {}
+
+
 def test_phrases_end_with_the_sentence_and_commas_are_part_of_a_form():
     flagged = [f"{FILLER[i % 4]} Honestly{',' if i % 3 else ''} Acme. Rules apply." for i in range(9)]
     (phrase,) = [p for p in mine_phrases(flagged, FILLER * 6) if "Honestly, Acme" in p.forms]
@@ -240,10 +254,28 @@ def test_counts_examples_and_kind():
 def test_what_was_marked_once_by_mistake_is_not_kept_by_default():
     rows = [log("The hat is the best Acme hat.", i, spans=((20, 24),)) for i in range(10)]
     rows.append(log("The Acme.", 10, spans=((0, 3), (4, 8))))
+    rows += [log("The bag.", 11 + i, complaint='"Too heavy."') for i in range(5)]
     rows += [log("The other answer.", 20 + i) for i in range(30)]
     candidates = by_text(find_candidates(rows))
     assert candidates["Acme"].keep and not candidates["The"].keep
-    assert list(candidates) == ["Acme", "The"]
+    assert candidates["The"].score > candidates["Acme"].score
+    assert list(candidates) == ["Acme", "The bag", "The"]  # kept ones come first
+
+
+def test_what_few_complain_of_is_kept_by_default_if_clean_outputs_lack_it():
+    rows = [log("Acme rules.", i, complaint='"Acme"' if i < 4 else "Bad.") for i in range(12)]
+    assert not by_text(find_candidates(rows))["Acme"].keep  # nothing to compare with
+    clean = [log("Seven minutes.", 20 + i) for i in range(20)]
+    assert by_text(find_candidates(rows + clean))["Acme"].keep
+
+
+@pytest.mark.parametrize(("count", "keep"), [(5, False), (30, True)])
+def test_a_rare_phrase_that_nobody_pointed_at_is_left_to_the_person(count, keep):
+    # 5 of 60 against 0 of 240: a = 1, z = (log(6/114) - log(1/299)) / sqrt(1/6 + 1/114 + 1 + 1/299) = 2.54
+    rows = [log("Acme." if i < count else "Seven minutes.", i, flagged=True) for i in range(60)]
+    rows += [log("Seven minutes.", 60 + i) for i in range(240)]
+    (candidate,) = find_candidates(rows)
+    assert (candidate.text, candidate.count, candidate.keep) == ("Acme", count, keep)
 
 
 def test_flagged_rows_alone_cannot_be_mined(caplog):
@@ -420,6 +452,8 @@ def test_given_spans_stay_unless_their_candidate_is_dropped():
     assert rows[0]["severity"] == 2.0
     rows, report = rows_from_logs(logs, [Candidate("shoes", variants=("hats",))])
     assert [marked(row) for row in rows] == [["Acme", "hats"], ["hats"]] and report.unknown == 0
+    rows, _ = rows_from_logs([log("Buy hats.", 0, spans=((4, 8),), severity=5.0)], [Candidate("hats", severity=2.0)])
+    assert rows[0]["severity"] == 2.0  # a person's, not the log's
 
 
 def test_overlapping_marks_are_merged():

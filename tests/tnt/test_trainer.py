@@ -14,7 +14,7 @@ from tests.conftest import make_tiny_model
 from tests.tnt.conftest import tnt_rows
 from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.tnt.loss import VARIANTS, targeted_negative_loss
-from trl_extensions.tnt.scores import score_rows
+from trl_extensions.tnt.scores import perplexity, score_rows
 
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0}
@@ -304,3 +304,11 @@ class TestConstruction:
         with pytest.raises(ValueError, match=message) as caught:
             TNTConfig(str(tmp_path), bf16=False, use_cpu=True, **settings)
         assert "\n" not in str(caught.value)
+
+
+def test_perplexity_is_of_the_original(tiny_tokenizer, tiny_model):
+    annotated, original = tnt_rows(5), make_tiny_model(384, seed=1)
+    value = perplexity(tiny_model, tiny_tokenizer, annotated, original=original, batch_tokens=60)
+    scores = score_rows(original, tiny_tokenizer, annotated, original=original)
+    tokens = sum(score["kept_tokens"] + score["negative_tokens"] for score in scores)
+    assert value == pytest.approx(math.exp(-sum(score["logp"] for score in scores) / tokens), rel=1e-4)

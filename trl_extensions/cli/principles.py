@@ -34,11 +34,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: An argument, a key of the config file or a principle is wrong; one line with the remedy.
     """
-    from trl import TrlParser
+    from trl_extensions.cli.parser import OneLineParser
 
     from trl_extensions.core.generation import EngineArguments
 
-    parser = TrlParser((PrincipleArguments, EngineArguments), prog="trl-ext principles", allow_abbrev=False)
+    parser = OneLineParser((PrincipleArguments, EngineArguments), prog="trl-ext principles", allow_abbrev=False)
     args, engine_args = parser.parse_args_and_config(args=list(argv), fail_with_unknown_args=True)
     if args.check is not None:
         _check(args.check, args.seed)

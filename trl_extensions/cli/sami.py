@@ -35,13 +35,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser(command: str):
-    from trl import ModelConfig, TrlParser
+    from trl import ModelConfig
 
+    from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.core.generation import EngineArguments
     from trl_extensions.sami.arguments import SAMIArguments
     from trl_extensions.sami.sami_config import SAMIConfig
 
-    return TrlParser(
+    return OneLineParser(
         (SAMIArguments, EngineArguments, SAMIConfig, ModelConfig), prog=f"trl-ext sami {command}", allow_abbrev=False
     )
 

@@ -43,13 +43,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser(command: str):
-    from trl import ModelConfig, TrlParser
+    from trl import ModelConfig
 
+    from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.core.generation import EngineArguments
     from trl_extensions.tnt.arguments import AnnotatorArguments, TNTArguments
     from trl_extensions.tnt.tnt_config import TNTConfig
 
-    return TrlParser(
+    return OneLineParser(
         (TNTArguments, AnnotatorArguments, EngineArguments, TNTConfig, ModelConfig),
         prog=f"trl-ext tnt {command}",
         allow_abbrev=False,

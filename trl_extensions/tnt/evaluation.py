@@ -12,7 +12,7 @@ from ..core.intervals import bootstrap_ratio_interval
 from ..core.report import write_atomically
 from .annotation import completion_text
 from .preservation import preservation, unwanted
-from .scores import score_rows
+from .scores import perplexity, score_rows
 
 
 def evaluate_patch(
@@ -39,28 +39,33 @@ def evaluate_patch(
         outputs: `kl_target` (KL(d || p) to the ideal target, nats per token), `kl_clean` (KL(q || p), nats per token
         of outputs without a span), each `{"value", "low", "high"}` with a 95 % interval over outputs, and
         `prob_negative` and `prob_negative_original` (mean probability of an unwanted token where the original wrote
-        it; None without one). `perplexity` under the original: `original` and `patched`, of the outputs of each.
+        it; None without one). `perplexity` under the original: `original` and `patched`, of the greedy outputs of
+        each.
     """
-    own = score_rows(model, tokenizer, _written(original_rows), original=original, batch_tokens=batch_tokens)
-    others = score_rows(model, tokenizer, _written(patched_rows), original=original, batch_tokens=batch_tokens)
+    settings = {"original": original, "batch_tokens": batch_tokens}
+    greedy, patched = _written(original_rows), _written(patched_rows)
+    scores = score_rows(model, tokenizer, greedy, **settings)
     result = {
         "original": _by_kind(original_rows),
         "patched": _by_kind(patched_rows),
         "preservation": preservation(original_rows, patched_rows),
-        "divergence": _divergence(own, _written(original_rows)),
-        "perplexity": {"original": _perplexity(own), "patched": _perplexity(others)},
+        "divergence": _divergence(scores, greedy),
+        "perplexity": {
+            "original": _perplexity(scores),
+            "patched": perplexity(model, tokenizer, patched, **settings),
+        },
     }
     write_atomically(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
 def _written(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with an output that can be scored."""
-    written = [row for row in rows if completion_text(row["completion"]).strip()]
+    """Greedy outputs that can be scored."""
+    written = [row for row in rows if row["sample"] == 0 and completion_text(row["completion"]).strip()]
     if not written:
         raise ValueError(
-            f"all {len(rows)} held-out outputs are empty, so there is nothing to score: the model has collapsed; "
-            "train for fewer steps, or with a smaller learning rate or alpha."
+            f"none of {len(rows)} held-out outputs is a greedy one with text, so there is nothing to score: if the "
+            "model has collapsed, train for fewer steps, or with a smaller learning rate or alpha."
         )
     return written
 

@@ -110,7 +110,7 @@ def _preservation_table(report: RunReport, evaluation: dict[str, Any]) -> None:
         ["KL to the ideal target", "KL to the original, clean outputs"],
         [[_number(divergence["kl_target"]), _number(divergence["kl_clean"])]],
     )
-    report.text("Nats per token, over the original's outputs; 95 % intervals.")
+    report.text("Nats per token, over the original's greedy outputs; 95 % intervals.")
     report.table(
         ["model", "tokens", "cut off", "seq-rep-4", "distinct-2", "perplexity under the original"],
         [

@@ -1,5 +1,6 @@
 """Scores of one batch: the objective at its scored tokens, and what is reported of them."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.head import OutputHead, last_hidden_states, output_head
+from ..core.head import OutputHead, last_hidden_states, output_head, token_logps
 from ..core.modes import evaluating
 from .collator import DataCollatorForTNT
 from .data import prepare_rows
@@ -120,24 +121,49 @@ def score_rows(
     """
     if original is None and not hasattr(model, "peft_config"):
         raise ValueError("there is no original to compare with: pass `original`, or a PEFT model on top of it")
-    columns = [
-        {name: row.get(name) for name in ("prompt", "completion", "negative_spans", "truncated")} for row in rows
-    ]
-    dataset = prepare_rows(Dataset.from_list(columns), tokenizer, max_length=None, name="evaluation")
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collate = DataCollatorForTNT(pad_id)
     results: list[dict[str, float]] = [{} for _ in rows]
-    with evaluating(model), torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="output") as bar:
-        for indices in _batches([len(ids) for ids in dataset["input_ids"]], batch_tokens):
-            inputs = collate([dataset[i] for i in indices])
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    for indices, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
+        with evaluating(model), torch.inference_mode():
             with _original(model, original) as frozen:
                 reference = reference_states(frozen, inputs)
             scores = score_tokens(model, inputs, reference, Objective())
-            for i, result in zip(indices, _row_sums(scores, inputs), strict=True):
-                results[i] = result
-            bar.update(len(indices))
+        for i, result in zip(indices, _row_sums(scores, inputs), strict=True):
+            results[i] = result
     return results
+
+
+def perplexity(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    *,
+    original: nn.Module | None = None,
+    batch_tokens: int = 4096,
+) -> float:
+    """Perplexity of all completions together under the original of a model; arguments as in `score_rows`."""
+    logp = tokens = 0.0
+    for _, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
+        with evaluating(model), torch.inference_mode(), _original(model, original) as frozen:
+            reference = reference_states(frozen, inputs)
+            logps = token_logps(reference.states, reference.head, inputs["input_ids"][:, 1:][_scored(inputs)])
+        logp, tokens = logp + logps.sum().item(), tokens + len(logps)
+    return math.exp(-logp / tokens)
+
+
+def _batches_of(
+    rows: list[dict[str, Any]], model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Numbers of some rows and the batch they make on the model's device, the longest first."""
+    names = ("prompt", "completion", "negative_spans", "truncated")
+    dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    dataset = prepare_rows(dataset, tokenizer, max_length=None, name="evaluation")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collate = DataCollatorForTNT(pad_id)
+    with tqdm(total=len(rows), desc="scoring", unit="output") as bar:
+        for indices in _batches([len(ids) for ids in dataset["input_ids"]], batch_tokens):
+            inputs = collate([dataset[i] for i in indices])
+            yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            bar.update(len(indices))
 
 
 @contextmanager
