@@ -115,22 +115,24 @@ class TestAtTheOriginal:
         assert closure().item() == pytest.approx(0, abs=1e-3)
 
 
-class TestLimits:
-    CASES = {
-        "original certain of the banned token": ((5.0, 1.0, 0.0), (200.0, 0.0, 0.0)),
-        "original leaves nothing else": ((5.0, 1.0, 0.0), (0.0, -math.inf, -math.inf)),
-        "policy already at zero": ((-300.0, 1.0, 0.0), (1.0, 1.0, 1.0)),
-        "policy rules the token out": ((-math.inf, 1.0, 0.0), (1.0, 1.0, 1.0)),
-        "policy certain of the token": ((300.0, 1.0, 0.0), (1.0, 1.0, 1.0)),
-        "policy leaves nothing else": ((0.0, -math.inf, -math.inf), (1.0, 1.0, 1.0)),
-        "original rules a kept token out": ((0.0, 1.0, 0.0), (-math.inf, 1.0, 1.0)),
-    }
+# Logits of the policy and of the original; token 0 is written
+CASES = {
+    "original certain of the banned token": ((5.0, 1.0, 0.0), (200.0, 0.0, 0.0)),
+    "original leaves nothing else": ((5.0, 1.0, 0.0), (0.0, -math.inf, -math.inf)),
+    "policy already at zero": ((-300.0, 1.0, 0.0), (1.0, 1.0, 1.0)),
+    "policy rules the token out": ((-math.inf, 1.0, 0.0), (1.0, 1.0, 1.0)),
+    "policy certain of the token": ((300.0, 1.0, 0.0), (1.0, 1.0, 1.0)),
+    "policy leaves nothing else": ((0.0, -math.inf, -math.inf), (1.0, 1.0, 1.0)),
+    "original rules a kept token out": ((0.0, 1.0, 0.0), (-math.inf, 1.0, 1.0)),
+}
 
+
+class TestLimits:
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.parametrize("smooth_over", ["banned", "vocabulary"])
     def test_finite_with_finite_gradients(self, variant, case, smooth_over):
-        policy, original = (torch.tensor([[row, row, row]]) for row in self.CASES[case])
+        policy, original = (torch.tensor([[row, row, row]]) for row in CASES[case])
         policy.requires_grad_()
         value = loss(policy, original, [0, 0, 0], [-1, 1, 0], variant=variant, smooth_over=smooth_over)
         (grad,) = torch.autograd.grad(value.sum(), policy)

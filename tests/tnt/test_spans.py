@@ -119,7 +119,9 @@ class TestCover:
         assert cover_text([(0, 1), (2, 2)], "a ") == [(0, 1), (1, 2)]  # a space whose offsets were trimmed away
         assert cover_text([], "") == []
 
-    @pytest.mark.parametrize("offsets", [[(0, 2), (2, 5)], [(0, 1), (0, 1), (1, 5)], [(0, 5), (0, 5)], [(0, 5), (0, 3)]])
+    @pytest.mark.parametrize(
+        "offsets", [[(0, 2), (2, 5)], [(0, 1), (0, 1), (1, 5)], [(0, 5), (0, 5)], [(0, 5), (0, 3)]]
+    )
     def test_what_covers_everything_stays(self, offsets):
         assert cover_text(offsets, "ab cd") == offsets
 

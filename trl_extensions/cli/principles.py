@@ -35,7 +35,6 @@ def main(argv: Sequence[str]) -> int:
         ValueError: An argument, a key of the config file or a principle is wrong; one line with the remedy.
     """
     from trl_extensions.cli.parser import OneLineParser
-
     from trl_extensions.core.generation import EngineArguments
 
     parser = OneLineParser((PrincipleArguments, EngineArguments), prog="trl-ext principles", allow_abbrev=False)
