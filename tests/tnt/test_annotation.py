@@ -86,7 +86,7 @@ def test_completion_text():
 
 def test_annotators_compose_and_say_who_marked_what(tmp_path):
     data = rows("abc abd", "none here", extra=[1, 2])
-    report = annotate_rows(data, [Finder("ab", "x"), Finder("bc", "y")], tmp_path / "out.jsonl")
+    report = annotate_rows(data, [Finder("ab", "x"), Finder("bc", "y"), Finder("z", "z")], tmp_path / "out.jsonl")
     first, second = read_jsonl(tmp_path / "out.jsonl")
     assert first == {
         **data[0],
@@ -99,8 +99,8 @@ def test_annotators_compose_and_say_who_marked_what(tmp_path):
     }
     assert second == {**data[1], "negative_spans": [], "annotations": []}
     assert (report.rows, report.with_span, report.spans, report.set_aside, report.resumed) == (2, 1, 2, 0, 0)
-    assert report.by_annotator == {"x": 2, "y": 1}
-    assert "2 rows annotated, 1 with a span; 2 spans (2 by x, 1 by y before merging)" in report.summary
+    assert report.by_annotator == {"x": 2, "y": 1, "z": 0}
+    assert "2 rows annotated, 1 with a span; 2 spans (2 by x, 1 by y, 0 by z before merging)" in report.summary
     assert "\n" not in report.summary
 
 

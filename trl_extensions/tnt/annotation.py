@@ -184,7 +184,7 @@ def annotate_rows(
     )
     before = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
     with JsonlWriter(output) as writer:
-        tally = _Tally()
+        tally = _Tally([annotator.name for annotator in annotators])
         todo = _without_done(jobs, output, aside, tally)
         resumed = len(jobs) - len(todo)
         from tqdm.auto import tqdm
@@ -224,9 +224,9 @@ class _Job(NamedTuple):
 class _Tally:
     """Counts of what the file holds."""
 
-    def __init__(self):
+    def __init__(self, names: list[str]):
         self.rows = self.with_span = self.spans = self.set_aside = 0
-        self.by_annotator: Counter[str] = Counter()
+        self.by_annotator = Counter(dict.fromkeys(names, 0))  # whoever marks nothing at all should be seen
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows += 1

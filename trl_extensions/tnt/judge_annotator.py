@@ -45,7 +45,8 @@ Which words inside <answer> are unwanted? Unwanted means: {task}
 Write nothing but one JSON list. Each entry is copied exactly from <answer>; there are at most {max_quotes} of them, \
 and none ([]) if all of it is fine. Begin your reply with the character [."""
 
-# The one with quotes stands last: a judge that only repeats it is found out, one that repeats [] calls all clean
+# The one with quotes stands last: a judge that only repeats what it saw last is then found out, for its quotes are not
+# in the text, while one that repeats [] would pass all texts as clean.
 _EXAMPLES = (
     {
         "task": "exclamation marks",
@@ -84,8 +85,8 @@ class JudgeAnnotator:
     other words and with another seed. If that fails too, the text is in `failures`; it has no spans, but that does not
     make it clean. `annotate_rows` sets such rows aside.
 
-    A model with fewer than some billions of parameters is no judge: look at what it marks and misses before training
-    on it.
+    A small model is no judge: of two tried on insults, one of 135M parameters called every text clean, and one of 0.5B
+    marked clean texts as often as insults. Look at what a judge marks and misses before training on it.
 
     Attributes:
         counts: Over all calls: `unparsed` and `misquoted` texts (those in `failures`), quotes that are `not_in_text`
