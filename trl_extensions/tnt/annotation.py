@@ -169,48 +169,18 @@ def annotate_rows(
             outside the text, two annotators of one name, spans outside the text from an annotator, or an `output` made
             with other settings or rows; no row on disk is changed.
     """
-    start = time.perf_counter()
-    output = Path(output)
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` is {chunk_size}; give at least 1")
+    output = Path(output)
     jobs = _read_rows(rows)
     _check_annotators(annotators, any_given=any(job.row.get("negative_spans") is not None for job in jobs))
-    aside = failures_path(output)
     claim_settings(
         output.with_name(output.stem + ".settings.json"),
         {annotator.name: annotator.settings for annotator in annotators},
         made=str(output),
-        in_use=any(path.is_file() and path.stat().st_size > 0 for path in (output, aside)),
+        in_use=any(path.is_file() and path.stat().st_size > 0 for path in (output, failures_path(output))),
     )
-    before = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
-    with JsonlWriter(output) as writer:
-        tally = _Tally([annotator.name for annotator in annotators])
-        todo = _without_done(jobs, output, aside, tally)
-        resumed = len(jobs) - len(todo)
-        from tqdm.auto import tqdm
-
-        with tqdm(total=len(jobs), initial=resumed, desc="annotating", unit="row") as bar:
-            for first in range(0, len(todo), chunk_size):
-                chunk = todo[first : first + chunk_size]
-                _annotate_chunk(chunk, annotators, writer, aside, tally)
-                bar.update(len(chunk))
-                bar.set_postfix(with_span=tally.with_span, spans=tally.spans)
-    counts = {
-        annotator.name: dict(new)
-        for annotator, earlier in zip(annotators, before, strict=True)
-        if (new := Counter(getattr(annotator, "counts", {})) - earlier)
-    }
-    return AnnotationReport(
-        path=output,
-        rows=tally.rows,
-        with_span=tally.with_span,
-        spans=tally.spans,
-        by_annotator=dict(tally.by_annotator),
-        set_aside=tally.set_aside,
-        counts=counts,
-        resumed=resumed,
-        seconds=time.perf_counter() - start,
-    )
+    return _annotate_missing(jobs, annotators, output, chunk_size)
 
 
 class _Job(NamedTuple):
@@ -233,6 +203,41 @@ class _Tally:
         self.with_span += bool(row["negative_spans"])
         self.spans += len(row["negative_spans"])
         self.by_annotator.update(annotation["by"] for annotation in row["annotations"])
+
+
+def _annotate_missing(
+    jobs: list[_Job], annotators: Sequence[Annotator], output: Path, chunk_size: int
+) -> AnnotationReport:
+    from tqdm.auto import tqdm
+
+    start = time.perf_counter()
+    before = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
+    tally = _Tally([annotator.name for annotator in annotators])
+    with JsonlWriter(output) as writer:
+        todo = _without_done(jobs, output, tally)
+        resumed = len(jobs) - len(todo)
+        with tqdm(total=len(jobs), initial=resumed, desc="annotating", unit="row") as bar:
+            for first in range(0, len(todo), chunk_size):
+                chunk = todo[first : first + chunk_size]
+                _annotate_chunk(chunk, annotators, writer, tally)
+                bar.update(len(chunk))
+                bar.set_postfix(with_span=tally.with_span, spans=tally.spans)
+    counts = {
+        annotator.name: dict(new)
+        for annotator, earlier in zip(annotators, before, strict=True)
+        if (new := Counter(getattr(annotator, "counts", {})) - earlier)
+    }
+    return AnnotationReport(
+        path=output,
+        rows=tally.rows,
+        with_span=tally.with_span,
+        spans=tally.spans,
+        by_annotator=dict(tally.by_annotator),
+        set_aside=tally.set_aside,
+        counts=counts,
+        resumed=resumed,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _read_rows(rows: Sequence[dict[str, Any]]) -> list[_Job]:
@@ -283,8 +288,9 @@ def _check_annotators(annotators: Sequence[Annotator], *, any_given: bool) -> No
             )
 
 
-def _without_done(jobs: list[_Job], output: Path, aside: Path, tally: _Tally) -> list[_Job]:
+def _without_done(jobs: list[_Job], output: Path, tally: _Tally) -> list[_Job]:
     """The jobs that earlier runs left; counts what they did."""
+    aside = failures_path(output)
     texts = {job.row["id"]: job.text for job in jobs}
     done = set()
     for row in read_jsonl(output, required=("id", "completion", "negative_spans", "annotations")):
@@ -309,9 +315,7 @@ def _check_same(row: dict[str, Any], texts: dict[Any, str], path: Path) -> None:
     raise ValueError(f"{path}: {problem}; give the same rows, or more, to resume, or use another output")
 
 
-def _annotate_chunk(
-    chunk: list[_Job], annotators: Sequence[Annotator], writer: JsonlWriter, aside: Path, tally: _Tally
-) -> None:
+def _annotate_chunk(chunk: list[_Job], annotators: Sequence[Annotator], writer: JsonlWriter, tally: _Tally) -> None:
     marks = [list(job.given) for job in chunk]
     failed: dict[int, list[dict[str, Any]]] = {}
     for annotator in annotators:
@@ -321,7 +325,7 @@ def _annotate_chunk(
             failed.setdefault(place, []).append({"by": annotator.name, "answers": list(answers)})
     for place, (job, found) in enumerate(zip(chunk, marks, strict=True)):
         if place in failed:
-            with JsonlWriter(aside) as failures:
+            with JsonlWriter(failures_path(writer.path)) as failures:
                 failures.append({**job.row, "failures": failed[place]})
             tally.set_aside += 1
             continue
