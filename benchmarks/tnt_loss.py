@@ -56,7 +56,7 @@ def make_problem(args) -> dict:
 
     return {
         "states": normal(args.tokens, args.hidden).requires_grad_(),
-        "weight": normal(args.vocabulary, args.hidden) / args.hidden**0.5,
+        "weight": normal(args.vocabulary, args.hidden).div_(args.hidden**0.5),
         "ref_states": normal(args.tokens, args.hidden),
         "token_ids": torch.randint(0, args.vocabulary, (args.tokens,), generator=generator),
         "weights": torch.where(torch.arange(args.tokens) % 50 == 0, -1, 1),  # two in a hundred are unwanted

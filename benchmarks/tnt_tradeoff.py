@@ -17,14 +17,16 @@ from typing import ClassVar
 
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.generation import GenerationParams, TransformersEngine
 from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.settings import claim_settings
 from trl_extensions.embedded import resolve_model_name
 from trl_extensions.tnt.annotation import completion_text, merge_spans
+from trl_extensions.tnt.data import prepare_rows
 from trl_extensions.tnt.figures import draw_tradeoff
 from trl_extensions.tnt.phrases import PhraseAnnotator
 from trl_extensions.tnt.preservation import preservation, unwanted
@@ -52,6 +54,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path)
     points = args.output / "points.jsonl"
+    settings = {name: value for name, value in vars(args).items() if name not in ("points", "output", "save")}
+    claim_settings(args.output / "settings.json", settings, made=str(points), in_use=points.exists())
     done = {row["point"] for row in read_jsonl(points)} if points.exists() else set()
     with JsonlWriter(points) as writer:
         for point in args.points:
@@ -137,7 +141,9 @@ def measure(point: str, model, tokenizer, train: list[dict], held_out: list[dict
         "prob_negative": sum(s["prob_negative"] for s in scores) / max(1, sum(s["negative_tokens"] for s in scores)),
         "steps": trainer.state.global_step, "training_seconds": seconds,
     }  # fmt: skip
-    with JsonlWriter(args.output / "outputs" / f"{point.replace(':', '_')}.jsonl") as writer:
+    saved = args.output / "outputs" / f"{point.replace(':', '_')}.jsonl"
+    saved.unlink(missing_ok=True)  # of a start that was killed before the point was written
+    with JsonlWriter(saved) as writer:
         for row in outputs:
             writer.append(row)
     return patched.unload(), result
@@ -157,10 +163,17 @@ def build(variant: str, alpha: float, model, tokenizer, train: list[dict], args)
     )
     columns = ("prompt", "completion", "negative_spans", "truncated")
     if variant == "sft":
-        rows = [{name: row[name] for name in columns[:2]} for row in train if not row["negative_spans"]]
-        config = SFTConfig(**settings)
+        rows = [{name: row[name] for name in columns} for row in train if not row["negative_spans"]]
+        # The very tokens TNT sees: TRL would end an output that was cut off as if it were complete
+        tokens = prepare_rows(Dataset.from_list(rows), tokenizer, max_length=512, name="clean")
+        tokens = [
+            {"input_ids": row["input_ids"], "completion_mask": [int(w != 0) for w in row["token_weights"]]}
+            for row in tokens
+        ]
+        set_seed(0)
+        config = SFTConfig(**settings, completion_only_loss=True)
         return SFTTrainer(
-            get_peft_model(model, lora), config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+            get_peft_model(model, lora), config, train_dataset=Dataset.from_list(tokens), processing_class=tokenizer
         )
     rows = Dataset.from_list([{name: row[name] for name in columns} for row in train])
     config = TNTConfig(**settings, variant=variant, alpha=alpha)

@@ -247,6 +247,25 @@ class TestFused:
             assert scores.logps[place].item() == pytest.approx(p[row, y].log().item(), abs=1e-5)
             assert scores.ref_logps[place].item() == pytest.approx(q[row, y].log().item(), abs=1e-4)
 
+    @pytest.mark.parametrize("variant", ["ff", "rr"])
+    def test_half_precision_rounds_the_projection_only(self, variant):
+        # States and weights that bfloat16 holds exactly: autocast must then change nothing
+        case = random_case(seed=4)
+        case |= {name: case[name].bfloat16().double() for name in ("states", "weight", "ref_states", "ref_weight")}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            head = OutputHead(case["weight"].float(), None, 1.0, None)
+            ref_head = OutputHead(case["ref_weight"].float(), None, 1.0, None)
+            rows = case["weights"] != 0
+            scores = fused_negative_loss(
+                case["states"][rows].float(), head, case["ref_states"][rows].float(), ref_head,
+                case["token_ids"][rows], case["weights"][rows], Objective(variant),
+            )  # fmt: skip
+        logits, ref_logits = case["states"] @ case["weight"].T, case["ref_states"] @ case["ref_weight"].T
+        expected = targeted_negative_loss(
+            logits[None], ref_logits[None], case["token_ids"][None], case["weights"][None], variant=variant
+        )[0][rows]
+        torch.testing.assert_close(scores.losses.double(), expected, atol=1e-5, rtol=1e-5)
+
     @pytest.mark.parametrize(("with_states", "with_weight"), itertools.product([True, False], repeat=2))
     def test_only_wanted_gradients(self, with_states, with_weight):
         case = {name: t.float() if t.is_floating_point() else t for name, t in random_case().items()}

@@ -107,6 +107,11 @@ class TestWholeRun:
         same = run.evaluate_alone()["divergence"]
         assert same["kl_clean"]["value"] == pytest.approx(0, abs=1e-6)
         assert divergence["kl_clean"]["value"] > 1e-6
+        # Against the bare model instead, the two patches together would be further away
+        bare = _parse("evaluate", arguments("bare", model_name_or_path=tmp_path / "second" / "model"))
+        assert bare.evaluate_alone()["divergence"]["kl_clean"]["value"] != pytest.approx(
+            divergence["kl_clean"]["value"], rel=0.01
+        )
         with pytest.raises(ValueError, match="leave `use_peft` out"):
             _parse("run", arguments("fourth", **(changes | {"use_peft": True}))).execute()
 
@@ -164,6 +169,7 @@ class TestCommands:
             ("annotate", {}, "`annotate` needs `dataset_name`"),
             ("candidates", {}, "`candidates` needs `logs`"),
             ("annotate", {"logs": "logs.jsonl"}, "`logs` needs `candidates`"),
+            ("run", {"eval_strategy": "steps"}, "`eval_strategy` needs `eval_dataset_name`"),
             ("evaluate", {"use_peft": False}, "`original_model` is missing"),
         ],
     )

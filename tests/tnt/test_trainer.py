@@ -179,6 +179,24 @@ class TestLogs:
         trainer = make_trainer(rows, eval_dataset=rows)
         assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
 
+    def test_several_held_out_sets_have_their_own_numbers(self, rows, make_trainer):
+        clean = Dataset.from_list([{**row, "negative_spans": []} for row in tnt_rows(3)])
+        trainer = make_trainer(
+            rows, eval_dataset={"marked": rows, "clean": clean}, ref_model=make_tiny_model(384, seed=1)
+        )
+        report = trainer.evaluate()
+        for name, dataset in trainer.eval_dataset.items():
+            expected = plain_loss(trainer.model, trainer.reference.model, dataset, variant="ff").item()
+            assert report[f"eval_{name}_loss"] == pytest.approx(expected, abs=1e-5)
+        assert "eval_marked_prob/negative" in report and "eval_clean_prob/negative" not in report
+
+    def test_predict_leaves_no_trace(self, rows, make_trainer):
+        other = make_tiny_model(384, seed=1)
+        trainer = make_trainer(rows, eval_dataset=rows.select([0]), ref_model=other)
+        before = trainer.evaluate()
+        assert trainer.predict(trainer.train_dataset).metrics["test_loss"] > 0
+        assert trainer.evaluate()["eval_kl/kept"] == before["eval_kl/kept"]
+
     def test_held_out_rows_may_all_be_clean(self, rows, make_trainer):
         clean = Dataset.from_list([{**row, "negative_spans": []} for row in tnt_rows()])
         report = make_trainer(rows, eval_dataset=clean).evaluate()
@@ -209,6 +227,31 @@ class TestReference:
         assert any(".ref." in name for name in after)
         assert all(torch.equal(after[name], before[name]) for name in after if ".ref." in name)
         assert any(not torch.equal(after[name], before[name]) for name in after if ".default." in name)
+
+    def test_an_initialisation_that_moves_weights_keeps_the_model_as_given(self, rows, make_trainer, taught_model):
+        config = LoraConfig(**LORA, init_lora_weights="pissa")
+        trainer = make_trainer(rows, model=taught_model(), peft_config=config, max_steps=2)
+        trainer.train()
+        assert steps(trainer)[0]["kl/kept"] == pytest.approx(0.0, abs=1e-5)
+        assert any(".ref." in name for name in weights(trainer.model))
+
+    def test_trained_biases_are_refused(self, rows, make_trainer):
+        with pytest.raises(ValueError, match="trains biases of the base model"):
+            make_trainer(rows, peft_config=LoraConfig(**LORA, bias="all"))
+
+    def test_resume_of_a_second_patch_keeps_its_original(self, rows, make_trainer, taught_model, tmp_path):
+        def patched():
+            torch.manual_seed(0)
+            return get_peft_model(taught_model(), LoraConfig(**LORA, init_lora_weights=False))
+
+        settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        straight = make_trainer(rows, model=patched(), **settings)
+        straight.train()
+        resumed = make_trainer(rows, model=patched(), **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+        for ours, theirs in zip(steps(resumed)[-2:], steps(straight)[-2:], strict=True):
+            names = METRICS & theirs.keys()  # not every batch has an unwanted token
+            assert {n: float(ours[n]) for n in names} == pytest.approx({n: float(theirs[n]) for n in names}, rel=1e-3)
 
     def test_a_model_changed_in_memory_is_its_own_original(self, rows, make_trainer, tiny_model):
         with torch.no_grad():

@@ -13,7 +13,7 @@ def split_launch_arguments(parser, argv: list[str]) -> tuple[list[str], list[str
         parser: The command's `TrlParser`; what it does not know is the launcher's.
         argv: The command's arguments.
     """
-    if "--accelerate_config" not in argv and "--num_processes" not in argv:
+    if not {"--accelerate_config", "--num_processes"} & {item.partition("=")[0] for item in argv}:
         return [], argv
     from trl_extensions._compat import resolve_accelerate_config_argument
 

@@ -105,19 +105,17 @@ def _annotate(argv: list[str]) -> None:
 
 
 def _annotate_logs(run, output) -> None:
-    from trl_extensions.core.jsonl import JsonlWriter
+    from trl_extensions.tnt.annotation import annotate_rows
     from trl_extensions.tnt.candidate_file import load_candidates
     from trl_extensions.tnt.logs import read_logs, rows_from_logs
 
-    if not run.args.candidates:
+    if not run.annotator_args.candidates:
         raise ValueError("`logs` needs `candidates`: write the file with `trl-ext tnt candidates` and edit it.")
-    if output.exists():
-        raise ValueError(f"{output} exists already and is not overwritten: give another `output_dir`.")
-    rows, report = rows_from_logs(read_logs(run.args.logs), load_candidates(run.args.candidates))
-    with JsonlWriter(output) as writer:
-        for row in rows:
-            writer.append(row)
-    print(f"{output}: {report.summary}")
+    candidates = load_candidates(run.annotator_args.candidates)
+    rows, report = rows_from_logs(read_logs(run.args.logs), candidates)
+    print(report.summary)
+    # The candidates are marked already; further annotators mark what they find
+    print(annotate_rows(rows, run.annotator_args.build(with_candidates=False), output).summary)
 
 
 def _train(argv: list[str]) -> None:
@@ -128,6 +126,7 @@ def _train(argv: list[str]) -> None:
     run = _parse("train", own)
     if not run.args.dataset_name or not run.original:
         raise ValueError("`train` needs `dataset_name` (annotated outputs) and `model_name_or_path`.")
+    run.claim_training()
     run.train()
     print(f"model saved to {run.patched}")
 

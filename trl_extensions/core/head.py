@@ -33,6 +33,14 @@ class OutputHead:
     softcap: float | None
 
 
+@dataclass(frozen=True)
+class ReferenceStates:
+    """The original's view of a batch: `states` `(N, H)` before the N scored tokens, and the head they meet."""
+
+    states: torch.Tensor
+    head: OutputHead
+
+
 def output_head(model: nn.Module, like: torch.Tensor) -> OutputHead:
     """Read the head of an unwrapped causal language model, as its active adapter has it.
 

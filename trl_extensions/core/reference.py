@@ -20,9 +20,11 @@ from .._compat import (
     prepare_deepspeed,
     use_adapter,
 )
+from .modes import evaluating
 
 
 REFERENCE_ADAPTER = "ref"
+_MOVES_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 
 
 @dataclass
@@ -59,6 +61,7 @@ class FrozenReference:
             with (
                 disable_gradient_checkpointing(unwrapped, gradient_checkpointing_kwargs),
                 use_adapter(unwrapped, self.adapter),
+                evaluating(unwrapped),
             ):
                 yield policy, unwrapped
 
@@ -84,13 +87,26 @@ def build_reference(
         in-memory copy of the policy (reloaded from its path under ZeRO-3, where weights are sharded already).
 
     Raises:
-        ValueError: `ref_model` is the policy itself, or has another vocabulary.
+        ValueError: `ref_model` is the policy itself, or has another vocabulary; FSDP 1; an adapter that trains biases.
     """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 1:
+        raise ValueError(
+            "FSDP 1 hides the output head that the original is read through: use FSDP 2 (`fsdp_version: 2`)."
+        )
     if ref_model is not None:
         _check_explicit(policy, ref_model)
         return FrozenReference(_prepare(ref_model, accelerator), None)
     if hasattr(policy, "peft_config"):
-        if not adapter_is_trained:
+        config = policy.peft_config[policy.active_adapter]
+        if getattr(config, "bias", "none") != "none":
+            raise ValueError(
+                f"`bias: {config.bias}` trains biases of the base model, which is the original here: leave it at "
+                "none, or pass `ref_model`."
+            )
+        # Some initialisations move a part of the base weights into the adapter: without it the base is another model
+        moved = str(getattr(config, "init_lora_weights", True)).lower().startswith(_MOVES_WEIGHTS)
+        if not adapter_is_trained and not moved:
             return FrozenReference(None, None)
         _copy_adapter(policy)
         return FrozenReference(None, REFERENCE_ADAPTER)
@@ -131,15 +147,9 @@ def _prepare(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         model.gradient_checkpointing_disable()
     if accelerator.state.deepspeed_plugin is not None:
         return prepare_deepspeed(model, accelerator)
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.fsdp_version == 2:
+    if getattr(accelerator.state, "fsdp_plugin", None) is not None:
         # As for the policy: sharded layer by layer, and filled from rank 0 where only that one has loaded weights
         return fsdp2_prepare_model(accelerator, model)
-    if plugin is not None:
-        raise ValueError(
-            "A separate original model does not work with FSDP 1, whose shards hide the output head: use FSDP 2 or "
-            "LoRA, or set `beta: 0` and `log_kl: false`."
-        )
     return accelerator.prepare_model(model, evaluation_mode=True)
 
 

@@ -48,3 +48,43 @@ def reject_same_model(model, ref_model: PreTrainedModel | None) -> None:
     """Raise `ValueError` where the original would be trained along."""
     if ref_model is not None and ref_model is model:
         raise ValueError("`ref_model` and `model` are the same object: pass a copy, or leave `ref_model` out.")
+
+
+def reject_sequence_parallelism(args: TrainingArguments, method: str) -> None:
+    """Raise `ValueError` where a sequence would be cut over devices: methods here look at whole ones."""
+    config = getattr(args, "parallelism_config", None)
+    for name in ("cp_size", "sp_size"):
+        if (getattr(config, name, None) or 1) > 1:
+            raise ValueError(
+                f"`{name}` above 1 cuts sequences over devices, which {method} does not support: set it to 1."
+            )
+
+
+def reject_sft_settings(config, method: str, *, because: str, loss_type: str, rows: str) -> None:
+    """Raise `ValueError` for settings of `SFTConfig` that a method with its own data and loss cannot honour.
+
+    Args:
+        config: The method's configuration.
+        method: Its name in messages.
+        because: What it does instead of packing, as in "SAMI, which ...".
+        loss_type: What to do about `loss_type`.
+        rows: What to do about `skip_prepare_dataset`.
+    """
+    for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
+        if getattr(config, name):
+            raise ValueError(f"`{name}` does not work with {method}, which {because}: set it to False.")
+    if config.label_smoothing_factor:
+        raise ValueError(f"`label_smoothing_factor` has no meaning for the {method} loss: set it to 0.")
+    if (
+        config.completion_only_loss is not None
+        or config.truncation_mode != "keep_start"
+        or config.router_aux_loss_coef
+    ):
+        raise ValueError(
+            "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no effect on "
+            f"{method}: leave them out."
+        )
+    if config.loss_type != "nll":
+        raise ValueError(f"`loss_type` selects an SFT loss and has no effect on {method}: {loss_type}.")
+    if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        raise ValueError(f"`skip_prepare_dataset` is not supported: {rows}.")

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
+from .._compat import create_model_from_path
+from ..embedded import resolve_model_name
 from .generation import is_adapter_directory
 
 
@@ -55,16 +58,18 @@ def build_trainer(
 
 
 def _load_adapter(path: str, options: dict[str, Any], quantization):
+    """The adapter, trainable, on its base as TRL would load that, and its tokenizer."""
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    base = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    source = path if (Path(path) / "tokenizer_config.json").is_file() else base
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.get("trust_remote_code", False))
     if quantization is not None:
         options = options | {"quantization_config": quantization}
-    model = AutoModelForCausalLM.from_pretrained(base, **options)
-    with_tokenizer = (Path(path) / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(path if with_tokenizer else base)
-    return PeftModel.from_pretrained(model, path, is_trainable=True), tokenizer
+    if PartialState().num_processes > 1:
+        options = options | {"device_map": None}
+    return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=True), tokenizer
 
 
 def fit(

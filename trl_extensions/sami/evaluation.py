@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
+from ..core.head import ReferenceStates
 from ..core.modes import evaluating
 from ..core.report import mean_and_error, write_atomically
 from ..core.shared_prefix import why_not_exact
@@ -21,7 +22,7 @@ from .collator import DataCollatorForSAMI
 from .data import prepare_rows
 from .principles import constitution_label
 from .sampling import to_dataset
-from .scores import ReferenceStates, pair_lengths, rows_of, score_matched, score_pairs
+from .scores import pair_lengths, rows_of, score_matched, score_pairs
 
 
 def score_rows(

@@ -11,7 +11,6 @@ resumes a run that was killed anywhere. A round has its own folder and nothing i
 """
 
 import copy
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -24,9 +23,9 @@ from trl import ModelConfig
 from ..core.generation import EngineArguments, GenerationParams
 from ..core.models import ModelSource
 from ..core.queries import Query, load_queries
-from ..core.report import write_atomically
 from ..core.settings import claim_settings
-from ..core.training import fit, free_memory
+from ..core.stages import Stage, finish, perform_missing
+from ..core.training import fit, last_checkpoint
 from .arguments import SAMIArguments
 from .evaluation import evaluate_rows
 from .principles import Principle, load_principles
@@ -107,16 +106,20 @@ class SAMIRun:
         )
         claim_settings(self.folder / "training_settings.json", training | model, made=str(self.folder), in_use=trained)
 
-    def stages(self) -> Iterator[tuple[str, int, Path]]:
+    def stages(self) -> Iterator[Stage]:
         """Every stage in order: its method's name, its round, and the file that says it is done."""
-        yield "sample_evaluation", 0, self.round_folder(0) / "eval_sampling.json"
-        yield "evaluate", 0, self.round_folder(0) / "evaluation.json"
+
+        def stage(name: str, round_: int, done: str) -> Stage:
+            of = f"round {round_}" if round_ else "original"
+            return Stage(name, round_, self.round_folder(round_) / done, f"{of}: {_STAGES[name]}")
+
+        yield stage("sample_evaluation", 0, "eval_sampling.json")
+        yield stage("evaluate", 0, "evaluation.json")
         for round_ in range(1, self.args.rounds + 1):
-            folder = self.round_folder(round_)
-            yield "sample", round_, folder / "sampling.json"
-            yield "train", round_, folder / "model"
-            yield "sample_evaluation", round_, folder / "eval_sampling.json"
-            yield "evaluate", round_, folder / "evaluation.json"
+            yield stage("sample", round_, "sampling.json")
+            yield stage("train", round_, "model")
+            yield stage("sample_evaluation", round_, "eval_sampling.json")
+            yield stage("evaluate", round_, "evaluation.json")
 
     def execute(self, perform: Callable[[str, int], Any] | None = None) -> Path:
         """Carry out what is not done yet and write the report.
@@ -132,15 +135,7 @@ class SAMIRun:
         self.check_inputs()
         self.check_schedule()
         self.claim()
-        stages = list(self.stages())
-        for number, (name, round_, done) in enumerate(stages, start=1):
-            line = f"[{number}/{len(stages)}] {'original' if round_ == 0 else f'round {round_}'}: {_STAGES[name]}"
-            if done.exists():
-                print(f"{line} - done already, see {done}", flush=True)
-                continue
-            print(line, flush=True)
-            (perform or self.perform)(name, round_)
-            free_memory()
+        perform_missing(self.stages(), perform or self.perform)
         return write_run_report(self)
 
     def perform(self, name: str, round_: int) -> None:
@@ -168,7 +163,7 @@ class SAMIRun:
                 f"fewer than queries_per_step={self.args.queries_per_step}: lower it, or start again in another "
                 "`output_dir` with more queries or a larger `max_new_tokens`."
             )
-        self._finish(folder / "sampling.json", report)
+        finish(folder / "sampling.json", report)
 
     def train(self, round_: int) -> None:
         """Train the original on this round's rows, one gradient step per `queries_per_step` of them."""
@@ -197,6 +192,15 @@ class SAMIRun:
                 "lower it or sample more."
             )
         held_out = load_training_rows(args.eval_dataset_name, "test") if args.eval_dataset_name else None
+        known = {f.name for f in fields(SAMIConfig)} - _FREE_SETTINGS
+        settings = {name: value for name, value in config.to_dict().items() if name in known}
+        settings |= {"dataset_name": args.dataset_name, "queries_per_step": args.queries_per_step}
+        claim_settings(
+            self.folder / "training_settings.json",
+            settings | asdict(self.model_args),
+            made=config.output_dir,
+            in_use=last_checkpoint(config.output_dir) is not None,
+        )
         fit(SAMITrainer, self.model_args, config, rows, held_out, self.folder / "model")
 
     def sample_evaluation(self, round_: int) -> None:
@@ -259,7 +263,7 @@ class SAMIRun:
             filters=self.args.evaluation_filters(),
             **self.sampling_settings(),
         )
-        self._finish(folder / "eval_sampling.json", report)
+        finish(folder / "eval_sampling.json", report)
 
     def _score(
         self, model: str, folder: Path, original: str | None, fixed_rows: list | None, *, is_original: bool = False
@@ -337,9 +341,3 @@ class SAMIRun:
             if getattr(self.config, name) != value:
                 raise ValueError(f"`{name}` has no effect on `run`: set {instead}.")
         self._accumulation()
-
-    @staticmethod
-    def _finish(path: Path, report) -> None:
-        print(report.summary)
-        values = {f.name: getattr(report, f.name) for f in fields(report)}
-        write_atomically(path, json.dumps(values, default=str, indent=2) + "\n")

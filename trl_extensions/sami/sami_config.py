@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from ..core.trainer_settings import reject_sft_settings
+
 
 _CHOICES = {
     "logp_reduction": ("mean", "sum"),
@@ -125,7 +127,13 @@ class SAMIConfig(SFTConfig):
 
             check_template(self.prompt_template, "prompt_template")
         self._check_guard()
-        self._reject_unsupported()
+        reject_sft_settings(
+            self,
+            "SAMI",
+            because="scores pairs of rows",
+            loss_type="leave it out",
+            rows="SAMI rows are tokenised by the trainer",
+        )
 
     def _check_guard(self):
         for name, least in (("guard_steps", 0), ("guard_num_queries", 1), ("guard_max_new_tokens", 1)):
@@ -138,19 +146,3 @@ class SAMIConfig(SFTConfig):
                 raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
         if self.guard_steps == 0 and any(getattr(self, name) is not None for name in limits):
             raise ValueError("A `guard_` limit is set but `guard_steps` is 0, so it would never be looked at.")
-
-    def _reject_unsupported(self):
-        for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
-            if getattr(self, name):
-                raise ValueError(f"`{name}` does not work with SAMI, which scores pairs of rows: set it to False.")
-        if self.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` has no meaning for the SAMI loss: set it to 0.")
-        if self.completion_only_loss is not None or self.truncation_mode != "keep_start" or self.router_aux_loss_coef:
-            raise ValueError(
-                "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no "
-                "effect on SAMI: leave them out."
-            )
-        if self.loss_type != "nll":
-            raise ValueError("`loss_type` selects an SFT loss and has no effect on SAMI: leave it out.")
-        if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            raise ValueError("`skip_prepare_dataset` is not supported: SAMI rows are tokenised by the trainer.")

@@ -21,22 +21,23 @@ from .._compat import (
     disable_dropout_in_model,
     global_then_local_main_first,
 )
-from ..core.head import output_head
+from ..core.against_original import AgainstOriginal
+from ..core.head import ReferenceStates
 from ..core.modes import evaluating
 from ..core.reference import build_reference
 from ..core.shared_prefix import why_not_exact
-from ..core.trainer_settings import as_config, reject_prompt_learning, reject_same_model
+from ..core.trainer_settings import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
 from .collator import DataCollatorForSAMI
 from .data import TOKEN_COLUMNS, prepare_rows
 from .guard import OverOptimizationGuard
 from .sami_config import SAMIConfig
-from .scores import ReferenceStates, matched_states, rows_of, score_pairs
+from .scores import matched_states, rows_of, score_pairs
 
 
 logger = logging.getLogger(__name__)
 
 
-class SAMITrainer(SFTTrainer):
+class SAMITrainer(AgainstOriginal, SFTTrainer):
     """Self-supervised alignment with mutual information (SAMI, arXiv 2404.14313), without preference labels.
 
     Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
@@ -103,6 +104,7 @@ class SAMITrainer(SFTTrainer):
         args = as_config(args, SAMIConfig, model, "SAMI")
         reject_same_model(model, ref_model)
         reject_prompt_learning(model, peft_config, "SAMI")
+        reject_sequence_parallelism(args, "SAMI")
         self._rows_in_step = None
         adapter_is_trained = isinstance(model, PeftModel)
         super().__init__(
@@ -201,24 +203,13 @@ class SAMITrainer(SFTTrainer):
             kept.update(losses=losses.detach(), statistics=statistics)
             return losses.sum()
 
-        unwrapped = self.accelerator.unwrap_model(model)
-        # The redirection goes round the forward that accelerate wraps in autocast
-        with self.accelerator.autocast():
-            total = self._redirect(model, unwrapped, forward, unwrapped).float()
+        total = self._policy_total(model, forward)
         # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
-        total = total + (kept["losses"].sum() - total).detach()
+        total = total + (kept["losses"].sum().to(total.device) - total).detach()
         return total, kept["losses"], kept["statistics"]
 
     def _reference_states(self, model, inputs) -> ReferenceStates | None:
-        if self.reference is None:
-            return None
-        with self.reference.running(model, self.accelerator, self.args.gradient_checkpointing_kwargs) as (
-            wrapped,
-            unwrapped,
-        ):
-            states = self._redirect(wrapped, unwrapped, matched_states, unwrapped, inputs)
-            # Read outside of the forward: weights that FSDP 2 gathers for it are freed when it ends
-            return ReferenceStates(states, output_head(unwrapped, states))
+        return None if self.reference is None else self._original_states(model, matched_states, inputs)
 
     def _record(self, mode: str, statistics: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]):
         names = sorted(statistics)

@@ -1,22 +1,12 @@
 """Scores of one batch: C x C response log-probabilities per query, KL to the original, and what is logged of them."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from ..core import shared_prefix
 from ..core.divergence import chunked_kl
-from ..core.head import OutputHead, last_hidden_states, output_head, token_logps
+from ..core.head import ReferenceStates, last_hidden_states, output_head, token_logps
 from .loss import mutual_information_bound, sami_loss
-
-
-@dataclass(frozen=True)
-class ReferenceStates:
-    """The original's view of the matching pairs: `states` `(N, H)` before their response tokens, and its head."""
-
-    states: torch.Tensor
-    head: OutputHead
 
 
 def matched_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

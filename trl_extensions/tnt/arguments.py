@@ -8,6 +8,8 @@ from typing import Literal
 
 from ..core.generation import EngineArguments, GenerationParams, create_engine
 from .annotation import Annotator
+from .candidate_file import load_candidates
+from .phrases import PhraseAnnotator, load_phrases
 
 
 @dataclass
@@ -25,6 +27,7 @@ class TNTArguments:
         },
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split of `eval_dataset_name` on the hub."})
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "train: annotated held-out outputs, for `eval_strategy`."}
     )
@@ -54,9 +57,6 @@ class TNTArguments:
     )
     logs: str | None = field(
         default=None, metadata={"help": "candidates, annotate: JSONL of deployed outputs with flags or complaints."}
-    )
-    candidates: str | None = field(
-        default=None, metadata={"help": "annotate: the file that `candidates` wrote and a person edited."}
     )
     original_model: str | None = field(
         default=None, metadata={"help": "evaluate: the model before the patch; the base of an adapter if left out."}
@@ -96,6 +96,9 @@ class AnnotatorArguments:
     phrases: list[str] = field(default_factory=list, metadata={"help": "Unwanted words and phrases."})
     phrases_file: str | None = field(default=None, metadata={"help": "File of them: .txt, one a line, or .json."})
     patterns: list[str] = field(default_factory=list, metadata={"help": "Unwanted regular expressions."})
+    candidates: str | None = field(
+        default=None, metadata={"help": "Unwanted phrases from logs: what `candidates` wrote and a person edited."}
+    )
     ignore_case: bool = field(default=True, metadata={"help": "Phrases and patterns: ignore case."})
     inflections: bool = field(default=False, metadata={"help": "Phrases: English endings of the last word too."})
     classifier: str | None = field(
@@ -128,32 +131,32 @@ class AnnotatorArguments:
         if self.judge_base_url and not self.judge_task:
             raise ValueError("`judge_base_url` needs `judge_task` and `judge_model`.")
 
-    def any(self) -> bool:
-        """Whether anything is said to be unwanted."""
-        return bool(
-            self.phrases or self.phrases_file or self.patterns or self.classifier or self.profanity or self.judge_task
-        )
+    def check(self) -> None:
+        """Raise a one-line `ValueError` where nothing is said to be unwanted."""
+        names = ("phrases", "phrases_file", "patterns", "candidates", "classifier", "profanity", "judge_task")
+        if not any(getattr(self, name) for name in names):
+            raise ValueError(f"nothing says what is unwanted: give one of {', '.join(f'`{name}`' for name in names)}.")
 
-    def build(self) -> list[Annotator]:
+    def build(self, *, with_candidates: bool = True) -> list[Annotator]:
         """The annotators; loads models.
+
+        Args:
+            with_candidates: Whether to look for the kept `candidates` too; if not, nothing else need be asked for.
 
         Raises:
             ValueError: None is asked for, or what one of them refuses.
             ImportError: An optional package is missing.
         """
-        if not self.any():
-            raise ValueError(
-                "nothing says what is unwanted: give `phrases`, `phrases_file`, `patterns`, `classifier`, `profanity` "
-                "or `judge_task`."
-            )
+        if with_candidates:
+            self.check()
         annotators: list[Annotator] = []
         if self.phrases or self.phrases_file or self.patterns:
-            from .phrases import PhraseAnnotator, load_phrases
-
             phrases = [*self.phrases, *(load_phrases(self.phrases_file) if self.phrases_file else [])]
             annotators.append(
                 PhraseAnnotator(phrases, self.patterns, ignore_case=self.ignore_case, inflections=self.inflections)
             )
+        if with_candidates and self.candidates:
+            annotators.append(PhraseAnnotator(self._kept_candidates(), name="candidates"))
         if self.classifier:
             from .classifiers import ClassifierAnnotator
 
@@ -168,6 +171,12 @@ class AnnotatorArguments:
             annotators.append(JudgeAnnotator(self._judge(), self.judge_task))
         return annotators
 
+    def _kept_candidates(self) -> list[str]:
+        kept = [form for entry in load_candidates(self.candidates) if entry.keep for form in entry.forms]
+        if not kept:
+            raise ValueError(f"{self.candidates}: no candidate is kept; set `keep: true` on what is unwanted")
+        return kept
+
     def _judge(self):
         engine = "endpoint" if self.judge_base_url else "transformers"
         return create_engine(
@@ -178,7 +187,7 @@ class AnnotatorArguments:
         """JSON-ready values that say what is unwanted, for a run that is resumed; the phrases of a file included."""
         values = {name: value for name, value in vars(self).items() if name not in ("judge_base_url",)}
         if self.phrases_file and os.path.isfile(self.phrases_file):
-            from .phrases import load_phrases
-
             values["phrases_file"] = load_phrases(self.phrases_file)
+        if self.candidates and os.path.isfile(self.candidates):
+            values["candidates"] = self._kept_candidates()
         return values

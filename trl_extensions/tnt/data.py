@@ -188,14 +188,16 @@ def _split(row: dict[str, Any], where: str) -> tuple[str | list[dict[str, Any]],
         return prompt, {"role": "assistant", "content": completion}
     if isinstance(prompt, str):
         raise ValueError(f"{where}: `completion` is a chat and `prompt` a text: give both in the same form.")
-    last = {key: value for key, value in completion[-1].items() if value is not None}
+    last = completion[-1]
     if last["role"] != "assistant" or not isinstance(last.get("content"), str):
         raise ValueError(
             f"{where}: `completion` must end with an assistant message whose `content` is a text, got {last!r:.80}."
         )
     if last.get("tool_calls"):
         raise ValueError(f"{where}: `completion` ends with tool calls, in which no character can be marked: drop it.")
-    return prompt + completion[:-1], last
+    # A data set fills the keys that other messages have with None, which templates take for given ones
+    before = [{key: value for key, value in m.items() if value is not None} for m in prompt + completion[:-1]]
+    return before, last
 
 
 def _as_rendered(

@@ -14,7 +14,7 @@ from ..core.head import OutputHead
 from .loss import LOWEST, VARIANTS, check_objective, smooth_logps, target_logps
 
 
-_CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB for each of about five float32 buffers
+_CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB for each of about eight float32 buffers
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def fused_negative_loss(
         )
     device = head.weight.device
     arguments = [tensor.to(device) for tensor in (ref_states, token_ids, weights)]
+    ref_bias = None if ref_head.bias is None else ref_head.bias.to(device)
+    ref_head = OutputHead(ref_head.weight.to(device), ref_bias, ref_head.scale, ref_head.softcap)
     total, *statistics = _FusedLoss.apply(
         states.to(device), head.weight, head.bias, head, *arguments, ref_head, objective, torch.is_grad_enabled()
     )
@@ -95,23 +97,25 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, head, ref_states, token_ids, weights, ref_head, objective, with_grad):
         needs = [with_grad and need for need in ctx.needs_input_grad[:3]]
-        grads = [
-            torch.zeros(tensor.shape, dtype=torch.float32, device=tensor.device) if need else None
-            for need, tensor in zip(needs, (states, weight, bias), strict=True)
-        ]
         statistics = torch.zeros((5, len(states)), dtype=torch.float32, device=states.device)
+        dtypes = compute_dtype(states), compute_dtype(ref_states)
         with (
             maybe_gather_lm_head_ctx(weight, bias),
             maybe_gather_lm_head_ctx(ref_head.weight, ref_head.bias),
+            torch.autocast(states.device.type, enabled=False),  # which would round dot products to half precision
         ):
-            dtypes = compute_dtype(states), compute_dtype(ref_states)
+            grads = [
+                torch.zeros(tensor.shape, dtype=torch.float32, device=tensor.device) if need else None
+                for need, tensor in zip(needs, (states, weight, bias), strict=True)
+            ]
+            cast, ref_cast = weight.to(dtypes[0]), ref_head.weight.to(dtypes[1])
             for rows, sign in _chunks(weights, len(weight)):
-                logits = _logits(states[rows], head, weight, bias, dtypes[0])
-                ref_logits = _logits(ref_states[rows], ref_head, ref_head.weight, ref_head.bias, dtypes[1])
+                logits = _logits(states[rows], head, cast, bias, dtypes[0])
+                ref_logits = _logits(ref_states[rows], ref_head, ref_cast, ref_head.bias, dtypes[1])
                 statistics[:, rows], grad = _score_rows(
                     logits, ref_logits, token_ids[rows], sign, objective, head if any(needs) else None
                 )
-                _accumulate(grads, grad, rows, states, weight, dtypes[0])
+                _accumulate(grads, grad, rows, states, cast, dtypes[0])
         ctx.save_for_backward(*grads)
         ctx.dtypes = states.dtype, weight.dtype
         ctx.mark_non_differentiable(*(outputs := list(statistics)))
@@ -154,6 +158,8 @@ def _accumulate(grads, grad, rows, states, weight, dtype) -> None:
     of_states, of_weight, of_bias = grads
     if of_bias is not None:
         of_bias += grad.sum(0)
+    if dtype == torch.float16:  # too narrow for a gradient that has not met the loss scale yet
+        dtype = torch.float32
     grad = grad.to(dtype)
     if of_states is not None:
         own = torch.zeros((len(rows), states.shape[1]), dtype=torch.float32, device=states.device)

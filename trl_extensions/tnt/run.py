@@ -10,7 +10,6 @@ that was killed anywhere:
 """
 
 import copy
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -23,9 +22,9 @@ from ..core.generation import EngineArguments, is_adapter_directory
 from ..core.jsonl import read_jsonl
 from ..core.models import ModelSource
 from ..core.queries import Query, load_queries
-from ..core.report import write_atomically
 from ..core.settings import claim_settings
-from ..core.training import fit, free_memory
+from ..core.stages import Stage, finish, perform_missing
+from ..core.training import fit, last_checkpoint
 from .annotation import Annotator, annotate_rows
 from .arguments import AnnotatorArguments, TNTArguments
 from .evaluation import evaluate_patch
@@ -42,7 +41,7 @@ _FREE_SETTINGS = {
     "save_total_limit", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
     "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
     "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_eval_batch_size",
-    "eval_batch_tokens", "eval_dataset_name", "original_model", "logs", "candidates",
+    "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs",
 }  # fmt: skip
 _SAMPLING_ARGUMENTS = (
     "prompts", "prompt_column", "prompt_pattern", "prompt_split", "num_prompts", "num_eval_prompts", "system_prompt",
@@ -97,32 +96,44 @@ class TNTRun:
 
         What only training depends on may still change as long as nothing has been trained.
         """
-        known = {f.name for f in fields(TNTConfig)} - _FREE_SETTINGS
-        training = {name: value for name, value in self.config.to_dict().items() if name in known}
-        args = {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
-        model = asdict(self.model_args)
-        sampling = {name: args.pop(name) for name in _SAMPLING_ARGUMENTS} | {"seed": training.pop("seed")}
-        sampling |= {name: model.pop(name) for name in ("model_name_or_path", "model_revision")}
+        args = asdict(self.args)
+        sampling = {name: args[name] for name in _SAMPLING_ARGUMENTS} | {"seed": self.config.seed}
+        sampling |= {name: getattr(self.model_args, name) for name in ("model_name_or_path", "model_revision")}
         sampling |= {"engine": self.engine_args.engine, "unwanted": self.annotator_args.settings()}
         claim_settings(
             self.folder / "settings.json", sampling, made=str(self.folder), in_use=(self.folder / "original").exists()
         )
+        self.claim_training()
+
+    def claim_training(self) -> None:
+        """The part of `claim` that training depends on; binding once there is a checkpoint or a model."""
         claim_settings(
             self.folder / "training_settings.json",
-            training | args | model,
+            self._training_settings(),
             made=self.patched,
-            in_use=Path(self.patched).exists() or (self.folder / "train").exists(),
+            in_use=Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None,
         )
 
-    def stages(self) -> Iterator[tuple[str, str, Path]]:
-        """Every stage in order: its method's name, the side it is about, and the file that says it is done."""
+    def _training_settings(self) -> dict[str, Any]:
+        known = {f.name for f in fields(TNTConfig)} - _FREE_SETTINGS
+        settings = {name: value for name, value in self.config.to_dict().items() if name in known}
+        other = _FREE_SETTINGS | set(_SAMPLING_ARGUMENTS)
+        settings |= {name: value for name, value in asdict(self.args).items() if name not in other}
+        return settings | asdict(self.model_args)
+
+    def stages(self) -> Iterator[Stage]:
+        """Every stage in order: its method's name, the model it is about, and the file that says it is done."""
+
+        def stage(name: str, side: str, done: str) -> Stage:
+            return Stage(name, side, self.folder / done, f"{side}: {_STAGES[name]}")
+
         if not self.args.dataset_name:
-            yield "sample", "original", self.folder / "original" / "sampling.json"
-            yield "annotate", "original", self.folder / "original" / "annotation.json"
-        yield "sample_held_out", "original", self.folder / "original" / "eval_sampling.json"
-        yield "train", "patched", self.folder / "model"
-        yield "sample_held_out", "patched", self.folder / "patched" / "eval_sampling.json"
-        yield "evaluate", "patched", self.folder / "evaluation.json"
+            yield stage("sample", "original", "original/sampling.json")
+            yield stage("annotate", "original", "original/annotation.json")
+        yield stage("sample_held_out", "original", "original/eval_sampling.json")
+        yield stage("train", "patched", "model")
+        yield stage("sample_held_out", "patched", "patched/eval_sampling.json")
+        yield stage("evaluate", "patched", "evaluation.json")
 
     def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
         """Carry out what is not done yet and write the report.
@@ -136,17 +147,12 @@ class TNTRun:
         from .run_report import write_run_report
 
         self.check_inputs()
-        self.annotators()
+        if perform is None:
+            self.annotators()
+        else:  # every stage has a process of its own, and this one has no use for models
+            self.annotator_args.check()
         self.claim()
-        stages = list(self.stages())
-        for number, (name, side, done) in enumerate(stages, start=1):
-            line = f"[{number}/{len(stages)}] {side}: {_STAGES[name]}"
-            if done.exists():
-                print(f"{line} - done already, see {done}", flush=True)
-                continue
-            print(line, flush=True)
-            (perform or self.perform)(name, side)
-            free_memory()
+        perform_missing(self.stages(), perform or self.perform)
         return write_run_report(self)
 
     def perform(self, name: str, side: str) -> None:
@@ -161,7 +167,7 @@ class TNTRun:
         report = self.sample_to(
             self.original, self.prompts()[0], folder / "outputs.jsonl", self.args.num_samples, True
         )
-        self._finish(folder / "sampling.json", report)
+        finish(folder / "sampling.json", report)
 
     def annotate(self, side: str = "original") -> None:
         """Mark what is unwanted in them."""
@@ -172,18 +178,16 @@ class TNTRun:
                 f"none of the {report.rows} sampled outputs has anything unwanted, so there is nothing to remove: use "
                 "prompts that bring it out, more samples, or another description of it."
             )
-        self._finish(folder / "annotation.json", report)
+        finish(folder / "annotation.json", report)
 
     def sample_held_out(self, side: str) -> None:
         """Sample the answers of one model to the held-out prompts and mark what is unwanted in them."""
         folder = self.folder / side
         model = self.patched if side == "patched" else self.original
-        report = self.sample_to(
-            model, self.prompts()[1], folder / "eval_outputs.jsonl", self.args.num_eval_samples, side == "original"
-        )
+        report = self.sample_held_out_to(model, folder / "eval_outputs.jsonl")
         rows = load_outputs(folder / "eval_outputs.jsonl")
         print(annotate_rows(rows, self.annotators(), folder / "eval_annotated.jsonl").summary)
-        self._finish(folder / "eval_sampling.json", report)
+        finish(folder / "eval_sampling.json", report)
 
     def train(self, side: str = "patched") -> None:
         """Train on the annotated outputs and leave the model at `output_dir/model`."""
@@ -195,9 +199,11 @@ class TNTRun:
         )
         held_out = None
         if self.args.eval_dataset_name:
-            held_out = load_training_rows(self.args.eval_dataset_name, "test")
+            held_out = load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)
         elif config.eval_strategy != "no":
-            held_out = load_training_rows(str(self.folder / "original" / "eval_annotated.jsonl"), "test")
+            raise ValueError(
+                "`eval_strategy` needs `eval_dataset_name`: annotated outputs that are not the final test."
+            )
         fit(TNTTrainer, self.model_args, config, rows, held_out, Path(self.patched))
 
     def evaluate(self, side: str = "patched") -> dict[str, Any]:
@@ -211,7 +217,7 @@ class TNTRun:
         for side, model in (("original", original), ("patched", patched)):
             folder = self.folder / side
             outputs = folder / "eval_outputs.jsonl"
-            print(self.sample_to(model, self.prompts()[1], outputs, self.args.num_eval_samples, True).summary)
+            print(self.sample_held_out_to(model, outputs).summary)
             print(annotate_rows(load_outputs(outputs), self.annotators(), folder / "eval_annotated.jsonl").summary)
         return self._compare(original, patched, self.folder / "original", self.folder / "patched")
 
@@ -254,6 +260,12 @@ class TNTRun:
             conversational=not self.args.plain_prompts and self.models.is_conversational(),
         )
 
+    def sample_held_out_to(self, model: str, output: Path):
+        """Sample a model's answers to the held-out prompts; both sides with the same engine, so that they compare."""
+        return self.sample_to(
+            model, self.prompts()[1], output, self.args.num_eval_samples, self.engine_args.engine != "endpoint"
+        )
+
     def _compare(self, original: str, patched: str, before: Path, after: Path) -> dict[str, Any]:
         engine = self.models.in_process(patched)
         behind_adapter = is_adapter_directory(patched) and _base_of(patched) == original
@@ -280,12 +292,6 @@ class TNTRun:
         if not self.args.greedy:
             raise ValueError("`greedy: false` leaves nothing to compare word for word: only `sample` takes it.")
         self.prompts()
-
-    @staticmethod
-    def _finish(path: Path, report) -> None:
-        print(report.summary)
-        values = {f.name: getattr(report, f.name) for f in fields(report)}
-        write_atomically(path, json.dumps(values, default=str, indent=2) + "\n")
 
 
 def _base_of(model: str) -> str:

@@ -20,7 +20,7 @@ SIDE_BY_SIDE = 5
 def write_run_report(run: "TNTRun") -> Path:
     """Write `report.md`, `report.json` and `two_axes.png` from what the stages left; returns the path of the first.
 
-    Intervals are 95 %: Wilson's for shares, a bootstrap over outputs for KL and spans per 1,000 tokens. KL in nats per
+    Intervals are 95 %: Wilson's for shares, a bootstrap over prompts for KL and spans per 1,000 tokens. KL in nats per
     token.
     """
     evaluation = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from ..core.generation import Generation, GenerationEngine, GenerationParams, Pr
 from ..core.jsonl import JsonlWriter, read_jsonl
 from ..core.queries import Query
 from ..core.settings import claim_settings
+from .annotation import completion_text
 
 
 logger = logging.getLogger(__name__)
@@ -64,23 +65,21 @@ def sample_outputs(
 ) -> SamplingReport:
     """Sample one greedy output and several random ones for each prompt, a JSON line each, as they come.
 
-    A row holds `id`, `index` (position of the prompt), `sample` (0: greedy; 1, 2, ...: at the temperature),
-    `temperature`, `prompt`, `completion`, `truncated` (hit the token limit) and `num_tokens`. The settings are written
-    beside the rows, to `<output stem>.settings.json`; the same call again goes on where it stopped.
+    A row holds `id`, `index` (of the prompt), `sample` (0: greedy; 1, 2, ...: at the temperature), `temperature`,
+    `prompt`, `completion`, `truncated` (hit the token limit) and `num_tokens`. Settings are written to
+    `<output stem>.settings.json`; the same call again goes on where it stopped.
 
     Args:
         engine: Where outputs come from: the model as it is deployed.
         queries: Distinct prompts, see `core.queries.load_queries`.
         params: Token limit and stop strings; temperature, top_p and seed of the random samples.
         output: The `.jsonl` file to append to.
-        greedy: Sample greedily once.
-        num_samples: Random samples a prompt.
+        greedy, num_samples: Whether to sample greedily once, and how often at random.
         system_prompt: First message of every chat.
         conversational: Whether prompts are chat messages, for a model with a chat template, or plain text.
 
     Raises:
-        ValueError: Nothing to sample, random samples at temperature 0, a system prompt without a chat, or an `output`
-            made with other settings or prompts.
+        ValueError: Nothing to sample, temperature 0, a system prompt without a chat, or an `output` made with others.
     """
     start, output = time.perf_counter(), Path(output)
     _check(greedy, num_samples, params, system_prompt, conversational)
@@ -108,7 +107,7 @@ def sample_outputs(
         path=output,
         sampled=len(rows),
         resumed=resumed,
-        empty=sum(not _text(row["completion"]).strip() for row in rows),
+        empty=sum(not completion_text(row["completion"]).strip() for row in rows),
         truncated=sum(row["truncated"] for row in rows),
         tokens=tokens,
         seconds=time.perf_counter() - start,
@@ -167,10 +166,6 @@ def _row(
 
 def _row_id(query: Query, sample: int) -> str:
     return f"{query.id}-{sample}"
-
-
-def _text(completion: Prompt) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def _check(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +12,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.head import OutputHead, last_hidden_states, output_head, token_logps
+from ..core.head import ReferenceStates, last_hidden_states, output_head, token_logps
 from ..core.modes import evaluating
 from .collator import DataCollatorForTNT
 from .data import prepare_rows
 from .fused_loss import Objective, TokenScores, fused_negative_loss
-
-
-@dataclass(frozen=True)
-class ReferenceStates:
-    """The original's view of a batch: `states` `(N, H)` before the scored tokens, and its head."""
-
-    states: torch.Tensor
-    head: OutputHead
 
 
 def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from ..core.trainer_settings import reject_sft_settings
 from .loss import SMOOTH_OVER, VARIANTS, check_objective
 
 
@@ -54,17 +55,10 @@ class TNTConfig(SFTConfig):
     def __post_init__(self):
         super().__post_init__()
         check_objective(self.variant, self.alpha, self.smoothing, self.smooth_over)
-        for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
-            if getattr(self, name):
-                raise ValueError(f"`{name}` does not work with TNT, which weighs every token itself: set it to False.")
-        if self.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` has no meaning for the TNT loss: set it to 0.")
-        if self.completion_only_loss is not None or self.truncation_mode != "keep_start" or self.router_aux_loss_coef:
-            raise ValueError(
-                "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no "
-                "effect on TNT: leave them out."
-            )
-        if self.loss_type != "nll":
-            raise ValueError("`loss_type` selects an SFT loss and has no effect on TNT: set `variant` instead.")
-        if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            raise ValueError("`skip_prepare_dataset` is not supported: give `input_ids`, `labels`, `negative_mask`.")
+        reject_sft_settings(
+            self,
+            "TNT",
+            because="weighs every token itself",
+            loss_type="set `variant` instead",
+            rows="give `input_ids`, `labels`, `negative_mask`",
+        )

@@ -17,17 +17,18 @@ from transformers import (
 from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, disable_dropout_in_model, global_then_local_main_first
-from ..core.head import output_head
+from ..core.against_original import AgainstOriginal
+from ..core.head import ReferenceStates
 from ..core.reference import build_reference
-from ..core.trainer_settings import as_config, reject_prompt_learning, reject_same_model
+from ..core.trainer_settings import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
 from .collator import DataCollatorForTNT
 from .data import TOKEN_COLUMNS, prepare_rows
 from .fused_loss import Objective
-from .scores import ReferenceStates, score_tokens, scored_states, sums_of_rows
+from .scores import score_tokens, scored_states, sums_of_rows
 from .tnt_config import TNTConfig
 
 
-class TNTTrainer(SFTTrainer):
+class TNTTrainer(AgainstOriginal, SFTTrainer):
     """Targeted negative training (TNT, arXiv 2406.13660): remove annotated tokens, keep the distribution otherwise.
 
     Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
@@ -96,6 +97,7 @@ class TNTTrainer(SFTTrainer):
         args = as_config(args, TNTConfig, model, "TNT")
         reject_same_model(model, ref_model)
         reject_prompt_learning(model, peft_config, "TNT")
+        reject_sequence_parallelism(args, "TNT")
         self.objective = Objective(args.variant, args.alpha, args.smoothing, args.smooth_over)
         self._tokens_in_step = None
         self._totals = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
@@ -113,6 +115,10 @@ class TNTTrainer(SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if self._is_vision_dataset or getattr(self.model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                "TNT trains text with decoder-only models: images and encoder-decoders are not supported."
+            )
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         if data_collator is None:
@@ -160,6 +166,13 @@ class TNTTrainer(SFTTrainer):
             loss = total / max(1, len(scores.losses))
         return (loss, {"losses": scores.losses}) if return_outputs else loss
 
+    def evaluation_loop(self, *args, **kwargs):
+        self._totals["eval"].clear()  # `predict` leaves some behind, for it logs nothing
+        return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        return super().prediction_step(model, inputs, True, ignore_keys)  # there are no logits to return
+
     def _score(self, model, inputs):
         """Summed loss with gradient, and the scores of its tokens."""
         reference, kept = self._reference_states(model, inputs), []
@@ -168,21 +181,12 @@ class TNTTrainer(SFTTrainer):
             kept.append(score_tokens(policy, inputs, reference, self.objective))
             return kept[0].total
 
-        unwrapped = self.accelerator.unwrap_model(model)
-        # The redirection goes round the forward that accelerate wraps in autocast
-        with self.accelerator.autocast():
-            total = self._redirect(model, unwrapped, forward, unwrapped).float()
+        total = self._policy_total(model, forward)
         # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
-        return total + (kept[0].losses.sum() - total).detach(), kept[0]
+        return total + (kept[0].losses.sum().to(total.device) - total).detach(), kept[0]
 
     def _reference_states(self, model, inputs) -> ReferenceStates:
-        with self.reference.running(model, self.accelerator, self.args.gradient_checkpointing_kwargs) as (
-            wrapped,
-            unwrapped,
-        ):
-            states = self._redirect(wrapped, unwrapped, scored_states, unwrapped, inputs)
-            # Read outside of the forward: weights that FSDP 2 gathers for it are freed when it ends
-            return ReferenceStates(states, output_head(unwrapped, states))
+        return self._original_states(model, scored_states, inputs)
 
     def _record(self, mode: str, scores, inputs: dict[str, torch.Tensor]):
         sums = sums_of_rows(scores, inputs)
@@ -201,10 +205,12 @@ class TNTTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages over tokens since the last log, then log as TRL does."""
         mode = "train" if self.model.training else "eval"
-        if mode == "train":
-            self._totals[mode].pop("loss", None)  # the loop's own, which includes every micro-batch of the step
-        for name, (total, count) in self._totals[mode].items():
-            if count:
-                self._metrics[mode][name].append(total / count)
+        averages = {name: total / count for name, (total, count) in self._totals[mode].items() if count}
         self._totals[mode].clear()
+        if mode == "train":
+            averages.pop("loss", None)  # the loop's own, which includes every micro-batch of the step
+            prefix = ""
+        else:  # "eval_", or "eval_<name>_" of one of several held-out data sets
+            prefix = next((name for name in logs if name.endswith("_loss")), "eval_loss").removesuffix("loss")
+        logs.update({f"{prefix}{name}": value for name, value in averages.items()})
         super().log(logs, start_time)

@@ -29,13 +29,21 @@ def load_training_rows(source: str, split: str, *, clean_ratio: float | None = N
         ValueError: A file that is not there, or holds nothing usable.
     """
     if not source.endswith(".jsonl"):
-        return load_dataset(source, split=split)
-    if not os.path.isfile(source):
+        rows = load_dataset(source, split=split)
+        rows = rows if "input_ids" in rows.column_names else rows.to_list()
+    elif os.path.isfile(source):
+        rows = read_jsonl(source)
+        rows = Dataset.from_list(rows) if rows and "input_ids" in rows[0] else rows
+    else:
         raise ValueError(f"{source}: there is no such file; run `trl-ext tnt annotate` first.")
-    rows = read_jsonl(source)
-    if rows and "input_ids" in rows[0]:
-        return Dataset.from_list(rows)
-    rows = read_jsonl(source, required=("prompt", "completion", "negative_spans"))
+    if isinstance(rows, Dataset):
+        if clean_ratio is not None:
+            raise ValueError("`clean_ratio` does not apply to tokenised rows: thin them out yourself.")
+        return rows
+    for number, row in enumerate(rows, start=1):
+        missing = {"prompt", "completion"} - row.keys()
+        if missing:
+            raise ValueError(f"{source}: row {number} has no `{min(missing)}`; run `trl-ext tnt annotate` first.")
     return to_dataset(select_rows(rows, clean_ratio, seed))
 
 
@@ -46,7 +54,7 @@ def select_rows(rows: list[dict[str, Any]], clean_ratio: float | None, seed: int
         logger.warning("%d of %d outputs are empty and left out", len(rows) - len(written), len(rows))
     if clean_ratio is None:
         return written
-    clean = [place for place, row in enumerate(written) if not row["negative_spans"]]
+    clean = [place for place, row in enumerate(written) if not row.get("negative_spans")]
     wanted = min(len(clean), round(clean_ratio * (len(written) - len(clean))))
     dropped = set(clean) - set(random.Random(seed).sample(clean, wanted))
     return [row for place, row in enumerate(written) if place not in dropped]
