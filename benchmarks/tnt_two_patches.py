@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 def prompts_of(path: Path) -> list[Query]:
     rows = [row for row in load_outputs(path) if row["sample"] == 0]
-    return [Query(row["id"].rpartition("-")[0], row["prompt"][-1]["content"]) for row in rows]
+    return [Query(row["id"].rpartition("-")[0], row["prompt"][-1]["content"], row["prompt"]) for row in rows]
 
 
 def engine(model, tokenizer) -> TransformersEngine:

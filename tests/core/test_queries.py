@@ -146,3 +146,26 @@ def test_the_demo_queries_load_and_are_distinct():
     queries = load_queries(str(path))
     words = [frozenset(query.text.lower().strip("?").split()) for query in queries]
     assert len(queries) == 120 == len(set(words))
+
+
+class TestChats:
+    CHAT = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Why?"))
+
+    def write(self, path, *chats):
+        rows = [{"prompt": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def test_chats_are_told_apart_by_all_of_their_messages(self, tmp_path):
+        source = self.write(tmp_path / "chats.jsonl", self.CHAT, self.CHAT[1:], self.CHAT)
+        first, second = load_queries(source, chats=True)
+        assert first.text == second.text == "Why?" and first.id != second.id
+        assert [message["role"] for message in first.messages] == ["system", "user", "assistant", "user"]
+
+    def test_they_are_refused_where_texts_are_needed(self, tmp_path):
+        with pytest.raises(ValueError, match="holds list, not text"):
+            load_queries(self.write(tmp_path / "chats.jsonl", self.CHAT))
+
+    def test_a_chat_ends_with_what_is_to_be_answered(self, tmp_path):
+        with pytest.raises(ValueError, match="row 1, column 'prompt': the chat ends with an answer"):
+            load_queries(self.write(tmp_path / "chats.jsonl", self.CHAT[:3]), chats=True)

@@ -30,16 +30,28 @@ _SUFFIXES = (*_JSON_LINES, *_JSON, *_CSV)
 
 @dataclass(frozen=True)
 class Query:
-    """A query and a stable id: the first 12 hexadecimal digits of the SHA-256 of its text."""
+    """A query and a stable id: the first 12 hexadecimal digits of the SHA-256 of its text, or of its chat as JSON.
+
+    Args:
+        id (`str`): The id.
+        text (`str`): The query; of a chat, its last message.
+        messages (`list[dict]`, *optional*): The chat, where the source has one.
+    """
 
     id: str
     text: str
+    messages: list[dict[str, str]] | None = None
 
     @classmethod
     def from_text(cls, text: str) -> Query:
         # Half a surrogate pair (a broken emoji in the source) is not UTF-8 and could be neither hashed nor written.
         data = text.encode("utf-8", errors="replace")
         return cls(id=hashlib.sha256(data).hexdigest()[:12], text=data.decode("utf-8"))
+
+    @classmethod
+    def from_messages(cls, messages: list[dict[str, str]]) -> Query:
+        own = [{"role": message["role"], "content": message["content"]} for message in messages]
+        return cls(cls.from_text(json.dumps(own)).id, own[-1]["content"], own)
 
 
 def load_queries(
@@ -49,6 +61,7 @@ def load_queries(
     pattern: str | None = None,
     split: str = "train",
     limit: int | None = None,
+    chats: bool = False,
 ) -> list[Query]:
     r"""Read queries from a file or from the hub.
 
@@ -66,6 +79,7 @@ def load_queries(
             human turn of a transcript use `FIRST_HUMAN_TURN`, `r"\n\nHuman: (.*?)\n\nAssistant:"`.
         split (`str`): Split of a data set on the hub; a file is always read whole.
         limit (`int`, *optional*): Stop after this many queries.
+        chats (`bool`): Whether the column may hold lists of chat messages, as TRL's conversational prompts do.
 
     Returns:
         Distinct queries in the order of the source.
@@ -80,13 +94,16 @@ def load_queries(
     rows = _read_file(Path(source)) if _is_file(source) else _read_dataset(source, split)
     dropped: Counter[str] = Counter()
     queries: dict[str, Query] = {}
-    for text in _texts(rows, source, column):
-        if expression is not None:
-            if not (match := expression.search(text)):
-                dropped["unmatched"] += 1
-                continue
-            text = match.group(1) or ""
-        query = Query.from_text(text.strip())
+    for value in _values(rows, source, column, chats):
+        if isinstance(value, list):
+            query = Query.from_messages(value)
+        else:
+            if expression is not None:
+                if not (match := expression.search(value)):
+                    dropped["unmatched"] += 1
+                    continue
+                value = match.group(1) or ""
+            query = Query.from_text(value.strip())
         if not query.text:
             dropped["empty"] += 1
         elif query.id in queries:
@@ -117,7 +134,9 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
     return expression
 
 
-def _texts(rows: Iterable[dict[str, Any]], source: str, column: str | None) -> Iterator[str]:
+def _values(
+    rows: Iterable[dict[str, Any]], source: str, column: str | None, chats: bool
+) -> Iterator[str | list[dict[str, str]]]:
     """The chosen column of each row; a missing value counts as empty text."""
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -134,11 +153,21 @@ def _texts(rows: Iterable[dict[str, Any]], source: str, column: str | None) -> I
                 f"{source}: row {number} has no column {column!r}; available: {', '.join(map(str, row)) or 'none'}"
             )
         value = row[column]
-        if value is not None and not isinstance(value, str):
+        if chats and isinstance(value, list) and value:
+            _check_chat(value, f"{source}: row {number}, column {column!r}")
+        elif value is not None and not isinstance(value, str):
             raise ValueError(
                 f"{source}: row {number}, column {column!r} holds {type(value).__name__}, not text; name a text column"
             )
         yield value or ""
+
+
+def _check_chat(messages: list[Any], where: str) -> None:
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ValueError(f"{where}: a message needs the texts `role` and `content`, got {message!r:.80}")
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"{where}: the chat ends with an answer; end it with what is to be answered")
 
 
 def _is_file(source: str) -> bool:

@@ -238,6 +238,7 @@ class TNTRun:
             pattern=args.prompt_pattern,
             split=args.prompt_split,
             limit=args.num_prompts,
+            chats=True,
         )
         if len(prompts) < args.num_eval_prompts + 1:
             raise ValueError(

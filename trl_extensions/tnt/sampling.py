@@ -123,12 +123,20 @@ def load_outputs(path: str | os.PathLike) -> list[dict[str, Any]]:
     return sorted(read_jsonl(path, required=COLUMNS), key=lambda row: (row["index"], row["sample"]))
 
 
-def as_prompt(query: str, system_prompt: str | None, conversational: bool) -> Prompt:
-    """How a query is put to the model, in sampling, training and evaluation alike."""
+def as_prompt(query: Query, system_prompt: str | None, conversational: bool) -> Prompt:
+    """How a query is put to the model, in sampling, training and evaluation alike.
+
+    Raises:
+        ValueError: A chat for a model without a chat template, or a second system message.
+    """
     if not conversational:
-        return query
+        if query.messages:
+            raise ValueError(f"prompt {query.id} is a chat, but prompts are plain text here: give texts")
+        return query.text
     first = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*first, {"role": "user", "content": query}]
+    if first and query.messages and query.messages[0]["role"] == "system":
+        raise ValueError(f"prompt {query.id} has a system message of its own: leave `system_prompt` out")
+    return [*first, *(query.messages or [{"role": "user", "content": query.text}])]
 
 
 def _missing_rows(engine, queries, params, wanted, done, system_prompt, conversational):
@@ -137,7 +145,7 @@ def _missing_rows(engine, queries, params, wanted, done, system_prompt, conversa
     with tqdm(total=len(wanted), initial=len(done), desc="sampling", unit="output") as bar:
         for sample in dict.fromkeys(sample for sample, _ in wanted):
             todo = [i for s, i in wanted if s == sample and _row_id(queries[i], s) not in done]
-            prompts = [as_prompt(queries[i].text, system_prompt, conversational) for i in todo]
+            prompts = [as_prompt(queries[i], system_prompt, conversational) for i in todo]
             own = replace(params, temperature=0.0) if sample == 0 else _random(params, sample)
             for place, generation in engine.generate(prompts, own) if prompts else ():
                 i = todo[place]
