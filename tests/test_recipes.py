@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.tnt.conftest import tnt_rows
 from trl_extensions import SAMITrainer, TNTTrainer
@@ -67,10 +69,20 @@ def test_sami_recipe(path, tiny_model_dir, on_cpu):
     check_trainer(trainer, run.model_args)
 
 
+@pytest.fixture(scope="module")
+def deep_model_dir(tiny_model_dir, tmp_path_factory):
+    """As many layers as SmolLM2-135M has, for recipes that train the last ones."""
+    path = tmp_path_factory.mktemp("deep")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    make_tiny_model(len(tokenizer), num_hidden_layers=30).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
 @pytest.mark.parametrize("path", of_method("tnt"), ids=name_of)
-def test_tnt_recipe(path, tiny_model_dir, on_cpu):
+def test_tnt_recipe(path, deep_model_dir, on_cpu):
     run = TNTRun(*tnt_parser("run").parse_args_and_config(["--config", str(path), *on_cpu]))
-    run.model_args.model_name_or_path = str(tiny_model_dir)
+    run.model_args.model_name_or_path = str(deep_model_dir)
     assert run.annotators()
     if run.args.prompts and run.args.prompts.startswith("recipes/"):
         assert len(run.prompts()[1]) == run.args.num_eval_prompts
