@@ -34,7 +34,7 @@ def main() -> None:
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     params = GenerationParams(settings["max_new_tokens"], 1.0)
     lists = {
-        "first": PhraseAnnotator(settings["unwanted"]["phrases"]),
+        "first": PhraseAnnotator(settings["unwanted"]["phrases"], settings["unwanted"]["patterns"]),
         "second": PhraseAnnotator(args.second_phrases),
     }
     training = prompts_of(args.first / "original" / "outputs.jsonl")[: args.num_prompts]
