@@ -241,3 +241,10 @@ def test_settings_hold_all_that_spans_depend_on():
         PhraseAnnotator(["cat"], inflections=True),
     ]
     assert all(other.settings != base for other in others)
+
+
+def test_only_the_first_word():
+    text = "Here's one. HERE  are two; #1 fan."
+    spans = PhraseAnnotator(["here's", "here are", "#1 fan"], ["on[ae]"], first_word=True).annotate([text], ["Hi"])[0]
+    # patterns are marked whole, and so is a phrase that begins with no word
+    assert [text[start:end] for start, end, _ in spans] == ["Here", "one", "HERE", "#1 fan"]

@@ -101,6 +101,10 @@ class AnnotatorArguments:
     )
     ignore_case: bool = field(default=True, metadata={"help": "Phrases and patterns: ignore case."})
     inflections: bool = field(default=False, metadata={"help": "Phrases: English endings of the last word too."})
+    first_word: bool = field(
+        default=False,
+        metadata={"help": "Phrases: mark only the word each begins with, which removes as much and moves less."},
+    )
     classifier: str | None = field(
         default=None, metadata={"help": "A sequence classifier whose label marks what is unwanted."}
     )
@@ -153,10 +157,16 @@ class AnnotatorArguments:
         if self.phrases or self.phrases_file or self.patterns:
             phrases = [*self.phrases, *(load_phrases(self.phrases_file) if self.phrases_file else [])]
             annotators.append(
-                PhraseAnnotator(phrases, self.patterns, ignore_case=self.ignore_case, inflections=self.inflections)
+                PhraseAnnotator(
+                    phrases,
+                    self.patterns,
+                    ignore_case=self.ignore_case,
+                    inflections=self.inflections,
+                    first_word=self.first_word,
+                )
             )
         if with_candidates and self.candidates:
-            annotators.append(PhraseAnnotator(self._kept_candidates(), name="candidates"))
+            annotators.append(PhraseAnnotator(self._kept_candidates(), first_word=self.first_word, name="candidates"))
         if self.classifier:
             from .classifiers import ClassifierAnnotator
 

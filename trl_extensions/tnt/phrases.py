@@ -18,6 +18,7 @@ _APOSTROPHES = "'’‘ʼ＇"
 _LETTER = r"[^\W_]"  # or a digit; an underscore is no letter, since Markdown writes _word_
 _NOT_CONTRACTED = rf"(?![{_APOSTROPHES}][tT](?!{_LETTER}))"
 _LAST_LETTERS = re.compile(rf"(?<![{_APOSTROPHES}])(?<![^\W_])[^\W\d_]+$")
+_LETTERS = re.compile(rf"{_LETTER}+")
 _VOWELS = "aeiou"
 _NEVER_DOUBLED = _VOWELS + "chwxy"
 _VARIATION_SELECTORS = ("\ufe00", "\ufe0f")  # behind emoji; marks by category, yet no part of a letter
@@ -45,6 +46,8 @@ class PhraseAnnotator:
         ignore_case: Whether case is ignored, in phrases and patterns.
         whole_words: Whether phrases only match whole words.
         inflections: Whether the last word of a phrase may be inflected.
+        first_word: Whether to mark of a phrase only the word it begins with ("Here" of "Here's"). What is trained
+            away is then the step into the phrase, and what follows other words stays as it was.
         name: Who marked the spans.
 
     Raises:
@@ -61,6 +64,7 @@ class PhraseAnnotator:
         ignore_case: bool = True,
         whole_words: bool = True,
         inflections: bool = False,
+        first_word: bool = False,
         name: str = "phrases",
     ):
         phrases, patterns = _strings(phrases, "phrases"), _strings(patterns, "patterns")
@@ -69,6 +73,7 @@ class PhraseAnnotator:
         flags = re.IGNORECASE if ignore_case else re.NOFLAG
         self.name = name
         self.whole_words = whole_words
+        self.first_word = first_word
         self.settings: dict[str, Any] = {
             "kind": "phrases",
             "phrases": phrases,
@@ -76,6 +81,7 @@ class PhraseAnnotator:
             "ignore_case": ignore_case,
             "whole_words": whole_words,
             "inflections": inflections,
+            "first_word": first_word,
         }
         self._phrases = [
             (phrase, re.compile(_phrase_regex(phrase, whole_words=whole_words, inflections=inflections), flags))
@@ -97,7 +103,7 @@ class PhraseAnnotator:
             while match := regex.search(text, position):
                 start, end = match.span()
                 if not self.whole_words or not _cuts_a_letter(text, start, end):
-                    yield Span(start, end, phrase)
+                    yield Span(start, _end_of_first_word(text, start, end) if self.first_word else end, phrase)
                 position = start + 1  # "ha ha" is in "ha ha ha" twice
         for pattern, regex in self._patterns:
             for match in regex.finditer(text):
@@ -200,6 +206,12 @@ def _cuts_a_letter(text: str, start: int, end: int) -> bool:
     first, last = _VARIATION_SELECTORS
     neighbours = text[start - 1 : start] + text[end : end + 1]
     return any(unicodedata.category(char) in ("Mn", "Mc") and not first <= char <= last for char in neighbours)
+
+
+def _end_of_first_word(text: str, start: int, end: int) -> int:
+    """Where the letters and digits that a phrase begins with end; its end if it begins with something else."""
+    match = _LETTERS.match(text, start, end)
+    return match.end() if match else end
 
 
 def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
