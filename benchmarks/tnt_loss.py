@@ -46,7 +46,8 @@ def main() -> None:
                 ratios[path].append(seconds[path] / seconds["dense"])
         for path in PATHS:
             low, middle, high = min(ratios[path]), statistics.median(ratios[path]), max(ratios[path])
-            print(f"| {variant} | {path} | {middle:.2f} ({low:.2f} to {high:.2f}) | {peaks[path, variant]:.0f} |", flush=True)
+            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            print(f"| {variant} | {path} | {ratio} | {peaks[path, variant]:.0f} |", flush=True)
 
 
 def make_problem(args) -> dict:
