@@ -13,12 +13,20 @@ class AgainstOriginal:
 
     def _policy_total(self, model: nn.Module, forward: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
         """Call `forward` on the unwrapped policy, inside its wrapper's forward; a scalar with gradient, float32."""
-        unwrapped = self.accelerator.unwrap_model(model)
+        unwrapped, exact = self.accelerator.unwrap_model(model), []
+
+        def recorded(policy: nn.Module) -> torch.Tensor:
+            total = forward(policy)
+            exact.append(total.detach())
+            return total
+
         # The redirection goes round the forward that accelerate wraps in autocast
         with self.accelerator.autocast():
-            total = self._redirect(model, unwrapped, forward, unwrapped)
+            total = self._redirect(model, unwrapped, recorded, unwrapped)
         # The head of a model split over devices may lie on another one than the training loop's
-        return total.float().to(self.args.device)
+        total = total.float().to(self.args.device)
+        # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
+        return total + (exact[0].to(total) - total).detach()
 
     def _original_states(
         self, model: nn.Module, states_of: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor]

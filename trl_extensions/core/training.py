@@ -16,6 +16,7 @@ from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 from .._compat import create_model_from_path
 from ..embedded import resolve_model_name
 from .generation import is_adapter_directory
+from .models import tokenizer_source
 
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def _load_adapter(path: str, options: dict[str, Any], quantization):
     from transformers import AutoTokenizer
 
     base = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path)
-    source = path if (Path(path) / "tokenizer_config.json").is_file() else base
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.get("trust_remote_code", False))
+    trust = options.get("trust_remote_code", False)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(path), trust_remote_code=trust)
     if quantization is not None:
         options = options | {"quantization_config": quantization}
     if PartialState().num_processes > 1:

@@ -203,10 +203,7 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
             kept.update(losses=losses.detach(), statistics=statistics)
             return losses.sum()
 
-        total = self._policy_total(model, forward)
-        # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
-        total = total + (kept["losses"].sum().to(total.device) - total).detach()
-        return total, kept["losses"], kept["statistics"]
+        return self._policy_total(model, forward), kept["losses"], kept["statistics"]
 
     def _reference_states(self, model, inputs) -> ReferenceStates | None:
         return None if self.reference is None else self._original_states(model, matched_states, inputs)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from .._compat import use_adapter
 from ..core.head import ReferenceStates, last_hidden_states, output_head, token_logps
 from ..core.modes import evaluating
+from ..core.transformers_engine import plan_batches
 from .collator import DataCollatorForTNT
 from .data import prepare_rows
 from .fused_loss import Objective, TokenScores, fused_negative_loss
@@ -151,7 +152,7 @@ def _batches_of(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collate = DataCollatorForTNT(pad_id)
     with tqdm(total=len(rows), desc="scoring", unit="output") as bar:
-        for indices in _batches([len(ids) for ids in dataset["input_ids"]], batch_tokens):
+        for indices in plan_batches([len(ids) for ids in dataset["input_ids"]], 0, batch_tokens):
             inputs = collate([dataset[i] for i in indices])
             yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
             bar.update(len(indices))
@@ -185,13 +186,3 @@ def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict
         for name, value in columns.items()
     }
     return [{name: values[i] for name, values in sums.items()} for i in range(len(inputs["input_ids"]))]
-
-
-def _batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Rows by falling length, as many to a batch as fit into its tokens, padding included."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
-            batches.append([])
-        batches[-1].append(i)
-    return batches

@@ -181,9 +181,7 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
             kept.append(score_tokens(policy, inputs, reference, self.objective))
             return kept[0].total
 
-        total = self._policy_total(model, forward)
-        # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
-        return total + (kept[0].losses.sum().to(total.device) - total).detach(), kept[0]
+        return self._policy_total(model, forward), kept[0]
 
     def _reference_states(self, model, inputs) -> ReferenceStates:
         return self._original_states(model, scored_states, inputs)
