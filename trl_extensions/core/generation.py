@@ -175,9 +175,9 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))].rstrip()
 
 
-def request_seed(seed: int, index: int) -> int:
+def request_seed(seed: int, index: int | str) -> int:
     """
-    The seed of one request or batch, in 31 bits.
+    The seed of one request, batch or named series of them, in 31 bits.
 
     Mixed rather than added: request 1 under seed 0 must not repeat request 0 under seed 1, and equal prompts in one
     run must not all get the same sample.

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from .report import write_atomically
 
 
 logger = logging.getLogger(__name__)
@@ -177,6 +179,13 @@ def read_jsonl(path: str | os.PathLike[str], *, required: Sequence[str] = ()) ->
             )
         rows.append(row)
     return rows
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, whole or not at all; an earlier file is replaced."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _what_is_wrong(line: bytes) -> str:

@@ -9,6 +9,16 @@ from typing import Any
 from .report import write_atomically
 
 
+# Settings of a trainer that may change between a kill and the restart: they decide where and how fast, not what
+FREE_SETTINGS = {
+    "output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "project", "trackio_space_id", "log_level",
+    "log_level_replica", "logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
+    "save_total_limit", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
+    "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
+    "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_eval_batch_size",
+}  # fmt: skip
+
+
 def claim_settings(path: str | os.PathLike, settings: dict[str, Any], *, made: str, in_use: bool) -> None:
     """Write settings to a JSON file, or make sure they are the ones in it.
 

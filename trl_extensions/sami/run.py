@@ -23,7 +23,7 @@ from trl import ModelConfig
 from ..core.generation import EngineArguments, GenerationParams
 from ..core.models import ModelSource
 from ..core.queries import Query, load_queries
-from ..core.settings import claim_settings
+from ..core.settings import FREE_SETTINGS, claim_settings
 from ..core.stages import Stage, finish, perform_missing
 from ..core.training import fit, last_checkpoint
 from .arguments import SAMIArguments
@@ -39,13 +39,8 @@ from .training import load_training_rows
 logger = logging.getLogger(__name__)
 
 # Settings that may change between a kill and the restart: they decide where and how fast, not what
-_FREE_SETTINGS = {
-    "output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "project", "trackio_space_id", "log_level",
-    "log_level_replica", "logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
-    "save_total_limit", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
-    "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
-    "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_train_batch_size",
-    "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "overflow", "guard_steps",
+_FREE_SETTINGS = FREE_SETTINGS | {
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "overflow", "guard_steps",
     "guard_num_queries", "guard_max_new_tokens", "guard_stop", "guard_max_kl", "guard_max_length_ratio",
     "guard_min_length_ratio", "guard_min_distinct_2", "rounds", "eval_batch_tokens", "dataset_name",
     "dataset_train_split", "eval_dataset_name", "original_model",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..core.generation import Prompt
 from ..core.jsonl import JsonlWriter, read_jsonl
+from ..core.sampling import completion_text
 from ..core.settings import claim_settings
 from .spans import check_spans
 
@@ -99,22 +100,6 @@ class AnnotationReport:
         for name, counts in sorted(self.counts.items()):
             parts.append(f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
         return "; ".join([*parts, f"{self.seconds:.1f} s"])
-
-
-def completion_text(completion: Any) -> str:
-    """The text that spans point into: the completion itself, or the content of the assistant message that ends it.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if isinstance(completion, str):
-        return completion
-    last = completion[-1] if isinstance(completion, (list, tuple)) and completion else None
-    if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):
-        return last["content"]
-    raise ValueError(
-        f"a completion must be a text or a list of messages that ends with an assistant's, got {completion!r:.80}"
-    )
 
 
 def merge_spans(spans: Iterable[Sequence[Any]]) -> list[list[int]]:

@@ -6,14 +6,15 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..core.generation import EngineArguments, GenerationParams, create_engine
+from ..core.generation import EngineArguments, create_engine
+from ..core.prompt_arguments import PromptArguments, check_least
 from .annotation import Annotator
 from .candidate_file import load_candidates
 from .phrases import PhraseAnnotator, load_phrases
 
 
 @dataclass
-class TNTArguments:
+class TNTArguments(PromptArguments):
     """Prompts, sampling and evaluation. One YAML serves every `trl-ext tnt` command.
 
     Raises:
@@ -31,27 +32,6 @@ class TNTArguments:
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "train: annotated held-out outputs, for `eval_strategy`."}
     )
-    prompts: str | None = field(
-        default=None, metadata={"help": "Prompts: a .jsonl, .json or .csv file, or a data set on the hub."}
-    )
-    prompt_column: str | None = field(default=None, metadata={"help": "Column of the prompts; guessed if left out."})
-    prompt_pattern: str | None = field(
-        default=None, metadata={"help": "Regular expression with one group that cuts the prompt out of the column."}
-    )
-    prompt_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
-    num_prompts: int | None = field(default=None, metadata={"help": "Use at most this many prompts."})
-    num_eval_prompts: int = field(default=200, metadata={"help": "Prompts held out for evaluation."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message of every chat."})
-    plain_prompts: bool = field(
-        default=False, metadata={"help": "Continue prompts as they stand, even if the model has a chat template."}
-    )
-    greedy: bool = field(default=True, metadata={"help": "Sample one greedy output a prompt."})
-    num_samples: int = field(default=1, metadata={"help": "Random outputs a prompt, beside the greedy one."})
-    num_eval_samples: int = field(default=1, metadata={"help": "Random outputs a held-out prompt."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of random outputs."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of random outputs."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Longest output, in tokens."})
-    stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end an output."})
     clean_ratio: float | None = field(
         default=None, metadata={"help": "Train on at most this many clean outputs per unwanted one; all if left out."}
     )
@@ -64,25 +44,10 @@ class TNTArguments:
     eval_batch_tokens: int = field(default=4096, metadata={"help": "Padded tokens per batch when scoring."})
 
     def __post_init__(self):
-        least = {
-            "num_eval_prompts": 2, "num_samples": 0, "num_eval_samples": 0, "max_new_tokens": 1,
-            "eval_batch_tokens": 1,
-        }  # fmt: skip
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
+        super().__post_init__()
+        check_least(self, eval_batch_tokens=1)
         if self.clean_ratio is not None and self.clean_ratio < 0:
             raise ValueError(f"`clean_ratio` must be at least 0, got {self.clean_ratio}.")
-        if isinstance(self.stop, str):
-            self.stop = [self.stop]
-        self.params()
-
-    def params(self, seed: int = 0) -> GenerationParams:
-        """How outputs are sampled."""
-        return GenerationParams(self.max_new_tokens, self.temperature, self.top_p, tuple(self.stop), seed)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..core.classifiers import TextClassifier, load_profanity_check
 from ..core.generation import Prompt
 from .annotation import Span, merge_spans
 
@@ -99,23 +100,10 @@ class ClassifierAnnotator:
     ):
         self._units = Units(unit, window, stride)
         _check_threshold(threshold)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; give at least 1")
-        from transformers import pipeline
-
-        self._pipeline = pipeline("text-classification", model=model)
-        config, tokenizer = self._pipeline.model.config, self._pipeline.tokenizer
-        # Some tokenizers know no limit, and some models keep two positions from the text
-        positions = getattr(config, "max_position_embeddings", None) or 514
+        self._classifier = TextClassifier(model, label, batch_size)
         self.name = name
-        self.label = _resolve_label(model, label, [config.id2label[i] for i in range(config.num_labels)])
+        self.label = self._classifier.label
         self.threshold = threshold
-        self._call = {
-            "top_k": None,
-            "truncation": True,
-            "max_length": min(tokenizer.model_max_length, positions - 2),
-            "batch_size": batch_size if tokenizer.pad_token_id is not None else 1,
-        }
         self.settings: dict[str, Any] = {
             "kind": "classifier",
             "model": str(model),
@@ -128,12 +116,8 @@ class ClassifierAnnotator:
         """The spans of each text; prompts are not looked at."""
         return [
             [Span(start, end, self.label) for start, end in merge_spans(flagged)]
-            for flagged in _flagged(texts, self._units, self.threshold, self._score)
+            for flagged in _flagged(texts, self._units, self.threshold, self._classifier.score)
         ]
-
-    def _score(self, pieces: list[str]) -> list[float]:
-        results = self._pipeline(pieces, **self._call)
-        return [next(entry["score"] for entry in entries if entry["label"] == self.label) for entries in results]
 
 
 class ProfanityAnnotator:
@@ -165,7 +149,7 @@ class ProfanityAnnotator:
     ):
         self._units = Units(unit, window, stride)
         _check_threshold(threshold)
-        self._predict = _load_profanity_check()
+        self._score = load_profanity_check()
         self.name = name
         self.threshold = threshold
         self.narrow = narrow
@@ -185,9 +169,6 @@ class ProfanityAnnotator:
             self._learn(text[start:end] for text, spans in pairs for start, end in spans)
             flagged = [[part for span in spans for part in self._narrowed(text, *span)] for text, spans in pairs]
         return [[Span(start, end, "profanity") for start, end in merge_spans(spans)] for spans in flagged]
-
-    def _score(self, pieces: list[str]) -> list[float]:
-        return [float(probability) for probability in self._predict(pieces)]
 
     def _learn(self, pieces: Iterator[str]) -> None:
         """Score the words that have not been met yet, all at once."""
@@ -266,22 +247,3 @@ def _flagged(
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold < 1:
         raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1")
-
-
-def _resolve_label(model: str, label: str | None, labels: list[str]) -> str:
-    if label is None and len(labels) <= 2:
-        return labels[-1]
-    if label not in labels:
-        problem = "it has more than two labels" if label is None else f"it has no label {label!r}"
-        raise ValueError(f"classifier {model}: {problem}; set `label` to one of {', '.join(map(repr, labels))}")
-    return label
-
-
-def _load_profanity_check() -> Callable[[list[str]], Any]:
-    try:
-        from profanity_check import predict_prob
-    except ImportError as error:
-        raise ImportError(
-            f"ProfanityAnnotator needs alt-profanity-check ({error}): pip install alt-profanity-check"
-        ) from None
-    return predict_prob

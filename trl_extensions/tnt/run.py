@@ -10,7 +10,6 @@ that was killed anywhere:
 """
 
 import copy
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,8 +20,9 @@ from trl import ModelConfig
 from ..core.generation import EngineArguments, is_adapter_directory
 from ..core.jsonl import read_jsonl
 from ..core.models import ModelSource
-from ..core.queries import Query, load_queries
-from ..core.settings import claim_settings
+from ..core.prompt_arguments import PromptArguments
+from ..core.queries import Query
+from ..core.settings import FREE_SETTINGS, claim_settings
 from ..core.stages import Stage, finish, perform_missing
 from ..core.training import fit, last_checkpoint
 from .annotation import Annotator, annotate_rows
@@ -35,18 +35,10 @@ from .training import load_training_rows
 
 
 # Settings that may change between a kill and the restart: they decide where and how fast, not what
-_FREE_SETTINGS = {
-    "output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "project", "trackio_space_id", "log_level",
-    "log_level_replica", "logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
-    "save_total_limit", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
-    "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
-    "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_eval_batch_size",
+_FREE_SETTINGS = FREE_SETTINGS | {
     "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs",
 }  # fmt: skip
-_SAMPLING_ARGUMENTS = (
-    "prompts", "prompt_column", "prompt_pattern", "prompt_split", "num_prompts", "num_eval_prompts", "system_prompt",
-    "plain_prompts", "greedy", "num_samples", "num_eval_samples", "temperature", "top_p", "max_new_tokens", "stop",
-)  # fmt: skip
+_SAMPLING_ARGUMENTS = tuple(f.name for f in fields(PromptArguments))
 
 _STAGES = {
     "sample": "sampling the original's outputs to train on",
@@ -231,22 +223,7 @@ class TNTRun:
 
     def prompts(self) -> tuple[list[Query], list[Query]]:
         """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
-        args = self.args
-        prompts = load_queries(
-            args.prompts,
-            column=args.prompt_column,
-            pattern=args.prompt_pattern,
-            split=args.prompt_split,
-            limit=args.num_prompts,
-            chats=True,
-        )
-        if len(prompts) < args.num_eval_prompts + 1:
-            raise ValueError(
-                f"{args.prompts} holds {len(prompts)} prompts, of which num_eval_prompts={args.num_eval_prompts} are "
-                "held out: give more prompts or lower `num_eval_prompts`."
-            )
-        random.Random(self.config.seed).shuffle(prompts)
-        return prompts[args.num_eval_prompts :], prompts[: args.num_eval_prompts]
+        return self.args.load_prompts(self.config.seed)
 
     def sample_to(self, model: str, prompts: list[Query], output: Path, num_samples: int, is_original: bool):
         """Sample a model's outputs to some prompts into a file."""
