@@ -19,11 +19,12 @@ endif
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-tnt test test-slow test-all lint format docs clean
+.PHONY: help demo demo-tnt demo-w2s test test-slow test-all lint format docs clean
 
 help:
 	@echo "make demo       train SmolLM2-135M to follow written principles, and write a report (CPU, about ten minutes)"
 	@echo "make demo-tnt   take a stock phrase out of the same model, and show what else changed (about six minutes)"
+	@echo "make demo-w2s   train the same model on the labels of its own first layers, and show what it recovered"
 	@echo "make test       the tests, without those that need the real model"
 	@echo "make test-slow  only those that need the real model; make test-all: both"
 	@echo "make lint       ruff check and format; make format: fix what ruff can fix"
@@ -35,6 +36,9 @@ demo: $(VENV)/.demo
 
 demo-tnt: $(VENV)/.demo
 	$(BIN)/trl-ext tnt run --config recipes/smollm2-135m/tnt/config_lora.yaml
+
+demo-w2s: $(VENV)/.demo
+	$(BIN)/trl-ext w2s run --config recipes/smollm2-135m/w2s/config_probe.yaml
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"

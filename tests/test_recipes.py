@@ -9,13 +9,23 @@ from transformers import AutoTokenizer
 from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.tnt.conftest import tnt_rows
-from trl_extensions import SAMITrainer, TNTTrainer
+from trl_extensions import (
+    SAMITrainer,
+    TNTTrainer,
+    WeakToStrongRewardTrainer,
+    WeakToStrongSFTTrainer,
+    WeakToStrongTrainer,
+)
 from trl_extensions.cli.sami import _parser as sami_parser
 from trl_extensions.cli.tnt import _parser as tnt_parser
+from trl_extensions.cli.w2s import _form as w2s_form
+from trl_extensions.cli.w2s import _parser as w2s_parser
 from trl_extensions.core.training import build_trainer
 from trl_extensions.sami.principles import sample_constitutions
 from trl_extensions.sami.run import SAMIRun
 from trl_extensions.tnt.run import TNTRun
+from trl_extensions.weak_to_strong.arguments import split_layers
+from trl_extensions.weak_to_strong.run import WeakToStrongRun
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +43,7 @@ def name_of(path: Path) -> str:
 
 
 def test_recipes_are_found():
-    names = {name_of(path) for method in ("sami", "tnt") for path in of_method(method)}
+    names = {name_of(path) for method in ("sami", "tnt", "w2s") for path in of_method(method)}
     assert {
         "recipes/smollm2-135m/sami/config_lora.yaml",
         "recipes/mistral-7b/sami/config_full.yaml",
@@ -41,6 +51,12 @@ def test_recipes_are_found():
         "recipes/smollm2-135m/tnt/config_lora.yaml",
         "recipes/llama-3.1-8b/tnt/config_full.yaml",
         "recipes/llama-3.1-8b/tnt/config_qlora.yaml",
+        "recipes/smollm2-135m/w2s/config_probe.yaml",
+        "recipes/gpt2-medium/w2s/config_safety.yaml",
+        "recipes/gpt2-medium/w2s/config_legal.yaml",
+        "recipes/gpt2-medium/w2s/config_toxicity.yaml",
+        "recipes/qwen2.5-7b/w2s/config_qlora.yaml",
+        "recipes/qwen2.5-7b/w2s/config_reward_qlora.yaml",
     } <= names
     assert names == {name_of(path) for path in RECIPES if "principles" not in path.name}
 
@@ -89,3 +105,38 @@ def test_tnt_recipe(path, deep_model_dir, on_cpu):
     trainer = build_trainer(TNTTrainer, run.model_args, run.config, Dataset.from_list(tnt_rows(2)), None)
     assert type(trainer) is TNTTrainer
     check_trainer(trainer, run.model_args)
+
+
+W2S_ROWS = {
+    "classification": [{"text": "Boil an egg.", "label": 0}, {"text": "Steal an egg.", "label": 1}],
+    "reward": [{"chosen": "Boil it.", "rejected": "Eat it raw.", "preference": 0.8}] * 2,
+    "generation": [{"prompt": "The quick", "completion": " brown fox"}] * 2,
+}
+
+
+@pytest.mark.parametrize("path", of_method("w2s"), ids=name_of)
+def test_w2s_recipe(path, tiny_model_dir, on_cpu):
+    argv = ["--config", str(path), *on_cpu]
+    form = w2s_form(argv)
+    parsed = w2s_parser("run", form).parse_args_and_config(argv)
+    args, config, model_args = parsed[0], parsed[-2], parsed[-1]
+    assert args.form == form
+    assert all(split_layers(name) for name in [model_args.model_name_or_path, *args.weak_models])
+    if args.examples and args.examples.startswith("recipes/"):
+        run = WeakToStrongRun(*parsed)
+        run.check_inputs()
+        assert {row.label for row in run.test_examples()} == {0, 1}
+    trainer_class = {
+        "classification": WeakToStrongTrainer,
+        "reward": WeakToStrongRewardTrainer,
+        "generation": WeakToStrongSFTTrainer,
+    }[form]
+    model_args.model_name_or_path, model_args.lora_task_type = str(tiny_model_dir), "SEQ_CLS"
+    trainer = build_trainer(trainer_class, model_args, config, Dataset.from_list(W2S_ROWS[form]), None)
+    assert type(trainer) is trainer_class
+    trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    if model_args.use_peft:
+        assert all("lora_" in name or "score" in name for name in trainable)
+    if form != "generation":
+        assert any("score" in name for name in trainable)
+    assert bool(model_args.load_in_4bit) == getattr(trainer.model, "is_loaded_in_4bit", False)

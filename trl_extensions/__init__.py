@@ -19,15 +19,39 @@ _PUBLIC = {
     "SAMITrainer": "trl_extensions.sami.sami_trainer",
     "TNTConfig": "trl_extensions.tnt.tnt_config",
     "TNTTrainer": "trl_extensions.tnt.tnt_trainer",
+    "WeakToStrongConfig": "trl_extensions.weak_to_strong.w2s_config",
+    "WeakToStrongRewardConfig": "trl_extensions.weak_to_strong.reward_config",
+    "WeakToStrongRewardTrainer": "trl_extensions.weak_to_strong.reward_trainer",
+    "WeakToStrongSFTConfig": "trl_extensions.weak_to_strong.sft_config",
+    "WeakToStrongSFTTrainer": "trl_extensions.weak_to_strong.sft_trainer",
+    "WeakToStrongTrainer": "trl_extensions.weak_to_strong.w2s_trainer",
 }
 
-__all__ = ["SAMIConfig", "SAMITrainer", "TNTConfig", "TNTTrainer", "__version__"]
+__all__ = [
+    "SAMIConfig",
+    "SAMITrainer",
+    "TNTConfig",
+    "TNTTrainer",
+    "WeakToStrongConfig",
+    "WeakToStrongRewardConfig",
+    "WeakToStrongRewardTrainer",
+    "WeakToStrongSFTConfig",
+    "WeakToStrongSFTTrainer",
+    "WeakToStrongTrainer",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .sami.sami_config import SAMIConfig
     from .sami.sami_trainer import SAMITrainer
     from .tnt.tnt_config import TNTConfig
     from .tnt.tnt_trainer import TNTTrainer
+    from .weak_to_strong.reward_config import WeakToStrongRewardConfig
+    from .weak_to_strong.reward_trainer import WeakToStrongRewardTrainer
+    from .weak_to_strong.sft_config import WeakToStrongSFTConfig
+    from .weak_to_strong.sft_trainer import WeakToStrongSFTTrainer
+    from .weak_to_strong.w2s_config import WeakToStrongConfig
+    from .weak_to_strong.w2s_trainer import WeakToStrongTrainer
 
 
 def __getattr__(name: str):

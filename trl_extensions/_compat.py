@@ -13,6 +13,7 @@ from packaging.version import Version
 TRL_MINIMUM, TRL_BELOW = Version("1.16"), Version("2")
 
 PRIVATE_NAMES = {
+    "BaseTrainer": "trl.trainer.base_trainer:_BaseTrainer",
     "ChunkedDivergenceFunction": "trl.kernels.chunked_divergence",
     "ChunkedLogProbFunction": "trl.kernels.chunked_logprob",
     "ForwardRedirection": "trl.models.utils:_ForwardRedirection",
@@ -30,6 +31,7 @@ PRIVATE_NAMES = {
     "prepare_deepspeed": "trl.models.utils",
     "project": "trl.kernels.chunked_divergence:_project",
     "resolve_accelerate_config_argument": "trl.cli.accelerate_config",
+    "suppress_seqcls_warning": "trl.trainer.reward_trainer",
     "unwrap_model_for_generation": "trl.models.utils",
     "use_adapter": "trl.trainer.utils",
 }

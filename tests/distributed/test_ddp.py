@@ -17,7 +17,18 @@ def launch(method: str, processes: int, model_dir, output: Path, per_device: int
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [("SAMI", "full"), ("SAMI", "adapter"), ("TNT", "full"), ("TNT", "adapter")]
+    ("method", "kind"),
+    [
+        ("SAMI", "full"),
+        ("SAMI", "adapter"),
+        ("TNT", "full"),
+        ("TNT", "adapter"),
+        ("WeakToStrong:confidence", "full"),
+        ("WeakToStrong:confidence", "adapter"),
+        ("WeakToStrong:confidence", "probe"),
+        ("WeakToStrongReward:confidence", "full"),
+        ("WeakToStrongSFT:", "adapter"),
+    ],
 )
 def test_two_processes_are_one_large_batch(tiny_model_dir, tmp_path, method, kind):
     one, weights_one = launch(method, 1, tiny_model_dir, tmp_path / "one", 4, 1, kind)

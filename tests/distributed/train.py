@@ -1,7 +1,8 @@
-"""One rank of a test: two SGD steps on the tiny model; rank 0 writes losses, norms, metrics and weights."""
+"""One rank of a test: a few SGD steps on the tiny model; rank 0 writes losses, norms, metrics and weights."""
 
 import json
 import sys
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -9,30 +10,33 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def main(method: str, model_dir: str, output: str, per_device: int, accumulation: int, adapter: bool) -> None:
+def main(method: str, model_dir: str, output: str, per_device: int, accumulation: int, kind: str) -> None:
     from tests.distributed.launch import join
 
     trainer_class, config_class, rows, metrics, settings = parts_of(method)
+    if kind == "probe":
+        settings = settings | {"linear_probe": True}
     join()
     args = config_class(
         output + "/run", use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation, max_steps=2, logging_steps=1, learning_rate=0.1, optim="sgd",
+        gradient_accumulation_steps=accumulation, logging_steps=1, learning_rate=0.1, optim="sgd",
         lr_scheduler_type="constant", save_strategy="no", per_device_eval_batch_size=2, gradient_checkpointing=False,
-        data_seed=0, eval_strategy="no", **settings,
+        data_seed=0, eval_strategy="no", **({"max_steps": 2} | settings),
     )  # fmt: skip
     trainer = trainer_class(
-        AutoModelForCausalLM.from_pretrained(model_dir),
+        model_of(method, model_dir),
         args,
-        train_dataset=Dataset.from_list(rows(4)),
+        train_dataset=Dataset.from_list(rows(8 if method.startswith("WeakToStrong") else 4)),
         eval_dataset=Dataset.from_list(rows(7)),
         processing_class=AutoTokenizer.from_pretrained(model_dir),
-        peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if adapter else None,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if kind == "adapter" else None,
+        **more_of(method, model_dir),
     )
     trainer.train()
     evaluation = trainer.evaluate()
     if trainer.is_world_process_zero():
-        names = ("loss", "grad_norm", "num_tokens", *metrics)
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+        names = ("loss", "grad_norm", *({"num_tokens"} & steps[0].keys()), *metrics)
         result = {
             "processes": trainer.accelerator.num_processes,
             "wrapper": type(trainer.model_wrapped).__name__,
@@ -46,19 +50,74 @@ def main(method: str, model_dir: str, output: str, per_device: int, accumulation
     trainer.end()
 
 
+def model_of(method: str, model_dir: str):
+    """The tiny model as a method trains it."""
+    from tests.weak_to_strong.conftest import make_classifier
+
+    classes = {"WeakToStrong": 3, "WeakToStrongReward": 1}.get(method.partition(":")[0])
+    return make_classifier(classes=classes) if classes else AutoModelForCausalLM.from_pretrained(model_dir)
+
+
+def more_of(method: str, model_dir: str) -> dict:
+    """What else a method's trainer is given."""
+    from tests.conftest import make_tiny_model
+
+    if not method.startswith("WeakToStrongSFT"):
+        return {}
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    return {"weak_model": make_tiny_model(len(tokenizer), seed=1), "weak_processing_class": tokenizer}
+
+
+def pair_rows(number: int) -> list[dict]:
+    from tests.weak_to_strong.conftest import w2s_rows
+
+    rows = w2s_rows(number)
+    return [
+        {
+            "chosen": row["text"],
+            "rejected": row["text"][::-1],
+            "preference": row["soft_labels"][0],
+            "weight": 1 + i % 2,
+        }
+        for i, row in enumerate(rows)
+    ]
+
+
+def completion_rows(number: int) -> list[dict]:
+    from tests.weak_to_strong.conftest import w2s_rows
+
+    return [
+        {"prompt": "Say: ", "completion": row["text"], "weight": 0.5 + i} for i, row in enumerate(w2s_rows(number))
+    ]
+
+
 def parts_of(method: str):
-    """Trainer, configuration, rows, metrics to compare and further settings of a method."""
+    """Trainer, configuration, rows, metrics to compare and further settings of a method, or of `method:loss`."""
     import trl_extensions
     from tests.sami.conftest import sami_rows
     from tests.tnt.conftest import tnt_rows
+    from tests.weak_to_strong.conftest import w2s_rows
 
+    method, _, loss = method.partition(":")
     rows, metrics, settings = {
         "SAMI": (sami_rows, ("mi/bound", "mi/accuracy_rows", "logps/matched", "kl"), {"beta": 0.5}),
         "TNT": (tnt_rows, ("prob/negative", "kl/negative", "kl/kept", "entropy", "tokens/negative"), {"alpha": 3.0}),
+        # Steps of 4 rows: the window is full, and loses rows, from the third one on
+        "WeakToStrong": (
+            partial(w2s_rows, classes=3),
+            ("agreement", "confidence", "loss_coef"),
+            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "threshold_window": 7, "max_steps": 5},
+        ),
+        "WeakToStrongReward": (
+            pair_rows,
+            ("agreement",),
+            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "threshold_window": 7, "max_steps": 5},
+        ),
+        "WeakToStrongSFT": (completion_rows, ("kl/weak",), {}),
     }[method]
     trainer, config = (getattr(trl_extensions, f"{method}{part}") for part in ("Trainer", "Config"))
     return trainer, config, rows, metrics, settings
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6] == "adapter")
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])

@@ -15,6 +15,10 @@ COMMANDS = {
         "trl_extensions.cli.tnt",
         "sample | annotate | train | evaluate | run: stop a model from saying marked things",
     ),
+    "w2s": (
+        "trl_extensions.cli.w2s",
+        "label | train | evaluate | run: train a strong model on the labels of weak ones",
+    ),
     "embedded": ("trl_extensions.cli.embedded", "fetch the small embedded model, once, and print where it lies"),
 }
 """Command -> (module with `main(argv: list[str]) -> int`, what the help says)."""

@@ -1,8 +1,8 @@
 """`trl-ext sami sample | train | evaluate | run`: arguments and YAML through TrlParser, one YAML for all four."""
 
-import warnings
 from collections.abc import Sequence
 
+from .dispatch import dispatch
 from .launch import launch_module, refuse_launcher, run_stage, split_launch_arguments
 
 
@@ -24,14 +24,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: An argument or a key of the config file is unknown or wrong; one line with the remedy.
     """
     commands = {"sample": _sample, "train": _train, "evaluate": _evaluate, "run": _run, "stage": _stage}
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    # Deprecations between the libraries below are nothing a user of this command can act on
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if argv[0] not in commands:
-        raise ValueError(f"unknown command {argv[0]!r}; choose from sample, train, evaluate, run")
-    return commands[argv[0]](list(argv[1:])) or 0
+    return dispatch(argv, USAGE, commands)
 
 
 def _parser(command: str):

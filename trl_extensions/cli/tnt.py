@@ -1,8 +1,8 @@
 """`trl-ext tnt sample | candidates | annotate | train | evaluate | run`: arguments and YAML through TrlParser."""
 
-import warnings
 from collections.abc import Sequence
 
+from .dispatch import dispatch
 from .launch import launch_module, refuse_launcher, run_stage, split_launch_arguments
 
 
@@ -30,16 +30,7 @@ def main(argv: Sequence[str]) -> int:
         "sample": _sample, "candidates": _candidates, "annotate": _annotate, "train": _train, "evaluate": _evaluate,
         "run": _run, "stage": _stage,
     }  # fmt: skip
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    # Deprecations between the libraries below are nothing a user of this command can act on
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if argv[0] not in commands:
-        offered = ", ".join(name for name in commands if name != "stage")
-        raise ValueError(f"unknown command {argv[0]!r}; choose from {offered}")
-    commands[argv[0]](list(argv[1:]))
-    return 0
+    return dispatch(argv, USAGE, commands)
 
 
 def _parser(command: str):

@@ -185,7 +185,9 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
     """Write rows as JSON lines, whole or not at all; an earlier file is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    # Half a surrogate pair (a broken emoji) is not UTF-8
+    write_atomically(path, text.encode("utf-8", errors="replace").decode("utf-8"))
 
 
 def _what_is_wrong(line: bytes) -> str:

@@ -2,12 +2,15 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import ModelConfig
 
 from .generation import EngineArguments, GenerationEngine, TransformersEngine, create_engine, is_adapter_directory
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +56,17 @@ class ModelSource:
 
     def is_conversational(self) -> bool:
         """Whether the original's tokenizer has a chat template."""
+        return self.tokenizer().chat_template is not None
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The original's tokenizer."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             tokenizer_source(self.model_args.model_name_or_path),
             revision=self.model_args.model_revision,
             trust_remote_code=self.trust_remote_code,
         )
-        return tokenizer.chat_template is not None
 
 
 def tokenizer_source(model: str) -> str:

@@ -91,7 +91,7 @@ def load_queries(
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; give at least 1, or none for all queries")
     expression = _compile(pattern)
-    rows = _read_file(Path(source)) if _is_file(source) else _read_dataset(source, split)
+    rows = read_file(Path(source)) if is_file(source) else read_dataset(source, split)
     dropped: Counter[str] = Counter()
     queries: dict[str, Query] = {}
     for value in _values(rows, source, column, chats):
@@ -170,7 +170,7 @@ def _check_chat(messages: list[Any], where: str) -> None:
         raise ValueError(f"{where}: the chat ends with an answer; end it with what is to be answered")
 
 
-def _is_file(source: str) -> bool:
+def is_file(source: str) -> bool:
     """Whether `source` is meant as a file on this machine; raises where it is one that cannot be read."""
     if source.startswith("hf://"):
         return False
@@ -183,7 +183,7 @@ def _is_file(source: str) -> bool:
     return False
 
 
-def _read_file(path: Path) -> Iterator[dict[str, Any]]:
+def read_file(path: Path) -> Iterator[dict[str, Any]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -221,7 +221,7 @@ def _json_list(content: str, path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_dataset(source: str, split: str) -> Iterable[dict[str, Any]]:
+def read_dataset(source: str, split: str) -> Iterable[dict[str, Any]]:
     """A data set of the hub, or one file of it."""
     from datasets import load_dataset
 

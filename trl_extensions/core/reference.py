@@ -89,14 +89,10 @@ def build_reference(
     Raises:
         ValueError: `ref_model` is the policy itself, or has another vocabulary; FSDP 1; an adapter that trains biases.
     """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.fsdp_version == 1:
-        raise ValueError(
-            "FSDP 1 hides the output head that the original is read through: use FSDP 2 (`fsdp_version: 2`)."
-        )
+    reject_fsdp1(accelerator)
     if ref_model is not None:
         _check_explicit(policy, ref_model)
-        return FrozenReference(_prepare(ref_model, accelerator), None)
+        return frozen_model(ref_model, accelerator)
     if hasattr(policy, "peft_config"):
         config = policy.peft_config[policy.active_adapter]
         if getattr(config, "bias", "none") != "none":
@@ -110,7 +106,26 @@ def build_reference(
             return FrozenReference(None, None)
         _copy_adapter(policy)
         return FrozenReference(None, REFERENCE_ADAPTER)
-    return FrozenReference(_prepare(_copy_of(policy), accelerator), None)
+    return frozen_model(_copy_of(policy), accelerator)
+
+
+def reject_fsdp1(accelerator: Accelerator) -> None:
+    """Raise `ValueError` under FSDP 1, which flattens weights."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 1:
+        raise ValueError(
+            "FSDP 1 hides the output head that the reference is read through: use FSDP 2 (`fsdp_version: 2`)."
+        )
+
+
+def frozen_model(model: nn.Module, accelerator: Accelerator) -> FrozenReference:
+    """A model of its own as a frozen reference, prepared for the launcher in use.
+
+    Raises:
+        ValueError: FSDP 1.
+    """
+    reject_fsdp1(accelerator)
+    return FrozenReference(_prepare(model, accelerator), None)
 
 
 def _check_explicit(policy: nn.Module, ref_model: nn.Module) -> None:

@@ -1,0 +1,161 @@
+"""Settings of the weak-to-strong commands beside those of the trainer, the model and the engine."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .w2s_config import LOSSES
+
+
+CEILING = "ceiling"
+_SUFFIXES = ("weights", "kept")
+
+
+@dataclass
+class WeakToStrongArguments:
+    """Examples, weak models and what is compared. One YAML serves every `trl-ext w2s` command.
+
+    Raises:
+        ValueError: A value outside its range, naming the field.
+    """
+
+    form: Literal["classification", "reward", "generation"] = field(
+        default="classification",
+        metadata={"help": "What is labelled: texts by class, pairs by which is better, or prompts by answers."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "train: rows with weak labels, a JSONL of `label` or a data set."}
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "train: split of `dataset_name`."})
+    examples: str | None = field(
+        default=None,
+        metadata={"help": "Examples with true labels: a .jsonl, .json or .csv file, or a data set on the hub."},
+    )
+    examples_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
+    examples_where: str | None = field(
+        default=None, metadata={"help": "Take only rows with this value in a column, as `split=train`."}
+    )
+    num_examples: int | None = field(default=None, metadata={"help": "Use at most this many examples, drawn once."})
+    unlabelled: str | None = field(
+        default=None, metadata={"help": "label: rows to label, if not the other half of `examples`."}
+    )
+    test_examples: str | None = field(default=None, metadata={"help": "Held-out examples with true labels."})
+    test_split: str = field(default="test", metadata={"help": "Split of a data set on the hub."})
+    test_where: str | None = field(default=None, metadata={"help": "As `examples_where`, for `test_examples`."})
+    num_test_examples: int | None = field(default=None, metadata={"help": "Use at most this many of them."})
+    text_column: str | None = field(default=None, metadata={"help": "classification: column of the text; guessed."})
+    text_template: str | None = field(
+        default=None, metadata={"help": "classification: text made of columns, as `{question}\\n{text}`."}
+    )
+    label_column: str = field(default="label", metadata={"help": "classification: column of the true label."})
+    group_column: str | None = field(
+        default=None, metadata={"help": "Rows with the same value (a question, a document) stay on one side."}
+    )
+    weak_models: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Weak models: ids or paths, `NAME[:4]` for the first 4 layers, or sklearn:tfidf-logreg, "
+            "sklearn:naive-bayes, sklearn:char-logreg."
+        },
+    )
+    middle_models: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Bootstrapping: models between weak and strong; each learns from the one before it."},
+    )
+    weak_share: float = field(default=0.5, metadata={"help": "Share of the examples the weak models learn from."})
+    ensemble: Literal["soft", "hard", "accuracy"] = field(
+        default="soft", metadata={"help": "How several weak models vote: mean, majority, or weighted by accuracy."}
+    )
+    calibrate: bool = field(default=True, metadata={"help": "Calibrate weak labels by temperature on held-back rows."})
+    calibration_share: float = field(default=0.2, metadata={"help": "Share of the weak half held back for that."})
+    keep_share: float = field(
+        default=0.5, metadata={"help": "Of a variant ending in `+kept`: share of rows kept, the most confident ones."}
+    )
+    weak_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the weak models, if not `learning_rate`."}
+    )
+    weak_num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of the weak models, if not `num_train_epochs`."}
+    )
+    variants: list[str] = field(
+        default_factory=lambda: list(LOSSES),
+        metadata={
+            "help": "run: the strong models to compare, a loss each: soft_ce, confidence, product, reverse_kl; "
+            "`+weights` weighs rows by confidence, `+kept` keeps the confident ones."
+        },
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "run: repeat all of it with these."})
+    save_models: bool = field(default=False, metadata={"help": "run: keep the strong models, not only what they say."})
+    predictions: str | None = field(
+        default=None, metadata={"help": "evaluate: predictions of the strong model; made from the model if left out."}
+    )
+    weak_predictions: str | None = field(default=None, metadata={"help": "evaluate: those of the weak one, for PGR."})
+    ceiling_predictions: str | None = field(
+        default=None, metadata={"help": "evaluate: those of the strong model trained on true labels, for PGR."}
+    )
+
+    def __post_init__(self):
+        choices = {"form": ("classification", "reward", "generation"), "ensemble": ("soft", "hard", "accuracy")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+        for name in ("weak_share", "calibration_share", "keep_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        for name in ("num_examples", "num_test_examples"):
+            if getattr(self, name) is not None and getattr(self, name) < 2:
+                raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)}.")
+        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise ValueError(f"`seeds` must be one or more different numbers, got {self.seeds}.")
+        repeated = {name for name in self.weak_models if self.weak_models.count(name) > 1}
+        if repeated:
+            raise ValueError(f"`weak_models` names {min(repeated)!r} twice: an ensemble needs different models.")
+        for variant in self.variants:
+            parse_variant(variant)
+        for name in ("examples_where", "test_where"):
+            filter_of(getattr(self, name), name)
+
+
+def parse_variant(variant: str) -> tuple[str, bool, bool]:
+    """A variant's loss, whether rows are weighed by confidence, and whether only confident ones are kept.
+
+    Raises:
+        ValueError: An unknown loss or suffix.
+    """
+    loss, *suffixes = variant.split("+")
+    if loss not in LOSSES or not set(suffixes) <= set(_SUFFIXES):
+        raise ValueError(
+            f"`variants`: {variant!r} is none; give one of {', '.join(LOSSES)}, with `+weights` or `+kept` behind it."
+        )
+    return loss, "weights" in suffixes, "kept" in suffixes
+
+
+def filter_of(text: str | None, name: str) -> dict[str, str] | None:
+    """`split=train` as `{"split": "train"}`.
+
+    Raises:
+        ValueError: There is no `=` in it.
+    """
+    if text is None:
+        return None
+    column, equals, value = text.partition("=")
+    if not equals or not column.strip():
+        raise ValueError(f"`{name}` must be a column, `=` and a value, as `split=train`; got {text!r}.")
+    return {column.strip(): value.strip()}
+
+
+def split_layers(name: str) -> tuple[str, int | None]:
+    """A model's name and how many of its first layers are meant: `gpt2[:6]` is `("gpt2", 6)`, `gpt2` all of them.
+
+    Raises:
+        ValueError: Something else in brackets.
+    """
+    match = re.fullmatch(r"(.+?)(?:\[:(\d+)\])?", name)
+    if match is None or "[" in match[1] or match[2] == "0":
+        raise ValueError(f"{name!r}: write NAME[:4] for the first 4 layers of a model.")
+    return match[1], int(match[2]) if match[2] else None
+
+
+def slug(name: str) -> str:
+    """A model's name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")

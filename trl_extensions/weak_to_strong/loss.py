@@ -1,0 +1,152 @@
+"""The objectives of weak-to-strong training as pure functions on tensors, for K >= 2 classes.
+
+A strong model with predictions p learns from the soft labels q of weaker ones. Plain imitation copies their mistakes;
+the other objectives let the strong model disagree (arXiv 2312.09390, section 4.3 and appendix A; used for safety,
+toxicity and law in arXiv 2410.12621).
+
+| loss | target of the cross-entropy |
+| --- | --- |
+| `soft_cross_entropy` | q |
+| `confidence_loss` | (1 - coef) q + coef * onehot(class the strong model predicts, once its prior matches q's) |
+| `product_loss` | p^beta * q^alpha, renormalised |
+| `reverse_kl_loss` | none: KL(p \\|\\| q), which seeks one of the modes of q |
+"""
+
+import torch
+
+from .prior import predicted_class, threshold_for
+
+
+SMALLEST_SOFT_LABEL = 1e-6
+"""A reverse KL takes soft labels below this for this (and renormalises), so that it stays finite."""
+
+
+def soft_cross_entropy(logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the model under the soft labels.
+
+    Args:
+        logits: `(B, K)`.
+        soft_labels: `(B, K)`, rows on the simplex.
+
+    Returns:
+        `(B,)` nats; float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: Shapes that differ, or K < 2.
+    """
+    logits, soft_labels = _checked(logits, soft_labels)
+    return _cross_entropy(torch.log_softmax(logits, dim=-1), soft_labels)
+
+
+def confidence_loss(
+    logits: torch.Tensor,
+    soft_labels: torch.Tensor,
+    coef: float,
+    prior: torch.Tensor | None = None,
+    threshold: torch.Tensor | float | None = None,
+) -> torch.Tensor:
+    """Cross-entropy under soft labels mixed with the strong model's own predicted class.
+
+    The class is predicted after the model's thresholds were moved so that its predictions follow `prior`. For
+    K = 2 and the defaults this is the published rule: class 0 if p_0 >= the linear quantile of p_0 over the batch at
+    the mean soft label of class 1. See `prior.threshold_for` for more classes.
+
+    Args:
+        logits: `(B, K)`.
+        soft_labels: `(B, K)`, rows on the simplex.
+        coef: Weight of the predicted class, from 0 (soft cross-entropy) to 1.
+        prior: `(K,)`, class shares to match; a class to which it gives exactly 0 is never predicted. None: the batch
+            mean of the soft labels (the published rule, in which the top row has class 0 even at a prior of 0).
+        threshold: `(K,)` on the simplex, used in place of one computed from the batch: the class with the highest
+            p_k / threshold_k, the lower one on ties. A scalar t (K = 2) stands for (t, 1 - t): class 0 if p_0 >= t.
+
+    Returns:
+        `(B,)` nats. The target is detached.
+
+    Raises:
+        ValueError: Shapes that do not fit, or `coef` outside [0, 1].
+    """
+    if not 0 <= coef <= 1:
+        raise ValueError(f"coef must be in [0, 1], got {coef}")
+    logits, soft_labels = _checked(logits, soft_labels)
+    number = logits.shape[1]
+    if prior is not None and prior.shape != (number,):
+        raise ValueError(f"prior must have {number} entries, one per class, got shape {tuple(prior.shape)}")
+    probs = torch.softmax(logits.detach(), dim=-1)
+    if threshold is None and len(probs):
+        matched = soft_labels.mean(dim=0) if prior is None else prior
+        threshold = threshold_for(probs, matched)
+        prior = matched if number > 2 else prior
+    strong = torch.nn.functional.one_hot(predicted_class(probs, threshold, prior), number)
+    target = (1 - coef) * soft_labels + coef * strong
+    return _cross_entropy(torch.log_softmax(logits, dim=-1), target)
+
+
+def product_loss(
+    logits: torch.Tensor, soft_labels: torch.Tensor, alpha: float = 1.0, beta: float = 1.0
+) -> torch.Tensor:
+    """Cross-entropy under the product of both models' predictions, `p^beta * q^alpha`, renormalised.
+
+    Args:
+        logits: `(B, K)`.
+        soft_labels: `(B, K)`, rows on the simplex.
+        alpha: Weight of the weak labels, at least 0.
+        beta: Weight of the strong model, at least 0; 0 (with alpha 1) is soft cross-entropy.
+
+    Returns:
+        `(B,)` nats. The target is detached, and computed from logarithms: finite for all finite logits, whatever zeros
+        the soft labels have. Where the product is 0 for every class (logits of -inf), the soft labels are the target.
+
+    Raises:
+        ValueError: Shapes that differ, or a negative weight.
+    """
+    if not (alpha >= 0 and beta >= 0):
+        raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
+    logits, soft_labels = _checked(logits, soft_labels)
+    logps = torch.log_softmax(logits, dim=-1)
+    product = torch.zeros_like(logps)
+    for weight, factor in ((beta, logps.detach()), (alpha, soft_labels.log())):
+        if weight:  # 0 * -inf is undefined, 0^0 is 1
+            product = product + weight * factor
+    everywhere_zero = (product == -torch.inf).all(dim=-1, keepdim=True)
+    target = torch.softmax(product.masked_fill(everywhere_zero, 0.0), dim=-1)
+    return _cross_entropy(logps, torch.where(everywhere_zero, soft_labels, target))
+
+
+def reverse_kl_loss(logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
+    """KL(strong || weak) from the model's predictions to the soft labels.
+
+    Args:
+        logits: `(B, K)`.
+        soft_labels: `(B, K)`, rows on the simplex. Entries below 1e-6 count as 1e-6 and rows are renormalised, which
+            keeps the divergence finite, and 0 at its optimum.
+
+    Returns:
+        `(B,)` nats, 0 where both agree.
+
+    Raises:
+        ValueError: Shapes that differ, or K < 2.
+    """
+    logits, soft_labels = _checked(logits, soft_labels)
+    logps = torch.log_softmax(logits, dim=-1)
+    weak = soft_labels.clamp(min=SMALLEST_SOFT_LABEL)
+    weak_logps = (weak / weak.sum(dim=-1, keepdim=True)).log()
+    # A class the strong model rules out adds nothing; 0 * -inf would be undefined
+    differences = (logps - weak_logps).masked_fill(logps == -torch.inf, 0.0)
+    return (logps.exp() * differences).sum(dim=-1)
+
+
+def _checked(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in at least float32; the soft labels without gradient."""
+    if logits.ndim != 2 or logits.shape != soft_labels.shape or logits.shape[1] < 2:
+        raise ValueError(
+            "logits and soft_labels must both be (B, K) with K >= 2, got "
+            f"{tuple(logits.shape)} and {tuple(soft_labels.shape)}"
+        )
+    logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return logits, soft_labels.detach().to(logits)
+
+
+def _cross_entropy(logps: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    target = target.detach()
+    return -(target * logps.masked_fill(target == 0, 0.0)).sum(dim=-1)
