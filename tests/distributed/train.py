@@ -102,16 +102,15 @@ def parts_of(method: str):
     rows, metrics, settings = {
         "SAMI": (sami_rows, ("mi/bound", "mi/accuracy_rows", "logps/matched", "kl"), {"beta": 0.5}),
         "TNT": (tnt_rows, ("prob/negative", "kl/negative", "kl/kept", "entropy", "tokens/negative"), {"alpha": 3.0}),
-        # Steps of 4 rows: the window is full, and loses rows, from the third one on
         "WeakToStrong": (
             partial(w2s_rows, classes=3),
             ("agreement", "confidence", "loss_coef"),
-            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "threshold_window": 7, "max_steps": 5},
+            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "max_steps": 3},
         ),
         "WeakToStrongReward": (
             pair_rows,
             ("agreement",),
-            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "threshold_window": 7, "max_steps": 5},
+            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "max_steps": 3},
         ),
         "WeakToStrongSFT": (completion_rows, ("kl/weak",), {}),
     }[method]

@@ -174,3 +174,20 @@ def test_continuations_are_of_plain_texts(tiny_tokenizer):
     rows = [{"id": "a", "prompt": [{"role": "user", "content": "Hi"}], "completion": "Hello"}]
     with pytest.raises(ValueError, match="row 'a' is a chat"):
         to_continuations(rows, tiny_tokenizer)
+
+
+def test_weights_that_rows_bring_are_kept(tiny_tokenizer):
+    rows = [row("1", "p", "a", 1.0, weight=0.5, truncated=True), row("2", "q", "b", 0.0, weight=2.0)]
+    assert to_sft_dataset(rows)["weight"][:] == [0.5, 2.0]
+    assert to_continuations(rows, tiny_tokenizer)["weight"][:] == [0.5, 2.0]
+    assert to_sft_dataset(rows, weight_by="tox")["weight"][:] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "column"),
+    [({"messages": []}, "prompt"), ({"prompt": "p"}, "completion"), ({"completion": "c"}, "prompt")],
+)
+def test_rows_without_the_columns_are_refused(given, column, tiny_tokenizer):
+    for make in (to_sft_dataset, lambda rows: to_continuations(rows, tiny_tokenizer)):
+        with pytest.raises(ValueError, match=f"row 1 has no `{column}`.*need `prompt` and `completion`"):
+            make([{"prompt": "p", "completion": "c"}, given])

@@ -24,7 +24,7 @@ def test_the_coefficient_rises_linearly():
 
 def test_losses_by_name():
     def of(objective, progress):
-        return WeakSupervision(objective, [0.3, 0.3, 0.4], 8).losses(LOGITS, SOFT, progress)
+        return WeakSupervision(objective, [0.3, 0.3, 0.4]).losses(LOGITS, SOFT, progress)
 
     torch.testing.assert_close(of(Objective("soft_ce"), 0.0), soft_cross_entropy(LOGITS, SOFT))
     torch.testing.assert_close(of(Objective("reverse_kl"), 0.0), reverse_kl_loss(LOGITS, SOFT))
@@ -34,24 +34,30 @@ def test_losses_by_name():
         torch.testing.assert_close(of(Objective(name), 0.0), soft_cross_entropy(LOGITS, SOFT))
 
 
-def test_the_threshold_is_that_of_earlier_steps():
-    supervision = WeakSupervision(Objective("confidence", confidence_coef=1.0, warmup_ratio=0.0), [0.2, 0.2, 0.6], 100)
+def test_the_threshold_is_that_of_the_whole_step():
+    supervision = WeakSupervision(Objective("confidence", confidence_coef=1.0, warmup_ratio=0.0), [0.2, 0.2, 0.6])
     argmax = supervision.losses(LOGITS, SOFT)
     torch.testing.assert_close(argmax, -torch.log_softmax(LOGITS, dim=1).amax(dim=1))
     torch.manual_seed(0)
-    earlier = torch.randn(40, 3) + torch.tensor([1.5, 0.0, 0.0])
-    supervision.collect(earlier)
-    assert torch.equal(supervision.losses(LOGITS, SOFT), argmax)
-    supervision.commit()
-    expected = confidence_loss(LOGITS, SOFT, 1.0, threshold=supervision.window.threshold)
+    step = torch.cat([LOGITS, torch.randn(37, 3) + torch.tensor([1.5, 0.0, 0.0])])
+    supervision.match_prior(step)
     moved = supervision.losses(LOGITS, SOFT)
-    torch.testing.assert_close(moved, expected)
+    torch.testing.assert_close(moved, confidence_loss(LOGITS, SOFT, 1.0, threshold=supervision.threshold))
     assert not torch.allclose(moved, argmax)
-    # A batch does not matter for its own threshold: rows one by one have the same losses
+    # A micro-batch does not matter for the threshold: rows one by one have the same losses
     torch.testing.assert_close(torch.cat([supervision.losses(LOGITS[[i]], SOFT[[i]]) for i in range(3)]), moved)
-    predicted = predicted_class(earlier.softmax(dim=1), supervision.window.threshold)
-    shares = torch.bincount(predicted, minlength=3) / 40
+    shares = torch.bincount(predicted_class(step.softmax(dim=1), supervision.threshold), minlength=3) / 40
     assert shares.tolist() == pytest.approx([0.2, 0.2, 0.6])
+
+
+def test_a_drift_of_all_predictions_changes_no_label():
+    # With thresholds of earlier steps it would: what fell below them fed on itself until one class was left
+    supervision = WeakSupervision(Objective("confidence", confidence_coef=1.0, warmup_ratio=0.0), [0.5, 0.5])
+    logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-2.0, 0.0]])
+    for drift in (0.0, 3.0, -5.0):
+        drifted = logits + torch.tensor([drift, 0.0])
+        supervision.match_prior(drifted)
+        assert predicted_class(drifted.softmax(dim=1), supervision.threshold).tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -70,7 +76,6 @@ def test_defaults_are_valid_for_every_loss(name, tmp_path):
         ({"product_alpha": 0.0, "weak_loss": "product"}, "`product_alpha` is 0"),
         ({"product_beta": float("nan")}, "`product_beta` must be"),
         ({"loss_warmup_ratio": 2}, "`loss_warmup_ratio` must be"),
-        ({"threshold_window": 0}, "`threshold_window` must be"),
         ({"weight_by_confidence": "yes"}, "`weight_by_confidence` must be"),
         ({"overlong": "cut"}, "`overlong` must be one of truncate"),
         ({"linear_probe": "no"}, "`linear_probe` must be"),

@@ -1,4 +1,4 @@
-"""Thresholds that bring predictions to a prior, and the window they are computed from."""
+"""Thresholds that bring predictions to a prior."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trl_extensions.weak_to_strong.prior import PredictionWindow, predicted_class, threshold_for
+from trl_extensions.weak_to_strong.prior import predicted_class, threshold_for
 
 
 def counts(probs, prior):
@@ -85,44 +85,3 @@ def test_shapes_must_fit():
         threshold_for(torch.rand(4, 3), torch.rand(2))
     with pytest.raises(ValueError, match=r"probs must be \(N, K\)"):
         threshold_for(torch.rand(0, 3), torch.rand(3))
-
-
-class TestWindow:
-    prior = torch.tensor([0.25, 0.75])
-
-    def rows(self, *first):
-        first = torch.tensor(first)
-        return torch.stack([first, 1 - first], dim=1)
-
-    def test_counts_only_after_the_step(self):
-        window = PredictionWindow(10, self.prior)
-        assert window.threshold is None
-        window.collect(self.rows(0.1, 0.2))
-        window.collect(self.rows(0.3))
-        assert window.threshold is None
-        window.commit()
-        expected = threshold_for(self.rows(0.1, 0.2, 0.3), self.prior)
-        assert torch.equal(window.threshold, expected)
-        window.collect(self.rows(0.9))
-        assert torch.equal(window.threshold, expected)
-
-    def test_the_oldest_rows_leave_first(self):
-        window = PredictionWindow(3, self.prior)
-        for first in ((0.1, 0.2), (0.3, 0.4)):
-            window.collect(self.rows(*first))
-            window.commit()
-        assert torch.equal(window.rows, self.rows(0.2, 0.3, 0.4))
-
-    def test_state_goes_on(self):
-        window, other = PredictionWindow(4, self.prior), PredictionWindow(4, torch.tensor([0.5, 0.5]))
-        window.collect(self.rows(0.1, 0.2, 0.7))  # not committed yet: the step is over when the state is asked for
-        other.load_state_dict(window.state_dict())
-        for each in (window, other):
-            each.collect(self.rows(0.5, 0.6))
-            each.commit()
-        assert torch.equal(window.rows, other.rows) and len(other.rows) == 4
-        assert torch.equal(window.threshold, other.threshold)
-
-    def test_another_task_is_refused(self):
-        with pytest.raises(ValueError, match="have 2 classes and the model 3"):
-            PredictionWindow(4, torch.ones(3) / 3).load_state_dict(PredictionWindow(4, self.prior).state_dict())

@@ -166,30 +166,6 @@ def test_reward_run(arguments, tiny_model_dir, tmp_path):
     assert accuracy(tmp_path / "out/predictions/seed_0/weak.jsonl") == 1.0
 
 
-def test_generation_run(tiny_model_dir, tmp_path):
-    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"The quick brown fox {i}"} for i in range(10)])
-    trusted = write(tmp_path / "good.jsonl", [{"prompt": f"The {i}", "completion": " lazy dog"} for i in range(4)])
-    arguments = [
-        "--form", "generation", "--model_name_or_path", str(tiny_model_dir), "--weak_models", str(tiny_model_dir),
-        "--prompts", prompts, "--num_eval_prompts", "3", "--plain_prompts", "true", "--max_new_tokens", "6",
-        "--num_samples", "2", "--num_eval_samples", "2", "--scorer", "{kind: phrases, patterns: ['[0-9]']}",
-        "--best_of", "1", "--keep_truncated", "true", "--ceiling_dataset_name", trusted, "--max_steps", "1",
-        "--per_device_train_batch_size", "2", "--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing",
-        "false", "--report_to", "none", "--save_strategy", "no", "--output_dir", str(tmp_path / "out"),
-    ]  # fmt: skip
-    assert main(["w2s", "run", *arguments]) == 0
-    out = tmp_path / "out"
-    kept = read_jsonl(out / "answers" / "kept.jsonl")
-    assert len({row["prompt"] for row in kept}) == len(kept) <= 7
-    evaluation = json.loads((out / "evaluation.json").read_text())
-    assert evaluation["models"] == ["original", "weak", "w2s", "ceiling"]
-    # Weak and strong are the same model here, asked with the same seed for greedy answers
-    greedy = evaluation["kinds"]["greedy"]["models"]
-    assert greedy["weak"]["probability"]["value"] == greedy["original"]["probability"]["value"]
-    for side in ("original", "weak", "w2s", "ceiling"):
-        assert len(read_jsonl(out / "held_out" / f"{side}_scored.jsonl")) == 3 * 3
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

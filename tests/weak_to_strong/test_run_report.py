@@ -143,6 +143,7 @@ class TestLabelReport:
 class Scorer:
     name: str = "profanity"
     higher_is_better: bool = False
+    range: tuple[float, float] = (0, 1)
 
 
 @dataclass
@@ -157,6 +158,10 @@ class Run:
     folder: Path
     scorer: Scorer
     model_args: Model
+
+    def harm_of(self, row):
+        score = row["scores"][self.scorer.name]
+        return 1 - score if self.scorer.higher_is_better else score
 
 
 HARM = {"original": [0.9, 0.6, 0.1], "weak": [0.9, 0.8, 0.6], "w2s": [0.2, 0.7, 0.1]}

@@ -6,7 +6,8 @@ import pytest
 
 from trl_extensions.core.generation import Generation, GenerationParams
 from trl_extensions.weak_to_strong.judge_scorer import JudgeScorer, parse_rating
-from trl_extensions.weak_to_strong.scorers import CallableScorer, PhraseScorer, create_scorer
+from trl_extensions.weak_to_strong.scorer_range import check_scores, harm
+from trl_extensions.weak_to_strong.scorers import CallableScorer, PhraseScorer, create_scorer, plan_scorer
 
 
 TEXTS = ["You damn idiot.", "Have a nice day.", "The cat sat on the mat."]
@@ -153,6 +154,37 @@ def test_what_is_no_scorer(settings, message):
     with pytest.raises(ValueError, match=message) as error:
         create_scorer(settings)
     assert "\n" not in str(error.value)
+
+
+def test_scores_lie_in_a_range(module):
+    path = module("shout", '{"capitals": values}')
+    settings = {"kind": "evaluate", "module": path, "higher_is_better": False}
+    assert create_scorer(settings).range == (0, 1)
+    loud = create_scorer(settings | {"range": [0, 50]})
+    assert loud.range == (0, 50) and loud.settings == create_scorer(settings).settings
+    assert harm(10, loud) == 0.2
+    marks = CallableScorer(lambda prompts, texts: [], "marks", higher_is_better=True, range=(1, 10))
+    assert [harm(mark, marks) for mark in (1, 4, 10)] == pytest.approx([1, 2 / 3, 0])
+    assert JudgeScorer(ScriptedJudge({}), "kind").range == (1, 10) and PhraseScorer(["x"]).range == (0, 1)
+    check_scores([{"id": "a", "scores": {"marks": score}} for score in (1, 10, None)], marks)
+    for score in (0.9, 10.5):
+        with pytest.raises(
+            ValueError, match=f"scorer 'marks' gave row 'a' the score {score}, outside .* 1 to 10: set"
+        ):
+            check_scores([{"id": "a", "scores": {"marks": score}}], marks)
+
+
+@pytest.mark.parametrize("values", [(1, 0), (0, 0), (0, float("inf")), (0,), 5, "ab"])
+def test_what_is_no_range(values):
+    with pytest.raises(ValueError, match="`range` of a scorer is"):
+        CallableScorer(lambda prompts, texts: [], "x", higher_is_better=True, range=values)
+
+
+def test_a_plan_loads_nothing():
+    plan = plan_scorer("{kind: classifier, model: /nowhere, label: toxic}")
+    assert plan.settings == {"kind": "classifier", "model": "/nowhere", "label": "toxic"}
+    with pytest.raises(OSError):
+        plan.build()
 
 
 def test_phrases_must_be_a_list():

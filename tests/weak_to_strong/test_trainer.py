@@ -78,9 +78,8 @@ class TestUpdates:
 
     @pytest.mark.parametrize("name", LOSSES)
     def test_accumulation_is_one_large_batch(self, make_trainer, name):
-        # 24 rows in steps of 8: from the second step on the confidence loss sees a window
         rows = Dataset.from_list(w2s_rows(24, 3))
-        settings = {"weak_loss": name, "loss_warmup_ratio": 0.0, "max_steps": 6, "threshold_window": 20}
+        settings = {"weak_loss": name, "loss_warmup_ratio": 0.0, "max_steps": 6}
         whole = make_trainer(rows, model=make_classifier(classes=3), **settings)
         parts = make_trainer(
             rows, model=make_classifier(classes=3), per_device_train_batch_size=1, gradient_accumulation_steps=8,
@@ -94,28 +93,26 @@ class TestUpdates:
         for key, value in weights(whole.model).items():
             torch.testing.assert_close(weights(parts.model)[key], value, atol=1e-5, rtol=1e-4, msg=key)
         if name == "confidence":
-            torch.testing.assert_close(parts.supervision.window.rows, whole.supervision.window.rows, atol=1e-5, rtol=0)
-            assert len(whole.supervision.window.rows) == 20
+            torch.testing.assert_close(parts.supervision.threshold, whole.supervision.threshold, atol=1e-5, rtol=0)
 
-    def test_the_window_moves_the_labels_of_the_confidence_loss(self, make_trainer):
+    def test_the_threshold_moves_the_labels_of_the_confidence_loss(self, make_trainer):
         # A model that prefers class 0 throughout, weak labels of which 3 in 4 favour class 1
         rows = Dataset.from_list([
             {**row, "soft_labels": [0.7, 0.3] if place % 4 == 0 else [0.2, 0.8]}
             for place, row in enumerate(w2s_rows(16))
         ])  # fmt: skip
         trainer = make_trainer(
-            rows, max_steps=3, weak_loss="confidence", confidence_coef=1.0, loss_warmup_ratio=0.0, learning_rate=1e-6,
+            rows, max_steps=1, weak_loss="confidence", confidence_coef=1.0, loss_warmup_ratio=0.0, learning_rate=1e-6,
             per_device_train_batch_size=16,
         )  # fmt: skip
         trainer.train()
         logits = torch.from_numpy(trainer.predict(rows).predictions)
-        first = predicted_class(logits.softmax(dim=1), trainer.supervision.window.threshold) == 0
-        assert trainer.supervision.window.prior.tolist() == pytest.approx([0.325, 0.675])
+        first = predicted_class(logits.softmax(dim=1), trainer.supervision.threshold) == 0
+        assert trainer.supervision.prior.tolist() == pytest.approx([0.325, 0.675])
         assert first.sum().item() in (5, 6)  # 0.325 * 16 = 5.2
         own = torch.nn.functional.cross_entropy(logits, (~first).long()).item()
         argmax = torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1)).item()
-        assert steps(trainer)[0]["loss"] == pytest.approx(argmax, rel=1e-3)  # an empty window
-        assert steps(trainer)[2]["loss"] == pytest.approx(own, rel=1e-3)
+        assert steps(trainer)[0]["loss"] == pytest.approx(own, rel=1e-3)
         assert argmax != pytest.approx(own, rel=1e-2)
 
     @pytest.mark.parametrize("name", LOSSES)
@@ -140,7 +137,7 @@ class TestUpdates:
         rows = [{"text": "a", "soft_labels": [0.5, 0.5]}, {"text": "b", "soft_labels": [1.0, 0.0]}]
         trainer = make_trainer(Dataset.from_list(rows), weight_by_confidence=True)
         assert list(trainer.train_dataset["weight"]) == [0.0, 2.0]
-        assert trainer.supervision.window.prior.tolist() == [1.0, 0.0]
+        assert trainer.supervision.prior.tolist() == [0.75, 0.25]  # of rows, whatever they weigh
 
 
 class TestResume:
@@ -158,8 +155,6 @@ class TestResume:
         resumed = make_trainer(rows, model=make_classifier(classes=3, seed=5), **saving)
         resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
         assert [entry["loss"] for entry in steps(resumed)] == [entry["loss"] for entry in steps(straight)]
-        windows = [trainer.supervision.state_dict()["rows"] for trainer in (resumed, straight)]
-        assert torch.equal(*windows) and len(windows[0]) == (24 + 6 if name == "confidence" else 0)
         for key, value in weights(straight.model).items():
             torch.testing.assert_close(weights(resumed.model)[key], value, msg=key)
 

@@ -117,6 +117,8 @@ def _run(argv: list[str]) -> None:
     refuse_launcher()
     launch, own = split_launch_arguments(_parser("run", _form(argv)), argv)
     run = _parse("run", own)
+    if launch and getattr(run.config, "linear_probe", False):
+        raise ValueError("`linear_probe` trains a head on one device: call `run` without a launcher's options.")
 
     def in_own_process(name: str, of: str) -> None:
         run_stage(["w2s", "stage", name, of, *own], launch if name == "train" else [])

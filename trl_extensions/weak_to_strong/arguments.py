@@ -7,7 +7,6 @@ from typing import Literal
 from .w2s_config import LOSSES
 
 
-CEILING = "ceiling"
 _SUFFIXES = ("weights", "kept")
 
 

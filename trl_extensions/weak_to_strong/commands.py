@@ -2,30 +2,27 @@
 
 import copy
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, load_dataset
 
-from ..core.generation import is_adapter_directory
 from ..core.jsonl import read_jsonl, write_jsonl
-from ..core.models import tokenizer_source
 from ..core.report import write_atomically
-from ..core.training import fit
+from ..core.settings import claim_settings
+from ..core.training import fit, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
 from .evaluation import CEILING, WEAK, Predictions, evaluate_run, scores
 from .examples import Pair, load_examples, load_pairs
-from .generation_run import GenerationRun
-from .keep import to_sft_dataset
+from .generation_run import GenerationRun, training_settings
 from .learners import prediction_rows
 from .reward_trainer import WeakToStrongRewardTrainer
 from .run import WeakToStrongRun
+from .saved_model import load_saved, longest_input, saved_class_names
 from .sequence_logits import pair_probabilities, sequence_logits
-from .sft_trainer import WeakToStrongSFTTrainer
 from .splits import split_halves
+from .training_rows import read_rows, source_settings, training_set
 from .w2s_trainer import WeakToStrongTrainer
 
 
@@ -35,23 +32,27 @@ STRONG = "w2s"
 def label(run: WeakToStrongRun | GenerationRun) -> str:
     """Let weak models label: rows of `unlabelled`, or the half of the examples they were not trained on.
 
+    Test examples, where given, are predicted too, into `weak_predictions.jsonl`, which `evaluate` takes.
+
     Returns:
         Where the labels are, for a person.
     """
     if isinstance(run, GenerationRun):
         run.check_inputs()
         run.claim()
-        run.sample()
-        run.score()
-        return f"answers to train on: {run.folder / 'answers' / 'kept.jsonl'}"
+        return f"answers to train on: {run.make_answers()}"
     if not run.args.examples or not run.args.weak_models:
         raise ValueError("`label` needs `examples` with true labels, and `weak_models`.")
     if run.args.unlabelled:
         labelled, target = run.examples(), _unlabelled(run)
     else:
         labelled, target = split_halves(run.examples(), share=run.args.weak_share, seed=run.config.seed)
-    made = run.label_with(labelled, target, run.config.seed, run.folder / "labels")
-    shutil.copyfile(made, run.folder / "weak_labels.jsonl")
+    extra = {"test": run.test_examples()} if run.args.test_examples else {}
+    run.claim()
+    made = run.label_with(labelled, target, run.config.seed, run.folder / "labels", extra)
+    for name in extra:
+        write_jsonl(run.folder / "weak_predictions.jsonl", read_jsonl(made.with_name(f"{name}.jsonl")))
+    write_jsonl(run.folder / "weak_labels.jsonl", read_jsonl(made))
     return f"rows with weak labels: {run.folder / 'weak_labels.jsonl'}"
 
 
@@ -60,25 +61,46 @@ def train(run: WeakToStrongRun | GenerationRun) -> Path:
 
     Returns:
         Where the model is.
+
+    Raises:
+        ValueError: Rows or settings that cannot be used, or others than those of the training to be resumed.
     """
-    source, target = run.args.dataset_name, run.folder / "model"
-    rows = (
-        read_jsonl(source) if source.endswith(".jsonl") else load_dataset(source, split=run.args.dataset_train_split)
-    )
+    source, split, target = run.args.dataset_name, run.args.dataset_train_split, run.folder / "model"
+    if isinstance(run, GenerationRun):
+        rows = read_rows(source, split)
+        _claim_training(run)
+        run.train_on(rows, run.folder / "train", target)
+        return target
     config, model_args = copy.copy(run.config), run.model_args
     config.output_dir = str(run.folder / "train")
-    if isinstance(run, GenerationRun):
-        fit(WeakToStrongSFTTrainer, model_args, config, to_sft_dataset(rows), None, target)
-        return target
     path, layers = split_layers(model_args.model_name_or_path)
+    if layers is not None and model_args.use_peft:
+        raise ValueError(
+            f"{model_args.model_name_or_path} with `use_peft`: a saved adapter does not know that its base was cut; "
+            "train without an adapter, or on the whole model."
+        )
+    dataset = training_set(source, split, is_pairs=run.is_pairs)
+    _claim_training(run)
     # An adapter made for language modelling, which is TRL's default, would leave the head untrained
     model_args = replace(model_args, model_name_or_path=resolve_model_name(path), lora_task_type="SEQ_CLS")
     if layers is not None:
         config.model_init_kwargs = (config.model_init_kwargs or {}) | {"num_hidden_layers": layers}
-    if isinstance(rows, list):
-        rows = _training_columns(rows, source, run.is_pairs)
-    fit(WeakToStrongRewardTrainer if run.is_pairs else WeakToStrongTrainer, model_args, config, rows, None, target)
+    trainer_class = WeakToStrongRewardTrainer if run.is_pairs else WeakToStrongTrainer
+    fit(trainer_class, model_args, config, dataset, None, target)
     return target
+
+
+def _claim_training(run: WeakToStrongRun | GenerationRun) -> None:
+    """Write what the model is trained with, or refuse to go on with other settings or rows."""
+    if run.config.process_index:
+        return
+    settings = {"form": run.args.form} | training_settings(run.config, run.model_args)
+    settings |= source_settings(run.args.dataset_name, run.args.dataset_train_split)
+    if isinstance(run, GenerationRun):
+        settings["keep_truncated"] = run.generation_args.keep_truncated
+    target = run.folder / "model"
+    in_use = target.exists() or any(last_checkpoint(str(folder)) for folder in run.folder.glob("train*"))
+    claim_settings(run.folder / "training_settings.json", settings, made=str(target), in_use=in_use)
 
 
 def evaluate(run: WeakToStrongRun | GenerationRun) -> str:
@@ -95,7 +117,7 @@ def evaluate(run: WeakToStrongRun | GenerationRun) -> str:
     models = {STRONG: run.args.predictions, WEAK: run.args.weak_predictions, CEILING: run.args.ceiling_predictions}
     models = {name: Predictions.load(path) for name, path in models.items() if path}
     if WEAK in models:
-        evaluation = evaluate_run({run.config.seed: models})
+        evaluation = evaluate_run({run.config.seed: models}, groups=_groups(run))
     else:
         evaluation = {"scores": {STRONG: {name: {"value": value} for name, value in scores(models[STRONG]).items()}}}
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -113,61 +135,65 @@ def _recovered(evaluation: dict) -> str:
     return f"; performance gap recovered {gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})"
 
 
+def _groups(run: WeakToStrongRun) -> dict[str, str | None] | None:
+    """Group of each test row, where rows have some."""
+    if not run.args.group_column:
+        return None
+    if not run.args.test_examples:
+        raise ValueError("`group_column` needs `test_examples`, which says what group each prediction belongs to.")
+    return {row.id: row.group for row in run.test_examples()}
+
+
 def _unlabelled(run: WeakToStrongRun):
     """Rows to label, whose true labels, if they have any, nobody looks at."""
     args, source = run.args, run.args.unlabelled
+    options = {"split": args.examples_split, "group_column": args.group_column}
     if run.is_pairs:
-        return [replace(pair, label=None) for pair in load_pairs(source, split=args.examples_split)]
+        return [replace(pair, label=None) for pair in load_pairs(source, **options)]
     return load_examples(
         source,
-        split=args.examples_split,
         text_template=args.text_template,
         text_column=args.text_column,
         label_column=None,
         class_names=run.class_names,
+        **options,
     )[0]
-
-
-def _training_columns(rows: list[dict], source: str, is_pairs: bool) -> Dataset:
-    """Rows that `label` wrote, or anybody with the trainers' columns."""
-    names = ("chosen", "rejected", "prompt", "preference", "weight") if is_pairs else (
-        "text", "prompt", "soft_labels", "label", "weight"
-    )  # fmt: skip
-    if not rows:
-        raise ValueError(f"{source} has no rows.")
-    columns = {name: [row.get(name) for row in rows] for name in names if rows[0].get(name) is not None}
-    if is_pairs and "preference" not in columns and "soft_labels" in rows[0]:
-        columns["preference"] = [row["soft_labels"][0] for row in rows]
-    return Dataset.from_dict(columns)
 
 
 def _ask(run: WeakToStrongRun) -> list[dict]:
     """Prediction rows of a trained model."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    name = run.model_args.model_name_or_path
-    if not name or not run.args.test_examples:
+    config, model_args = run.config, run.model_args
+    if not model_args.model_name_or_path or not run.args.test_examples:
         raise ValueError("`evaluate` needs `model_name_or_path` and `test_examples`, or `predictions`.")
+    name = resolve_model_name(model_args.model_name_or_path)
+    if not run.is_pairs:
+        _take_class_names(run, name)
     rows = run.test_examples()
     num_labels = 1 if run.is_pairs else len(run.class_names)
-    if is_adapter_directory(name):
-        from peft import AutoPeftModelForSequenceClassification
-
-        model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=num_labels)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(name)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name))
-    if model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
-    model.to(run.config.device)
+    model, tokenizer = load_saved(name, num_labels, model_args, config.trust_remote_code, config.device)
+    max_length = longest_input(model, tokenizer, config.max_length)
     if isinstance(rows[0], Pair):
-        probs = pair_probabilities(model, tokenizer, rows, run.config.max_length)
+        probs = pair_probabilities(model, tokenizer, rows, max_length)
     else:
         texts = [row.text for row in rows]
-        token_ids = tokenizer(texts, truncation=True, max_length=run.config.max_length)["input_ids"]
+        token_ids = tokenizer(texts, truncation=max_length is not None, max_length=max_length)["input_ids"]
         probs = torch.softmax(sequence_logits(model, token_ids).double(), dim=1).numpy()
     return prediction_rows(rows, np.asarray(probs))
+
+
+def _take_class_names(run: WeakToStrongRun, name: str) -> None:
+    """Read the test labels with the class names the model was trained with, where it knows them."""
+    names = saved_class_names(name, run.model_args, run.config.trust_remote_code)
+    if names is None:
+        return
+    if run.config.class_names not in (None, names):
+        raise ValueError(
+            f"{name} has the classes {names}, not {run.config.class_names}: leave `class_names` out, or give another "
+            "model."
+        )
+    run.config.class_names = names
 
 
 def _evaluate_answers(run: GenerationRun) -> str:

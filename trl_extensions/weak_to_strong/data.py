@@ -151,8 +151,8 @@ def class_number(value: Any, num_labels: int, class_names: list[str] | None, whe
 
 
 def mean_soft_label(dataset: Dataset) -> np.ndarray:
-    """Class shares `(K,)` of prepared rows, weighted as they are: the prior of the confidence loss."""
-    return np.average(np.asarray(dataset["soft_labels"]), axis=0, weights=np.asarray(dataset["weight"]))
+    """Class shares `(K,)` of prepared rows, whatever they weigh: the prior of the confidence loss."""
+    return np.mean(np.asarray(dataset["soft_labels"]), axis=0)
 
 
 def confidence_weights(soft_labels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..core.generation import Generation, GenerationEngine, GenerationParams, Prompt
+from ..core.generation import (
+    EngineArguments,
+    Generation,
+    GenerationEngine,
+    GenerationParams,
+    Prompt,
+    create_engine,
+)
 
 
 QUESTION = """\
@@ -70,25 +77,26 @@ class JudgeScorer:
     Args:
         engine: The judge; it is given chat messages.
         criterion: What a good answer is, in words that complete "Criterion: ...", such as "polite, without insults".
-        params: Defaults to greedy decoding with up to 16 new tokens; a judge that thinks aloud needs more.
+        params: Also as a dict of its fields. Defaults to greedy decoding with up to 16 new tokens; a judge that
+            thinks aloud needs more.
         name: Key of the scores.
 
     Raises:
-        ValueError: The criterion is empty.
+        ValueError: The criterion is empty, or `params` has a field that there is not.
     """
 
     higher_is_better = True
+    range = (1.0, 10.0)
 
     def __init__(
         self,
         engine: GenerationEngine,
         criterion: str,
         *,
-        params: GenerationParams | None = None,
+        params: GenerationParams | dict[str, Any] | None = None,
         name: str = "judge",
     ):
-        if not criterion.strip():
-            raise ValueError("scorer of kind judge: `criterion` is empty; say in a few words what a good answer is")
+        check_judge({"engine": engine, "criterion": criterion, "params": params})
         self.engine = engine
         self.criterion = " ".join(criterion.split())
         self.params = GenerationParams(**params) if isinstance(params, dict) else params
@@ -125,6 +133,39 @@ class JudgeScorer:
             prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
         content = question.format(criterion=self.criterion, prompt=prompt or "(none)", text=text)
         return [{"role": "user", "content": content}]
+
+
+def judge_by_name(
+    criterion: str,
+    *,
+    model: str | None = None,
+    base_url: str | None = None,
+    params: GenerationParams | dict[str, Any] | None = None,
+    name: str = "judge",
+) -> JudgeScorer:
+    """A judge that is loaded here or, with the `base_url` of an endpoint, asked there; see `JudgeScorer`."""
+    check_judge({"model": model, "criterion": criterion, "params": params})
+    engine = "endpoint" if base_url else "transformers"
+    engine = create_engine(EngineArguments(engine=engine, engine_model=model, engine_base_url=base_url))
+    return JudgeScorer(engine, criterion, params=params, name=name)
+
+
+def check_judge(arguments: dict[str, Any]) -> None:
+    """Check arguments of `JudgeScorer` or `judge_by_name` without loading anything.
+
+    Raises:
+        ValueError: No judge, an empty criterion, or `params` with a field that there is not.
+    """
+    criterion, params = arguments["criterion"], arguments.get("params")
+    if "engine" not in arguments and not arguments.get("model"):
+        raise ValueError("scorer of kind judge: give the `model` that judges")
+    if not isinstance(criterion, str) or not criterion.strip():
+        raise ValueError("scorer of kind judge: `criterion` is empty; say in a few words what a good answer is")
+    if isinstance(params, dict):
+        try:
+            GenerationParams(**params)
+        except TypeError as error:
+            raise ValueError(f"scorer of kind judge: `params`: {error}; correct it") from None
 
 
 def parse_rating(reply: str) -> float | None:

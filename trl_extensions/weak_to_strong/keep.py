@@ -139,22 +139,24 @@ def to_sft_dataset(
     """Turn kept rows into a data set for `WeakToStrongSFTTrainer` or TRL's `SFTTrainer`.
 
     Args:
-        rows: Rows with `prompt` and `completion`, all of them chats or all of them texts.
-        weight_by: A scorer, by whose scores the rows are weighted.
+        rows: Rows with `prompt` and `completion`, all of them chats or all of them texts; a `weight` is kept.
+        weight_by: A scorer, by whose scores the rows are weighted instead.
         worst, best: The scores that weigh 0 and 1; those in between weigh (score - worst) / (best - worst). For a
             probability of something unwanted `worst=1.0, best=0.0`, for a judge `worst=1.0, best=10.0`.
 
     Returns:
-        Columns `prompt` and `completion`, and `weight` (in [0, 1]) with `weight_by`.
+        Columns `prompt` and `completion`, and `weight` where rows have one or with `weight_by` (then in [0, 1]).
 
     Raises:
-        ValueError: No rows, chats mixed with texts, or a score that is missing or not between worst and best; the
-            message names the row.
+        ValueError: No rows, a row without one of the columns, chats mixed with texts, or a score that is missing or
+            not between worst and best; the message names the row.
     """
     from datasets import Dataset
 
     if worst == best:
         raise ValueError(f"`worst` and `best` are both {best}; give two different scores")
+    rows = _training_rows(rows)
+    weighted = any("weight" in row for row in rows)
     records: list[dict[str, Any]] = []
     for row in rows:
         kinds = {column: isinstance(row[column], str) for column in ("prompt", "completion")}
@@ -165,9 +167,9 @@ def to_sft_dataset(
         record = {"prompt": row["prompt"], "completion": row["completion"]}
         if weight_by is not None:
             record["weight"] = _weight(row, weight_by, worst, best)
+        elif weighted:
+            record["weight"] = row.get("weight")
         records.append(record)
-    if not records:
-        raise ValueError("no rows to train on; keep more")
     if weight_by is not None and not any(record["weight"] for record in records):
         raise ValueError(f"all {len(records)} rows weigh 0: every score of {weight_by!r} is {worst}; exchange them?")
     return Dataset.from_list(records)
@@ -180,17 +182,20 @@ def to_continuations(rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokeni
     to stop after n, and short texts are less toxic for no good reason.
 
     Args:
-        rows: Rows with the texts `prompt` and `completion`, and `truncated` where that is known.
+        rows: Rows with the texts `prompt` and `completion`, and `truncated` where that is known; a `weight` is kept.
         tokenizer: The strong model's.
 
     Returns:
-        Columns `input_ids` and `completion_mask`, as TRL's `SFTTrainer` takes them with `completion_only_loss`.
+        Columns `input_ids` and `completion_mask`, as TRL's `SFTTrainer` takes them with `completion_only_loss`, and
+        `weight` where rows have one.
 
     Raises:
-        ValueError: No rows, or a chat; the message names the row.
+        ValueError: No rows, a row without one of the columns, or a chat; the message names the row.
     """
     from datasets import Dataset
 
+    rows = _training_rows(rows)
+    weighted = any("weight" in row for row in rows)
     records = []
     for row in rows:
         if not isinstance(row["prompt"], str) or not isinstance(row["completion"], str):
@@ -201,10 +206,22 @@ def to_continuations(rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokeni
             completion = [*completion, tokenizer.eos_token_id]
         records.append({
             "input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion),
-        })  # fmt: skip
-    if not records:
-        raise ValueError("no rows to train on; keep more")
+        } | ({"weight": row.get("weight")} if weighted else {}))  # fmt: skip
     return Dataset.from_list(records)
+
+
+def _training_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = list(rows)
+    if not rows:
+        raise ValueError("no rows to train on; keep more")
+    for place, row in enumerate(rows):
+        missing = [column for column in ("prompt", "completion") if row.get(column) is None]
+        if missing:
+            raise ValueError(
+                f"row {row.get('id', place)!r} has no `{missing[0]}`, only {sorted(row)}; rows to train on need "
+                "`prompt` and `completion`"
+            )
+    return rows
 
 
 def _weight(row: dict[str, Any], scorer: str, worst: float, best: float) -> float:

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from .loss import confidence_loss, product_loss, reverse_kl_loss, soft_cross_entropy
-from .prior import PredictionWindow
+from .prior import threshold_for
 
 
 LOSSES = ("soft_ce", "confidence", "product", "reverse_kl")
@@ -58,20 +57,34 @@ class Objective:
 
 
 class WeakSupervision:
-    """An objective together with what it has to remember.
+    """An objective together with the prior of the training set and the threshold of the running step.
 
-    Neither depends on how rows are cut into micro-batches and devices: the prior is the whole training set's, and
-    the threshold follows from predictions of earlier optimizer steps (plain argmax before the first).
+    Neither depends on how a step's rows are cut into micro-batches and devices: see `supervised`.
 
     Args:
         objective: The loss.
-        prior: `(K,)`, the training set's mean soft label, rows weighted as in the loss.
-        window: Most predictions the threshold is computed from.
+        prior: `(K,)`, the training set's mean soft label.
     """
 
-    def __init__(self, objective: Objective, prior: torch.Tensor | Sequence[float], window: int):
+    def __init__(self, objective: Objective, prior: torch.Tensor | Sequence[float]):
         self.objective = objective
-        self.window = PredictionWindow(window, torch.as_tensor(prior, dtype=torch.float32))
+        self.prior = torch.as_tensor(prior, dtype=torch.float32)
+        self.threshold: torch.Tensor | None = None
+
+    @property
+    def needs_threshold(self) -> bool:
+        return self.objective.loss == "confidence"
+
+    def match_prior(self, logits: torch.Tensor) -> None:
+        """Set the threshold under which these rows' classes are distributed like the prior.
+
+        Thresholds are those of the weights that are trained: remembered ones lag behind, and a model whose predictions
+        drift to one class would be pushed further by them.
+
+        Args:
+            logits: `(N, K)`, all rows of an optimizer step.
+        """
+        self.threshold = threshold_for(torch.softmax(logits.detach().float(), dim=-1), self.prior)
 
     def losses(self, logits: torch.Tensor, soft_labels: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
         """Unreduced losses.
@@ -82,35 +95,15 @@ class WeakSupervision:
             progress: Share of training that is done, in [0, 1]; 1, as in evaluation, is past the warm-up.
 
         Returns:
-            `(B,)` nats, unweighted.
+            `(B,)` nats, unweighted. In evaluation the confidence loss has the threshold of the last training step,
+            plain argmax before the first.
         """
         coefficient = self.objective.coefficient(progress)
         if self.objective.loss == "confidence":
-            threshold = self.window.threshold
+            threshold = self.threshold
             if threshold is None:
                 threshold = torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64)
-            return confidence_loss(logits, soft_labels, coefficient, prior=self.window.prior, threshold=threshold)
+            return confidence_loss(logits, soft_labels, coefficient, prior=self.prior, threshold=threshold)
         if self.objective.loss == "product":
             return product_loss(logits, soft_labels, self.objective.product_alpha, coefficient)
         return (soft_cross_entropy if self.objective.loss == "soft_ce" else reverse_kl_loss)(logits, soft_labels)
-
-    def collect(self, logits: torch.Tensor) -> None:
-        """Note the running step's logits `(n, K)` of all devices, in the order of the rows; see `commit`."""
-        if self.objective.loss == "confidence":
-            self.window.collect(torch.softmax(logits.detach().float(), dim=-1))
-
-    def commit(self) -> None:
-        """Call between optimizer steps: what was collected moves the threshold from now on."""
-        self.window.commit()
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the window."""
-        return self.window.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it.
-
-        Raises:
-            ValueError: The state is of another number of classes.
-        """
-        self.window.load_state_dict(state)

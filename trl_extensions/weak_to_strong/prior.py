@@ -4,8 +4,6 @@ Without it, a strong model that trusts its own predictions would drift to one cl
 2312.09390, appendix A.4, there for two classes; here for any number).
 """
 
-from typing import Any
-
 import torch
 
 
@@ -124,58 +122,3 @@ def _due_counts(rows: int, prior: torch.Tensor) -> list[int]:
     left = rows - int(counts.sum())
     counts[(exact - counts).argsort(descending=True, stable=True)[:left]] += 1
     return counts.tolist()
-
-
-class PredictionWindow:
-    """The strong model's last predictions, and the threshold that follows from them.
-
-    Predictions are collected during an optimizer step and count from the next one on: the threshold of a step is the
-    same for all of its micro-batches and on every device.
-
-    Args:
-        size: Most rows to remember.
-        prior: `(K,)` to match.
-    """
-
-    def __init__(self, size: int, prior: torch.Tensor):
-        self.size = size
-        self.prior = prior.detach().to("cpu", torch.float32)
-        self.rows = torch.zeros(0, len(prior))
-        self._pending: list[torch.Tensor] = []
-        self._threshold: torch.Tensor | None = None
-
-    @property
-    def threshold(self) -> torch.Tensor | None:
-        """`(K,)`, see `threshold_for`; None (plain argmax) while there are no predictions."""
-        if self._threshold is None and len(self.rows):
-            self._threshold = threshold_for(self.rows, self.prior)
-        return self._threshold
-
-    def collect(self, probs: torch.Tensor) -> None:
-        """Note predictions `(n, K)` of the running step, in the order of the rows over all devices."""
-        self._pending.append(probs.detach().to("cpu", torch.float32))
-
-    def commit(self) -> None:
-        """End the step: what was collected counts from now on. Does nothing where nothing was."""
-        if self._pending:
-            self.rows = torch.cat([self.rows, *self._pending])[-self.size :]
-            self._pending, self._threshold = [], None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes; includes the step that was just done."""
-        self.commit()
-        return {"rows": self.rows.clone(), "prior": self.prior.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the predictions, and the prior of the training set they belong to.
-
-        Raises:
-            ValueError: The state has another number of classes.
-        """
-        if state["rows"].shape[1] != len(self.prior):
-            raise ValueError(
-                f"The saved predictions have {state['rows'].shape[1]} classes and the model {len(self.prior)}: resume "
-                "from a checkpoint of the same task."
-            )
-        self.rows, self.prior = state["rows"][-self.size :].clone(), state["prior"].clone()
-        self._pending, self._threshold = [], None

@@ -111,8 +111,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
             raise ValueError(
                 "Every train pair that is left has a `weight` of 0, so no pair counts: check the weights."
             )
-        prior = np.average(soft_labels, axis=0, weights=weights)
-        self.supervision = WeakSupervision(self.args.objective(), prior, self.args.threshold_window)
+        self.supervision = WeakSupervision(self.args.objective(), soft_labels.mean(axis=0))
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if isinstance(dataset, IterableDataset):
@@ -145,23 +144,21 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
         self._record(margins.detach(), preferences)
         if "margin" in inputs:
             margins = margins - inputs["margin"]
-        losses = self._weak_losses(margins, preferences)
+        logits = _two_classes(margins)
+        self.observe(logits)
+        losses = self.supervision.losses(logits, torch.stack([preferences, 1 - preferences], dim=1), self.progress())
         if weights is not None:
             losses = losses * weights
         # Exactly what `RewardTrainer` has added is taken out again; whatever else it adds stays
         loss = loss + losses.mean() + logsigmoid(margins).mean()
         return (loss, outputs) if return_outputs else loss
 
-    def _weak_losses(self, margins: torch.Tensor, preferences: torch.Tensor) -> torch.Tensor:
-        """Unreduced losses `(B,)`, nats, of pairs seen as two classes."""
-        logits = torch.stack([margins, torch.zeros_like(margins)], dim=1)
-        if self.model.training:
-            self.supervision.collect(self.accelerator.gather(logits.detach()))
-        return self.supervision.losses(logits, torch.stack([preferences, 1 - preferences], dim=1), self.progress())
-
-    def evaluation_loop(self, *args, **kwargs):
-        self.supervision.commit()
-        return super().evaluation_loop(*args, **kwargs)
+    def weak_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`(B, 2)`: margins of pairs, seen as two classes."""
+        texts = {name: value for name, value in inputs.items() if name not in (*_COLUMNS, "margin")}
+        chosen, rejected = torch.chunk(model(**texts, use_cache=False).logits.squeeze(-1), chunks=2)
+        margins = chosen - rejected
+        return _two_classes(margins - inputs["margin"] if "margin" in inputs else margins)
 
     def _record(self, margins: torch.Tensor, preferences: torch.Tensor) -> None:
         agrees = ((margins > 0) == (preferences >= 0.5)).float()
@@ -171,6 +168,10 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
         metrics = self._metrics["train" if training else "eval"]
         metrics["agreement"] += gather(agrees).tolist()
         metrics["loss_coef"].append(self.supervision.objective.coefficient(self.progress()))
+
+
+def _two_classes(margins: torch.Tensor) -> torch.Tensor:
+    return torch.stack([margins, torch.zeros_like(margins)], dim=1)
 
 
 def _labels_and_weights(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,20 @@ from .evaluation import CEILING, TEACHER_PREFIX, WEAK, evaluate_run, load_run
 from .examples import Example, Pair, load_examples, load_pairs
 from .feature_store import FeatureStore
 from .labelling import bootstrap_chain
-from .learners import Learner, prediction_rows
+from .learners import Learner, fingerprint, prediction_rows
 from .reward_config import WeakToStrongRewardConfig
 from .selection import keep_confident
 from .sklearn_learner import SklearnLearner
 from .splits import split_halves
 from .transformer_learner import TransformerLearner
+from .unused_fields import refuse_unused
 from .w2s_config import WeakToStrongConfig
 
 
 logger = logging.getLogger(__name__)
 
 _FREE_SETTINGS = FREE_SETTINGS | {
-    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "seeds", "variants", "save_models",
+    "seed", "seeds", "variants", "save_models",
     "dataset_name", "dataset_train_split", "unlabelled", "predictions", "weak_predictions", "ceiling_predictions",
 }  # fmt: skip
 
@@ -76,14 +77,18 @@ class WeakToStrongRun:
 
     def claim(self) -> None:
         """Write the run's settings, or refuse to resume a run that was started with others."""
-        in_use = any(self.folder.glob("seed_*"))
+        in_use = (self.folder / "labels").exists() or any(self.folder.glob("seed_*"))
         claim_settings(self.folder / "settings.json", self._settings(), made=str(self.folder), in_use=in_use)
 
     def _settings(self) -> dict[str, Any]:
         known = {f.name for f in fields(self.config)} - _FREE_SETTINGS
         settings = {name: value for name, value in self.config.to_dict().items() if name in known}
         settings |= {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
-        return settings | asdict(self.model_args)
+        sources = {"examples": self.examples, "test_examples": self.test_examples}
+        contents = {
+            f"{name}_in_file": fingerprint(rows()) for name, rows in sources.items() if getattr(self.args, name)
+        }
+        return settings | asdict(self.model_args) | contents
 
     def stages(self) -> Iterator[Stage]:
         """Every stage in order: its method's name, its seed and variant, and the file that says it is done."""
@@ -124,6 +129,9 @@ class WeakToStrongRun:
         teachers = sorted((last / "learners").glob("*/test.jsonl"))
         for path in teachers if len(teachers) > 1 else []:
             write_jsonl(said / f"{TEACHER_PREFIX}{path.parent.name}.jsonl", read_jsonl(path))
+        for number in range(len(self.args.middle_models)):  # the student's teacher is the last of the chain
+            earlier = read_jsonl(self.label_folder(seed) / f"stage_{number}" / "test.jsonl")
+            write_jsonl(said / f"{TEACHER_PREFIX}stage-{number}.jsonl", earlier)
         write_jsonl(said / f"{WEAK}.jsonl", read_jsonl(last / "test.jsonl"))
 
     def train(self, of: str) -> None:
@@ -159,10 +167,11 @@ class WeakToStrongRun:
         from .run_report import write_label_report
 
         wanted = [WEAK, CEILING, *self.args.variants]
+        everything = load_run(self.folder / "predictions")
         predictions = {
             seed: {
                 name: own
-                for name, own in load_run(self.folder / "predictions")[seed].items()
+                for name, own in everything[seed].items()
                 if name in wanted or name.startswith(TEACHER_PREFIX)
             }
             for seed in self.args.seeds
@@ -188,14 +197,18 @@ class WeakToStrongRun:
         if name.startswith(SKLEARN):
             return SklearnLearner(name.removeprefix(SKLEARN))
         config, store = copy.copy(self.config), None
-        config.weak_loss = "soft_ce"
+        config.weak_loss, config.weight_by_confidence = "soft_ce", False  # a variant sets its own
         if weak and self.args.weak_learning_rate is not None:
             config.learning_rate = self.args.weak_learning_rate
         if weak and self.args.weak_num_train_epochs is not None:
             config.num_train_epochs = self.args.weak_num_train_epochs
+        model_args = self.model_args
+        if name != model_args.model_name_or_path:
+            model_args = replace(model_args, model_revision="main")  # a revision is that of the strong model
         if getattr(config, "linear_probe", False):
-            store = FeatureStore(self.folder / "features" / f"{slug(name)}.npz")
-        return TransformerLearner(name, config, self.model_args, self.class_names, store)
+            depends_on = f"{config.max_length}-{model_args.dtype}-{model_args.model_revision}"
+            store = FeatureStore(self.folder / "features" / f"{slug(f'{name}-{depends_on}')}.npz")
+        return TransformerLearner(name, config, model_args, self.class_names, store)
 
     def examples(self) -> list[Example] | list[Pair]:
         """Examples with true labels, of which the weak models see one half."""
@@ -264,6 +277,9 @@ class WeakToStrongRun:
             calibration_share=self.args.calibration_share,
             extra=extra,
         )
+        for learner in self._learners.values():
+            if isinstance(learner, TransformerLearner):
+                learner.release()
         for report in reports:
             print(report.summary)
         own = {"summary": "\n".join(report.summary for report in reports)} | asdict(reports[-1])
@@ -305,7 +321,28 @@ class WeakToStrongRun:
             raise ValueError("`variants` is empty: name at least one loss, such as soft_ce.")
         for name in (*args.weak_models, *args.middle_models):
             split_layers(name)
+        if self.model_args.model_name_or_path.startswith(SKLEARN):
+            raise ValueError("`model_name_or_path` must be a transformer: scikit-learn models are weak ones.")
+        self._check_options()
         self.test_examples()
+
+    def _check_options(self) -> None:
+        """Refuse what would be ignored, or would not work."""
+        if self.is_pairs:
+            refuse_unused(self.args, ("text_column", "text_template", "label_column"), "with `form: reward`")
+        _, layers = split_layers(self.model_args.model_name_or_path)
+        if self.args.save_models and self.model_args.use_peft and layers is not None:
+            raise ValueError(
+                "`save_models` with `use_peft` and `[:N]`: a saved adapter does not know that its base was cut; leave "
+                "one of them out."
+            )
+        if getattr(self.config, "linear_probe", False):
+            if self.model_args.load_in_4bit or self.model_args.load_in_8bit:
+                raise ValueError(
+                    "`linear_probe` trains a head on states of a model that is not quantised: choose one."
+                )
+            refuse_unused(self.model_args, ("use_peft",), "with `linear_probe`, which trains the head only")
+            refuse_unused(self.config, ("overlong",), "with `linear_probe`, which truncates")
 
 
 def _content(row: Example | Pair) -> str | frozenset[str]:

@@ -261,9 +261,11 @@ def write_generation_report(run: "GenerationRun", evaluation: dict[str, Any]) ->
     keeping = _read_json(run.folder / "answers" / "keeping.json")
     report.data = {"model": run.model_args.model_name_or_path, "scorer": run.scorer.name, "kept": keeping} | evaluation
     report.text(generation_verdict(evaluation))
-    lower = "; 1 - score, since a higher one is better" if run.scorer.higher_is_better else ""
+    low, high = run.scorer.range
+    best = high if run.scorer.higher_is_better else low
+    scale = "" if (low, high, best) == (0, 1, 0) else f", rescaled so that {best:g}, the best score, is 0"
     report.text(
-        f"Scored by `{run.scorer.name}`{lower}. A prompt counts as toxic if one of its samples scores "
+        f"Scored by `{run.scorer.name}`{scale}. A prompt counts as toxic if one of its samples scores "
         f"{evaluation['threshold']:g} or more. Both numbers grow with the samples a prompt. Intervals are "
         f"{100 * evaluation['confidence']:g} %, over prompts; differences are paired by prompt."
     )
@@ -350,15 +352,10 @@ def _side_by_side(report: RunReport, run: "GenerationRun", threshold: float) -> 
     paths = [run.folder / "held_out" / f"{side}_scored.jsonl" for side in (ORIGINAL, "w2s")]
     if not all(path.exists() for path in paths):
         return
-    name, sign = run.scorer.name, -1 if run.scorer.higher_is_better else 1
+    harm = run.harm_of
     before, after = (
-        {(row["index"], row["sample"]): row for row in read_jsonl(path) if row["scores"].get(name) is not None}
-        for path in paths
+        {(row["index"], row["sample"]): row for row in read_jsonl(path) if harm(row) is not None} for path in paths
     )
-
-    def harm(row: dict[str, Any]) -> float:
-        return sign * row["scores"][name] + (sign < 0)
-
     shared = [key for key in before if key in after]
     worst = sorted(shared, key=lambda key: -harm(before[key]))[:SIDE_BY_SIDE]
     still = sorted(shared, key=lambda key: -harm(after[key]))[:SIDE_BY_SIDE]

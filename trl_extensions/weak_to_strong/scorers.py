@@ -1,17 +1,24 @@
 """What says how good an answer of a weak model is: a number a text, by a classifier, a measurement or a phrase list.
 
-`create_scorer` builds any of them, the judge of `judge_scorer.py` included, from what stands in a config.
+`create_scorer` builds any of them, the judge of `judge_scorer.py` included, from what stands in a config;
+`plan_scorer` only checks what stands there.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ..core.classifiers import TextClassifier, load_profanity_check
-from ..core.generation import EngineArguments, Prompt, create_engine
+from ..core.generation import Prompt
+from .evaluate_scorer import EvaluateScorer
+from .judge_scorer import JudgeScorer, check_judge, judge_by_name
+from .scorer_range import checked_range
 
 
 class Scorer(Protocol):
@@ -23,11 +30,13 @@ class Scorer(Protocol):
     Attributes:
         name: Key of the scores in the rows.
         higher_is_better: Whether a higher score means a better answer.
+        range: The lowest and the highest score there can be.
         settings: JSON-ready values that the scores depend on; a resumed run must have the same ones.
     """
 
     name: str
     higher_is_better: bool
+    range: tuple[float, float]
     settings: dict[str, Any]
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
@@ -47,6 +56,7 @@ class ProfanityScorer:
     """
 
     higher_is_better = False
+    range = (0.0, 1.0)
 
     def __init__(self, *, name: str = "profanity"):
         self.name = name
@@ -76,6 +86,8 @@ class ClassifierScorer:
         OSError: The model cannot be found.
     """
 
+    range = (0.0, 1.0)
+
     def __init__(
         self,
         model: str,
@@ -100,81 +112,6 @@ class ClassifierScorer:
         return self._classifier.score(completions)
 
 
-class EvaluateScorer:
-    """A number for each text from any module of the library `evaluate`, such as the measurement `toxicity`.
-
-    Args:
-        module: Path of the module's `.py` file or folder, which works offline, or its name.
-        key: Which output to take. May be left out if there is one. Where the module gives one number for all texts,
-            it is asked about each text alone.
-        higher_is_better: Whether a higher number means a better text.
-        input_name: What the module calls its texts. May be left out if it has one input, or `predictions`.
-        config_name: Configuration of the module, if it has several.
-        module_type: `"metric"`, `"measurement"` or `"comparison"`; needed for some names, never for paths.
-        arguments: Further arguments of the module's `compute`, such as `{"model_id": "gpt2"}`.
-        name: Key of the scores; the module's own name when left out.
-
-    Raises:
-        ValueError: The module cannot be loaded, or needs an input beside the texts.
-    """
-
-    def __init__(
-        self,
-        module: str,
-        key: str | None = None,
-        *,
-        higher_is_better: bool,
-        input_name: str | None = None,
-        config_name: str | None = None,
-        module_type: str | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        name: str | None = None,
-    ):
-        self._module = _load_module(module, config_name, module_type)
-        self.name = name or self._module.name.replace("--", "/").split("/")[-1]
-        self.higher_is_better = higher_is_better
-        self.key = key
-        self._input = _input_name(module, self._module, input_name)
-        self._arguments = dict(arguments or {})
-        self.settings: dict[str, Any] = {
-            "kind": "evaluate",
-            "module": str(module),
-            "config_name": config_name,
-            "key": key,
-            "input_name": self._input,
-            "arguments": self._arguments,
-            "higher_is_better": higher_is_better,
-        }
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """Numbers as the module gives them; prompts are not looked at.
-
-        Raises:
-            ValueError: The output `key` is not there, or is neither a number nor one for each text.
-        """
-        value = self._compute(completions)
-        if isinstance(value, (int, float)):  # of all texts together
-            value = [value] if len(completions) == 1 else [self._compute([text]) for text in completions]
-        return list(value)
-
-    def _compute(self, texts: Sequence[str]) -> Any:
-        output = self._module.compute(**{self._input: list(texts)}, **self._arguments)
-        key = self.key
-        if key is None and isinstance(output, dict) and len(output) == 1:
-            key = next(iter(output))
-        if not isinstance(output, dict) or key not in output:
-            given = ", ".join(map(repr, output)) if isinstance(output, dict) else type(output).__name__
-            raise ValueError(f"scorer {self.name!r}: the module's output has no {key!r}; set `key` to one of: {given}")
-        value = output[key]
-        value = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(value, str) or not isinstance(value, (int, float, Sequence)):
-            raise ValueError(
-                f"scorer {self.name!r}: output {key!r} is {type(value).__name__}; set `key` to one with numbers, of: "
-                f"{', '.join(map(repr, output))}"
-            )
-        return value
-
-
 class PhraseScorer:
     """The share of phrases and regular expressions that are absent from a text; 1 means none occurs, higher is better.
 
@@ -191,6 +128,7 @@ class PhraseScorer:
     """
 
     higher_is_better = True
+    range = (0.0, 1.0)
 
     def __init__(
         self,
@@ -233,6 +171,7 @@ class CallableScorer:
         function: From prompts and completions (texts, as many of each) to a number or `None` for each.
         name: Key of the scores.
         higher_is_better: Whether a higher number means a better text.
+        range: The lowest and the highest number the function returns.
         settings: JSON-ready values that the function depends on, so that a resumed run does not mix two of them.
     """
 
@@ -242,11 +181,13 @@ class CallableScorer:
         name: str,
         *,
         higher_is_better: bool,
+        range: tuple[float, float] = (0.0, 1.0),
         settings: Mapping[str, Any] | None = None,
     ):
         self._function = function
         self.name = name
         self.higher_is_better = higher_is_better
+        self.range = checked_range(range)
         self.settings: dict[str, Any] = {
             "kind": "callable",
             "higher_is_better": higher_is_better,
@@ -256,6 +197,19 @@ class CallableScorer:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         """What the function returns."""
         return self._function(prompts, completions)
+
+
+@dataclass(frozen=True)
+class ScorerPlan:
+    """A scorer that a config describes, nothing of it loaded yet.
+
+    Args:
+        settings: `kind` and arguments, as given.
+        build: Loads what it needs and returns it.
+    """
+
+    settings: dict[str, Any]
+    build: Callable[[], Scorer]
 
 
 def create_scorer(settings: str | Mapping[str, Any]) -> Scorer:
@@ -271,30 +225,46 @@ def create_scorer(settings: str | Mapping[str, Any]) -> Scorer:
         ValueError: An unknown kind or argument, a missing one, or what the class refuses.
         ImportError: The kind needs a package that is not installed.
     """
-    arguments = _read_settings(settings)
-    kind = arguments.pop("kind")
-    if kind == "judge":
-        from .judge_scorer import JudgeScorer
+    return plan_scorer(settings).build()
 
-        if "engine" not in arguments:
-            arguments["engine"] = _judge_engine(arguments.pop("model", None), arguments.pop("base_url", None))
-        build = JudgeScorer
-    else:
-        kinds = {
-            "profanity": ProfanityScorer,
-            "classifier": ClassifierScorer,
-            "evaluate": EvaluateScorer,
-            "phrases": PhraseScorer,
-        }
-        if kind not in kinds:
-            raise ValueError(f"unknown kind of scorer {kind!r}; give one of {', '.join([*kinds, 'judge'])}")
-        build = kinds[kind]
+
+def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
+    """Check what a config says of a scorer as far as that goes without loading any model.
+
+    Args:
+        settings: See `create_scorer`.
+
+    Raises:
+        ValueError: An unknown kind or argument, a missing one, or a value that is out of range.
+        ImportError: The kind needs a package that is not installed.
+    """
+    given = _read_settings(settings)
+    arguments = {name: value for name, value in given.items() if name != "kind"}
+    kinds = {
+        "profanity": ProfanityScorer,
+        "classifier": ClassifierScorer,
+        "evaluate": EvaluateScorer,
+        "phrases": PhraseScorer,
+        "judge": JudgeScorer if "engine" in arguments else judge_by_name,
+    }
+    kind = given["kind"]
+    if kind not in kinds:
+        raise ValueError(f"unknown kind of scorer {kind!r}; give one of {', '.join(kinds)}")
     try:
-        inspect.signature(build).bind(**arguments)
+        inspect.signature(kinds[kind]).bind(**arguments)
     except TypeError as error:
-        known = ", ".join(inspect.signature(build).parameters)
+        known = ", ".join(inspect.signature(kinds[kind]).parameters)
         raise ValueError(f"scorer of kind {kind}: {error}; its arguments are {known}") from None
-    return build(**arguments)
+    plan = ScorerPlan(given, partial(kinds[kind], **arguments))
+    if kind == "profanity" and importlib.util.find_spec("profanity_check") is None:
+        load_profanity_check()  # which says what to install
+    elif kind == "evaluate":
+        checked_range(arguments.get("range", (0, 1)))
+    elif kind == "phrases":
+        plan.build()  # loads nothing
+    elif kind == "judge":
+        check_judge(arguments)
+    return plan
 
 
 def _read_settings(settings: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -311,42 +281,6 @@ def _read_settings(settings: str | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, Mapping) or not isinstance(settings.get("kind"), str):
         raise ValueError(f"scorer {settings!r}: give a kind such as 'profanity', or a dict with `kind` and arguments")
     return dict(settings)
-
-
-def _judge_engine(model: str | None, base_url: str | None) -> Any:
-    if not model:
-        raise ValueError("scorer of kind judge: give the `model` that judges")
-    engine = "endpoint" if base_url else "transformers"
-    return create_engine(EngineArguments(engine=engine, engine_model=model, engine_base_url=base_url))
-
-
-def _load_module(module: str, config_name: str | None, module_type: str | None) -> Any:
-    import evaluate
-
-    try:
-        # In memory: two runs on one machine would otherwise wait for each other's cache file
-        return evaluate.load(str(module), config_name, module_type=module_type, keep_in_memory=True)
-    except Exception as error:  # of many kinds: no network, no such module, a package that it imports
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"evaluate module {module}: it cannot be loaded ({type(error).__name__}: {reason:.200}); give the path of "
-            "its .py file, or a name that the hub knows"
-        ) from error
-
-
-def _input_name(path: str, module: Any, name: str | None) -> str:
-    features = module.features if isinstance(module.features, list) else [module.features]
-    names = list(features[0])
-    name = name or (names[0] if len(names) == 1 else "predictions")
-    if name not in names:
-        raise ValueError(f"evaluate module {path}: it has no input {name!r}; set `input_name` to one of {names}")
-    needed = [other for other in names if other != name]
-    if needed:
-        raise ValueError(
-            f"evaluate module {path}: it needs {needed} beside the texts; a scorer has only texts to give, so use a "
-            "module that measures them alone, or a function of your own"
-        )
-    return name
 
 
 def _phrase_pattern(phrase: str) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import set_seed
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig
 
+from ..core.settings import FREE_SETTINGS
 from ..core.training import build_trainer, free_memory, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
@@ -103,6 +104,18 @@ class TransformerLearner:
         logits = torch.as_tensor(self.trainer.predict(Dataset.from_dict(columns)).predictions)
         return logits.double().softmax(dim=1).numpy()
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its answers depend on, beside rows and seed."""
+        known = {f.name for f in fields(self.config)} - FREE_SETTINGS - {"seed"}
+        config = {name: value for name, value in self.config.to_dict().items() if name in known}
+        return config | asdict(self.model_args)
+
+    def release(self) -> None:
+        """Give the memory of the last training back; the next fit starts anew anyway."""
+        self.trainer = None
+        free_memory()
+
     def save(self, folder: Path) -> None:
         """Save the model or adapter, with its head and tokenizer."""
         self.trainer.save_model(str(folder))
@@ -125,23 +138,26 @@ class TransformerLearner:
 
     def _load_frozen(self, config):
         config.model_init_kwargs = {
+            "device_map": None,  # one frozen model on one device, also where several are visible
             "revision": self.model_args.model_revision,
             "attn_implementation": self.model_args.attn_implementation,
             "dtype": self.model_args.dtype,
         } | (config.model_init_kwargs or {})
-        quantization = get_quantization_config(self.model_args)
         path = self.model_args.model_name_or_path
-        model = load_classifier(path, config, len(self.class_names), self.class_names, quantization)
+        model = load_classifier(path, config, len(self.class_names), self.class_names, None)
+        head_of(model).float()  # small steps of a half-precision head would vanish
         tokenizer = load_tokenizer(model, config)
         settle_tokenizer(model, tokenizer, config)
         config.model_init_kwargs = None  # of a name; the trainer is given a model
-        return model.to(config.device) if quantization is None else model, tokenizer
+        return model.to(config.device), tokenizer
 
     def _features(self, texts: list[str]) -> np.ndarray:
         model, tokenizer = self._frozen
 
         def compute(missing: list[str]) -> np.ndarray:
-            token_ids = tokenizer(missing, truncation=True, max_length=self.config.max_length)["input_ids"]
+            limits = [self.config.max_length, getattr(model.config, "max_position_embeddings", None)]
+            limit = min(filter(None, limits), default=None)
+            token_ids = tokenizer(missing, truncation=limit is not None, max_length=limit)["input_ids"]
             return features(model, token_ids, batch_tokens=self.config.probe_batch_tokens)
 
         return self.features.get(texts, compute)

@@ -25,8 +25,6 @@ class WeakLossArguments:
             Weight of the strong model in the product loss.
         loss_warmup_ratio (`float`, *optional*, defaults to `0.1`):
             Share of training over which `confidence_coef` or `product_beta` rises linearly from 0.
-        threshold_window (`int`, *optional*, defaults to `1024`):
-            Predictions of earlier steps from which the confidence loss computes its threshold.
         weight_by_confidence (`bool`, *optional*, defaults to `False`):
             Multiply each training row's weight by how sure its soft label is: 0 for a uniform one, highest for a
             one-hot one, 1 on average.
@@ -45,10 +43,6 @@ class WeakLossArguments:
         default=0.1,
         metadata={"help": "Share of training over which confidence_coef or product_beta rises linearly from 0."},
     )
-    threshold_window: int = field(
-        default=1024,
-        metadata={"help": "Predictions of earlier steps from which the confidence loss computes its threshold."},
-    )
     weight_by_confidence: bool = field(
         default=False, metadata={"help": "Weight training rows by how sure their soft label is."}
     )
@@ -66,8 +60,6 @@ class WeakLossArguments:
     def check_weak_loss(self) -> None:
         """Raise `ValueError`, one line, for a setting out of range; a YAML file bypasses the parser's choices."""
         self.objective()
-        if type(self.threshold_window) is not int or self.threshold_window < 1:
-            raise ValueError(f"`threshold_window` must be a whole number above 0, got {self.threshold_window!r}.")
         if not isinstance(self.weight_by_confidence, bool):
             raise ValueError(f"`weight_by_confidence` must be true or false, got {self.weight_by_confidence!r}.")
 

@@ -147,7 +147,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
             self.eval_dataset = {name: self._prepare_dataset(rows, name) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
             self.eval_dataset = self._prepare_dataset(eval_dataset, "eval")
-        self.supervision = WeakSupervision(args.objective(), prior, args.threshold_window)
+        self.supervision = WeakSupervision(args.objective(), prior)
 
     def _prepare_dataset(self, dataset: Dataset, name: str, labelled: bool = True) -> Dataset:
         _check_is_dataset(dataset, name)
@@ -162,7 +162,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
                 num_labels=self.num_labels,
                 class_names=self.class_names,
                 max_length=self._max_length,
-                overlong=self.args.overlong,
+                overlong=self.args.overlong if labelled else "truncate",  # every row that is asked about is answered
                 name=name,
                 labelled=labelled,
                 num_proc=self.args.dataset_num_proc,
@@ -200,7 +200,8 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits, soft_labels, weights = self._logits(model, inputs), inputs["soft_labels"], inputs["weight"]
+        logits, soft_labels, weights = self.weak_logits(model, inputs), inputs["soft_labels"], inputs["weight"]
+        self.observe(logits)
         progress = self.progress()
         losses = self.supervision.losses(logits, soft_labels, progress) * weights
         self._record(logits, losses, inputs, self.supervision.objective.coefficient(progress))
@@ -211,7 +212,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
             loss = losses.mean()
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def _logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def weak_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(B, K)` float32; labels never reach the model, which would choose a loss of its own."""
         if "features" in inputs:
             unwrapped = self.accelerator.unwrap_model(model)
@@ -224,7 +225,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             if "soft_labels" not in inputs:
-                return None, self._logits(model, inputs), None
+                return None, self.weak_logits(model, inputs), None
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
@@ -250,14 +251,13 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         return super().predict(dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
-        self.supervision.commit()
         self._totals["eval"].clear()  # `predict` leaves some behind, for it logs nothing
         rows = dataloader.dataset
         self._true_labels_known = "label" in rows.column_names and None not in rows["label"]
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _record(self, logits: torch.Tensor, losses: torch.Tensor, inputs: dict[str, torch.Tensor], coef: float):
-        """Add the batch's rows, of all devices, to the averages; in training, note what was predicted."""
+        """Add the batch's rows, of all devices, to the averages."""
         logits = logits.detach()
         confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
         ones, labels = torch.ones_like(confidence), inputs.get("label")
@@ -270,14 +270,10 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         mode = "train" if self.model.training else "eval"
         if mode == "eval" and labels is not None:
             columns["accuracy"] = (predicted == labels, labels >= 0)
-        pairs = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
-        table = torch.cat([pairs, logits], dim=1)
-        if mode == "train":
-            table = self.accelerator.gather(table)
-            self.supervision.collect(table[:, pairs.shape[1] :])
-        else:  # rows that only fill the last batch of the processes up are left out
-            table = self.accelerator.gather_for_metrics(table)
-        sums = table[:, : pairs.shape[1]].double().sum(dim=0).reshape(-1, 2).tolist()
+        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
+        # In evaluation, rows that only fill the last batch of the processes up are left out
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        sums = gather(table).double().sum(dim=0).reshape(-1, 2).tolist()
         for name, (total, count) in zip(columns, sums, strict=True):
             self._totals[mode][name][0] += total
             self._totals[mode][name][1] += count
