@@ -24,7 +24,7 @@ endif
 help:
 	@echo "make demo       train SmolLM2-135M to follow written principles, and write a report (CPU, about ten minutes)"
 	@echo "make demo-tnt   take a stock phrase out of the same model, and show what else changed (about six minutes)"
-	@echo "make demo-w2s   train the same model on the labels of its own first layers, and show what it recovered"
+	@echo "make demo-w2s   train the same model on the labels of its own first layers, and show what it recovered (two minutes)"
 	@echo "make test       the tests, without those that need the real model"
 	@echo "make test-slow  only those that need the real model; make test-all: both"
 	@echo "make lint       ruff check and format; make format: fix what ruff can fix"
