@@ -129,6 +129,12 @@ def test_groups_stay_on_one_side(arguments, tmp_path):
         assert texts <= labelled or not texts & labelled
 
 
+def test_groups_on_both_sides_of_the_test_are_said(arguments, tmp_path, caplog):
+    assert main(["w2s", "label", *arguments, "--group_column", "topic"]) == 0
+    # Topics 0 to 3 of the test rows are topics of training rows too
+    assert "4 groups (0, ...) have rows in `examples` and in the test" in caplog.text
+
+
 def test_label_then_train(arguments, tmp_path):
     assert main(["w2s", "label", *arguments]) == 0
     made = tmp_path / "out" / "weak_labels.jsonl"

@@ -230,6 +230,9 @@ class WeakToStrongRun:
             )
         if len(new) < len(rows):
             logger.warning("%d of %d test examples are among `examples` and left out", len(rows) - len(new), len(rows))
+        shared = {row.group for row in self.examples()} & {row.group for row in new} - {None} if known else ()
+        if shared:
+            logger.warning("%d groups (%s, ...) have rows in `examples` and in the test", len(shared), min(shared))
         self._loaded["test"] = new
         return new
 
