@@ -133,7 +133,7 @@ def _evaluate(argv: list[str]) -> None:
 def _run(argv: list[str]) -> None:
     import torch
 
-    from trl_extensions.tnt.run_report import summary_of
+    from trl_extensions.core.report import first_paragraph
 
     refuse_launcher()
     launch, own = split_launch_arguments(_parser("run"), argv)
@@ -145,7 +145,7 @@ def _run(argv: list[str]) -> None:
     # A process of its own gives a GPU's memory back whatever held it, and a launcher needs one anyway
     separate = bool(launch) or run.engine_args.engine == "vllm" or torch.cuda.is_available()
     path = run.execute(in_own_process if separate else None)
-    print(f"\n{summary_of(path)}\n\nreport: {path}")
+    print(f"\n{first_paragraph(path)}\n\nreport: {path}")
 
 
 def _stage(argv: list[str]) -> None:

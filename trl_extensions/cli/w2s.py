@@ -114,6 +114,8 @@ def _evaluate(argv: list[str]) -> None:
 def _run(argv: list[str]) -> None:
     import torch
 
+    from trl_extensions.core.report import first_paragraph
+
     refuse_launcher()
     launch, own = split_launch_arguments(_parser("run", _form(argv)), argv)
     run = _parse("run", own)
@@ -126,7 +128,7 @@ def _run(argv: list[str]) -> None:
     # A process of its own gives a GPU's memory back whatever held it, and a launcher needs one anyway
     separate = bool(launch) or (torch.cuda.is_available() and not getattr(run.config, "linear_probe", False))
     path = run.execute(in_own_process if separate else None)
-    print(f"\n{run.summary()}\n\nreport: {path}")
+    print(f"\n{first_paragraph(path)}\n\nreport: {path}")
 
 
 def _stage(argv: list[str]) -> None:

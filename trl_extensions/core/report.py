@@ -44,6 +44,11 @@ class RunReport:
         return folder / "report.md"
 
 
+def first_paragraph(report: Path) -> str:
+    """What a report says first."""
+    return report.read_text(encoding="utf-8").split("\n\n")[1]
+
+
 def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Replace a file's text so that a kill leaves the old or the new one, never a part."""
     path = Path(path)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ FREE_SETTINGS = {
     "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
     "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_eval_batch_size",
 }  # fmt: skip
+
+
+def binding_settings(config: Any, free: Set[str] = FREE_SETTINGS) -> dict[str, Any]:
+    """The fields of a trainer's configuration, JSON-ready, that a resumed run must share: all but the free ones."""
+    known = {f.name for f in fields(config)} - free
+    return {name: value for name, value in config.to_dict().items() if name in known}
 
 
 def claim_settings(path: str | os.PathLike, settings: dict[str, Any], *, made: str, in_use: bool) -> None:

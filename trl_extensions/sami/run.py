@@ -23,7 +23,7 @@ from trl import ModelConfig
 from ..core.generation import EngineArguments, GenerationParams
 from ..core.models import ModelSource
 from ..core.queries import Query, load_queries
-from ..core.settings import FREE_SETTINGS, claim_settings
+from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
 from ..core.stages import Stage, finish, perform_missing
 from ..core.training import fit, last_checkpoint
 from .arguments import SAMIArguments
@@ -87,8 +87,7 @@ class SAMIRun:
         What only training depends on may still change as long as no round has been trained.
         """
         trained = any(self.folder.glob("round_*/model"))
-        known = {f.name for f in fields(SAMIConfig)} - _FREE_SETTINGS
-        config = {name: value for name, value in self.config.to_dict().items() if name in known}
+        config = binding_settings(self.config, _FREE_SETTINGS)
         args = {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
         sampling = {name: config.pop(name) for name in ("seed", "prompt_template")}
         training = config | {name: args.pop(name) for name in _TRAINING_ARGUMENTS}

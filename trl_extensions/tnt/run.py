@@ -22,7 +22,7 @@ from ..core.jsonl import read_jsonl
 from ..core.models import ModelSource
 from ..core.prompt_arguments import PromptArguments
 from ..core.queries import Query
-from ..core.settings import FREE_SETTINGS, claim_settings
+from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
 from ..core.stages import Stage, finish, perform_missing
 from ..core.training import fit, last_checkpoint
 from .annotation import Annotator, annotate_rows
@@ -107,8 +107,7 @@ class TNTRun:
         )
 
     def _training_settings(self) -> dict[str, Any]:
-        known = {f.name for f in fields(TNTConfig)} - _FREE_SETTINGS
-        settings = {name: value for name, value in self.config.to_dict().items() if name in known}
+        settings = binding_settings(self.config, _FREE_SETTINGS)
         other = _FREE_SETTINGS | set(_SAMPLING_ARGUMENTS)
         settings |= {name: value for name, value in asdict(self.args).items() if name not in other}
         return settings | asdict(self.model_args)

@@ -38,11 +38,6 @@ def write_run_report(run: "TNTRun") -> Path:
     return report.write(run.folder)
 
 
-def summary_of(report: Path) -> str:
-    """What a report says first."""
-    return report.read_text(encoding="utf-8").split("\n\n")[1]
-
-
 def verdict(evaluation: dict[str, Any]) -> str:
     """Both axes in a few sentences."""
     before, after = (evaluation[side]["greedy"]["share"] for side in ("original", "patched"))

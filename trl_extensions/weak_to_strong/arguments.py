@@ -153,8 +153,3 @@ def split_layers(name: str) -> tuple[str, int | None]:
     if match is None or "[" in match[1] or match[2] == "0":
         raise ValueError(f"{name!r}: write NAME[:4] for the first 4 layers of a model.")
     return match[1], int(match[2]) if match[2] else None
-
-
-def slug(name: str) -> str:
-    """A model's name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")

@@ -79,6 +79,14 @@ def settle_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
+    """The most tokens a text may have: `max_length`, or less where the model or its tokenizer takes less."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # A tokenizer that knows no limit says 10 to the 30
+    known = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
+    return min((limit for limit in (max_length, positions, known) if limit), default=None)
+
+
 def wrap_classifier(
     model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: WeakToStrongConfig
 ) -> PreTrainedModel | PeftModel:

@@ -13,13 +13,14 @@ from ..core.settings import claim_settings
 from ..core.training import fit, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
+from .classifier import longest_input
 from .evaluation import CEILING, WEAK, Predictions, evaluate_run, scores
 from .examples import Pair, load_examples, load_pairs
 from .generation_run import GenerationRun, training_settings
 from .learners import prediction_rows
 from .reward_trainer import WeakToStrongRewardTrainer
 from .run import WeakToStrongRun
-from .saved_model import load_saved, longest_input, saved_class_names
+from .saved_model import load_saved, saved_class_names
 from .sequence_logits import pair_probabilities, sequence_logits
 from .splits import split_halves
 from .training_rows import read_rows, source_settings, training_set

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from .ensembles import confidence
 from .row_values import check_row_values
 
 
@@ -156,7 +157,7 @@ def mean_soft_label(dataset: Dataset) -> np.ndarray:
 
 
 def confidence_weights(soft_labels: np.ndarray) -> np.ndarray:
-    """How sure soft labels are: `(max - 1/K) / (1 - 1/K)`, scaled to a mean of 1.
+    """How sure soft labels are, see `ensembles.confidence`, scaled to a mean of 1.
 
     Args:
         soft_labels: `(N, K)`.
@@ -167,8 +168,7 @@ def confidence_weights(soft_labels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: Every soft label is uniform.
     """
-    uniform = 1 / soft_labels.shape[1]
-    sure = ((soft_labels.max(axis=1) - uniform) / (1 - uniform)).clip(min=0)
+    sure = confidence(soft_labels)
     if not sure.mean() > 1e-9:
         raise ValueError("Every soft label is uniform, so none is more certain: set `weight_by_confidence` to False.")
     return sure / sure.mean()

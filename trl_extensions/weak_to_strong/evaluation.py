@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.jsonl import read_jsonl
 from .agreement import agreement_with_weak
+from .calibration import expected_calibration_error
 from .pgr import (
     percentiles,
     performance_gap_recovered,
@@ -31,7 +32,6 @@ WEAK, CEILING, TEACHER_PREFIX = "weak", "ceiling", "weak:"
 GAP_SCORES = ("accuracy", "balanced_accuracy")
 # Probabilities written with few digits do not sum to exactly 1.
 SUM_TOLERANCE = 1e-3
-CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def scores(predictions: Predictions) -> dict[str, float]:
     if probs.shape[1] == 2:
         result["f1_positive"] = f1_score(labels, predicted, pos_label=1, average="binary", zero_division=0)
     result["nll"] = log_loss(labels, probs, labels=np.arange(probs.shape[1]))
-    result["ece"] = _calibration_error(predictions)
+    result["ece"] = expected_calibration_error(probs, labels)
     return {name: float(value) for name, value in result.items()}
 
 
@@ -210,13 +210,6 @@ def _checked_label(label: Any, classes: int, place: str) -> int:
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < classes:
         raise ValueError(f"{place}: label {label!r} is not one of 0 to {classes - 1}; test rows need their true class")
     return int(label)
-
-
-def _calibration_error(predictions: Predictions) -> float:
-    confidence = predictions.probs.max(axis=1)
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-    excess = confidence - (predictions.predicted == predictions.labels)
-    return np.abs(np.bincount(bins, excess, CALIBRATION_BINS)).sum() / len(confidence)
 
 
 def _row_sums(predictions: Predictions) -> np.ndarray:

@@ -14,7 +14,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,15 @@ from ..core.models import ModelSource
 from ..core.queries import Query
 from ..core.report import write_atomically
 from ..core.sampling import completion_text
-from ..core.settings import FREE_SETTINGS, claim_settings
+from ..core.settings import binding_settings, claim_settings
 from ..core.stages import Stage, finish, perform_missing
 from ..core.training import fit, last_checkpoint
 from ..embedded import resolve_model_name
 from .answers import load_answers, sample_answers
-from .arguments import WeakToStrongArguments, slug
+from .arguments import WeakToStrongArguments
 from .generation_arguments import GenerationArguments
 from .keep import keep_rows, to_continuations, to_sft_dataset
+from .learners import folder_name
 from .scorer_range import check_scores, harm
 from .scorers import Scorer, plan_scorer
 from .scoring import score_rows
@@ -108,10 +109,6 @@ class GenerationRun:
     def existing_sides(self) -> list[str]:
         """Those whose model was not left for later."""
         return [side for side, model in self.sides.items() if side not in (STRONG, CEILING) or Path(model).exists()]
-
-    def summary(self) -> str:
-        """The report's first paragraph."""
-        return (self.folder / "report.md").read_text(encoding="utf-8").split("\n\n")[1]
 
     def claim(self) -> None:
         """Write the run's settings, or refuse to resume a run that was started with others.
@@ -335,7 +332,7 @@ class GenerationRun:
     def _sample(self, models: list[str], part: int, output: str, num_samples: int, side: str | None = None):
         own = self.generation_args
         return sample_answers(
-            {side or slug(name): partial(self._engine, name) for name in models},
+            {side or folder_name(name): partial(self._engine, name) for name in models},
             self._prompts()[part],
             own.params(self.config.seed),
             self.folder / output,
@@ -372,8 +369,7 @@ class GenerationRun:
 
 def training_settings(config: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
     """What training depends on, beside its rows."""
-    known = {f.name for f in fields(config)} - FREE_SETTINGS
-    return {name: value for name, value in config.to_dict().items() if name in known} | asdict(model_args)
+    return binding_settings(config) | asdict(model_args)
 
 
 def _content(prompt: str | list[dict[str, str]]) -> str:

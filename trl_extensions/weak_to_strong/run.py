@@ -15,7 +15,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from trl import ModelConfig
 
 from ..core.jsonl import read_jsonl, write_jsonl
 from ..core.report import write_atomically
-from ..core.settings import FREE_SETTINGS, claim_settings
+from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
 from ..core.stages import Stage, perform_missing
-from .arguments import WeakToStrongArguments, filter_of, parse_variant, slug, split_layers
+from .arguments import WeakToStrongArguments, filter_of, parse_variant, split_layers
 from .evaluation import CEILING, TEACHER_PREFIX, WEAK, evaluate_run, load_run
 from .examples import Example, Pair, load_examples, load_pairs
 from .feature_store import FeatureStore
 from .labelling import bootstrap_chain
-from .learners import Learner, fingerprint, prediction_rows
+from .learners import Learner, fingerprint, folder_name, prediction_rows
 from .reward_config import WeakToStrongRewardConfig
 from .selection import keep_confident
 from .sklearn_learner import SklearnLearner
@@ -81,8 +81,7 @@ class WeakToStrongRun:
         claim_settings(self.folder / "settings.json", self._settings(), made=str(self.folder), in_use=in_use)
 
     def _settings(self) -> dict[str, Any]:
-        known = {f.name for f in fields(self.config)} - _FREE_SETTINGS
-        settings = {name: value for name, value in self.config.to_dict().items() if name in known}
+        settings = binding_settings(self.config, _FREE_SETTINGS)
         settings |= {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
         sources = {"examples": self.examples, "test_examples": self.test_examples}
         contents = {
@@ -207,7 +206,7 @@ class WeakToStrongRun:
             model_args = replace(model_args, model_revision="main")  # a revision is that of the strong model
         if getattr(config, "linear_probe", False):
             depends_on = f"{config.max_length}-{model_args.dtype}-{model_args.model_revision}"
-            store = FeatureStore(self.folder / "features" / f"{slug(f'{name}-{depends_on}')}.npz")
+            store = FeatureStore(self.folder / "features" / f"{folder_name(f'{name}-{depends_on}')}.npz")
         return TransformerLearner(name, config, model_args, self.class_names, store)
 
     def examples(self) -> list[Example] | list[Pair]:
@@ -307,10 +306,6 @@ class WeakToStrongRun:
             own = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
             costs[variant] = {name: [cost[name] for cost in own] for name in own[0]}
         return costs
-
-    def summary(self) -> str:
-        """The report's first paragraph."""
-        return (self.folder / "report.md").read_text(encoding="utf-8").split("\n\n")[1]
 
     def check_inputs(self) -> None:
         """Raise a one-line `ValueError` for what is missing before anything is loaded."""

@@ -60,16 +60,6 @@ def load_saved(
     return model.to(device) if quantization is None else model, tokenizer
 
 
-def longest_input(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_length: int | None
-) -> int | None:
-    """The most tokens a text may have: `max_length`, or less where the model or its tokenizer takes less."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # A tokenizer that knows no limit says 10 to the 30
-    known = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None
-    return min((limit for limit in (max_length, positions, known) if limit), default=None)
-
-
 def _check_head(name: str, num_labels: int, options: dict[str, Any]) -> None:
     config = AutoConfig.from_pretrained(
         name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]

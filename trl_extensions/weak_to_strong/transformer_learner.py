@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import ModelConfig
 
-from ..core.settings import FREE_SETTINGS
+from ..core.settings import FREE_SETTINGS, binding_settings
 from ..core.training import build_trainer, free_memory, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
-from .classifier import load_classifier, load_tokenizer, settle_tokenizer
+from .classifier import load_classifier, load_tokenizer, longest_input, settle_tokenizer
 from .examples import Example, Pair
 from .feature_store import FeatureStore
 from .probe import features, head_of
@@ -107,9 +107,7 @@ class TransformerLearner:
     @property
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, beside rows and seed."""
-        known = {f.name for f in fields(self.config)} - FREE_SETTINGS - {"seed"}
-        config = {name: value for name, value in self.config.to_dict().items() if name in known}
-        return config | asdict(self.model_args)
+        return binding_settings(self.config, FREE_SETTINGS | {"seed"}) | asdict(self.model_args)
 
     def release(self) -> None:
         """Give the memory of the last training back; the next fit starts anew anyway."""
@@ -155,8 +153,7 @@ class TransformerLearner:
         model, tokenizer = self._frozen
 
         def compute(missing: list[str]) -> np.ndarray:
-            limits = [self.config.max_length, getattr(model.config, "max_position_embeddings", None)]
-            limit = min(filter(None, limits), default=None)
+            limit = longest_input(model, tokenizer, self.config.max_length)
             token_ids = tokenizer(missing, truncation=limit is not None, max_length=limit)["input_ids"]
             return features(model, token_ids, batch_tokens=self.config.probe_batch_tokens)
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from .._compat import BaseTrainer, ForwardRedirection, global_then_local_main_first
 from ..core.trainer_settings import as_config, reject_prompt_learning, reject_sequence_parallelism
-from .classifier import load_classifier, load_tokenizer, settle_tokenizer, wrap_classifier
+from .classifier import load_classifier, load_tokenizer, longest_input, settle_tokenizer, wrap_classifier
 from .collator import DataCollatorForWeakLabels
 from .data import ROW_COLUMNS, classes_of, mean_soft_label, prepare_rows, weigh_by_confidence
 from .objective import WeakSupervision
@@ -117,7 +117,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         model = wrap_classifier(model, peft_config, args)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self._options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
-        self._max_length = _limit(args, model, tokenizer)
+        self._max_length = longest_input(model, tokenizer, args.max_length)
         self._redirect = ForwardRedirection()
         self._totals = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._rows_in_step = None
@@ -341,10 +341,3 @@ def _freeze_backbone(model: PreTrainedModel | PeftModel, peft_config: PeftConfig
     head = head_of(model)
     model.requires_grad_(False)
     head.requires_grad_(True)
-
-
-def _limit(args: WeakToStrongConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Most tokens of a row: what the user says, or less where the model cannot take as many."""
-    limits = [args.max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
-    limits = [limit for limit in (*limits, tokenizer.model_max_length) if limit]
-    return min(limits, default=None)
