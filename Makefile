@@ -41,7 +41,7 @@ demo-w2s: $(VENV)/.demo
 	$(BIN)/trl-ext w2s run --config recipes/smollm2-135m/w2s/config_probe.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -36,6 +36,8 @@ def run_processes(script: Path, arguments: list[str], *, processes: int, folder:
             )
     try:
         codes = [process.wait(HANGS_AFTER) for process in running]
+    except subprocess.TimeoutExpired:
+        codes = [process.poll() for process in running]
     finally:
         for process in running:
             process.kill()
@@ -52,3 +54,13 @@ def join() -> None:
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )
+
+
+def leave() -> None:
+    """Inside the script, as its last act and with the trainer still alive: end at once.
+
+    Torch destroys the process group while it holds the interpreter's lock, and joins a thread of gloo that may be
+    waiting for this lock to let go of the last tensors it gathered: a rank in a hurry then never ends.
+    """
+    sys.stdout.flush()
+    os._exit(0)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main(method: str, model_dir: str, output: str, per_device: int, accumulation: int, kind: str) -> None:
-    from tests.distributed.launch import join
+    from tests.distributed.launch import join, leave
 
     trainer_class, config_class, rows, metrics, settings = parts_of(method)
     if kind == "probe":
@@ -48,6 +48,7 @@ def main(method: str, model_dir: str, output: str, per_device: int, accumulation
         trained = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
         torch.save(trained, output + "/weights.pt")
     trainer.end()
+    leave()
 
 
 def model_of(method: str, model_dir: str):
