@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import sys
 import threading
 import time
@@ -348,6 +349,103 @@ def test_nothing_is_sent_after_a_failure(server):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         EndpointEngine(**({"base_url": "http://localhost", "model": "m"} | arguments))
+
+
+def test_seeds_are_sent_as_they_are(server):
+    prompts = [chat("a"), chat("b"), chat("a")]
+    params = GenerationParams(temperature=0.7, seed=9)
+    list(PatientEngine(server.url, "m").generate(prompts, params, seeds=[5, 2**31 - 1, 7]))
+    sent = sorted((body["messages"][0]["content"], body["seed"]) for _, body in server.requests)
+    assert sent == [("a", 5), ("a", 7), ("b", 2**31 - 1)]
+    server.requests.clear()
+    PatientEngine(server.url, "m").ask(chat("a"), params, 11)
+    assert [body["seed"] for _, body in server.requests] == [11]
+
+
+def test_tokens_of_the_prompt_are_counted(server):
+    ((_, got),) = PatientEngine(server.url, "m").generate([chat("hi")], GenerationParams())
+    assert (got.num_prompt_tokens, got.num_tokens) == (1, 7)
+
+
+def test_one_question_in_the_calling_thread(server):
+    server.script["hi"] = ["drop", 503]
+    engine = PatientEngine(server.url, "m", max_retries=2)
+    before = threading.active_count()
+    assert engine.ask(chat("hi"), GenerationParams(), 0) == Generation("echo: hi", "stop", 7)
+    assert len(server.requests) == 3 and len(engine.pauses) == 2 and threading.active_count() <= before + 3
+    server.script["bad"] = [(422, {}, '{"error": "no"}')]
+    with pytest.raises(EndpointError, match="refused a prompt: HTTP 422: no") as caught:
+        engine.ask(chat("bad"), GenerationParams(), 0)
+    assert caught.value.status == 422
+    server.script["ill"] = [500] * 3
+    with pytest.raises(EndpointError, match="failed on a prompt after 3 tries: HTTP 500") as caught:
+        engine.ask(chat("ill"), GenerationParams(), 0)
+    assert caught.value.status is None
+
+
+def test_a_question_is_given_up_once_closed(server):
+    """No second try, and the hour's pause between them ends at once."""
+    server.script["sick"] = [(429, {"Retry-After": "3600"}, "{}")] * 9
+    engine, closed = EndpointEngine(server.url, "m"), threading.Event()
+    errors = []
+
+    def ask():
+        try:
+            engine.ask(chat("sick"), GenerationParams(), 0, closed)
+        except EndpointError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not server.requests:
+        time.sleep(0.001)
+    closed.set()
+    thread.join(60)
+    assert not thread.is_alive() and "gave up on a prompt: HTTP 429" in errors[0] and len(server.requests) <= 2
+
+
+def weighed(**logprobs):
+    """An answer whose first token is listed with the log-probabilities of others."""
+    top = [{"token": token, "logprob": value} for token, value in logprobs.items()]
+    reply = answer("x", "length", 1)
+    reply["choices"][0]["logprobs"] = {"content": [{"token": "x", "logprob": -1.0, "top_logprobs": top}]}
+    return (200, {}, json.dumps(reply))
+
+
+def test_option_logprobs(server):
+    """Equal options with and without a space add up: 0.5 + 0.25; one that is not listed is minus infinity."""
+    listed = {"7": math.log(0.5), " 7": math.log(0.25), "8": math.log(0.125), "77": math.log(0.1)}
+    server.script["a"] = [503, weighed(**listed)]
+    server.script["b"] = [weighed(**{"\u01207": -2.0, "\u25818\n": -3.0})]
+    engine = PatientEngine(server.url, "m")
+    results = {index: (cost, values) for index, cost, values in engine.option_logprobs([chat("a"), chat("b")], "789")}
+    assert results[0][1] == pytest.approx([math.log(0.75), math.log(0.125), -math.inf])
+    assert results[1][1] == pytest.approx([-2.0, -3.0, -math.inf])
+    cost = results[0][0]
+    assert (cost, cost.num_prompt_tokens) == (Generation("", "length", 1), 1)
+    body = server.requests[-1][1]
+    assert (body["max_tokens"], body["temperature"], body["logprobs"], body["top_logprobs"]) == (1, 0, True, 20)
+    server.script["a"] = [weighed(**listed)]
+    assert engine.weigh(chat("a"), ("8",)) == (cost, pytest.approx([math.log(0.125)]))
+
+
+@pytest.mark.parametrize("logprobs", ["missing", None, {"content": None}, {"content": []}])
+def test_a_server_without_logprobs_is_told(server, logprobs):
+    reply = answer("7")
+    if logprobs != "missing":
+        reply["choices"][0]["logprobs"] = logprobs
+    server.script["a"] = [(200, {}, json.dumps(reply))]
+    with pytest.raises(EndpointError, match="sends no log-probabilities") as caught:
+        list(PatientEngine(server.url, "m").option_logprobs([chat("a")], "78"))
+    assert "\n" not in str(caught.value) and len(server.requests) == 1, "asking again would not help"
+
+
+def test_more_than_a_hundred_at_once(server):
+    """httpx would let 100 through: the server answers when 130 requests are in flight, or never."""
+    server.http.socket.listen(256)
+    server.gate = threading.Barrier(130)
+    run(PatientEngine(server.url, "m", concurrency=130, max_retries=0), [chat(str(i)) for i in range(130)])
+    assert server.most_in_flight == 130
 
 
 def test_plain_text_is_refused(server):

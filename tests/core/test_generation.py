@@ -1,6 +1,7 @@
 import gc
 import json
 import logging
+import math
 import subprocess
 import sys
 import types
@@ -19,6 +20,7 @@ from trl_extensions.core.generation import (
     create_engine,
     cut_at_stop,
     request_seed,
+    sum_by_option,
 )
 from trl_extensions.core.transformers_engine import plan_batches
 
@@ -100,6 +102,22 @@ def test_cut_at_stop():
     assert cut_at_stop("one \n", ()) == "one"
     assert cut_at_stop("one", ("x",)) == "one"
     assert cut_at_stop("xone", ("x",)) == ""
+
+
+def test_sum_by_option():
+    """By hand: 0.5 + 0.25 for 7, with every mark of a space in front; 8 is one token of three; 9 is not there."""
+    listed = [
+        ("7", 0.5),
+        (" 7", 0.125),
+        ("\u01207", 0.0625),
+        ("\u25817\n", 0.0625),
+        ("8", 0.1),
+        ("88", 0.1),
+        ("", 0.05),
+    ]
+    got = sum_by_option([(token, math.log(share)) for token, share in listed], ["7", "8", "9"])
+    assert got == pytest.approx([math.log(0.75), math.log(0.1), -math.inf])
+    assert sum_by_option([("7", -math.inf)], ["7"]) == [-math.inf] == sum_by_option([], ["7"])
 
 
 def test_request_seeds_do_not_collide():
@@ -251,6 +269,122 @@ def test_sampling_is_seeded_and_leaves_the_random_state(tiny_model, tiny_tokeniz
     assert run(engine, PROMPTS, max_new_tokens=16, temperature=1.0, seed=2) != first
     twins = run(engine, ["Sky"] * 4, max_new_tokens=16, temperature=1.0)
     assert len({twin.text for twin in twins}) > 1, "equal prompts are sampled independently"
+
+
+def seeded(engine, prompts, seeds, **params):
+    results = list(engine.generate(prompts, GenerationParams(**params), seeds=seeds))
+    assert sorted(index for index, _ in results) == list(range(len(prompts))), "every index exactly once"
+    return [generation for _, generation in sorted(results, key=lambda result: result[0])]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_a_seed_of_its_own_gives_the_same_text_in_any_batch(tiny_model, tiny_tokenizer, top_p):
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    params = {"max_new_tokens": 12, "temperature": 1.0, "top_p": top_p}
+    seeds = [3, 14, 15, 92, 65]
+    alone = [seeded(engine, [prompt], [seed], **params)[0] for prompt, seed in zip(PROMPTS, seeds, strict=True)]
+    assert seeded(engine, PROMPTS, seeds, **params) == alone
+    assert seeded(engine, PROMPTS[::-1], seeds[::-1], **params, seed=7) == alone[::-1]
+    small = TransformersEngine(tiny_model, tiny_tokenizer, batch_tokens=150)
+    assert seeded(small, [*PROMPTS, "Sky"], [*seeds, 1], **params)[:5] == alone
+    state = torch.random.get_rng_state()
+    twins = seeded(engine, ["Sky"] * 6, [1, 2, 3, 1, 2, 3], **params)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len({twin.text for twin in twins}) == 3 and twins[:3] == twins[3:]
+
+
+def test_seeds_are_unused_when_greedy(tiny_model, tiny_tokenizer):
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    assert seeded(engine, PROMPTS, [5, 6, 7, 8, 9], max_new_tokens=8) == run(engine, PROMPTS, max_new_tokens=8)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (2.0, 0.6)])
+def test_a_seed_of_its_own_samples_the_right_distribution(tiny_model, tiny_tokenizer, temperature, top_p):
+    """First tokens under 4,000 seeds against the probabilities of a plain forward, by chi-square over the likely ones.
+
+    The statistic is about `cells` with a standard deviation of sqrt(2 cells): eight of them is a wide margin, and
+    leaving out the temperature or the nucleus misses it by far.
+    """
+    number = 4000
+    with torch.no_grad():
+        logits = tiny_model(torch.tensor([encode(tiny_tokenizer, "Sky")])).logits[0, -1].double()
+    probabilities = (logits / temperature).softmax(-1)
+    order = probabilities.argsort(descending=True)
+    before = probabilities[order].cumsum(0) - probabilities[order]
+    nucleus = set(order[before < top_p].tolist())
+    probabilities[[token for token in range(len(probabilities)) if token not in nucleus]] = 0
+    probabilities /= probabilities.sum()
+    engine = TransformersEngine(tiny_model, tiny_tokenizer, batch_tokens=100_000)
+    drawn = []
+    read = engine._read_row
+    engine._read_row = lambda row, *rest: (drawn.append(row[0]), read(row, *rest))[1]
+    seeded(engine, ["Sky"] * number, list(range(number)), max_new_tokens=1, temperature=temperature, top_p=top_p)
+    counts = torch.bincount(torch.tensor(drawn), minlength=len(probabilities)).double()
+    assert len(drawn) == number and set(drawn) <= nucleus
+    likely = probabilities * number >= 5
+    cells = [*zip(counts[likely].tolist(), (probabilities[likely] * number).tolist(), strict=True)]
+    rest = number - sum(count for count, _ in cells), number - sum(expected for _, expected in cells)
+    cells += [rest] if rest[1] >= 5 else []
+    chi_square = sum((count - expected) ** 2 / expected for count, expected in cells)
+    assert len(cells) >= 5 and chi_square < len(cells) + 8 * math.sqrt(2 * len(cells))
+
+
+# Log-probabilities of options
+
+
+def by_hand(model, tokenizer, prompt, option):
+    """The options of the test's tokenizer are one token each, with or without a space."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (option, " " + option)]
+    with torch.no_grad():
+        logprobs = model(torch.tensor([encode(tokenizer, prompt)])).logits[0, -1].log_softmax(-1)
+    first = {own[0] for own in ids if tokenizer.decode([own[0]]).strip()}
+    return math.log(sum(math.exp(logprobs[token].item()) for token in first))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100_000])
+def test_option_logprobs_equal_a_plain_forward(tiny_model, tiny_tokenizer, batch_tokens):
+    options = [*map(str, range(10))]
+    tiny_model.train()
+    engine = TransformersEngine(tiny_model, tiny_tokenizer, batch_tokens=batch_tokens)
+    results = sorted(engine.option_logprobs(PROMPTS, options), key=lambda result: result[0])
+    assert tiny_model.training and [index for index, _, _ in results] == list(range(len(PROMPTS)))
+    tiny_model.eval()
+    for (_, cost, values), prompt in zip(results, PROMPTS, strict=True):
+        expected = [by_hand(tiny_model, tiny_tokenizer, prompt, option) for option in options]
+        assert values == pytest.approx(expected, abs=1e-4) and len({round(value, 3) for value in values}) > 5
+        assert (cost, cost.num_prompt_tokens) == (Generation("", "length", 1), len(encode(tiny_tokenizer, prompt)))
+
+
+def test_options_that_begin_alike_are_refused(tiny_model, tiny_tokenizer):
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    with pytest.raises(ValueError, match="begin with the same token"):
+        list(engine.option_logprobs(["Sky"], ["1", "10"]))
+    with pytest.raises(ValueError, match=r"prompt 0 has \d+ tokens"):
+        list(engine.option_logprobs(["x " * 400], ["1", "2"]))
+
+
+def test_options_behind_a_token_of_space(tiny_model, tiny_tokenizer):
+    """A tokenizer that puts a space token in front of everything: the prompt goes on with it, then comes the digit."""
+    plain = tiny_tokenizer.encode
+
+    class Spaced:
+        def __getattr__(self, name):
+            return getattr(tiny_tokenizer, name)
+
+        def __call__(self, *args, **kwargs):
+            return tiny_tokenizer(*args, **kwargs)
+
+        def encode(self, text, **kwargs):
+            return plain(" ", **kwargs) + plain(text.strip(), **kwargs)
+
+    engine = TransformersEngine(tiny_model, Spaced())
+    ((_, _, values),) = engine.option_logprobs(["Sky"], ["3", "4"])
+    space = plain(" ", add_special_tokens=False)
+    with torch.no_grad():
+        ids = torch.tensor([encode(tiny_tokenizer, "Sky") + space])
+        logprobs = tiny_model(ids).logits[0, -1].log_softmax(-1)
+    digits = [plain(digit, add_special_tokens=False)[0] for digit in "34"]
+    assert values == pytest.approx(logprobs[digits].tolist(), abs=1e-4)
 
 
 def test_tiny_top_p_is_greedy(tiny_model, tiny_tokenizer):
@@ -445,6 +579,13 @@ def test_rendered_prompt_gets_no_second_bos(tiny_model, tiny_tokenizer):
 # vLLM
 
 
+# From token ids to `vllm.logprobs.Logprob`, the likeliest tokens at the first place
+LISTED = {
+    number: types.SimpleNamespace(logprob=math.log(share), rank=number + 1, decoded_token=token)
+    for number, (token, share) in enumerate([("7", 0.5), (" 7", 0.25), ("8", 0.1), (None, 0.05)])
+}
+
+
 def fake_vllm(calls):
     """
     Modules with the part of vLLM's interface the engine uses: constructor and call arguments are checked against the
@@ -452,10 +593,12 @@ def fake_vllm(calls):
     """
 
     class SamplingParams:
-        def __init__(self, *, max_tokens, temperature, top_p, stop, seed):
+        def __init__(self, *, max_tokens, temperature=1.0, top_p=1.0, stop=None, seed=None, logprobs=None):
             assert isinstance(max_tokens, int) and temperature >= 0 and 0 < top_p <= 1
             assert stop is None or isinstance(stop, list)
             assert seed is None or isinstance(seed, int)
+            assert logprobs is None or 0 <= logprobs <= 20, "vLLM's own limit, unless it is raised"
+            self.logprobs = logprobs
             self.temperature, self.top_p, self.stop, self.seed = temperature, top_p, stop, seed
             self.max_tokens = max_tokens
 
@@ -498,10 +641,12 @@ def fake_vllm(calls):
                             text=f" {prompt} answered \n",
                             token_ids=[ord(character) for character in f"{prompt} answered \n"],
                             finish_reason="length" if prompt == "Sky" else "stop",
+                            logprobs=[LISTED] if own.logprobs else None,
                         )
-                    ]
+                    ],
+                    prompt_token_ids=[1] * len(str(prompt)),
                 )
-                for prompt in prompts
+                for prompt, own in zip(prompts, sampling_params, strict=True)
             ]
 
     vllm = types.ModuleType("vllm")
@@ -542,6 +687,28 @@ def test_vllm_calls(vllm_calls):
         text = f"{prompt} answered"
         # Decoded from the tokens alone, without the space vLLM's own text starts with; two characters are stripped.
         assert generation == Generation(text, "length" if prompt == "Sky" else "stop", len(text) + 2)
+
+
+def test_vllm_seeds_and_options(vllm_calls):
+    engine = VLLMEngine("org/model", chunk_size=2)
+    params = {"max_new_tokens": 9, "temperature": 0.7}
+    got = seeded(engine, PROMPTS, [5, 6, 7, 8, 9], **params)
+    sent = {
+        str(p): own.seed
+        for _, prompts, sampling, _ in vllm_calls[1:]
+        for p, own in zip(prompts, sampling, strict=True)
+    }
+    assert sent == {str(prompt): seed for prompt, seed in zip(PROMPTS, [5, 6, 7, 8, 9], strict=True)}
+    assert [own.num_prompt_tokens for own in got] == [len(str(prompt)) for prompt in PROMPTS]
+    del vllm_calls[1:]
+    results = sorted(engine.option_logprobs(PROMPTS, ["7", "8", "9"]), key=lambda result: result[0])
+    assert [index for index, _, _ in results] == list(range(len(PROMPTS)))
+    for (_, cost, values), prompt in zip(results, PROMPTS, strict=True):
+        assert values == pytest.approx([math.log(0.75), math.log(0.1), -math.inf])
+        assert (cost, cost.num_prompt_tokens) == (Generation("", "length", 1), len(str(prompt)))
+    assert all(
+        own.max_tokens == 1 and own.temperature == 0 for _, _, sampling, _ in vllm_calls[1:] for own in sampling
+    )
 
 
 def test_vllm_greedy(vllm_calls):

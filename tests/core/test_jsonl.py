@@ -1,9 +1,11 @@
+import errno
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -117,6 +119,78 @@ def test_full_disk_leaves_whole_lines_only(tmp_path):
     )
     subprocess.run([sys.executable, "-c", program, str(path)], check=True)
     assert read_jsonl(path) == [{"id": 0}, {"id": 1}]
+
+
+def test_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "rows.jsonl"
+    with JsonlWriter(path) as writer:
+        writer.append({"id": 0})
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left.*rows\.jsonl") as caught:
+            patch.setattr("os.fsync", full)
+            writer.append({"id": 1})
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+        writer.append({"id": 2})
+    assert read_jsonl(path) == [{"id": 0}, {"id": 2}]
+
+
+def test_append_returns_the_bytes_of_the_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with JsonlWriter(path) as writer:
+        sizes = [writer.append(row) for row in ROWS]
+    assert sizes == [len(line) for line in path.read_bytes().splitlines(keepends=True)]
+
+
+def test_syncing_once_in_a_while(tmp_path, monkeypatch):
+    """The clock stands still, then jumps: only rows at and after the interval ask the machine's disk to be sure."""
+    now, synced = [100.0], []
+    monkeypatch.setattr("trl_extensions.core.jsonl.time.monotonic", lambda: now[0])
+    real = os.fsync
+    path = tmp_path / "rows.jsonl"
+    writer = JsonlWriter(path, sync_seconds=2.0)
+    monkeypatch.setattr("os.fsync", lambda descriptor: (synced.append(len(read_jsonl(path))), real(descriptor)))
+    for time in (100.0, 101.9, 102.0, 102.5, 104.5):
+        now[0] = time
+        writer.append({"time": time})
+        assert read_jsonl(path)[-1] == {"time": time}, "without a sync it survives the death of the process"
+    assert synced == [3, 5]
+    writer.append({})
+    writer.close()
+    assert synced == [3, 5, 6]
+    with JsonlWriter(path) as writer:  # and with no interval, every row
+        writer.append({})
+        writer.append({})
+    assert synced == [3, 5, 6, 7, 8]
+
+
+def test_closing_waits_for_a_row_that_is_being_written(tmp_path, monkeypatch):
+    writer = JsonlWriter(tmp_path / "rows.jsonl", sync_seconds=100.0)
+    entered, go_on = threading.Event(), threading.Event()
+    write_raw = writer._file.write
+
+    class Slow:
+        """The file, which writes half of what it is given and takes its time over it."""
+
+        def write(self, data):
+            entered.set()
+            go_on.wait(60)
+            return write_raw(data[: max(1, len(data) // 2)])
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+    file, writer._file = writer._file, Slow()
+    writing = threading.Thread(target=writer.append, args=({"text": "x" * 100},))
+    writing.start()
+    assert entered.wait(60)
+    closing = threading.Thread(target=writer.close)
+    closing.start()
+    go_on.set()
+    writing.join()
+    closing.join()
+    assert file.closed and read_jsonl(tmp_path / "rows.jsonl") == [{"text": "x" * 100}]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import importlib
 import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -106,11 +106,14 @@ class Generation:
             `"stop"` if the model ended or reached a stop string, `"length"` if `max_new_tokens` cut it off.
         num_tokens (`int`):
             Tokens generated, the end token and the tokens of a stop string included.
+        num_prompt_tokens (`int`):
+            Tokens of the prompt, 0 where an endpoint does not say.
     """
 
     text: str
     finish_reason: Literal["stop", "length"]
     num_tokens: int
+    num_prompt_tokens: int = field(default=0, compare=False)
 
 
 class GenerationEngine(Protocol):
@@ -118,7 +121,9 @@ class GenerationEngine(Protocol):
 
     name: str
 
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Generation]]:
         """
         Generates for every prompt.
 
@@ -129,12 +134,37 @@ class GenerationEngine(Protocol):
                 Text to continue, or chat messages to answer.
             params ([`GenerationParams`]):
                 How to decode.
+            seeds (`Sequence[int]`, *optional*):
+                A seed for each prompt in place of the one of `params`. What is sampled for a prompt then depends on
+                its own seed only, whatever other prompts there are.
 
         Yields:
             `tuple[int, Generation]`: an index into `prompts` and its result, each index once, in any order.
 
         Raises:
             `TypeError` or `ValueError`: naming the prompt's index.
+        """
+        ...
+
+    def option_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        """
+        Says how likely it is that the answer to each prompt begins with each of a few options.
+
+        Args:
+            prompts (`Sequence[Prompt]`):
+                As for `generate`.
+            options (`Sequence[str]`):
+                Short strings that differ in their first tokens, such as digits. A leading space does not count.
+
+        Yields:
+            `tuple[int, Generation, list[float]]`: an index into `prompts`, what it cost (an empty text), and the
+            log-probability of each option in nats, without the temperature. An engine that only lists its likeliest
+            tokens gives minus infinity for the others.
+
+        Raises:
+            `TypeError` or `ValueError`: naming the prompt's index, or options that begin with the same token.
         """
         ...
 
@@ -173,6 +203,28 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """The text before the first stop string in it, without trailing whitespace."""
     ends = [end for end in (text.find(string) for string in stop) if end >= 0]
     return text[: min(ends, default=len(text))].rstrip()
+
+
+def sum_by_option(listed: Iterable[tuple[str, float]], options: Sequence[str]) -> list[float]:
+    """
+    The log-probability of each option, out of a list of tokens with theirs.
+
+    Args:
+        listed (`Iterable[tuple[str, float]]`):
+            Tokens as text and their log-probabilities. White space around a token, and the marks that some tokenizers
+            write for it, do not count.
+        options (`Sequence[str]`):
+            What to look for.
+
+    Returns:
+        `list[float]`: in nats; tokens that are the same option add up, minus infinity for one that is not listed.
+    """
+    shares = dict.fromkeys(options, 0.0)
+    for token, logprob in listed:
+        token = token.strip(" \n\t\u0120\u010a\u2581")
+        if token in shares:
+            shares[token] += math.exp(logprob)
+    return [math.log(shares[option]) if shares[option] > 0 else -math.inf for option in options]
 
 
 def request_seed(seed: int, index: int | str) -> int:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,9 @@ class JsonlWriter:
     Args:
         path (`str` or `os.PathLike`):
             File to append to. It and its parent directories are created if missing.
+        sync_seconds (`float`, *optional*, defaults to `0.0`):
+            A row survives the death of this process at once. That of the machine it survives at once with 0, and with
+            more after as many seconds, which is faster by far where rows come by the hundred.
 
     Example:
 
@@ -47,8 +51,10 @@ class JsonlWriter:
     ```
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], sync_seconds: float = 0.0) -> None:
         self.path = Path(path)
+        self._sync_seconds = sync_seconds
+        self._synced = time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         created = not self.path.exists()
         self._lock = threading.Lock()
@@ -61,9 +67,12 @@ class JsonlWriter:
         if created:
             _sync_directory(self.path.parent)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: dict[str, Any]) -> int:
         """
         Writes one row and returns once it is on disk.
+
+        Returns:
+            `int`: the bytes of its line.
 
         Text that UTF-8 cannot hold (lone surrogates, which some servers return) is written as `?`.
 
@@ -78,11 +87,16 @@ class JsonlWriter:
             text = json.dumps(row, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise type(error)(f"row not written to {self.path}: {error}; columns {sorted(map(str, row))}") from None
-        self._write((text + "\n").encode("utf-8", errors="replace"))
+        data = (text + "\n").encode("utf-8", errors="replace")
+        self._write(data)
+        return len(data)
 
     def close(self) -> None:
         """Closes the file. Closing twice does nothing."""
-        self._file.close()
+        with self._lock:  # a row that another thread is writing is not cut off
+            if not self._file.closed and self._sync_seconds:
+                os.fsync(self._file.fileno())
+            self._file.close()
 
     def __enter__(self) -> JsonlWriter:
         return self
@@ -99,11 +113,13 @@ class JsonlWriter:
                 rest = memoryview(data)
                 while rest:  # an unbuffered write may be short
                     rest = rest[self._file.write(rest) :]
-                os.fsync(self._file.fileno())
-            except OSError:
+                if time.monotonic() - self._synced >= self._sync_seconds:
+                    os.fsync(self._file.fileno())
+                    self._synced = time.monotonic()
+            except OSError as error:
                 # Without this, a full disk would leave a fragment that the next row is glued to.
                 self._file.truncate(size)
-                raise
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _repair_last_line(self) -> None:
         start, tail = self._last_line()

@@ -62,6 +62,8 @@ class LlamaServer:
         params.model.path = str(self.gguf_path)
         params.n_parallel = self.parallel
         params.n_ctx = self.context
+        # Else llama.cpp starts a thread for every core of the machine, on however few of them this process may run
+        params.cpuparams.n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else -1
         params.port = 0  # the system picks a free one
         params.verbosity = -1
         try:

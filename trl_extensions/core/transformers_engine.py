@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from .encoding import encode_prompt
@@ -85,12 +90,14 @@ class TransformersEngine:
         self.batch_tokens = batch_tokens
         self.name = f"transformers:{name}"
 
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Generation]]:
         """
         Generates for every prompt; see [`GenerationEngine.generate`].
 
-        With a temperature, the same seed and the same list of prompts give the same text; another list may not, since
-        batches differ.
+        With a temperature and no `seeds`, the same seed and the same list of prompts give the same text; another list
+        may not, since batches differ.
 
         Raises:
             `ValueError`: naming the prompt's index, if it and `max_new_tokens` exceed the model's context, or it has
@@ -99,7 +106,36 @@ class TransformersEngine:
         check_prompts(prompts)
         token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
         self._check_lengths(token_ids, params.max_new_tokens)
-        return self._generate_batches(token_ids, params)
+        return self._generate_batches(token_ids, params, None if seeds is None else list(seeds))
+
+    def option_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        """
+        Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
+
+        Where the tokenizer puts a token of white space before an option, the prompt is continued by it first.
+
+        Raises:
+            `ValueError`: as `generate`, and if two options begin with the same token.
+        """
+        check_prompts(prompts)
+        lead, first_tokens = _first_tokens(self.tokenizer, options)
+        token_ids = [
+            encode_prompt(self.tokenizer, prompt, f"prompt {index}") + lead for index, prompt in enumerate(prompts)
+        ]
+        self._check_lengths(token_ids, 1)
+        return self._weigh_batches(token_ids, first_tokens)
+
+    def _weigh_batches(
+        self, token_ids: list[list[int]], first_tokens: list[list[int]]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        for rows in plan_batches(list(map(len, token_ids)), 1, self.batch_tokens):
+            logits = self._run_model([token_ids[row] for row in rows], GenerationParams(1), with_logits=True).logits
+            logprobs = logits[0].float().log_softmax(-1)
+            weights = torch.stack([logprobs[:, ids].logsumexp(-1) for ids in first_tokens], dim=1).tolist()
+            for row, values in zip(rows, weights, strict=True):
+                yield row, Generation("", "length", 1, len(token_ids[row])), values
 
     def _check_lengths(self, token_ids: list[list[int]], max_new_tokens: int) -> None:
         context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -113,32 +149,48 @@ class TransformersEngine:
                 )
 
     def _generate_batches(
-        self, token_ids: list[list[int]], params: GenerationParams
+        self, token_ids: list[list[int]], params: GenerationParams, seeds: list[int] | None
     ) -> Iterator[tuple[int, Generation]]:
         lengths = [len(ids) for ids in token_ids]
         for number, rows in enumerate(plan_batches(lengths, params.max_new_tokens, self.batch_tokens)):
             # Everything that touches the model happens inside this call: nothing is changed while we are suspended.
-            yield from zip(rows, self._generate_batch([token_ids[row] for row in rows], params, number), strict=True)
+            own = None if seeds is None else [seeds[row] for row in rows]
+            yield from zip(rows, self._generate_batch([token_ids[i] for i in rows], params, number, own), strict=True)
 
-    def _generate_batch(self, token_ids: list[list[int]], params: GenerationParams, number: int) -> list[Generation]:
+    def _generate_batch(
+        self, token_ids: list[list[int]], params: GenerationParams, number: int, seeds: list[int] | None
+    ) -> list[Generation]:
+        width = max(map(len, token_ids))
+        stops = _StopStrings(self.tokenizer, params.stop, width, len(token_ids))
+        own = {"stopping_criteria": StoppingCriteriaList([stops] if params.stop else [])}
+        if seeds is not None and params.temperature > 0:
+            own["logits_processor"] = LogitsProcessorList([_SamplingByRow(params, seeds, self.model.device)])
+            params = replace(params, temperature=0.0)  # the likeliest of the noisy scores is a sample
+        with _seeded(params, number, self.model.device):
+            output = self._run_model(token_ids, params, **own).sequences
+        eos = set(self._generation_config(params).eos_token_id)
+        return [
+            self._read_row(row, end, eos, params.stop, len(ids))
+            for row, end, ids in zip(output[:, width:].tolist(), stops.ends, token_ids, strict=True)
+        ]
+
+    def _run_model(
+        self, token_ids: list[list[int]], params: GenerationParams, *, with_logits: bool = False, **options: Any
+    ) -> Any:
+        """What `generate` of the model returns for a batch, padded on the left."""
         device = self.model.device
         width = max(map(len, token_ids))
         config = self._generation_config(params)
+        config.return_dict_in_generate, config.output_logits = True, with_logits
         input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in token_ids])
         attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in token_ids])
-        criteria = _StopStrings(self.tokenizer, params.stop, width, len(token_ids))
-        with _left_as_found(self.model, config), _seeded(params, number, device), torch.inference_mode():
-            output = self.model.generate(
+        with _left_as_found(self.model, config), torch.inference_mode():
+            return self.model.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
                 generation_config=config,
-                stopping_criteria=StoppingCriteriaList([criteria] if params.stop else []),
+                **options,
             )
-        eos = set(config.eos_token_id)
-        return [
-            self._read_row(row, end, eos, params.stop)
-            for row, end in zip(output[:, width:].tolist(), criteria.ends, strict=True)
-        ]
 
     def _generation_config(self, params: GenerationParams) -> GenerationConfig:
         own = getattr(self.model, "generation_config", None)
@@ -156,7 +208,9 @@ class TransformersEngine:
             max_new_tokens=params.max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True, **sampling
         )
 
-    def _read_row(self, row: list[int], end: int | None, eos: set[int], stop: Sequence[str]) -> Generation:
+    def _read_row(
+        self, row: list[int], end: int | None, eos: set[int], stop: Sequence[str], num_prompt_tokens: int
+    ) -> Generation:
         """`row`: generated ids of one row, padded on the right; `end`: tokens up to its first stop string, if any."""
         eos_at = next((place for place, token in enumerate(row) if token in eos), len(row))
         # The end token is no text, even where the tokenizer does not call it special.
@@ -164,7 +218,7 @@ class TransformersEngine:
         text = self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ended = eos_at < len(row) and eos_at == len(written)
         reason = "stop" if ended or end is not None else "length"
-        return Generation(cut_at_stop(text, stop), reason, len(written) + ended)
+        return Generation(cut_at_stop(text, stop), reason, len(written) + ended, num_prompt_tokens)
 
 
 def plan_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
@@ -193,6 +247,45 @@ def plan_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int)
                 continue
         batches.append([index])
     return batches
+
+
+class _SamplingByRow(LogitsProcessor):
+    """
+    Samples each row with a random state of its own, so that a row's text does not depend on the rest of its batch.
+
+    By the Gumbel-max trick: the largest of the scores, each with independent Gumbel noise, is a sample of their
+    softmax. What decodes greedily behind this samples.
+    """
+
+    def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
+        self.warpers = [TemperatureLogitsWarper(float(params.temperature))]
+        if params.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(params.top_p))
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = scores.float()
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.log()
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """The tokens of white space that come before every option, and the tokens each may then begin with."""
+    leads, firsts = [], []
+    for option in options:
+        own = tokenizer.encode(option, add_special_tokens=False)
+        start = next((place for place, token in enumerate(own) if tokenizer.decode([token]).strip()), len(own))
+        spaced = tokenizer.encode(" " + option, add_special_tokens=False)[:1]
+        leads.append(own[:start])
+        firsts.append({*own[start : start + 1], *(token for token in spaced if tokenizer.decode([token]).strip())})
+    if not all(firsts) or sum(map(len, firsts)) > len(set().union(*firsts)):
+        raise ValueError(f"options {list(options)}: two of them begin with the same token; give ones that do not")
+    lead = leads[0] if all(own == leads[0] for own in leads) else []
+    return lead, [sorted(own) for own in firsts]
 
 
 class _StopStrings(StoppingCriteria):

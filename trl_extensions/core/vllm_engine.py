@@ -15,6 +15,7 @@ from .generation import (
     cut_at_stop,
     is_adapter_directory,
     request_seed,
+    sum_by_option,
 )
 
 
@@ -96,12 +97,31 @@ class VLLMEngine:
         )
         self._tokenizer = self._llm.get_tokenizer()
 
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Generation]]:
         """Generates for every prompt; see [`GenerationEngine.generate`]."""
         check_prompts(prompts)
-        return self._generate(list(prompts), params)
+        # One seed a prompt: under a shared one, equal prompts would all get the same sample.
+        if seeds is None:
+            seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
+        outputs = self._run(list(prompts), [_sampling_params(params, seed) for seed in seeds])
+        return ((index, self._read_output(output, params)) for index, output in outputs)
 
-    def _generate(self, prompts: list[Prompt], params: GenerationParams) -> Iterator[tuple[int, Generation]]:
+    def option_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        """Log-probabilities of options among the 20 likeliest tokens; see [`GenerationEngine.option_logprobs`]."""
+        from vllm import SamplingParams
+
+        check_prompts(prompts)
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20)
+        for index, output in self._run(list(prompts), [params] * len(prompts)):
+            listed = [(token.decoded_token or "", token.logprob) for token in output.outputs[0].logprobs[0].values()]
+            cost = Generation("", "length", 1, len(output.prompt_token_ids or ()))
+            yield index, cost, sum_by_option(listed, options)
+
+    def _run(self, prompts: list[Prompt], params: list[Any]) -> Iterator[tuple[int, Any]]:
         texts = [index for index, prompt in enumerate(prompts) if isinstance(prompt, str)]
         chats = [index for index, prompt in enumerate(prompts) if not isinstance(prompt, str)]
         # vLLM has one call for text and one for chats, and neither takes both.
@@ -110,12 +130,11 @@ class VLLMEngine:
                 chunk = indices[start : start + self.chunk_size]
                 outputs = run(
                     [prompts[index] for index in chunk],
-                    sampling_params=[_sampling_params(params, index) for index in chunk],
+                    sampling_params=[params[index] for index in chunk],
                     lora_request=self._lora_request,
                     use_tqdm=False,
                 )
-                for index, output in zip(chunk, outputs, strict=True):
-                    yield index, self._read_output(output, params)
+                yield from zip(chunk, outputs, strict=True)
 
     def _read_output(self, output: Any, params: GenerationParams) -> Generation:
         completion = output.outputs[0]
@@ -125,10 +144,11 @@ class VLLMEngine:
             text=cut_at_stop(text, params.stop),
             finish_reason="length" if completion.finish_reason == "length" else "stop",
             num_tokens=len(completion.token_ids),
+            num_prompt_tokens=len(output.prompt_token_ids or ()),
         )
 
 
-def _sampling_params(params: GenerationParams, index: int) -> Any:
+def _sampling_params(params: GenerationParams, seed: int) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -136,8 +156,7 @@ def _sampling_params(params: GenerationParams, index: int) -> Any:
         temperature=params.temperature,
         top_p=params.top_p if params.temperature > 0 else 1.0,
         stop=list(params.stop) or None,
-        # One seed a prompt: under a shared one, equal prompts would all get the same sample.
-        seed=request_seed(params.seed, index) if params.temperature > 0 else None,
+        seed=seed if params.temperature > 0 else None,
     )
 
 
