@@ -56,5 +56,5 @@ def test_says_what_it_is(metric):
 
 
 def test_unknown_metric():
-    with pytest.raises(ValueError, match="no metric 'bleu'; there are pgr"):
+    with pytest.raises(ValueError, match="no metric 'bleu'; there are crr, pgr, win_rate"):
         metric_path("bleu")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .._compat import addmm_fp32, compute_dtype, maybe_gather_lm_head_ctx, project
-from ..core.head import OutputHead
+from .._compat import addmm_fp32, compute_dtype, maybe_gather_lm_head_ctx
+from ..core.head import OutputHead, project_logits
 from .loss import LOWEST, VARIANTS, check_objective, smooth_logps, target_logps
 
 
@@ -110,8 +110,8 @@ class _FusedLoss(torch.autograd.Function):
             ]
             cast, ref_cast = weight.to(dtypes[0]), ref_head.weight.to(dtypes[1])
             for rows, sign in _chunks(weights, len(weight)):
-                logits = _logits(states[rows], head, cast, bias, dtypes[0])
-                ref_logits = _logits(ref_states[rows], ref_head, ref_cast, ref_head.bias, dtypes[1])
+                logits = project_logits(states[rows], head, cast, bias, dtypes[0])
+                ref_logits = project_logits(ref_states[rows], ref_head, ref_cast, ref_head.bias, dtypes[1])
                 statistics[:, rows], grad = _score_rows(
                     logits, ref_logits, token_ids[rows], sign, objective, head if any(needs) else None
                 )
@@ -139,16 +139,6 @@ def _chunks(weights: torch.Tensor, vocabulary: int):
         for rows in (weights == sign).nonzero(as_tuple=True)[0].split(size):
             if len(rows):
                 yield rows, sign
-
-
-def _logits(states, head: OutputHead, weight, bias, dtype) -> torch.Tensor:
-    logits = torch.empty((len(states), len(weight)), dtype=torch.float32, device=states.device)
-    project(logits, states.to(dtype), weight, bias, 0, len(weight), dtype)
-    if head.scale != 1.0:
-        logits.mul_(head.scale)
-    if head.softcap is not None:
-        logits.div_(head.softcap).tanh_().mul_(head.softcap)
-    return logits
 
 
 def _accumulate(grads, grad, rows, states, weight, dtype) -> None:

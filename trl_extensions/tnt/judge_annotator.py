@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..core.generation import GenerationEngine, GenerationParams, Prompt
+from ..core.replies import as_text, fenced_parts, without_fences, without_thoughts
 from .annotation import Failure, Span
 
 
@@ -62,8 +63,6 @@ _EXAMPLES = (
     },
 )
 
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _JSON_STRING = r'"(?:[^"\\]|\\.)*"'
 _UNFINISHED_LIST = re.compile(rf"\[\s*((?:{_JSON_STRING}\s*,\s*)*{_JSON_STRING})")
 _ENTRY = re.compile(r"^\s*(?:(?:\(?\d{1,3}[.):]|[-*•–])\s+(?P<listed>\S.*?)|(?P<quoted>[\"“][^\"“”]+[\"”],?))\s*$")
@@ -171,19 +170,13 @@ def _first_question(task: str, max_quotes: int, text: str, prompt: Prompt) -> li
     for example in _EXAMPLES:
         content = _QUESTION.format(max_quotes=max_quotes, **example)
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": example["reply"]}]
-    content = _QUESTION.format(task=task, max_quotes=max_quotes, prompt=_as_text(prompt), text=text)
+    content = _QUESTION.format(task=task, max_quotes=max_quotes, prompt=as_text(prompt), text=text)
     return [*messages, {"role": "user", "content": content}]
 
 
 def _second_question(task: str, max_quotes: int, text: str, prompt: Prompt) -> list[dict[str, str]]:
-    content = _QUESTION_AGAIN.format(task=task, max_quotes=max_quotes, prompt=_as_text(prompt), text=text)
+    content = _QUESTION_AGAIN.format(task=task, max_quotes=max_quotes, prompt=as_text(prompt), text=text)
     return [{"role": "user", "content": content}]
-
-
-def _as_text(prompt: Prompt) -> str:
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    return prompt or "(none)"
 
 
 def parse_quotes(answer: str) -> list[str] | None:
@@ -199,11 +192,11 @@ def parse_quotes(answer: str) -> list[str] | None:
     Returns:
         The quotes, without those of white space alone; `None` if the answer is none of these.
     """
-    answer = _THOUGHTS.sub("", answer)
-    lists = [quotes for part in [*_FENCE.findall(answer), answer] for quotes in _lists(part)]
+    answer = without_thoughts(answer)
+    lists = [quotes for part in [*fenced_parts(answer), answer] for quotes in _lists(part)]
     if lists:
         return max(lists, key=len)
-    lines = [quote for line in _FENCE.sub(r"\1", answer).splitlines() if (quote := _line_quote(line))]
+    lines = [quote for line in without_fences(answer).splitlines() if (quote := _line_quote(line))]
     if lines:
         return lines
     plain = answer.strip(" \n\t\"'`*.")

@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.head import ReferenceStates, last_hidden_states, output_head, token_logps
+from ..core.head import ReferenceStates, last_hidden_states, output_head
 from ..core.modes import evaluating
+from ..core.token_logps import token_logps
 from ..core.transformers_engine import plan_batches
 from .collator import DataCollatorForTNT
 from .data import prepare_rows

@@ -16,6 +16,7 @@ from ..core.generation import (
     Prompt,
     create_engine,
 )
+from ..core.replies import as_text, without_thoughts
 
 
 QUESTION = """\
@@ -50,7 +51,6 @@ How well does the text inside <answer> meet this criterion: {criterion}? Write a
 mark, 10 the best. Do not explain it, and do not answer the request yourself."""
 """What it is asked if no number could be read from its first reply."""
 
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _RATING = re.compile(
     r"""[\s*_`"'\[(]*
     (?:(?:my\s+|the\s+)?(?:final\s+)?(?:score|rating|mark|answer)\s*(?:is|[:=])[\s*_`"'\[(]*)?
@@ -129,9 +129,7 @@ class JudgeScorer:
         return [ratings[index] for index in range(len(completions))]
 
     def _chat(self, question: str, prompt: Prompt, text: str) -> list[dict[str, str]]:
-        if not isinstance(prompt, str):
-            prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-        content = question.format(criterion=self.criterion, prompt=prompt or "(none)", text=text)
+        content = question.format(criterion=self.criterion, prompt=as_text(prompt), text=text)
         return [{"role": "user", "content": content}]
 
 
@@ -180,7 +178,7 @@ def parse_rating(reply: str) -> float | None:
     Returns:
         The rating, in [1, 10]; `None` if the reply is anything else, or the number is out of range.
     """
-    match = _RATING.fullmatch(_THOUGHTS.sub("", reply))
+    match = _RATING.fullmatch(without_thoughts(reply))
     rating = float(match["number"]) if match else 0.0
     return rating if 1 <= rating <= 10 else None
 
