@@ -15,6 +15,9 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "unknown"
 
 _PUBLIC = {
+    "CodecLM": "trl_extensions.codeclm.codec",
+    "CodecLMConfig": "trl_extensions.codeclm.codeclm_config",
+    "DataCollatorForCodecLM": "trl_extensions.codeclm.collator",
     "SAMIConfig": "trl_extensions.sami.sami_config",
     "SAMITrainer": "trl_extensions.sami.sami_trainer",
     "TNTConfig": "trl_extensions.tnt.tnt_config",
@@ -28,6 +31,9 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "CodecLM",
+    "CodecLMConfig",
+    "DataCollatorForCodecLM",
     "SAMIConfig",
     "SAMITrainer",
     "TNTConfig",
@@ -42,6 +48,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .codeclm.codec import CodecLM
+    from .codeclm.codeclm_config import CodecLMConfig
+    from .codeclm.collator import DataCollatorForCodecLM
     from .sami.sami_config import SAMIConfig
     from .sami.sami_trainer import SAMITrainer
     from .tnt.tnt_config import TNTConfig

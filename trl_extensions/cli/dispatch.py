@@ -27,3 +27,29 @@ def dispatch(argv: Sequence[str], usage: str, commands: dict[str, Callable[[list
         offered = ", ".join(name for name in commands if name != "stage")
         raise ValueError(f"unknown command {argv[0]!r}; choose from {offered}")
     return commands[argv[0]](list(argv[1:])) or 0
+
+
+def peek(argv: Sequence[str], name: str) -> list[str]:
+    """What the command line and the YAML it names say about one setting, which decides what other settings there are.
+
+    Args:
+        argv: The arguments of a command.
+        name: The setting.
+
+    Returns:
+        None, one or two values as text, the command line's first.
+    """
+    import argparse
+
+    import yaml
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", dest="value")
+    parser.add_argument("--config")
+    given, _ = parser.parse_known_args(argv)
+    values = [given.value]
+    if given.config:
+        with open(given.config, encoding="utf-8") as file:
+            settings = yaml.safe_load(file)
+        values.append(settings.get(name) if isinstance(settings, dict) else None)
+    return [str(value) for value in values if value is not None]

@@ -19,6 +19,10 @@ COMMANDS = {
         "trl_extensions.cli.w2s",
         "label | train | evaluate | run: train a strong model on the labels of weak ones",
     ),
+    "codeclm": (
+        "trl_extensions.cli.codeclm",
+        "run | metadata | inspect | export: make instruction data from seeds, tailored to a model",
+    ),
     "embedded": ("trl_extensions.cli.embedded", "fetch the small embedded model, once, and print where it lies"),
 }
 """Command -> (module with `main(argv: list[str]) -> int`, what the help says)."""

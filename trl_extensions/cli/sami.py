@@ -94,6 +94,14 @@ def _evaluate(argv: list[str]) -> None:
         f"{result['max_bound']:.2f} on {result['num_queries']} queries, KL to the original {kl}, "
         f"{result['length']:.0f} tokens per response"
     )
+    if "win_rate" in result:
+        judged = result["win_rate"]
+        print(
+            f"{run.folder / 'win_rate.json'}: {judged['wins']} wins, {judged['ties']} ties, {judged['losses']} losses "
+            f"against {run.args.judge_against}, {judged['unread']} unread"
+        )
+    elif run.args.judge:
+        print("not judged: set `judge_against` to the eval_samples.jsonl of another model")
 
 
 def _run(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .dispatch import dispatch
+from .dispatch import dispatch, peek
 from .launch import launch_module, refuse_launcher, run_stage, split_launch_arguments
 
 
@@ -34,19 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _form(argv: list[str]) -> str:
     """What the arguments or the YAML they name say about `form`; it decides which options there are."""
-    import argparse
-
-    import yaml
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--form")
-    parser.add_argument("--config")
-    given, _ = parser.parse_known_args(argv)
-    if given.form is None and given.config:
-        with open(given.config, encoding="utf-8") as file:
-            settings = yaml.safe_load(file)
-        given.form = settings.get("form") if isinstance(settings, dict) else None
-    return given.form or "classification"
+    return next(iter(peek(argv, "form")), "classification")
 
 
 def _parser(command: str, form: str):

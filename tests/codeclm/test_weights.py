@@ -1,0 +1,77 @@
+"""Weights of rows, by hand."""
+
+import pytest
+
+from trl_extensions.codeclm.weights import (
+    count_pairs,
+    gap_weight,
+    mean_one,
+    pair_of,
+    pair_weight,
+    raw_weight,
+    read_gap,
+    read_pair,
+)
+
+
+@pytest.mark.parametrize(
+    ("gap", "weight"), [(4.5, 4.5), (-4.5, 4.5), (0.0, 1.0), (0.5, 1.0), (-9.0, 6.0), (6.0, 6.0), (7, 6.0)]
+)
+def test_a_gap_counts_by_its_size_within_limits(gap, weight):
+    assert gap_weight(gap, 1.0, 6.0) == weight
+
+
+def test_the_mean_becomes_one():
+    assert mean_one([1.0, 3.0]) == [0.5, 1.5]
+    assert mean_one([2.0]) == [1.0]
+    assert mean_one([1.0, 3.0], mean=4.0) == [0.25, 0.75]
+
+
+def test_pairs_are_equal_whatever_their_case_white_space_and_order():
+    one = pair_of("Write  code", ["Python", "Regular expressions"])
+    assert one == pair_of(" write code", ["regular  expressions", "python"])
+    assert one != pair_of("Write code", ["Python"])
+    assert one != pair_of("Explain code", ["Python", "Regular expressions"])
+
+
+def test_every_pair_has_the_same_weight_in_sum():
+    pairs = [pair_of("a", ["x"])] * 3 + [pair_of("b", ["x"])] + [pair_of("a", ["y"])] * 2
+    counts = count_pairs(pairs)
+    assert sorted(counts.values()) == [1, 2, 3]
+    weights = mean_one([pair_weight(pair, counts) for pair in pairs])
+    # 6 rows, 3 pairs: each pair has a weight of 2 in sum
+    assert weights == pytest.approx([2 / 3] * 3 + [2.0] + [1.0] * 2)
+
+
+def test_a_pair_that_was_not_counted_weighs_as_a_single_row():
+    assert pair_weight(pair_of("new", ["x"]), {pair_of("a", ["x"]): 5}) == 1.0
+
+
+def test_rows_are_read():
+    row = {"scores": {"strong": 9.0, "target": 4.5, "gap": 4.5}, "metadata": {"use_case": "A", "skills": ["x", "Y"]}}
+    assert read_gap(row) == 4.5
+    assert read_pair(row) == ("a", frozenset({"x", "y"}))
+    assert raw_weight(row, "gap", (1.0, 4.0), {}) == 4.0
+    assert raw_weight(row, "metadata", (1.0, 4.0), {read_pair(row): 4}) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("row", "by", "message"),
+    [
+        ({}, "gap", "no column `scores` to weigh by.*remove_unused_columns=False"),
+        ({"scores": None}, "gap", "never scored; use weight_by='metadata'"),
+        ({"scores": {"strong": 9, "target": 3, "gap": None}}, "gap", "never scored"),
+        ({"scores": {"gap": "much"}}, "gap", "finite number, got 'much'"),
+        ({"scores": {"gap": float("nan")}}, "gap", "finite number, got nan"),
+        ({"scores": {"gap": True}}, "gap", "finite number, got True"),
+        ({}, "metadata", "no column `metadata`"),
+        ({"metadata": None}, "metadata", "needs a text `use_case`, got None"),
+        ({"metadata": {"use_case": " ", "skills": ["x"]}}, "metadata", "needs a text `use_case`"),
+        ({"metadata": {"use_case": "a", "skills": "x"}}, "metadata", "needs a list of texts `skills`"),
+        ({"metadata": {"use_case": "a", "skills": [1]}}, "metadata", "needs a list of texts `skills`"),
+    ],
+)
+def test_what_cannot_be_weighed_is_said(row, by, message):
+    with pytest.raises(ValueError, match=message) as error:
+        raw_weight(row, by, (1.0, 6.0), {})
+    assert "\n" not in str(error.value)

@@ -1,0 +1,165 @@
+"""Configuration of CodecLM (arXiv 2404.05875)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..core.prompt_arguments import check_least
+
+
+@dataclass
+class CodecLMConfig:
+    """What is made, from what, and what is kept. The defaults are the published ones where there are any.
+
+    Engines are named by three settings: a model (an id or directory, which runs in this process), or a dict with
+    `engine` (transformers, vllm or endpoint), `model` and what `EngineArguments` calls `engine_*`, without that prefix;
+    see `core.engine_spec.parse_engine`. Prices are in a currency of your choice.
+
+    Raises:
+        ValueError: A value outside its range or choices, or two that exclude each other; names the field.
+    """
+
+    seeds: str | None = field(
+        default=None, metadata={"help": "Seed instructions: a .jsonl, .json or .csv file, or a data set on the hub."}
+    )
+    seed_column: str | None = field(default=None, metadata={"help": "Column of the seeds; guessed if left out."})
+    num_seeds: int | None = field(default=None, metadata={"help": "Use at most this many seeds."})
+    metadata: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of seeds: a YAML or JSONL file of use cases and skills, as `trl-ext codeclm metadata` "
+            "writes one to be edited."
+        },
+    )
+    strong: str | None = field(default=None, metadata={"help": "The model that writes: an engine, see the docs."})
+    target: str | None = field(
+        default=None, metadata={"help": "The model the data is for: an engine. Default: the model to be trained."}
+    )
+    scorer: str | None = field(
+        default=None, metadata={"help": "The model that scores answers: an engine. Default: the strong one."}
+    )
+    prompt_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of your own Jinja files, used in place of the ones of the same name that come along."
+        },
+    )
+    num_instructions: int = field(default=100, metadata={"help": "Basic instructions to start from."})
+    allocation: str = field(
+        default="equal",
+        metadata={
+            "help": "`equal`: as many instructions for each metadata, `proportional`: in proportion to its seeds, or "
+            "to `weight` in the metadata file."
+        },
+    )
+    pairing: str = field(
+        default="encoded",
+        metadata={"help": "`encoded`: skills as they came with the use case, `sampled`: drawn from all skills."},
+    )
+    max_skills: int = field(default=3, metadata={"help": "Most skills of a use case."})
+    instructions_per_call: int = field(default=5, metadata={"help": "Basic instructions asked for at once."})
+    rewrite: str = field(
+        default="rubrics",
+        metadata={
+            "help": "How instructions are made harder: `rubrics` (Self-Rubrics), `evol` (a fixed list of rewrites, "
+            "whatever the metadata) or `none`."
+        },
+    )
+    num_rubrics: int = field(default=4, metadata={"help": "Rubrics, and actions, for each metadata."})
+    max_rounds: int = field(
+        default=4, metadata={"help": "Most versions of an instruction that are tried; the basic one is the first."}
+    )
+    selection: str = field(
+        default="gap",
+        metadata={
+            "help": "`gap`: keep the first version on which strong and target differ by more than `gap_threshold` "
+            "(contrastive filtering); `random`: a version drawn at random, `all`: the last version; both with the "
+            "strong model's answer, unscored."
+        },
+    )
+    gap_threshold: float = field(default=3.0, metadata={"help": "Smallest difference of scores, not included."})
+    scoring: str = field(
+        default="text",
+        metadata={
+            "help": "`text`: the scorer writes two numbers from 1 to 10, as published; `logprobs`: the expected score "
+            "under its probabilities, for models that cannot write one."
+        },
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Of everything the strong model writes but answers."})
+    answer_temperature: float = field(default=0.7, metadata={"help": "Of both models' answers."})
+    score_temperature: float = field(default=0.0, metadata={"help": "Of the scorer."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of everything that is sampled."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Longest metadata, list or instruction, in tokens."})
+    max_answer_tokens: int = field(default=1024, metadata={"help": "Longest answer, in tokens."})
+    max_score_tokens: int = field(
+        default=64, metadata={"help": "Longest reply of the scorer, in tokens; one that thinks aloud needs more."}
+    )
+    min_words: int = field(default=3, metadata={"help": "Drop instructions of fewer words."})
+    max_words: int = field(default=400, metadata={"help": "Drop instructions of more words."})
+    max_answer_words: int | None = field(default=None, metadata={"help": "Drop answers of more words."})
+    keep_truncated: bool = field(
+        default=False, metadata={"help": "Keep answers that were cut off by `max_answer_tokens`."}
+    )
+    near_duplicates: float = field(
+        default=0.7,
+        metadata={"help": "Drop instructions whose word 3-grams overlap by this Jaccard similarity; 1: only copies."},
+    )
+    benchmarks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Files of evaluation prompts: instructions that share 13 words in a row are dropped."},
+    )
+    languages: list[str] = field(
+        default_factory=list, metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en)."}
+    )
+    screen: str | None = field(
+        default=None,
+        metadata={"help": "Drop toxic pairs: `profanity`, or a sequence classifier as `model` or `model:label`."},
+    )
+    screen_threshold: float = field(default=0.5, metadata={"help": "Drop at this probability or more."})
+    max_rows: int | None = field(default=None, metadata={"help": "Export at most this many pairs, drawn at random."})
+    max_calls: int | None = field(
+        default=None, metadata={"help": "Stop after this many calls of models; run again with more to go on."}
+    )
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "Stop after this many tokens, read and written; run again with more to go on."}
+    )
+
+    def __post_init__(self):
+        if self.seeds and self.metadata:
+            raise ValueError("`seeds` and `metadata` exclude each other: instructions start from one of them.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        check_least(
+            self, num_instructions=1, max_skills=1, instructions_per_call=1, num_rubrics=1, max_rounds=1,
+            max_new_tokens=1, max_answer_tokens=1, max_score_tokens=1, min_words=1, max_words=1,
+        )  # fmt: skip
+        optional = ("num_seeds", "max_answer_words", "max_rows", "max_calls", "max_tokens")
+        check_least(self, **{name: 1 for name in optional if getattr(self, name) is not None})
+        for name, low, high in (
+            ("temperature", 0, 2), ("answer_temperature", 0, 2), ("score_temperature", 0, 2), ("top_p", 1e-6, 1),
+            ("gap_threshold", 0, 9), ("near_duplicates", 0.01, 1), ("screen_threshold", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ValueError(f"`{name}` must be between {low:g} and {high:g}, got {value!r}.")
+        for name in ("benchmarks", "languages"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
+        if self.prompt_folder and not Path(self.prompt_folder).is_dir():
+            raise ValueError(f"`prompt_folder`: {self.prompt_folder} is no folder.")
+        if self.selection == "gap" and self.rewrite == "none" and self.max_rounds > 1:
+            self.max_rounds = 1  # there is but one version to try
+
+
+# What may change between a kill and the restart: budgets, and what is looked at only when pairs are exported
+FREE_FIELDS = {
+    "max_calls", "max_tokens", "max_rows", "max_answer_words", "keep_truncated", "screen", "screen_threshold",
+}  # fmt: skip
+
+_CHOICES = {
+    "allocation": ("equal", "proportional"),
+    "pairing": ("encoded", "sampled"),
+    "rewrite": ("rubrics", "evol", "none"),
+    "selection": ("gap", "random", "all"),
+    "scoring": ("text", "logprobs"),
+}

@@ -1,0 +1,175 @@
+"""Batches of CodecLM's pairs: templated, the prompt masked, padded, and weighed by row where that is asked for."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import get_worker_info
+from transformers import PreTrainedTokenizerBase
+from transformers.data.data_collator import DataCollatorMixin
+
+from .._compat import pad
+from .pairs import IGNORED, PairEncoder
+from .weighted_loss import LOSS_WEIGHTS, RowWeighing
+from .weights import WEIGHT_BY, Pair, count_pairs, mean_one, raw_weight, read_pair
+
+
+logger = logging.getLogger(__name__)
+
+MEAN_OVER = ("batch", "data")
+
+
+@dataclass
+class DataCollatorForCodecLM(DataCollatorMixin):
+    """Makes batches of rows as CodecLM exports them, for `SFTTrainer`, `Trainer` and loops of your own.
+
+    A row has one of these forms, looked for in this order; other columns are left alone:
+
+    - `input_ids`, with `labels` or `completion_mask`: prepared already, as `SFTTrainer` does. Taken as they are.
+    - `prompt` and `completion`, both lists of messages, or both texts (plain, or templated already: a beginning or
+      end of sequence that is there is not added again). The completion is learned.
+    - `messages`: the assistant's turns at its end are learned, earlier ones are not.
+    - `text`, templated already: what follows the last mark that begins an assistant's turn is learned.
+
+    Without weights, batches are those of `SFTTrainer` and its own collator, token for token. With weights there is
+    `loss_weights` too; give the trainer `callbacks=[WeightedLoss()]` (`trl_extensions.codeclm.weighted_loss`), and
+    `remove_unused_columns=False` so that scores and metadata come this far.
+
+    Args:
+        tokenizer: The model's. Without a padding token, its end of sequence fills up.
+        weight_by: `None`, or what the loss of a row is multiplied by: "gap", the size of `scores.gap` within
+            `gap_range`; "metadata", one over the number of rows with its use case and skills, so that each such pair
+            counts alike, however many rows it has.
+        gap_range: Smallest and largest weight by gap, before they are rescaled. Pairs kept at the published threshold
+            have gaps above 3; by default none counts more than twice as much as another then.
+        mean_over: What the mean of the weights is 1 over: the "batch", or the "data" given to `fit`. A batch of one
+            row weighs 1 whatever its gap is, so with batches of a few rows, accumulated or spread over devices, take
+            "data": it does not depend on how a step is cut.
+        pair_counts: Rows of each pair of use case and skills (`weights.pair_of`), in place of `fit`. Pairs that are
+            not in it, as held-out data may have, weigh as one of a single row.
+        max_length: Tokens of a row that are kept, from the start, as in `SFTConfig`; `None`: all. Does not apply to
+            rows with `input_ids`.
+        chat_template: Jinja template used in place of the tokenizer's.
+        pad_to_multiple_of: Round the padded length up to a multiple of this.
+
+    Returns (by calling it on a list of B rows, T being the longest, in tokens):
+        `input_ids`, `attention_mask` and `labels` `(B, T)`, int64, padded on the right, labels -100 where nothing is
+        learned; with `weight_by`, `loss_weights` `(B,)`, float32.
+
+    Raises:
+        ValueError: An argument out of range; a row that cannot be read, with its place in the batch and its id; or
+            weights that need `fit` first.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    weight_by: str | None = None
+    gap_range: tuple[float, float] = (1.0, 6.0)
+    mean_over: str = "batch"
+    pair_counts: Mapping[Pair, int] | None = None
+    max_length: int | None = 1024
+    chat_template: str | None = None
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def __post_init__(self):
+        self._check()
+        pad_id = self.tokenizer.pad_token_id
+        self._pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id
+        if self._pad_id is None:
+            raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
+        self._encoder = PairEncoder(self.tokenizer, self.max_length, self.chat_template)
+        self._data_mean: float | None = None
+        self._logged: set[str] = set()
+
+    def fit(self, dataset: Iterable[Mapping[str, Any]]) -> "DataCollatorForCodecLM":
+        """Count the pairs of the data that is trained on, and take the mean of its weights; does nothing without.
+
+        Args:
+            dataset: Exported rows: a `Dataset` or a list.
+
+        Returns:
+            This collator.
+
+        Raises:
+            ValueError: There are no rows, or one has nothing to weigh by; names the row.
+        """
+        if self.weight_by is None:
+            return self
+        if hasattr(dataset, "column_names"):  # reading the texts of a large data set takes long
+            names = [name for name in ("scores", "metadata", "lineage") if name in (dataset.column_names or [])]
+            dataset = dataset.select_columns(names) if names else dataset
+        rows = list(dataset)
+        if not rows:
+            raise ValueError("There are no rows to weigh.")
+        if self.weight_by == "metadata":
+            self.pair_counts = count_pairs(_of_row(read_pair, row, f"row {i}") for i, row in enumerate(rows))
+        self._data_mean = math.fsum(self._raw(row, f"row {i}") for i, row in enumerate(rows)) / len(rows)
+        return self
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        names = [f"row {place} of the batch" for place in range(len(examples))]
+        encoded = [_of_row(self._encoder.encode, row, name) for row, name in zip(examples, names, strict=True)]
+        batch = {
+            "input_ids": self._pad([ids for ids, _ in encoded], self._pad_id),
+            "attention_mask": self._pad([[1] * len(ids) for ids, _ in encoded], 0),
+            "labels": self._pad([labels for _, labels in encoded], IGNORED),
+        }
+        if self.weight_by is not None:
+            raw = [self._raw(row, name) for row, name in zip(examples, names, strict=True)]
+            batch[LOSS_WEIGHTS] = torch.tensor(self._rescaled(raw), dtype=torch.float32)
+        return batch
+
+    def _raw(self, row: Mapping[str, Any], name: str) -> float:
+        if self.weight_by == "metadata" and self.pair_counts is None:
+            raise ValueError(
+                'weight_by="metadata" needs to know how many rows each pair has: call `collator.fit(train_dataset)` '
+                "first, or give `pair_counts`."
+            )
+        return _of_row(lambda r: raw_weight(r, self.weight_by, self.gap_range, self.pair_counts or {}), row, name)
+
+    def _rescaled(self, raw: list[float]) -> list[float]:
+        if self.mean_over == "data" and self._data_mean is None:
+            raise ValueError('mean_over="data" needs the data: call `collator.fit(train_dataset)` first.')
+        if self.mean_over == "batch" and len(raw) == 1:
+            self._warn('a batch of one row weighs 1, whatever it is weighed by: take mean_over="data"')
+        if not RowWeighing.active and get_worker_info() is None:
+            self._warn(
+                f"batches have `{LOSS_WEIGHTS}`, which no trainer looks at by itself: give it "
+                "callbacks=[WeightedLoss()], or use `weighted_loss` in your own loop"
+            )
+        return mean_one(raw, self._data_mean if self.mean_over == "data" else None)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
+            logger.warning("%s", message)
+
+    def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(row) for row in rows]
+        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+
+    def _check(self) -> None:
+        if self.weight_by not in WEIGHT_BY:
+            raise ValueError(f'`weight_by` must be None, "gap" or "metadata", got {self.weight_by!r}.')
+        if self.mean_over not in MEAN_OVER:
+            raise ValueError(f'`mean_over` must be "batch" or "data", got {self.mean_over!r}.')
+        low, high = self.gap_range
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"`gap_range` must be two finite numbers, 0 < low <= high, got {self.gap_range!r}.")
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
+            raise ValueError(f"`max_length` must be None or a whole number of at least 2, got {self.max_length!r}.")
+
+
+def _of_row(read, row: Mapping[str, Any], name: str):
+    """What `read` makes of a row; where it cannot be read, an error that says which one it is."""
+    try:
+        if not isinstance(row, Mapping):
+            raise ValueError(f"not an object with named columns, but {type(row).__name__}")
+        return read(row)
+    except ValueError as error:
+        lineage = row.get("lineage") if isinstance(row, Mapping) else None
+        own = lineage.get("id") if isinstance(lineage, Mapping) else None
+        raise ValueError(f"{name}{f' ({own})' if own else ''}: {error}.") from error

@@ -1,0 +1,201 @@
+"""The target against the strong model before and after training: capacity recovery (arXiv 2404.05875, section 5.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..core.generation import GenerationEngine, GenerationParams
+from ..core.intervals import bootstrap_ratio_interval, wilson_interval
+from ..core.jsonl import read_jsonl, write_jsonl
+from ..core.judge import Judgment, Pair, PairwiseJudge, summarise
+from ..core.queries import Query
+from ..core.report import write_atomically
+from ..core.sampling import COLUMNS, as_prompt, completion_text, sample_outputs
+
+
+PLAYERS = ("strong", "before", "after")
+"""Whose answers are compared: the strong model's, the target's before training, the target's after it."""
+
+_MATCHES = {"before": ("before", "strong"), "after": ("after", "strong"), "after_vs_before": ("after", "before")}
+
+
+def compare(
+    folder: Path,
+    queries: Sequence[Query],
+    engines: Mapping[str, Callable[[], GenerationEngine]],
+    judge: Callable[[], PairwiseJudge],
+    params: GenerationParams,
+    *,
+    system_prompt: str | None = None,
+) -> dict[str, Any]:
+    """Let three models answer, judge the answers in pairs, and write what came of it.
+
+    Files in `folder`: `answers_<player>.jsonl` (appended to as answers come, with their settings beside them),
+    `judgments.jsonl`, and `comparison.json`, which is returned; see `summary`. The same call again goes on where it
+    stopped, and loads no engine whose answers are all there. What the judge said is in the call log it was made with.
+
+    Args:
+        folder: Made if missing.
+        queries: Benchmark prompts, distinct.
+        engines: For each of `PLAYERS`, what loads its engine. One is in memory at a time.
+        judge: Makes the judge, after all answers are there.
+        params: How answers are decoded: greedily, or one sample at a temperature.
+        system_prompt: First message of every chat.
+
+    Raises:
+        ValueError: No queries, a player without engine, or answers that were made with other settings.
+    """
+    if not queries:
+        raise ValueError("there are no benchmark prompts, so nothing can be compared: give some.")
+    if missing := [name for name in PLAYERS if name not in engines]:
+        raise ValueError(f"no engine answers for {missing[0]!r}: give one for each of {', '.join(PLAYERS)}.")
+    answers = {
+        name: answer(folder / f"answers_{name}.jsonl", queries, engines[name], params, system_prompt=system_prompt)
+        for name in PLAYERS
+    }
+    prompts = {query.id: as_prompt(query, system_prompt, True) for query in queries}
+    pairs = [
+        Pair(f"{match}/{id_}", prompts[id_], answers[one][id_]["text"], answers[other][id_]["text"])
+        for match, (one, other) in _MATCHES.items()
+        for id_ in prompts
+    ]
+    own_judge = judge()
+    judgments = own_judge.judge(pairs)
+    write_jsonl(folder / "judgments.jsonl", map(asdict, judgments))
+    result = summary(judgments, answers)
+    result["judge"] = {"engine": own_judge.engine.name, "mode": own_judge.mode, "counts": dict(own_judge.counts)}
+    write_atomically(folder / "comparison.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def answer(
+    path: Path,
+    queries: Sequence[Query],
+    engine: Callable[[], GenerationEngine],
+    params: GenerationParams,
+    *,
+    system_prompt: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """One answer to each query: those in the file, and what is missing from the engine, which is else not loaded.
+
+    Args:
+        path: A `.jsonl` file of `core.sampling.sample_outputs`.
+        queries: What is to be answered.
+        engine: Loads the engine.
+        params: How to decode.
+        system_prompt: First message of every chat.
+
+    Returns:
+        From the id of a query to `text` and `truncated`, whether the token limit cut it off.
+
+    Raises:
+        ValueError: The file was made with other settings or other queries.
+    """
+    if not _is_complete(path, queries, params, system_prompt):
+        report = sample_outputs(
+            engine(),
+            queries,
+            params,
+            path,
+            greedy=not params.temperature,
+            num_samples=1 if params.temperature else 0,
+            system_prompt=system_prompt,
+        )
+        print(report.summary)
+        _free_memory()
+    return {
+        query.id: {"text": completion_text(row["completion"]), "truncated": row["truncated"]}
+        for query, row in zip(queries, _rows_of(path, queries), strict=True)
+    }
+
+
+def summary(judgments: Iterable[Judgment], answers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The numbers of `comparison.json`.
+
+    Args:
+        judgments: With ids `<match>/<id of the query>`; first is the model named first.
+        answers: As `answer` returns them, by player.
+
+    Returns:
+        JSON-ready. `prompts`; `before` and `after`, the target against the strong model: `crr`, the share of judged
+        prompts it wins or ties, with Wilson's `interval`, `wins`, `ties`, `losses`, `unread` (no part of the share;
+        a prompt counts as won only if it is in both orders), and how far the judge contradicts itself;
+        `after_vs_before`: the same with `win_rate`, in which a tie is half a win, in place of `crr`; `change`: what
+        training added to `crr` on the prompts that both judgments could be read of, with a paired bootstrap interval;
+        `answers`: mean words and how many were cut off, by player. Shares of nothing are None.
+    """
+    by_match: dict[str, dict[str, Judgment]] = {name: {} for name in _MATCHES}
+    for judgment in judgments:
+        match, _, id_ = judgment.id.partition("/")
+        by_match[match][id_] = judgment
+    result: dict[str, Any] = {"prompts": len(answers["after"])}
+    for match, own in by_match.items():
+        result[match] = _outcome(list(own.values()), "win_rate" if match == "after_vs_before" else "crr")
+    result["change"] = _change(by_match["before"], by_match["after"])
+    result["answers"] = {
+        name: {
+            "mean_words": sum(len(one["text"].split()) for one in own.values()) / len(own),
+            "empty": sum(not one["text"].strip() for one in own.values()),
+            "truncated": sum(bool(one["truncated"]) for one in own.values()),
+        }
+        for name, own in answers.items()
+    }
+    return result
+
+
+def _outcome(judgments: list[Judgment], share: str) -> dict[str, Any]:
+    counts = summarise(judgments)
+    wins, ties, losses = counts["first"], counts["ties"], counts["second"]
+    judged = wins + ties + losses
+    good = wins + (ties if share == "crr" else ties / 2)
+    return {
+        share: good / judged if judged else None,
+        "interval": list(wilson_interval(good, judged)) if judged else None,
+        "wins": wins,
+        "ties": ties,
+        "losses": losses,
+        "judged": judged,
+        **{name: counts[name] for name in ("unread", "equal", "contradictions")},
+        **{name: counts[name] for name in ("contradiction_share", "first_place_share")},
+    }
+
+
+def _change(before: Mapping[str, Judgment], after: Mapping[str, Judgment]) -> dict[str, Any]:
+    read = [id_ for id_ in before if before[id_].winner and after[id_].winner]
+    differences = [(after[id_].winner != "second") - (before[id_].winner != "second") for id_ in read]
+    if len(read) < 2:
+        return {"crr": float(differences[0]) if read else None, "interval": None, "judged": len(read)}
+    interval = bootstrap_ratio_interval(differences, [1.0] * len(read))
+    return {"crr": sum(differences) / len(read), "interval": list(interval), "judged": len(read)}
+
+
+def _is_complete(path: Path, queries: Sequence[Query], params: GenerationParams, system_prompt: str | None) -> bool:
+    """Whether every answer is in the file and was decoded like this; if not, it is for `sample_outputs` to say why."""
+    settings = path.with_name(f"{path.stem}.settings.json")
+    try:
+        written = json.loads(settings.read_text(encoding="utf-8"))
+        found = len(_rows_of(path, queries))
+    except (OSError, ValueError):
+        return False
+    asked = json.loads(json.dumps({"params": asdict(params), "system_prompt": system_prompt}))
+    return found == len(queries) and asked == {name: written.get(name) for name in asked}
+
+
+def _rows_of(path: Path, queries: Sequence[Query]) -> list[dict[str, Any]]:
+    """The rows that answer the queries, in their order."""
+    rows = {row["id"].rpartition("-")[0]: row for row in read_jsonl(path, required=COLUMNS)}
+    return [rows[query.id] for query in queries if query.id in rows]
+
+
+def _free_memory() -> None:
+    """Give the memory of an engine in this process back; without one, torch need not be there."""
+    import sys
+
+    if "torch" in sys.modules:
+        from ..core.training import free_memory
+
+        free_memory()

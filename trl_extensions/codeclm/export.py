@@ -1,0 +1,240 @@
+"""The kept pairs of a run as training data."""
+
+import json
+import os
+import random
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import compress, islice, pairwise
+from pathlib import Path
+from typing import IO, Any
+
+from ..core.report import write_atomically
+from .codeclm_config import CodecLMConfig
+from .filters import InstructionFilters, Screen
+from .rows import stream_rows
+from .words import count_words, plain_words
+
+
+LAYOUTS = ("prompt_completion", "messages")
+_SCREENED_AT_ONCE = 64
+_QUOTED = 60
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported.
+
+    Args:
+        path: The data.
+        items: Finished instructions of the run.
+        kept: Those that the run kept.
+        rows: Those that are in the data.
+        reasons: Why others of `kept` are not, and how many.
+        contaminated: By benchmark file: instructions dropped because of it.
+    """
+
+    path: Path
+    items: int
+    kept: int
+    rows: int
+    reasons: dict[str, int]
+    contaminated: dict[str, int]
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
+        return f"{self.path}: {self.rows} pairs of {self.kept} kept, left out: {dropped or 'none'}"
+
+
+def export(
+    folder: str | os.PathLike, config: CodecLMConfig, seed: int = 0, *, layout: str = "prompt_completion"
+) -> ExportReport:
+    """Write `data.jsonl` from the items of a run: in order of their ids, whatever order they were finished in.
+
+    The instruction filters are applied again, to the versions that were kept: against each other, in order of id, and
+    against all seeds. Also written are `export.json`, the counts, and `export_drops.jsonl`, the reason
+    for each kept item that is not in the data. A row takes some 150 bytes of memory, beside what the filters take.
+
+    Args:
+        folder: Output folder of the run.
+        config: Uses what `InstructionFilters` and `Screen` do, `keep_truncated`, `max_answer_words` and `max_rows`.
+        seed: Of the draw for `max_rows`.
+        layout: "prompt_completion": TRL's conversational columns `prompt` and `completion`; "messages": one column of
+            that name in their place.
+
+    Raises:
+        ValueError: There is no `items.jsonl`, an item cannot be read, or two have the same id; names the file, and
+            the line or the id.
+        OSError: The disk is full or gone; an earlier export is left as it was.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    folder = Path(folder)
+    items = folder / "items.jsonl"
+    places, seeds, total = _survey(items)
+    filters = InstructionFilters(config)
+    for text in seeds:
+        filters.add(f"the seed {text[:_QUOTED]!r}", text)
+    reasons: Counter[str] = Counter()
+    contaminated: Counter[str] = Counter()
+    with _replacing(folder / "export_drops.jsonl") as drops, open(items, "rb") as source:
+
+        def drop(id: str, reason: str) -> None:
+            reasons[reason] += 1
+            detail = filters.details.pop(id, None)
+            if reason == "contaminated":
+                contaminated[detail.rpartition(", row ")[0]] += 1
+            _write(drops, {"id": id, "reason": reason, "detail": detail})
+
+        pairs = _good_pairs(source, places, config, filters, drop)
+        good = array("Q", (offset for offset, _ in _screened(pairs, config, drop)))
+        chosen = range(len(good))
+        if config.max_rows is not None and len(good) > config.max_rows:
+            chosen = set(random.Random(seed).sample(chosen, config.max_rows))
+        with _replacing(folder / "data.jsonl") as data:
+            for number, offset in enumerate(good):
+                item = _item_at(source, offset)
+                if number in chosen:
+                    _write(data, exported_row(item, layout))
+                else:
+                    drop(item["id"], "not drawn")
+    report = ExportReport(
+        folder / "data.jsonl", total, len(places), len(chosen), dict(sorted(reasons.items())), dict(contaminated)
+    )
+    values = asdict(report) | {"path": report.path.name, "layout": layout}
+    write_atomically(folder / "export.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    return report
+
+
+def exported_row(item: dict[str, Any], layout: str = "prompt_completion") -> dict[str, Any]:
+    """The row of training data that a kept item becomes.
+
+    Raises:
+        ValueError: The item lacks its kept version or answer; names its id.
+    """
+    version, answer = _kept_version(item)
+    prompt = [{"role": "user", "content": version["instruction"]}]
+    completion = [{"role": "assistant", "content": answer}]
+    rounds = item["rounds"][: item["iteration"]]
+    columns = {"prompt": prompt, "completion": completion}
+    return (columns if layout == "prompt_completion" else {"messages": prompt + completion}) | {
+        "metadata": {name: item["metadata"][name] for name in ("use_case", "skills")},
+        "scores": version.get("scores"),
+        "winner": item["winner"],
+        "iteration": item["iteration"],
+        "lineage": {
+            "id": item["id"],
+            "seed": item.get("seed"),
+            "scoring": item.get("scoring"),
+            "basic": rounds[0]["instruction"],
+            "rewrites": [{name: own.get(name) for name in ("action", "instruction")} for own in rounds[1:]],
+            "gaps": [own["scores"]["gap"] for own in rounds if own.get("scores")],
+        },
+    }
+
+
+def _survey(path: Path) -> tuple[list[tuple[str, int]], list[str], int]:
+    """Ids and offsets of the kept items in order of id, all seeds in order, and the number of all items."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing: nothing to export; run `trl-ext codeclm run` first")
+    places: list[tuple[str, int]] = []
+    seeds = {text for _, row in stream_rows(path.with_name("metadata.jsonl")) for text in row.get("seeds") or ()}
+    total = 0
+    for offset, item in stream_rows(path):
+        total += 1
+        if item.get("seed"):
+            seeds.add(item["seed"])
+        if item["outcome"] == "kept":
+            places.append((item["id"], offset))
+    places.sort(key=lambda place: _natural_order(place[0]))
+    for (id, _), (following, _) in pairwise(places):
+        if id == following:
+            raise ValueError(f"{path}: two items have the id {id!r}; delete one of them")
+    return places, sorted(seeds), total
+
+
+def _natural_order(id: str) -> tuple[list[str | int], str]:
+    """i2 before i10."""
+    parts = re.split(r"([0-9]+)", id)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], id
+
+
+def _good_pairs(
+    source: IO[bytes],
+    places: Iterable[tuple[str, int]],
+    config: CodecLMConfig,
+    filters: InstructionFilters,
+    drop: Callable[[str, str], None],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Offset and item of each kept pair that all filters but the screen let pass."""
+    for id, offset in places:
+        item = _item_at(source, offset)
+        version, answer = _kept_version(item)
+        if version.get("truncated", {}).get(item["winner"]) and not config.keep_truncated:
+            reason = "cut off"
+        elif config.max_answer_words is not None and count_words(plain_words(answer)) > config.max_answer_words:
+            reason = "answer too long"
+        else:
+            reason = filters.check(id, version["instruction"])
+        if reason:
+            drop(id, reason)
+        else:
+            yield offset, item
+
+
+def _screened(
+    pairs: Iterator[tuple[int, dict[str, Any]]], config: CodecLMConfig, drop: Callable[[str, str], None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not config.screen:
+        yield from pairs
+        return
+    screen = Screen(config)
+    while batch := list(islice(pairs, _SCREENED_AT_ONCE)):
+        texts = [(version["instruction"], answer) for version, answer in (_kept_version(item) for _, item in batch)]
+        toxic = screen.drops(texts)
+        for _, item in compress(batch, toxic):
+            drop(item["id"], "screened")
+        yield from compress(batch, [not out for out in toxic])
+
+
+def _kept_version(item: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The round that was kept, and the winner's answer in it."""
+    try:
+        version = item["rounds"][item["iteration"] - 1]
+        return version, version["answers"][item["winner"]]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(
+            f"items.jsonl: item {item.get('id')!r} is kept, but lacks its version or the winner's answer; delete its "
+            "line and run again"
+        ) from None
+
+
+def _item_at(source: IO[bytes], offset: int) -> dict[str, Any]:
+    source.seek(offset)
+    return json.loads(source.readline())
+
+
+def _write(file: IO[bytes], row: dict[str, Any]) -> None:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    file.write(text.encode("utf-8", errors="replace"))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of another once it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,155 @@
+"""Losses of rows that do not count alike: for `SFTTrainer` and `Trainer` as they are, and for loops of your own.
+
+`DataCollatorForCodecLM` puts `loss_weights` into its batches, which no trainer looks at. `WeightedLoss`, a callback,
+makes a model look at them while it trains; the trainer stays the one it was, with its metrics and its fused LM head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+LOSS_WEIGHTS = "loss_weights"
+"""Name of the weights in a batch."""
+
+
+def weighted_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    loss_weights: torch.Tensor,
+    num_items: torch.Tensor | float | None = None,
+) -> torch.Tensor:
+    """Negative log-likelihood, each row's times its weight, per scored token.
+
+    What it is divided by does not depend on the weights: with ones, this is the loss of a causal language model.
+
+    Args:
+        logits: `(B, T, V)`; position t scores label t + 1.
+        labels: `(B, T)`; -100 is not scored.
+        loss_weights: `(B,)`.
+        num_items: Scored tokens of the whole optimizer step; those of this batch when left out.
+
+    Returns:
+        A scalar, nats per token.
+    """
+    shifted = labels[:, 1:]
+    return _weighted(_token_losses(logits[:, :-1], shifted), shifted != -100, loss_weights, num_items)
+
+
+class WeightedLoss(TrainerCallback):
+    """Lets `loss_weights` of a batch multiply the losses of their rows, in an unmodified `SFTTrainer` or `Trainer`.
+
+    Training only: an evaluation loss stays the plain one, which can be compared between runs.
+
+    Example:
+
+    ```python
+    trainer = SFTTrainer(
+        model,
+        SFTConfig("out", remove_unused_columns=False),
+        train_dataset=rows,
+        data_collator=DataCollatorForCodecLM(tokenizer, weight_by="gap"),
+        callbacks=[WeightedLoss()],
+    )
+    ```
+
+    Raises:
+        ValueError: Settings the weights would be lost or mistaken with.
+    """
+
+    def __init__(self):
+        self._weighing: RowWeighing | None = None
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+    ) -> None:
+        if getattr(args, "loss_type", "nll") != "nll":
+            raise ValueError(f'`loss_type="{args.loss_type}"` does not work with weighted rows: leave it at "nll".')
+        if args.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` does not work with weighted rows: set it to 0.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                "Weighted rows do not work with `nn.DataParallel`: start one process a GPU, with `accelerate launch`."
+            )
+        if self._weighing is None or self._weighing.model is not model:
+            if self._weighing is not None:
+                self._weighing.remove()
+            self._weighing = weigh_rows(model)
+
+    # A callback that is added later sees no `on_init_end`, and FSDP has put another model in place by then
+    on_train_begin = on_init_end
+
+
+def weigh_rows(model: nn.Module) -> RowWeighing:
+    """From now on, `model(..., labels=..., loss_weights=...)` in training mode returns the weighted loss.
+
+    For a training loop of your own; with a trainer, use `WeightedLoss`. `remove()` of what is returned ends it. Give
+    it the model that is called: the PEFT model, not the one inside.
+    """
+    return RowWeighing(model)
+
+
+class RowWeighing:
+    """A pair of hooks around a model's forward pass: one takes the weights out, the other applies them.
+
+    Hooks rather than another forward, because a trainer replaces that of the model it is given.
+    """
+
+    active = 0
+    """How many there are in this process."""
+
+    def __init__(self, model: nn.Module):
+        RowWeighing.active += 1
+        self.model = model
+        self._weights: torch.Tensor | None = None
+        self._handles = [
+            model.register_forward_pre_hook(self._take, with_kwargs=True),
+            model.register_forward_hook(self._apply, with_kwargs=True),
+        ]
+
+    def remove(self) -> None:
+        """Leave the model as it was. Twice does nothing."""
+        RowWeighing.active -= bool(self._handles)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _take(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        self._weights = kwargs.get(LOSS_WEIGHTS) if model.training else None
+        return args, {name: value for name, value in kwargs.items() if name != LOSS_WEIGHTS}
+
+    def _apply(self, model: nn.Module, args: tuple, kwargs: dict, outputs):
+        weights, self._weights = self._weights, None
+        if weights is None:
+            return outputs
+        if getattr(outputs, "loss", None) is None:
+            raise ValueError(
+                "`loss_weights` came without `labels`, or the model returned no loss: leave `compute_loss_func` and "
+                "label smoothing out, which keep the labels from the model."
+            )
+        if getattr(outputs, "log_probs", None) is not None:  # the fused head of TRL, zero where nothing is scored
+            losses, scored = -outputs.log_probs, outputs.label_mask
+            outputs.log_probs = outputs.log_probs * weights.to(outputs.log_probs)[:, None]
+        else:
+            shifted = kwargs.get("shift_labels")
+            logits = outputs.logits if shifted is not None else outputs.logits[:, :-1]
+            shifted = (kwargs["labels"][:, 1:] if shifted is None else shifted).to(logits.device)
+            losses, scored = _token_losses(logits, shifted), shifted != -100
+        # Added, so that what else is in the loss stays there and weights of 1 change not a bit of it
+        num_items = kwargs.get("num_items_in_batch")
+        outputs.loss = outputs.loss + _weighted(losses, scored, weights - 1, num_items).to(outputs.loss)
+        return outputs
+
+
+def _token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`(B, T, V)` and `(B, T)`, aligned -> `(B, T)`, 0 where the label is -100."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+    return losses.view(labels.shape)
+
+
+def _weighted(losses: torch.Tensor, scored: torch.Tensor, weights: torch.Tensor, num_items) -> torch.Tensor:
+    count = scored.sum() if num_items is None else torch.as_tensor(num_items)
+    return (weights.to(losses) * losses.sum(1)).sum() / count.clamp(min=1).to(losses.device)
