@@ -50,7 +50,7 @@ class Rules:
         self._patterns = [(step, pattern) for step in _STEPS for pattern in _patterns_of(step)]
 
     def answer(self, model: str, messages: list[dict[str, str]], seed: int | None, max_tokens: int) -> Answered:
-        """The reply of a model whose name has "strong" in it, or of any other."""
+        """The reply of a model whose name has "strong" in it, of any other, or of "either", as the seed has it."""
         step, fields = self._recognise(messages[0]["content"])
         fields |= {"model": model, "seed": seed, "again": len(messages) > 1 or bool(fields.get("note"))}
         read = sum(len(message["content"].split()) for message in messages)
@@ -103,7 +103,7 @@ class Rules:
         grade = re.search(r"grade (\d)", instruction)
         if grade and instruction.count("Also mention") >= int(grade[1]):
             strong, target = (3, 9) if "upside down" in instruction else (9, 3)
-        quality = strong if "strong" in model else target
+        quality = strong if "strong" in model or ("either" in model and seed % 2) else target
         return f"{model} answers with quality {quality} under seed {seed}: {instruction}"
 
     def score(self, instruction, first, second, again, **_):

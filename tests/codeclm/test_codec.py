@@ -52,7 +52,7 @@ def seeds(tmp_path_factory):
 def codec(folder, engines, *, prices=None, seed=42, **settings):
     """A run of two engines, or one, with rewrites by Self-Rubrics unless said otherwise."""
     roles = dict(zip(("strong", "target"), engines, strict=False))
-    settings = {"num_instructions": 16, "max_rounds": 3} | settings
+    settings = {"num_instructions": 12, "max_rounds": 3} | settings
     return CodecLM(CodecLMConfig(**settings), folder, prices=prices, seed=seed, **roles)
 
 
@@ -91,7 +91,6 @@ def undisturbed(seeds, tmp_path_factory):
 SERVERS = {
     "one at a time": (1, {}),
     "64 at a time": (64, {}),
-    "in any order": (16, {"delay": 0.01, "spread": 1.0}),
     "every third fails": (64, {"failures": 0.35, "seed": 1}),
     "most fail, in any order": (16, {"failures": 0.6, "seed": 2, "delay": 0.002, "spread": 1.0}),
 }
@@ -119,7 +118,7 @@ def test_empty_answers_are_asked_for_again(seeds, undisturbed, tmp_path):
     server = Server(failures=0.3, kinds=("empty", "500"), seed=3)
     with serving(server) as url:
         codec(tmp_path, remote(url), seeds=seeds).run()
-    assert server.failed["empty"] > 20
+    assert server.failed["empty"] > 10
     assert data(tmp_path) == data(undisturbed) and set(server.answered.values()) == {1}
 
 
@@ -322,7 +321,7 @@ def test_a_scorer_of_its_own(metadata, tmp_path):
 # Stopped and resumed
 
 
-@pytest.mark.parametrize("budget", [1, 5, 12, 20, 30, 70])
+@pytest.mark.parametrize("budget", [1, 12, 22, 70])
 def test_a_budget_of_calls_stops_and_a_larger_one_goes_on(seeds, undisturbed, tmp_path, budget):
     """Exactly as many calls as the budget says, wherever it ends; then all the others, none of them again."""
     server = Server(delay=0.001, spread=1.0)

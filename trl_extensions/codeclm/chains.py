@@ -134,6 +134,11 @@ class Chains:
         answers = {role: answer for role, (answer, _) in zip(roles, results, strict=True)}
         version["answers"] = answers
         version["truncated"] = {role: cut for role, (_, cut) in zip(roles, results, strict=True)}
+        await self.score(about, version)
+
+    async def score(self, about: str, version: dict[str, Any]) -> None:
+        """Both orders of scores of a version's two answers, added to its row. Raises as `follow`."""
+        instruction, answers = version["instruction"], version["answers"]
         score = self._score_by_text if self._config.scoring == "text" else self._score_by_logprobs
         one, two = await _both(
             score(f"{about}/1", instruction, answers["strong"], answers["target"]),

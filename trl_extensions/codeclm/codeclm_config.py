@@ -11,7 +11,7 @@ class CodecLMConfig:
     """What is made, from what, and what is kept. The defaults are the published ones where there are any.
 
     Engines are named by three settings: a model (an id or directory, which runs in this process), or a dict with
-    `engine` (transformers, vllm or endpoint), `model` and what `EngineArguments` calls `engine_*`, without that prefix;
+    `engine` (transformers, vllm, endpoint), `model` and what `EngineArguments` calls `engine_*`, without that prefix;
     see `core.engine_spec.parse_engine`. Prices are in a currency of your choice.
 
     Raises:

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ..core.generation import GenerationEngine, GenerationParams
-from ..core.intervals import bootstrap_ratio_interval, wilson_interval
+from ..core.intervals import bootstrap_ratio_interval
 from ..core.jsonl import read_jsonl, write_jsonl
 from ..core.judge import Judgment, Pair, PairwiseJudge, summarise
 from ..core.queries import Query
 from ..core.report import write_atomically
 from ..core.sampling import COLUMNS, as_prompt, completion_text, sample_outputs
+from ..core.win_rate import LOSS, TIE, WIN, capacity_recovery, win_rate
 
 
 PLAYERS = ("strong", "before", "after")
 """Whose answers are compared: the strong model's, the target's before training, the target's after it."""
 
 _MATCHES = {"before": ("before", "strong"), "after": ("after", "strong"), "after_vs_before": ("after", "before")}
+_OUTCOMES = {"first": WIN, "tie": TIE, "second": LOSS}
 
 
 def compare(
@@ -149,17 +151,16 @@ def summary(judgments: Iterable[Judgment], answers: Mapping[str, Mapping[str, Ma
 
 def _outcome(judgments: list[Judgment], share: str) -> dict[str, Any]:
     counts = summarise(judgments)
-    wins, ties, losses = counts["first"], counts["ties"], counts["second"]
-    judged = wins + ties + losses
-    good = wins + (ties if share == "crr" else ties / 2)
+    outcomes = [_OUTCOMES[own.winner] for own in judgments if own.winner]
+    result: dict[str, Any] = {share: None, "interval": None, "judged": len(outcomes)}
+    if outcomes:
+        rate = capacity_recovery(outcomes) if share == "crr" else win_rate(outcomes)
+        result |= {share: rate["crr" if share == "crr" else "value"], "interval": [rate["low"], rate["high"]]}
     return {
-        share: good / judged if judged else None,
-        "interval": list(wilson_interval(good, judged)) if judged else None,
-        "wins": wins,
-        "ties": ties,
-        "losses": losses,
-        "judged": judged,
-        **{name: counts[name] for name in ("unread", "equal", "contradictions")},
+        **result,
+        "wins": counts["first"],
+        "losses": counts["second"],
+        **{name: counts[name] for name in ("ties", "unread", "equal", "contradictions")},
         **{name: counts[name] for name in ("contradiction_share", "first_place_share")},
     }
 

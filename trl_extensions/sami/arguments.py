@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..core.engine_spec import parse_engine
+from ..core.judge import MODES
 from .filters import ResponseFilters
 from .templates import check_template
 
@@ -59,11 +61,31 @@ class SAMIArguments:
     original_model: str | None = field(
         default=None, metadata={"help": "evaluate: the original of a fully fine-tuned model, for KL."}
     )
+    judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "Judge each round's held-out responses against the original's: a model that runs in this process, "
+            "or YAML such as `{engine: endpoint, model: ..., base_url: ...}`."
+        },
+    )
+    judge_mode: str = field(
+        default="scores",
+        metadata={
+            "help": "`scores`: the judge writes two numbers, `verdict`: A, B or tie, `logprobs`: its probabilities of "
+            "A and B, for small models."
+        },
+    )
+    judge_max_new_tokens: int = field(
+        default=64, metadata={"help": "Longest reply of the judge; more for one that thinks aloud."}
+    )
+    judge_against: str | None = field(
+        default=None, metadata={"help": "evaluate: eval_samples.jsonl of the model to judge against."}
+    )
 
     def __post_init__(self):
         least = {
             "num_constitutions": 2, "max_new_tokens": 1, "rounds": 1, "queries_per_step": 1, "steps_first_round": 1,
-            "steps_growth": 0, "num_eval_queries": 2, "eval_batch_tokens": 1,
+            "steps_growth": 0, "num_eval_queries": 2, "eval_batch_tokens": 1, "judge_max_new_tokens": 1,
         }  # fmt: skip
         for name, minimum in least.items():
             value = getattr(self, name)
@@ -75,6 +97,10 @@ class SAMIArguments:
             self.stop = [self.stop]
         if self.sampling_template is not None:
             check_template(self.sampling_template, "sampling_template")
+        if self.judge_mode not in MODES:
+            raise ValueError(f"`judge_mode` must be one of {', '.join(MODES)}, got {self.judge_mode!r}.")
+        if self.judge is not None and not parse_engine(self.judge, "judge").arguments.engine_model:
+            raise ValueError("`judge` names no model: add `model` to it.")
 
     def filters(self) -> ResponseFilters:
         """What disqualifies a row from training."""

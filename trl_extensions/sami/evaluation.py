@@ -18,6 +18,7 @@ from ..core.modes import evaluating
 from ..core.report import mean_and_error, write_atomically
 from ..core.shared_prefix import why_not_exact
 from ..core.text_metrics import corpus_distinct_2, distinct_2
+from ..core.throughput import Throughput
 from .collator import DataCollatorForSAMI
 from .data import prepare_rows
 from .principles import constitution_label
@@ -53,12 +54,14 @@ def score_rows(
     collate = DataCollatorForSAMI(_pad_id(tokenizer), share_prefix=shared)
     results: list[dict[str, float]] = [{} for _ in rows]
     with evaluating(model), torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="row") as bar:
+        count = Throughput(bar)
         for indices in _batches(dataset, batch_tokens, shared):
             device = next(model.parameters()).device
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
             reference = _reference_states(model, inputs, original) if measure_kl else None
             for i, result in zip(indices, _score_batch(model, inputs, reference), strict=True):
                 results[i] = result
+            count.add(inputs["attention_mask"].sum(1).tolist())
             bar.update(len(indices))
     return results
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from trl_extensions.core.generation import GenerationEngine, GenerationParams
 from trl_extensions.core.jsonl import JsonlWriter
+from trl_extensions.core.replies import fenced_parts
 from trl_extensions.sami.principles import Principle, parse_principles
 
 
@@ -36,7 +37,6 @@ _LABELLED = re.compile(rf"^(?P<label>{_ANY_LABEL})(?:\s*#?\d+)?[\s*_`]*[:=–—
 _INLINE_LABEL = re.compile(
     r"(?<=[.!?;,\s*])[\s(*_]*\b(?=(?:definition|anti-?thesis|opposite(?: rule| principle)?)[*_`]*:)", re.IGNORECASE
 )
-_FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def write_principles(
@@ -151,7 +151,7 @@ def parse_answer(answer: str) -> list[Principle]:
     Returns:
         The principles in their order in the answer, possibly none. Names may repeat.
     """
-    candidates = [*_FENCE.findall(answer), answer]
+    candidates = [*fenced_parts(answer), answer]
     readings = [*map(_json_entries, candidates), *map(_yaml_entries, candidates), _labelled_entries(answer)]
     return max(([p for entry in entries if (p := _principle(entry)) is not None] for entries in readings), key=len)
 

@@ -5,9 +5,10 @@ Each round samples from the model of the round before and trains the original ag
 Every stage of every round leaves a file when it is done and is skipped when that file is there, so the same command
 resumes a run that was killed anywhere. A round has its own folder and nothing in it is written twice:
 
-    output_dir/settings.json, report.md, report.json, rounds.png
+    output_dir/settings.json, report.md, report.json, rounds.png, judge_calls.jsonl (with `judge`)
     output_dir/round_0/   the original: eval_samples.jsonl, evaluation.json
-    output_dir/round_1/   samples.jsonl, train/ (checkpoints, log), model/, eval_samples.jsonl, evaluation.json
+    output_dir/round_1/   samples.jsonl, train/ (checkpoints, log), model/, eval_samples.jsonl, evaluation.json,
+                          win_rate.json (with `judge`)
 """
 
 import copy
@@ -34,6 +35,7 @@ from .sami_trainer import SAMITrainer
 from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE
 from .training import load_training_rows
+from .win_rate import forget_other_judges, judge_samples
 
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ _FREE_SETTINGS = FREE_SETTINGS | {
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "overflow", "guard_steps",
     "guard_num_queries", "guard_max_new_tokens", "guard_stop", "guard_max_kl", "guard_max_length_ratio",
     "guard_min_length_ratio", "guard_min_distinct_2", "rounds", "eval_batch_tokens", "dataset_name",
-    "dataset_train_split", "eval_dataset_name", "original_model",
+    "dataset_train_split", "eval_dataset_name", "original_model", "judge", "judge_mode", "judge_max_new_tokens",
+    "judge_against",
 }  # fmt: skip
 _TRAINING_ARGUMENTS = ("queries_per_step", "steps_first_round", "steps_growth")
 
@@ -52,6 +55,7 @@ _STAGES = {
     "train": "training the original on them",
     "sample_evaluation": "sampling answers to the held-out queries",
     "evaluate": "scoring those answers",
+    "judge": "judging them against the original's",
 }
 
 
@@ -114,6 +118,8 @@ class SAMIRun:
             yield stage("train", round_, "model")
             yield stage("sample_evaluation", round_, "eval_sampling.json")
             yield stage("evaluate", round_, "evaluation.json")
+            if self.args.judge:
+                yield stage("judge", round_, "win_rate.json")
 
     def execute(self, perform: Callable[[str, int], Any] | None = None) -> Path:
         """Carry out what is not done yet and write the report.
@@ -129,6 +135,8 @@ class SAMIRun:
         self.check_inputs()
         self.check_schedule()
         self.claim()
+        if self.args.judge:
+            forget_other_judges(self.folder, self.args)
         perform_missing(self.stages(), perform or self.perform)
         return write_run_report(self)
 
@@ -207,11 +215,21 @@ class SAMIRun:
         original = self.model_of(0)
         self._score(self.model_of(round_), self.round_folder(round_), original, originals, is_original=round_ == 0)
 
+    def judge(self, round_: int) -> dict[str, Any]:
+        """Judge this round's held-out responses against the original's to the same prompts."""
+        return self._judge(self.round_folder(round_), self.round_folder(0) / "eval_samples.jsonl")
+
     def evaluate_alone(self) -> dict[str, Any]:
-        """Sample and score `model_name_or_path` on the held-out queries, outside of any round."""
+        """Sample and score `model_name_or_path` on the held-out queries, outside of any round.
+
+        With `judge` and `judge_against` the responses are judged too; the result is then under `win_rate`.
+        """
         model = self.model_args.model_name_or_path
         self._sample_held_out(model, self.folder, is_original=True)
-        return self._score(model, self.folder, self.args.original_model, None)
+        result = self._score(model, self.folder, self.args.original_model, None)
+        if self.args.judge and self.args.judge_against:
+            result["win_rate"] = self._judge(self.folder, Path(self.args.judge_against))
+        return result
 
     def evaluate_model(self, model: str, folder: Path) -> dict[str, Any]:
         """Sample and score another model as the rounds of this (finished) run were; results go to `folder`."""
@@ -273,6 +291,15 @@ class SAMIRun:
             original=self.models.in_process(original).model if separate else None,
             fixed_rows=fixed_rows,
             batch_tokens=self.args.eval_batch_tokens,
+        )
+
+    def _judge(self, folder: Path, originals: Path) -> dict[str, Any]:
+        return judge_samples(
+            self.args,
+            folder / "eval_samples.jsonl",
+            originals,
+            calls=self.folder / "judge_calls.jsonl",
+            output=folder / "win_rate.json",
         )
 
     def sampling_settings(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ..core.jsonl import read_jsonl
 from ..core.report import RunReport
 from .principles import constitution_label
 from .sampling import load_rows
+from .win_rate import report_win_rates
 
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def write_run_report(run: "SAMIRun") -> Path:
         "rounds.png",
         "Mutual information bound (with standard errors) and response length by round; 0 is the original.",
     )
+    report_win_rates(report, rounds)
     _training_table(report, rounds)
     _lengths_table(report, rounds)
     _samples(report, run)
@@ -59,6 +61,9 @@ def _round_data(run: "SAMIRun", round_: int) -> dict[str, Any]:
         )
         guard = folder / "train" / "guard.jsonl"
         data["guard"] = read_jsonl(guard) if guard.exists() else []
+        judged = folder / "win_rate.json"
+        if judged.exists():
+            data["win_rate"] = json.loads(judged.read_text(encoding="utf-8"))
     return data
 
 

@@ -67,7 +67,7 @@ class SamplingReport:
         earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
         return (
             f"{self.path}: {self.sampled} rows sampled{earlier}, {self.kept} kept, {_dropped_text(self.dropped)}; "
-            f"{self.tokens} tokens in {self.seconds:.1f} s"
+            f"{self.tokens} tokens in {self.seconds:.1f} s ({self.tokens / max(self.seconds, 1e-9):.0f} a second)"
         )
 
 

@@ -5,7 +5,8 @@ from torch import nn
 
 from ..core import shared_prefix
 from ..core.divergence import chunked_kl
-from ..core.head import ReferenceStates, last_hidden_states, output_head, token_logps
+from ..core.head import ReferenceStates, last_hidden_states, output_head
+from ..core.token_logps import token_logps
 from .loss import mutual_information_bound, sami_loss
 
 

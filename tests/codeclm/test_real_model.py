@@ -1,0 +1,31 @@
+"""The demo's run on the real model, in small: every stage works in process, and the adapter learned from the pairs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trl_extensions.cli.main import main
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_a_small_model_goes_from_metadata_to_an_adapter(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    recipe = ["--config", "recipes/smollm2-135m/codeclm/config_lora.yaml", "--output_dir", str(tmp_path)]
+    small = ["--num_instructions", "8", "--max_answer_tokens", "32", "--gap_threshold", "0", "--num_train_epochs", "2"]
+    assert main(["codeclm", "run", *recipe, *small, "--num_benchmark_prompts", "2"]) == 0
+    pairs = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    assert len(pairs) >= 4
+    assert len({pair["metadata"]["use_case"] for pair in pairs}) >= 2
+    for pair in pairs:
+        assert pair["scores"]["gap"] == pytest.approx(pair["scores"]["strong"] - pair["scores"]["target"])
+        assert pair["winner"] == ("strong" if pair["scores"]["gap"] > 0 else "target")
+    held_out = json.loads((tmp_path / "held_out.json").read_text())
+    assert held_out["change"]["nats_per_token"] < 0
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    # Before training the target is the strong model: greedy answers are equal, and there is nothing to judge
+    assert comparison["before"]["equal"] == comparison["before"]["ties"] == 2
+    assert "data.jsonl" in {path.name for path in tmp_path.iterdir()}
