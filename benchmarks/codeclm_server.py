@@ -2,10 +2,10 @@
 
     python benchmarks/codeclm_server.py --latency 0.5 --cores 0 1
 
-The server runs in a process of its own and takes `--latency` seconds for every request, failed ones included. What the
-pipeline itself costs is the wall time, from the first seed to the report, over the least it could be: the calls of the
-engine that is called most (the strong one, which answers, scores and rewrites), each of that latency, `--concurrency`
-at a time. Counted at the server: requests that never got an answer, and any that got two.
+The server runs in a process of its own and takes `--latency` seconds for every request, failed ones included. One
+engine has all roles, so that no more than `--concurrency` requests are in flight. Wall time, from the seeds to the
+report, is compared with the least it could be: latency times calls, so many at a time. Failed requests and the pauses
+after them are not in that. Counted at the server: requests that never got an answer, and any that got two.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instructions", type=int, default=1000)
-    parser.add_argument("--concurrency", type=int, default=64, help="requests in flight of each engine")
+    parser.add_argument("--concurrency", type=int, default=64, help="most requests in flight")
     parser.add_argument("--latency", type=float, default=0.5, help="seconds of a request at the server")
     parser.add_argument("--failures", type=float, default=0.05, help="share of requests that fail")
     parser.add_argument("--cores", type=int, nargs=2, metavar=("SERVER", "RUN"), help="pin the two processes")
@@ -42,12 +42,12 @@ def main() -> None:
             os.sched_setaffinity(0, {args.cores[1]})
         seeds = Path(folder) / "seeds.jsonl"
         write_jsonl(seeds, ({"instruction": f"Please help me with box {number}, as I asked"} for number in range(20)))
-        engines = {name: EndpointEngine(url, name, concurrency=args.concurrency) for name in ("strong", "target")}
+        engine = EndpointEngine(url, "either", concurrency=args.concurrency)
         config = CodecLMConfig(seeds=str(seeds), num_instructions=args.instructions)
         started, used = time.monotonic(), time.process_time()
-        result = CodecLM(config, Path(folder) / "run", **engines).run()
+        result = CodecLM(config, Path(folder) / "run", strong=engine, target=engine).run()
         wall, used = time.monotonic() - started, time.process_time() - used
-        calls = Counter(row["engine"] for row in read_jsonl(Path(folder) / "run" / "calls.jsonl"))
+        calls = Counter(row["step"] for row in read_jsonl(Path(folder) / "run" / "calls.jsonl"))
         finished = {row["id"] for row in read_jsonl(Path(folder) / "run" / "items.jsonl")}
         asked = {row["id"] for row in read_jsonl(Path(folder) / "run" / "basics.jsonl")}
         with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:
@@ -56,8 +56,8 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, stats: dict, calls: Counter, counts: dict, wall: float, used: float) -> None:
-    total, most = sum(calls.values()), max(calls.values())
-    ideal = args.latency * most / args.concurrency
+    total = sum(calls.values())
+    ideal = args.latency * total / args.concurrency
     failed = ", ".join(f"{number} {kind}" for kind, number in sorted(stats["failed"].items()))
     print(f"instructions: {counts['asked']}, not finished: {counts['lost']}; pairs: {counts['pairs']}")
     print(f"calls: {total} ({', '.join(f'{number} {name}' for name, number in calls.items())})")
@@ -67,8 +67,7 @@ def report(args: argparse.Namespace, stats: dict, calls: Counter, counts: dict, 
     print(
         f"wall time: {wall:.1f} s, of which this process computed {used:.1f} s ({1000 * used / total:.1f} ms a call)"
     )
-    print(f"latency x calls of the busiest engine / concurrency: {ideal:.1f} s; ratio {wall / ideal:.2f}")
-    print(f"latency x all calls / concurrency: {args.latency * total / args.concurrency:.1f} s")
+    print(f"latency x calls / concurrency: {ideal:.1f} s; ratio {wall / ideal:.2f}")
 
 
 @contextmanager

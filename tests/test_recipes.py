@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
+from trl import SFTTrainer
 
+from tests.codeclm.exported import exported_rows
+from tests.codeclm.handmade import write_rows
 from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.tnt.conftest import tnt_rows
@@ -16,10 +19,16 @@ from trl_extensions import (
     WeakToStrongSFTTrainer,
     WeakToStrongTrainer,
 )
+from trl_extensions.cli.codeclm import _parser as codeclm_parser
+from trl_extensions.cli.dispatch import peek
 from trl_extensions.cli.sami import _parser as sami_parser
 from trl_extensions.cli.tnt import _parser as tnt_parser
 from trl_extensions.cli.w2s import _form as w2s_form
 from trl_extensions.cli.w2s import _parser as w2s_parser
+from trl_extensions.codeclm.metadata import load_metadata
+from trl_extensions.codeclm.run import CodecLMRun
+from trl_extensions.codeclm.seeds import load_seeds
+from trl_extensions.codeclm.templates import PROMPTS, load_template
 from trl_extensions.core.training import build_trainer
 from trl_extensions.sami.principles import sample_constitutions
 from trl_extensions.sami.run import SAMIRun
@@ -29,13 +38,19 @@ from trl_extensions.weak_to_strong.run import WeakToStrongRun
 
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("benchmarks/**/*.yaml")])
+# YAML files that recipes name are no recipes
+INPUTS = ("principles", "metadata")
+RECIPES = sorted(
+    path
+    for folder in ("recipes", "benchmarks")
+    for path in ROOT.glob(f"{folder}/**/*.yaml")
+    if not any(name in path.name for name in INPUTS)
+)
 
 
 def of_method(method: str) -> list[Path]:
     """Recipes in the method's folder, or with its name in front."""
-    own = [path for path in RECIPES if path.parent.name == method or path.name.startswith(f"{method}_")]
-    return [path for path in own if "principles" not in path.name]
+    return [path for path in RECIPES if path.parent.name == method or path.name.startswith(f"{method}_")]
 
 
 def name_of(path: Path) -> str:
@@ -43,7 +58,7 @@ def name_of(path: Path) -> str:
 
 
 def test_recipes_are_found():
-    names = {name_of(path) for method in ("sami", "tnt", "w2s") for path in of_method(method)}
+    names = {name_of(path) for method in ("sami", "tnt", "w2s", "codeclm") for path in of_method(method)}
     assert {
         "recipes/smollm2-135m/sami/config_lora.yaml",
         "recipes/mistral-7b/sami/config_full.yaml",
@@ -57,8 +72,12 @@ def test_recipes_are_found():
         "recipes/gpt2-medium/w2s/config_toxicity.yaml",
         "recipes/qwen2.5-7b/w2s/config_qlora.yaml",
         "recipes/qwen2.5-7b/w2s/config_reward_qlora.yaml",
+        "recipes/smollm2-135m/codeclm/config_lora.yaml",
+        "recipes/llama-3.1-8b/codeclm/config_lora.yaml",
+        "recipes/llama-3.1-8b/codeclm/config_qlora.yaml",
+        "benchmarks/codeclm_smollm2.yaml",
     } <= names
-    assert names == {name_of(path) for path in RECIPES if "principles" not in path.name}
+    assert names == {name_of(path) for path in RECIPES}
 
 
 def check_trainer(trainer, model_args):
@@ -140,3 +159,34 @@ def test_w2s_recipe(path, tiny_model_dir, on_cpu):
     if form != "generation":
         assert any("score" in name for name in trainable)
     assert bool(model_args.load_in_4bit) == getattr(trainer.model, "is_loaded_in_4bit", False)
+
+
+@pytest.mark.parametrize("path", of_method("codeclm"), ids=name_of)
+def test_codeclm_recipe(path, tiny_model_dir, on_cpu, tmp_path, monkeypatch):
+    # The embedded model is not needed to check a recipe; fetching it would need a network
+    monkeypatch.setattr("trl_extensions.embedded.resolve_model_name", lambda name: name)
+    argv = ["--config", str(path)]
+    trains = peek(argv, "train") == ["True"]
+    argv += on_cpu if trains else ["--output_dir", str(tmp_path)]
+    for role in ("strong", "target"):  # the benchmark's script names its servers itself
+        argv += [] if peek(argv, role) else [f"--{role}", "{model: any, base_url: 'http://localhost:1'}"]
+    run = CodecLMRun(*codeclm_parser("run", argv).parse_args_and_config(argv))
+    run.check_inputs()
+    assert {"strong", "target", "scorer", "judge"} <= set(run.engines().specs)
+    if run.config.metadata:
+        assert load_metadata(run.config.metadata, run.config.max_skills)
+    if run.config.seeds:
+        assert load_seeds(run.config.seeds, run.config.seed_column, run.config.num_seeds)
+    for prompt in PROMPTS.glob("*.jinja"):
+        load_template(prompt.stem, run.config.prompt_folder)
+    assert run.args.train == trains
+    if not trains:
+        return
+    built = []
+    monkeypatch.setattr("trl_extensions.codeclm.sft.fit", lambda *given: built.append(build_trainer(*given[:5])))
+    run.model_args.model_name_or_path = str(tiny_model_dir)
+    write_rows(run.folder / "data.jsonl", exported_rows(4))
+    run.train()
+    [trainer] = built
+    assert type(trainer) is SFTTrainer
+    check_trainer(trainer, run.model_args)

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
+from trl_extensions.codeclm import comparison
 from trl_extensions.codeclm.comparison import answer, compare
 from trl_extensions.core.calls import CallLog
 from trl_extensions.core.generation import Generation, GenerationParams
 from trl_extensions.core.intervals import wilson_interval
-from trl_extensions.core.judge import PairwiseJudge
+from trl_extensions.core.judge import Judgment, PairwiseJudge
 from trl_extensions.core.queries import Query
 
 
@@ -177,3 +178,14 @@ def test_a_judge_that_says_nothing_gives_no_share(run):
 def test_it_needs_no_torch():
     code = "import sys, trl_extensions.codeclm.comparison; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_margin_is_the_mean_difference_of_scores():
+    # Differences 0.2, -0.1 and 0.5; the pair without scores is left out
+    scores = [(0.6, 0.4), (0.45, 0.55), (0.75, 0.25), None]
+    judgments = [Judgment(f"x/{i}", "tie", own, ("first", "second")) for i, own in enumerate(scores)]
+    margin = comparison._margin(judgments)
+    assert margin["mean"] == pytest.approx(0.2) and margin["positive"] == 2
+    assert -0.11 < margin["interval"][0] <= 0.2 <= margin["interval"][1] < 0.51
+    assert comparison._margin(judgments[3:]) is None
+    assert comparison._margin(judgments[:1])["interval"] is None

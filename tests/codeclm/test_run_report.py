@@ -8,7 +8,7 @@ from trl_extensions.codeclm.codeclm_config import CodecLMConfig
 from trl_extensions.codeclm.export import export
 from trl_extensions.codeclm.figures import draw_coverage, draw_gaps
 from trl_extensions.codeclm.run_report import verdict, write_codeclm_report
-from trl_extensions.codeclm.statistics import collect, gap_bin
+from trl_extensions.codeclm.statistics import collect, gap_bin, gap_width
 
 
 def call(step, engine="big", read=100, written=10, finish="stop"):
@@ -96,6 +96,27 @@ class TestStatistics:
     )
     def test_no_bin_has_both_kept_and_dropped(self, gap, bin):
         assert gap_bin(gap) == bin
+
+    @pytest.mark.parametrize(
+        ("threshold", "width"), [(3, 1), (3.0, 1), (2.5, 1.25), (0.1, 0.1), (0.7, 0.7), (0, 1), (None, 1), (True, 1)]
+    )
+    def test_bins_end_at_the_threshold(self, threshold, width):
+        assert gap_width(threshold) == pytest.approx(width)
+
+    def test_narrow_bins_for_a_small_threshold(self, folder):
+        (folder / "settings.json").write_text('{"gap_threshold": 0.5}')
+        counts = collect(folder)
+        # The gaps are 1, 0, -3.5, 3, then 4, -3
+        assert counts["gap_width"] == 0.5
+        assert counts["gaps"] == {1: {-7: 1, 0: 1, 2: 1, 6: 1}, 2: {-6: 1, 8: 1}}
+
+    def test_a_call_for_probabilities_is_not_cut_off(self, tmp_path):
+        rows = [
+            call("score_one", written=1, finish="length") | {"options": ["0", "1"]},
+            call("answer", finish="length"),
+        ]
+        write_rows(tmp_path / "calls.jsonl", rows)
+        assert {row["step"]: row["cut_off"] for row in collect(tmp_path)["steps"]} == {"score_one": 0, "answer": 1}
 
     def test_coverage(self, folder):
         export(folder, CodecLMConfig())  # the answer of m1-i0 that was cut off is not the one that is used
@@ -214,6 +235,40 @@ class TestReport:
         assert "| before | 0.25 | 0.1 to 0.5 | 3 |  |" in text and "| after vs before |  |  |  | 0.625 |" in text
         assert "verdicts" not in text
 
+    def test_how_far_the_judge_contradicts_itself(self, folder):
+        comparison = {
+            "before": {"crr": 1.0, "judged": 9, "equal": 8, "contradictions": 0},
+            "after": {"crr": 1.0, "judged": 9, "equal": 1, "contradictions": 6},
+            "after_vs_before": {"win_rate": 0.5, "judged": 9, "contradictions": 6},
+            "answers": {"strong": {"mean_words": 5.0}},
+        }
+        (folder / "comparison.json").write_text(json.dumps(comparison))
+        text = write_codeclm_report(folder).read_text()
+        # 18 judgments against the strong model, 9 of them of equal answers
+        assert "In 6 of 9 judgments of answers that differ, the judge" in text
+        assert "| answers |" not in text
+
+    def test_the_likelihood_of_pairs_that_were_held_out(self, folder):
+        parts = {"before": (2.0, [1.5, 2.5]), "after": (1.75, [1.25, 2.25]), "change": (-0.25, [-0.5, 0.125])}
+        held_out = {name: {"nats_per_token": nats, "interval": own} for name, (nats, own) in parts.items()}
+        (folder / "held_out.json").write_text(json.dumps(held_out | {"rows": 2, "tokens": 99, "skipped": 0}))
+        text = write_codeclm_report(folder).read_text()
+        assert "of 2 pairs that training did not see" in text
+        assert "2.000 before, 1.750 after, a change of -0.250 (-0.500 to +0.125)." in text
+        held_out["change"]["interval"] = None
+        (folder / "held_out.json").write_text(json.dumps(held_out | {"rows": 1, "tokens": 9, "skipped": 0}))
+        text = write_codeclm_report(folder).read_text()
+        assert "of 1 pair that" in text and "a change of -0.250.\n" in text
+
+    def test_what_is_kept_and_that_one_model_is_both(self, folder):
+        text = write_codeclm_report(folder).read_text()
+        assert "have scores, from 1 to 10, more than 3 apart." in text and "the same one" not in text
+        settings = {"gap_threshold": 0.5, "scoring": "logprobs", "strong": "m", "target": "m"}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        text = write_codeclm_report(folder).read_text()
+        assert "as expected under the scorer's probabilities, more than 0.5 apart." in text
+        assert "The strong model and the target are the same one" in text
+
     @pytest.mark.parametrize("content", ["{}", "[1]", "oops", '{"before": {"crr": null}, "after": "none"}'])
     def test_a_comparison_without_numbers(self, folder, content):
         (folder / "comparison.json").write_text(content)
@@ -242,6 +297,12 @@ class TestFigures:
         assert all(end < start for (_, end), (start, _) in pairwise(edges))
         assert sorted(line.get_xdata()[0] for line in axes.lines) == [-3, 3]
         assert [text.get_text() for text in axes.get_legend().get_texts()] == ["round 1", "round 2"]
+
+    def test_small_gaps_fill_the_figure(self, tmp_path):
+        (axes,) = draw_gaps({1: {-3: 1, 0: 1, 1: 2}}, 0.1, tmp_path / "g.png", 0.1).axes
+        places = {round(b.get_x() + b.get_width() / 2, 6): b.get_height() for b in axes.patches}
+        assert places == {-0.25: 1, 0: 1, 0.06: 2}
+        assert axes.get_xlim() == pytest.approx((-0.33, 0.33))
 
     def test_nothing_to_draw(self, tmp_path):
         with pytest.raises(ValueError, match="no gaps to draw"):

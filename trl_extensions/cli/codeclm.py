@@ -51,7 +51,10 @@ def _parse(command: str, argv: list[str]):
     return CodecLMRun(*_parser(command, argv).parse_args_and_config(argv))
 
 
-def _run(argv: list[str]) -> None:
+_UNFINISHED = 3  # exit code of a run that the same command goes on with
+
+
+def _run(argv: list[str]) -> int:
     from trl_extensions.core.report import first_paragraph
 
     refuse_launcher()
@@ -63,6 +66,7 @@ def _run(argv: list[str]) -> None:
 
     path = run.execute(in_own_process if launch or run.needs_processes() else None)
     print(f"\n{first_paragraph(path)}\n\nreport: {path}")
+    return 0 if run.is_complete() else _UNFINISHED
 
 
 def _stage(argv: list[str]) -> None:

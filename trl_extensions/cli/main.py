@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print("trl-ext: interrupted; finished work is kept on disk, the same command resumes it", file=sys.stderr)
+        if argv is None and any(thread.daemon for thread in threading.enumerate()):
+            # One of them may be in the middle of a batch of a model, and Python's way out would crash in it
+            sys.stdout.flush()
+            os._exit(130)
         return 130
     except _ERRORS as error:
         if debug or not _is_about_input(error):

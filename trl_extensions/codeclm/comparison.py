@@ -128,7 +128,10 @@ def summary(judgments: Iterable[Judgment], answers: Mapping[str, Mapping[str, Ma
         a prompt counts as won only if it is in both orders), and how far the judge contradicts itself;
         `after_vs_before`: the same with `win_rate`, in which a tie is half a win, in place of `crr`; `change`: what
         training added to `crr` on the prompts that both judgments could be read of, with a paired bootstrap interval;
-        `answers`: mean words and how many were cut off, by player. Shares of nothing are None.
+        in each of the first three `margin`: the mean over prompts of the first model's score less the other's, both
+        averaged over the two orders, in points of 1 to 10 (mode "scores") or in probability (mode "logprobs"), with a
+        bootstrap interval, and how many are `positive`; `answers`: mean words and how many were cut off, by player.
+        Shares of nothing are None.
     """
     by_match: dict[str, dict[str, Judgment]] = {name: {} for name in _MATCHES}
     for judgment in judgments:
@@ -162,7 +165,20 @@ def _outcome(judgments: list[Judgment], share: str) -> dict[str, Any]:
         "losses": counts["second"],
         **{name: counts[name] for name in ("ties", "unread", "equal", "contradictions")},
         **{name: counts[name] for name in ("contradiction_share", "first_place_share")},
+        "margin": _margin(judgments),
     }
+
+
+def _margin(judgments: list[Judgment]) -> dict[str, Any] | None:
+    """How much better the first answers are by the scores, averaged over both orders; None without scores.
+
+    A judge that goes by places makes nothing but ties, and may yet go by them a little less for the better answer.
+    """
+    margins = [own.scores[0] - own.scores[1] for own in judgments if own.scores]
+    if not margins:
+        return None
+    interval = list(bootstrap_ratio_interval(margins, [1.0] * len(margins))) if len(margins) > 1 else None
+    return {"mean": sum(margins) / len(margins), "interval": interval, "positive": sum(own > 0 for own in margins)}
 
 
 def _change(before: Mapping[str, Judgment], after: Mapping[str, Judgment]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ _MADE, _KEPT, _EXPORTED = "#CCCCCC", "#56B4E9", "#0072B2"
 _MOST_BARS = 25
 
 
-def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: str | os.PathLike) -> "Figure":
+def draw_gaps(
+    gaps: Mapping[int, Mapping[int, int]], threshold: float, path: str | os.PathLike, width: float = 1.0
+) -> "Figure":
     """Histogram of S(strong) - S(target) over all versions that were scored, rounds stacked; what is kept lies outside
     the two lines.
 
@@ -23,6 +25,7 @@ def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: str
         gaps: Round -> bin (see `statistics.gap_bin`) -> number of versions.
         threshold: Of the gap.
         path: PNG file to write.
+        width: Of a bin.
 
     Returns:
         The figure, as written.
@@ -37,12 +40,12 @@ def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: str
         raise ValueError("no gaps to draw: no version was scored")
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    # A bin of one point lies between whole gaps; that of no gap at all is drawn on its spot, narrow
+    # A bin lies between multiples of its width; that of no gap at all is drawn on its spot, narrow
     beside = {0: (-0.2, 0.2), 1: (0.25, 0.95), -1: (-0.95, -0.25)}
     edges = [
         beside.get(bin) or (bin - (0.95 if bin > 0 else -0.05), bin - (0.05 if bin > 0 else -0.95)) for bin in bins
     ]
-    places, widths = [(low + high) / 2 for low, high in edges], [high - low for low, high in edges]
+    places, widths = [width * (low + high) / 2 for low, high in edges], [width * (high - low) for low, high in edges]
     floor = [0] * len(bins)
     for number, (round_, own) in enumerate(sorted(gaps.items())):
         heights = [own.get(bin, 0) for bin in bins]
@@ -51,9 +54,11 @@ def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: str
         floor = [low + height for low, height in zip(floor, heights, strict=True)]
     for side in (-threshold, threshold):
         axes.axvline(side, color="0.25", linestyle="--", linewidth=1, zorder=3)
-    reach = max(9.0, max(map(abs, bins)))
-    axes.set_xlim(-reach - 0.3, reach + 0.3)
-    axes.set_xticks(range(-9, 10, 3))
+    reach = max(threshold, width * max(map(abs, bins)))
+    if threshold >= 1:  # all that scores from 1 to 10 allow
+        reach = max(9.0, reach)
+        axes.set_xticks(range(-9, 10, 3))
+    axes.set_xlim(-reach - 0.3 * width, reach + 0.3 * width)
     axes.set(xlabel="score of strong - score of target", ylabel="versions")
     axes.set_title(f"kept: beyond the lines at {threshold:g}", loc="right", fontsize=9, color="0.4")
     _plain(figure)

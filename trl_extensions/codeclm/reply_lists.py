@@ -13,6 +13,7 @@ from .reply_json import json_values
 from .reply_text import (
     INSTRUCTION_WORDS,
     clean_instruction,
+    count_words,
     is_preamble,
     is_refusal,
     is_remark,
@@ -21,7 +22,7 @@ from .reply_text import (
 )
 
 
-_OPENING = r"[ \t>]*+(?:\#{1,6}[ \t]*+)?(?:(?P<bold>[*_]{2,3})[ \t]*+)?"
+_OPENING = r"[ \t>]*+(?:\#{1,6}[ \t]*+)?(?:(?P<bold>[*_]{2,3}|[*_](?=\d))[ \t]*+)?"
 _CIRCLED = "①②③④⑤⑥⑦⑧⑨⑩⑪⑫⑬⑭⑮⑯⑰⑱⑲⑳"
 _CHINESE = "一二三四五六七八九十"
 _NUMBERED = re.compile(
@@ -37,6 +38,8 @@ _LETTERED = re.compile(rf"(?P<opening>{_OPENING})(?P<bracket>[(\[]?)(?P<letter>[
 _BULLET = re.compile(r"(?P<opening>[ \t>]*)(?P<bullet>[-*+•–—▪‣·●○◦➢►✓])[ \t]+(?=\S)")
 _LABELLED = re.compile(rf"(?P<opening>{_OPENING})(?P<label>{INSTRUCTION_WORDS})[*_]*[ \t]*[:：]", re.IGNORECASE)
 _HEADING = re.compile(r"#{1,6}\s.*|(?P<mark>\*\*|__)(?:(?!(?P=mark)).)+(?P=mark):?|[-*_=]{3,}")
+_BETWEEN = re.compile(r"(?<=[.?!:;\"”])[ \t]++(?=\d{1,2}[.)]\s)")
+_FEWEST_WORDS = 3  # of an entry and its number in such a line: "1. 5 2. 7" is none
 _MATERIAL = re.compile(r"""["'“«「『`|>\d(\[{<*•-]|[^\s:]+(?: [^\s:]+){0,3}:\s""")
 
 
@@ -75,7 +78,7 @@ def read_list(text: str, *, truncated: bool = False, single: bool = False) -> li
     if values:
         entries = [object_instruction(value) for value in _flat(values)]
     else:
-        entries = split_entries(body, single=single)
+        entries = split_entries(body if single else _one_a_line(body), single=single)
         if truncated:
             entries = entries[:-1]
     found: dict[str, str] = {}
@@ -106,6 +109,19 @@ def _flat(values: Sequence[Any]) -> list[Any]:
         else:
             flat.append(value)
     return flat
+
+
+def _one_a_line(body: str) -> str:
+    """A list that was written in one line, "1. Write a haiku. 2. Explain tides.", as lines."""
+    lines = body.splitlines()
+    numbered = [place for place, line in enumerate(lines) if re.match(r"\s*\d{1,3}[.)]\s", line)]
+    if len(numbered) != 1 or "```" in body:
+        return body
+    parts = _BETWEEN.split(lines[numbered[0]])
+    counted = all(re.match(rf"\s*{number}[.)]\s", part) for number, part in enumerate(parts, start=1))
+    if counted and all(count_words(part) > _FEWEST_WORDS for part in parts[:-1]):
+        lines[numbered[0]] = "\n".join(parts)
+    return "\n".join(lines)
 
 
 def split_entries(body: str, *, single: bool = False) -> list[str]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.calls import CallLog
 from ..core.generation import EngineArguments, GenerationParams
 from ..core.judge import PairwiseJudge
-from ..core.queries import load_queries
+from ..core.queries import is_file, load_queries
 from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
 from ..core.stages import Stage, perform_missing
 from .arguments import CodecLMArguments, FolderArguments
@@ -30,6 +30,7 @@ from .codec import CodecLM
 from .codeclm_config import CodecLMConfig
 from .engines import Engines
 from .export import ExportReport, export
+from .metadata import load_metadata
 from .propose import make_metadata
 from .run_report import write_codeclm_report
 
@@ -59,6 +60,8 @@ class CodecLMRun:
     ):
         self.args, self.config, self.place, self.model_args = args, config, place, model_args
         self.folder = Path(place.output_dir or "codeclm")
+        if args.benchmark and Path(args.benchmark).is_file() and args.benchmark not in config.benchmarks:
+            config.benchmarks = [*config.benchmarks, args.benchmark]  # what is compared on is not trained on
         if model_args is not None and model_args.model_name_or_path:
             from ..embedded import resolve_model_name
 
@@ -99,7 +102,7 @@ class CodecLMRun:
         self.check_inputs()
         perform = perform or self.perform
         perform("generate", "")
-        if self._is_complete():
+        if self.is_complete():
             perform_missing(self.stages(), perform)
         return self.report()
 
@@ -109,6 +112,12 @@ class CodecLMRun:
 
     def check_inputs(self) -> None:
         """Raise a one-line `ValueError` for what is missing before anything is loaded."""
+        if not self.config.seeds and not self.config.metadata:
+            raise ValueError("nothing to start from: set `seeds` (a file of instructions) or `metadata`.")
+        if self.config.seeds:
+            is_file(self.config.seeds)
+        else:
+            load_metadata(self.config.metadata, self.config.max_skills)
         specs = self.engines().specs
         if self.config.selection == "gap" and "target" not in specs:
             raise ValueError("`target` is missing: `selection: gap` compares the strong model with it.")
@@ -223,7 +232,8 @@ class CodecLMRun:
         )
         return f"{output}: {made} metadata to edit, {unread} replies that could not be read"
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether the pairs are all made: no budget was reached, and no call was left open."""
         return not (self.folder / "stopped.txt").exists()
 
     def _models(self) -> ModelSource:

@@ -43,10 +43,16 @@ def write_codeclm_report(
     folder = Path(folder)
     counts = collect(folder, prices)
     exported, comparison = read_json(folder / "export.json"), read_json(folder / "comparison.json")
+    held_out = read_json(folder / "held_out.json")
     report = RunReport("CodecLM: from seeds to pairs")
-    report.data = counts | {"export": exported, "comparison": comparison, "stopped": stopped}
+    report.data = counts | {"export": exported, "held_out": held_out, "comparison": comparison, "stopped": stopped}
     report.text(verdict(counts, exported, stopped))
-    _add_comparison(report, comparison)
+    if counts["gaps"] and setting(folder, "strong") and setting(folder, "strong") == setting(folder, "target"):
+        report.text(
+            "The strong model and the target are the same one: a gap lies between two samples of one model, and "
+            "before training it ties with itself."
+        )
+    _add_training(report, held_out, comparison)
     _add_funnel(report, counts, exported)
     _add_rounds(report, counts, folder)
     _add_drops(report, counts, exported)
@@ -94,23 +100,55 @@ def verdict(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str
     return " ".join(sentences)
 
 
-def _add_comparison(report: RunReport, comparison: Mapping[str, Any]) -> None:
+def _add_training(report: RunReport, held_out: Mapping[str, Any], comparison: Mapping[str, Any]) -> None:
     """The target before and after training, as far as it was measured."""
     parts = {name: own for name, own in comparison.items() if isinstance(own, Mapping)}
-    before, after = (parts.get(name, {}) for name in ("before", "after"))
-    if not parts:
+    if not held_out and not parts:
         return
     report.heading("The target before and after training")
+    if held_out:
+        before, after, change = (held_out[name]["nats_per_token"] for name in ("before", "after", "change"))
+        interval = held_out["change"]["interval"]
+        report.text(
+            f"Negative log-likelihood of {_count(held_out['rows'], 'pair')} that training did not see, in nats per "
+            f"token, lower is closer to them: {before:.3f} before, {after:.3f} after, a change of {change:+.3f}"
+            + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})." if interval else ".")
+        )
+    _add_comparison(report, comparison, parts)
+
+
+def _add_comparison(report: RunReport, comparison: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the judge says; `parts` are the tables in the comparison."""
+    before, after = (parts.get(name, {}) for name in ("before", "after"))
     if _is_number(before.get("crr")) and _is_number(after.get("crr")):
         prompts = f" on {comparison['prompts']} prompts" if _is_number(comparison.get("prompts")) else ""
         report.text(
             f"Capacity recovery ratio, (wins + ties) / all against the strong model{prompts}: {before['crr']:.1%} "
             f"before and {after['crr']:.1%} after."
         )
+    counted = ("contradictions", "judged", "equal")
+    contradicted, judged, equal = (sum(own.get(name) or 0 for own in (before, after)) for name in counted)
+    if contradicted:
+        report.text(
+            f"In {contradicted} of {judged - equal} judgments of answers that differ, the judge preferred the other "
+            "one when they changed places. These count as ties: the more there are, the less the ratio says."
+        )
+    margin = parts.get("after_vs_before", {}).get("margin")
+    if margin:
+        low, high = margin["interval"] or (None, None)
+        between = "" if low is None else f" (95 %: {low:+.4f} to {high:+.4f})"
+        report.text(
+            f"By scores averaged over both orders, the trained target is {margin['mean']:+.4f}{between} ahead of what "
+            f"it was, and ahead on {margin['positive']} of {parts['after_vs_before']['judged']} prompts."
+        )
     names = list(dict.fromkeys(name for own in parts.values() for name in own))
     shown = [name for name in names if any(_is_shown(own.get(name)) for own in parts.values())]
-    if shown:
-        rows = [[name.replace("_", " "), *(_shown(own.get(part)) for part in shown)] for name, own in parts.items()]
+    rows = [
+        [name.replace("_", " "), *(_shown(own.get(part)) for part in shown)]
+        for name, own in parts.items()
+        if any(_is_shown(own.get(part)) for part in shown)
+    ]
+    if rows:
         report.table(["", *(name.replace("_", " ") for name in shown)], rows)
 
 
@@ -149,8 +187,14 @@ def _add_rounds(report: RunReport, counts: Mapping[str, Any], folder: Path) -> N
     report.table(["round", "versions", "scored", "kept", "kept of the versions", "of all pairs"], rows)
     report.text("Round 1 is the basic instruction; shares with 95 % intervals.")
     if counts["gaps"]:
-        threshold = setting(folder, "gap_threshold")
-        draw_gaps(counts["gaps"], threshold if _is_number(threshold) else _THRESHOLD, folder / "gaps.png")
+        found = setting(folder, "gap_threshold")
+        threshold = found if _is_number(found) else _THRESHOLD
+        means = " as expected under the scorer's probabilities" if setting(folder, "scoring") == "logprobs" else ""
+        report.text(
+            f"Kept is the first version whose two answers have scores, from 1 to 10{means}, more than {threshold:g} "
+            "apart."
+        )
+        draw_gaps(counts["gaps"], threshold, folder / "gaps.png", counts["gap_width"])
         report.figure("gaps.png", "Gaps between the scores of the two answers, all versions that were scored.")
 
 

@@ -25,9 +25,10 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
         JSON-ready. `seeds`, `metadata`, `asked` (instructions that were to be made, None if unknown), `made` (basic
         instructions), `basic_drops` (reason -> number), `items` (finished), `outcomes`, `reasons` (outcome -> reason
         -> number), `winners`, `iterations` (round -> pairs kept), `versions` (round -> versions made), `scored`
-        (round -> versions scored), `gaps` (round -> `gap_bin` -> number), `answers` (model -> number), `truncated`
-        (model -> answers cut off), `exported`, `use_cases` and `skills` (name -> asked, made, kept, exported, the
-        largest first), `set_aside` (step -> reason -> number), `steps` (see `_count_calls`), `calls` (their sums).
+        (round -> versions scored), `gaps` (round -> `gap_bin` -> number), `gap_width` (of a bin), `answers` (model ->
+        number), `truncated` (model -> answers cut off), `exported`, `use_cases` and `skills` (name -> asked, made,
+        kept, exported, the largest first), `set_aside` (step -> reason -> number), `steps` (see `_count_calls`),
+        `calls` (their sums).
 
     Raises:
         ValueError: A file is broken; names the line.
@@ -38,7 +39,8 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
     aside: defaultdict[Any, dict[str, str]] = defaultdict(dict)
     for _, row in stream_rows(folder / "set_aside.jsonl"):
         aside[row.get("about")][row["step"]] = row.get("reason") or "unreadable"
-    found |= _count_items(folder, coverage, aside)
+    found["gap_width"] = gap_width(setting(folder, "gap_threshold"))
+    found |= _count_items(folder, coverage, aside, found["gap_width"])
     found["exported"] = 0
     for _, row in stream_rows(folder / "data.jsonl"):
         found["exported"] += 1
@@ -48,10 +50,16 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
     return found | coverage.sorted() | {"steps": steps, "calls": {n: sum(step[n] for step in steps) for n in names}}
 
 
-def gap_bin(gap: float) -> int:
-    """0 for no gap, n for a gap in (n - 1, n], -n for one in [-n, -n + 1): no bin lies on both sides of a threshold
-    that is whole."""
-    return int(math.copysign(math.ceil(abs(gap) - 1e-9), gap)) if gap else 0
+def gap_width(threshold: Any) -> float:
+    """Of bins, about a point, or the threshold where that is less: no bin lies on both sides of it."""
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold > 0:
+        return 1.0
+    return threshold / max(1, round(threshold))
+
+
+def gap_bin(gap: float, width: float = 1.0) -> int:
+    """0 for no gap; by widths, n for a gap in (n - 1, n], -n for one in [-n, -n + 1)."""
+    return int(math.copysign(math.ceil(abs(gap) / width - 1e-9), gap)) if gap else 0
 
 
 class _Coverage:
@@ -93,7 +101,7 @@ def _count_start(folder: Path, coverage: _Coverage) -> dict[str, Any]:
     return {"seeds": len(seeds), "metadata": len(different), "asked": asked, "made": made, "basic_drops": drops}
 
 
-def _count_items(folder: Path, coverage: _Coverage, aside: dict[Any, dict[str, str]]) -> dict[str, Any]:
+def _count_items(folder: Path, coverage: _Coverage, aside: dict[Any, dict[str, str]], width: float) -> dict[str, Any]:
     """Items, and what was set aside: items, and `aside` (what it was about -> step -> reason) but for those items that
     were finished in a later run."""
     set_aside: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -123,7 +131,7 @@ def _count_items(folder: Path, coverage: _Coverage, aside: dict[Any, dict[str, s
             counts["truncated"].update(side for side, cut in (version.get("truncated") or {}).items() if cut)
             if version.get("scores"):
                 counts["scored"][number] += 1
-                gaps[number][gap_bin(version["scores"]["gap"])] += 1
+                gaps[number][gap_bin(version["scores"]["gap"], width)] += 1
     for step, why in (pair for steps in aside.values() for pair in steps.items()):
         set_aside[step][why] += 1
     by_step = {step: dict(own.most_common()) for step, own in sorted(set_aside.items())}
@@ -135,7 +143,7 @@ def _count_items(folder: Path, coverage: _Coverage, aside: dict[Any, dict[str, s
 
 def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
     """For each step and engine: `calls` in all, `retried` (those that asked again after an unreadable reply),
-    `cut_off` (replies ended by the token limit), `tokens_read`, `tokens_written`, `cost`."""
+    `cut_off` (written replies ended by the token limit), `tokens_read`, `tokens_written`, `cost`."""
     steps: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for _, row in stream_rows(path, skip_unreadable=True):
         reply = row.get("reply")
@@ -144,7 +152,7 @@ def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[
         own = steps[row["step"].removesuffix(AGAIN), row.get("engine") or ""]
         own["calls"] += 1
         own["retried"] += row["step"].endswith(AGAIN)
-        own["cut_off"] += reply.get("finish_reason") == "length"
+        own["cut_off"] += reply.get("finish_reason") == "length" and not row.get("options")
         own["tokens_read"] += reply.get("num_prompt_tokens") or 0
         own["tokens_written"] += reply.get("num_tokens") or 0
     rows = []

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .report import write_atomically
-from .training import free_memory
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ def perform_missing(stages: Iterable[Stage], perform: Callable[[str, Any], Any])
         perform: Carries out one, given its `name` and `of`.
     """
     stages = list(stages)
+    from .training import free_memory  # with torch, which a run without a trainer may do without
+
     for number, stage in enumerate(stages, start=1):
         line = f"[{number}/{len(stages)}] {stage.label}"
         if stage.done.exists():
