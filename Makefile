@@ -19,14 +19,16 @@ endif
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-tnt demo-w2s test test-slow test-all lint format docs clean
+.PHONY: help demo demo-tnt demo-w2s demo-codeclm test test-slow test-all bench lint format docs clean
 
 help:
 	@echo "make demo       train SmolLM2-135M to follow written principles, and write a report (CPU, about ten minutes)"
 	@echo "make demo-tnt   take a stock phrase out of the same model, and show what else changed (about six minutes)"
 	@echo "make demo-w2s   train the same model on the labels of its own first layers, and show what it recovered (two minutes)"
+	@echo "make demo-codeclm  make instruction data with the same model, train it on that, and compare (under ten minutes)"
 	@echo "make test       the tests, without those that need the real model"
 	@echo "make test-slow  only those that need the real model; make test-all: both"
+	@echo "make bench      speed beside the plain path and TRL: tables and a figure in runs/speed (an hour; BENCH=--quick: minutes)"
 	@echo "make lint       ruff check and format; make format: fix what ruff can fix"
 	@echo "make docs       build the documentation into site/, strictly"
 	@echo "make clean      remove .venv and build outputs; the model cache in ~/.cache/trl_extensions stays"
@@ -40,6 +42,9 @@ demo-tnt: $(VENV)/.demo
 demo-w2s: $(VENV)/.demo
 	$(BIN)/trl-ext w2s run --config recipes/smollm2-135m/w2s/config_probe.yaml
 
+demo-codeclm: $(VENV)/.demo
+	$(BIN)/trl-ext codeclm run --config recipes/smollm2-135m/codeclm/config_lora.yaml
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
@@ -48,6 +53,10 @@ test-slow: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# What was measured stays in runs/speed/results.jsonl, and an interrupted run goes on; delete it to measure anew.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.speed $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -170,6 +170,9 @@ def test_codeclm_recipe(path, tiny_model_dir, on_cpu, tmp_path, monkeypatch):
     argv += on_cpu if trains else ["--output_dir", str(tmp_path)]
     for role in ("strong", "target"):  # the benchmark's script names its servers itself
         argv += [] if peek(argv, role) else [f"--{role}", "{model: any, base_url: 'http://localhost:1'}"]
+    if not peek(argv, "seeds") and not peek(argv, "metadata"):  # the user's own
+        write_rows(tmp_path / "seeds.jsonl", [{"instruction": "Write a line that greets a new neighbour."}])
+        argv += ["--seeds", str(tmp_path / "seeds.jsonl")]
     run = CodecLMRun(*codeclm_parser("run", argv).parse_args_and_config(argv))
     run.check_inputs()
     assert {"strong", "target", "scorer", "judge"} <= set(run.engines().specs)

@@ -77,7 +77,7 @@ outcome
 
 
 def test_a_row_of_the_data_by_its_number(folder):
-    with pytest.raises(ValueError, match=r"data.jsonl has 0 rows, no row 1; rows are counted from 1"):
+    with pytest.raises(ValueError, match=r"holds no data.jsonl: give the folder of a run"):
         describe(folder, 1)
     export(folder, CodecLMConfig())
     assert describe(folder, 2) == describe(folder, "2") == describe(folder, "m001-i0001")

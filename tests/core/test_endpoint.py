@@ -259,6 +259,7 @@ def test_delays():
         assert longest / 2 <= min(delays) and max(delays) <= longest and len(delays) > 1
     assert retry_delay(0, "2.5") == 2.5
     assert retry_delay(0, "-3") == 0
+    assert retry_delay(0, "99999999999") == 3600
     assert retry_delay(0, formatdate(time.time() - 100, usegmt=True)) == 0
     # An hour from now, less what this line takes; the header has whole seconds.
     assert 3500 < retry_delay(0, formatdate(time.time() + 3600, usegmt=True)) <= 3600

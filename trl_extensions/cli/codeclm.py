@@ -35,7 +35,7 @@ def _parser(command: str, argv: list[str]):
     from trl_extensions.codeclm.codeclm_config import CodecLMConfig
 
     own: tuple[type, ...] = (FolderArguments,)
-    if "true" in (value.lower() for value in peek(argv, "train")):
+    if {"true", "yes", "t", "y", "1"} & {value.lower() for value in peek(argv, "train")}:
         from trl import ModelConfig, SFTConfig
 
         own = (SFTConfig, ModelConfig)

@@ -44,12 +44,15 @@ def peek(argv: Sequence[str], name: str) -> list[str]:
     import yaml
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", dest="value")
+    parser.add_argument(f"--{name}", dest="value", nargs="?", const="true")
     parser.add_argument("--config")
     given, _ = parser.parse_known_args(argv)
     values = [given.value]
     if given.config:
         with open(given.config, encoding="utf-8") as file:
-            settings = yaml.safe_load(file)
+            try:
+                settings = yaml.safe_load(file)
+            except yaml.YAMLError as error:
+                raise ValueError(f"{given.config} is not YAML ({' '.join(str(error).split())}); correct it") from None
         values.append(settings.get(name) if isinstance(settings, dict) else None)
     return [str(value) for value in values if value is not None]

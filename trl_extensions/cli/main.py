@@ -104,7 +104,7 @@ def _one_line(error: Exception) -> str:
 
 def _is_about_input(error: Exception) -> bool:
     """Whether a check of the user's input raised `error`, rather than something breaking in the middle of work."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, OSError) and error.filename:
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "")

@@ -123,7 +123,7 @@ class Asker:
     def _params(self, max_new_tokens: int, temperature: float) -> Callable[[str, bool], GenerationParams]:
         def params(name: str, retry: bool) -> GenerationParams:
             own = max(temperature, _RETRY_TEMPERATURE) if retry else temperature
-            seed = request_seed(self._seed, name) if own else 0
-            return GenerationParams(max_new_tokens, own, self._config.top_p, seed=seed)
+            # Also where nothing is drawn: two servers may serve different models under one name
+            return GenerationParams(max_new_tokens, own, self._config.top_p, seed=request_seed(self._seed, name))
 
         return params

@@ -32,6 +32,12 @@ class Chains:
         self._answer, self._score, self._score_one = Answer(folder), Score(folder), ScoreOne(folder)
         self._rubrics_of: dict[Metadata, asyncio.Task[list[Rubric]]] = {}
 
+    async def close(self) -> None:
+        """Let go of rubrics that nobody waits for any more."""
+        for task in self._rubrics_of.values():
+            task.cancel()
+        await asyncio.gather(*self._rubrics_of.values(), return_exceptions=True)
+
     async def follow(self, basic: Basic) -> dict[str, Any]:
         """The whole history of a basic instruction, as a row of `items.jsonl`.
 

@@ -37,6 +37,7 @@ from .export import ExportReport, export
 from .filters import InstructionFilters
 from .metadata import Metadata, load_metadata
 from .progress import Progress
+from .rows import stream_rows
 from .run_report import write_codeclm_report
 from .seeds import load_seeds
 from .start import Basic, BasicInstructions, Origin, encode_seeds, gather, pair
@@ -182,9 +183,9 @@ class CodecLM:
             asker = Asker(caller, self.config, self.seed, progress.heard)
             if not (self.folder / "basics.jsonl").exists():
                 progress.begin("metadata and basic instructions")
+                filters = InstructionFilters(self.config)  # before anything is paid for
                 origins = await self._origins(asker, set_aside)
                 self._check_failed()
-                filters = InstructionFilters(self.config)
                 for number, origin in enumerate(origins):
                     for place, text in enumerate(origin.seeds):
                         filters.add(f"seed {number}/{place}", text)
@@ -239,9 +240,12 @@ class CodecLM:
 
     async def _follow(self, chains: Chains, progress: Progress, set_aside: Any) -> None:
         """Follow the instructions that nothing is known of yet, a bounded number at once."""
-        total = json.loads((self.folder / "basics.json").read_text(encoding="utf-8"))["made"]
+        counts = self.folder / "basics.json"
+        if not counts.exists():
+            raise ValueError(f"{counts} is missing: metadata.jsonl, basics.json and basics.jsonl belong together.")
+        total = json.loads(counts.read_text(encoding="utf-8"))["made"]
         with JsonlWriter(self.folder / "items.jsonl", sync_seconds=1.0) as items:
-            done = {row["id"] for row in _rows(items.path)}
+            done = {row["id"] for _, row in stream_rows(items.path)}
             progress.begin("following them up", total, len(done))
             waiting = (basic for basic in self._basics() if basic.id not in done)
 
@@ -253,10 +257,13 @@ class CodecLM:
                         set_aside(basic.id, error)
                     progress.advance()
 
-            await gather([work] * min(self._live(), max(total - len(done), 1)))
+            try:
+                await gather([work] * min(self._live(), max(total - len(done), 1)))
+            finally:
+                await chains.close()
 
     def _basics(self) -> Iterator[Basic]:
-        for row in _rows(self.folder / "basics.jsonl"):
+        for _, row in stream_rows(self.folder / "basics.jsonl"):
             metadata = Metadata(row["metadata"]["use_case"], tuple(row["metadata"]["skills"]))
             yield Basic(row["id"], metadata, row["seed"], row["instruction"])
 
@@ -288,12 +295,6 @@ class CodecLM:
 
 def _as_json(metadata: Metadata) -> dict[str, Any]:
     return {"use_case": metadata.use_case, "skills": list(metadata.skills)}
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file of ours, one at a time."""
-    with open(path, "rb") as lines:
-        yield from map(json.loads, lines)
 
 
 def _digest(data: bytes) -> str:

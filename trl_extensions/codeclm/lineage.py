@@ -132,6 +132,8 @@ def _id_of_row(folder: Path, number: int) -> str:
     for last, (_, row) in enumerate(stream_rows(folder / "data.jsonl"), start=1):
         if last == number:
             return row["lineage"]["id"]
+    if not (folder / "data.jsonl").exists():
+        raise ValueError(f"{folder} holds no data.jsonl: give the folder of a run, or the id of an instruction.")
     raise ValueError(f"{folder / 'data.jsonl'} has {last} rows, no row {number}; rows are counted from 1")
 
 

@@ -29,8 +29,9 @@ class Progress:
 
     def heard(self) -> None:
         """A call is answered."""
-        self._show()
-        self._bar.update(self._bar.total is None)
+        if self._bar is not None:
+            self._show()
+            self._bar.update(self._bar.total is None)
 
     def advance(self) -> None:
         """An item is finished."""

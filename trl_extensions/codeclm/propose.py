@@ -7,7 +7,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-from ..core.caller import Caller
+from filelock import FileLock, Timeout
+
+from ..core.caller import BudgetSpent, Caller
 from ..core.calls import CallLog
 from ..core.generation import GenerationEngine
 from .asking import Asker, SetAside
@@ -52,27 +54,40 @@ def make_metadata(
         raise ValueError(f"{output} exists already, perhaps edited: give another `output`, or delete it.")
     if not description and not config.seeds:
         raise ValueError("nothing to start from: give a `description` of the instructions, or `seeds`.")
-    found, unread = asyncio.run(_make(engine, config, output, description, number, seed))
-    write_metadata(output, found)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output.with_name(f"{output.stem}.lock"), timeout=0):
+            found, unread = asyncio.run(_make(engine, config, output, description, number, seed))
+            write_metadata(output, found)
+    except Timeout:
+        raise ValueError(
+            f"{output} is being written by another process: wait for it, or give another `output`."
+        ) from None
+    except BudgetSpent as error:
+        raise ValueError(f"{error} before all was asked; the same command with a larger one goes on.") from None
     return len(found), unread
 
 
 async def _make(engine, config, output, description, number, seed) -> tuple[list[tuple[Metadata, float]], int]:
-    aside: list[str] = []
-    output.parent.mkdir(parents=True, exist_ok=True)
+    aside: list[SetAside] = []
+    limits = {"max_calls": config.max_calls, "max_tokens": config.max_tokens}
     with CallLog(output.with_name(f"{output.stem}.calls.jsonl")) as log:
-        async with Caller({"strong": engine}, log) as caller:
+        async with Caller({"strong": engine}, log, **limits) as caller:
             asker = Asker(caller, config, seed)
             if not description:
                 seeds = load_seeds(config.seeds, config.seed_column, config.num_seeds)
                 step = Encode(config.prompt_folder, max_skills=config.max_skills)
-                origins = await encode_seeds(asker, step, seeds, lambda about, error: aside.append(about))
-                return [(origin.metadata, origin.weight) for origin in origins], len(aside)
-            return await _propose(asker, config, description, number, aside), len(aside)
+                origins = await encode_seeds(asker, step, seeds, lambda about, error: aside.append(error))
+                found = [(origin.metadata, origin.weight) for origin in origins]
+            else:
+                found = await _propose(asker, config, description, number, aside)
+    if failed := sum(error.passing for error in aside):
+        raise ValueError(f"{failed} calls have failed, the last one: {aside[-1]}; the same command makes them again.")
+    return found, len(aside)
 
 
 async def _propose(
-    asker: Asker, config: CodecLMConfig, description: str, number: int, aside: list[str]
+    asker: Asker, config: CodecLMConfig, description: str, number: int, aside: list[SetAside]
 ) -> list[tuple[Metadata, float]]:
     step = Propose(config.prompt_folder, max_skills=config.max_skills)
 
@@ -80,8 +95,8 @@ async def _propose(
         try:
             messages = step.messages(description, size)
             return await asker.write(step, about, messages, partial(step.parse, number=size))
-        except SetAside:
-            aside.append(about)
+        except SetAside as error:
+            aside.append(error)
             return []
 
     found: list[Metadata] = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -154,7 +155,7 @@ class CodecLMRun:
         data = self.folder / "data.jsonl"
         settings = binding_settings(self.place, FREE_SETTINGS) | asdict(self.model_args)
         settings |= {"weight_by": self.args.weight_by, "validation_share": self.args.validation_share}
-        settings["data"] = hashlib.sha256(data.read_bytes()).hexdigest()[:16]
+        settings["data"] = self._digest()
         claim_settings(
             self.folder / "training_settings.json",
             settings,
@@ -168,6 +169,12 @@ class CodecLMRun:
         """The likelihood of held-out pairs before and after training."""
         from .sft import compare_held_out, load_pairs, split_pairs
 
+        trained = json.loads((self.folder / "training_settings.json").read_text(encoding="utf-8"))["data"]
+        if trained != self._digest():
+            raise ValueError(
+                f"{self.folder / 'data.jsonl'} is not what {self.folder / 'model'} was trained on, so that nothing is "
+                "held out: go back to the settings it was exported with, or train anew."
+            )
         rows = load_pairs(self.folder / "data.jsonl")
         _, held_out = split_pairs(rows, self.args.validation_share, self.place.seed)
         models = self._models()
@@ -235,6 +242,9 @@ class CodecLMRun:
     def is_complete(self) -> bool:
         """Whether the pairs are all made: no budget was reached, and no call was left open."""
         return not (self.folder / "stopped.txt").exists()
+
+    def _digest(self) -> str:
+        return hashlib.sha256((self.folder / "data.jsonl").read_bytes()).hexdigest()[:16]
 
     def _models(self) -> ModelSource:
         from ..core.models import ModelSource

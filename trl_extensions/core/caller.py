@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -15,6 +16,7 @@ from .lanes import EndpointLane, LocalLane
 
 
 _IN_A_ROW = 10
+_LOCAL_AT_ONCE = 64  # within a budget of tokens
 _WRONG_FOR_ALL = (401, 403, 404)
 
 
@@ -97,6 +99,7 @@ class Caller:
         self._failed_in_a_row: dict[str, int] = {}
         self._closed = threading.Event()
         self._lanes: dict[int, EndpointLane | LocalLane] = {}
+        self._gates: dict[int, asyncio.Semaphore] = {}
 
     async def __aenter__(self) -> Caller:
         loop = asyncio.get_running_loop()
@@ -107,6 +110,8 @@ class Caller:
             else:
                 local = local or LocalLane(self._log, loop, self._closed)
                 self._lanes[id(engine)] = local
+            if self._max_tokens is not None:  # what a call costs is known when it is done: none may wait in a queue
+                self._gates[id(engine)] = asyncio.Semaphore(getattr(engine, "concurrency", _LOCAL_AT_ONCE))
         return self
 
     async def __aexit__(
@@ -142,23 +147,28 @@ class Caller:
         engine = self.engines[role]
         call = Call(step, engine.name, prompt, params, options)
         key = call.key
-        future = self._under_way.get(key)
-        if future is None:
-            reply = self._log.find(call)
-            if reply is not None:
-                self.usage.reused += 1
-                return reply
-            self._check_budget()
-            self._begun += 1
-            future = self._lanes[id(engine)].submit(engine, call)
-            self._under_way[key] = future
-            future.add_done_callback(lambda done: self._finish(key, role, done))
-        try:
-            return await asyncio.shield(future)
-        except (ValueError, TypeError) as error:
-            raise CallFailed(str(error), passing=False) from None
-        except RuntimeError as error:
-            raise self._judge_failure(error) from None
+        reply = self._log.find(call) if key not in self._under_way else None
+        if reply is not None:
+            self.usage.reused += 1
+            return reply
+        async with self._gates.get(id(engine), nullcontext()):
+            future = self._under_way.get(key)
+            if future is None:
+                # Waiting for the gate, another coroutine may have asked the same
+                reply = self._log.find(call) if self._gates else None
+                if reply is not None:
+                    return reply
+                self._check_budget()
+                self._begun += 1
+                future = self._lanes[id(engine)].submit(engine, call)
+                self._under_way[key] = future
+                future.add_done_callback(lambda done: self._finish(key, role, done))
+            try:
+                return await asyncio.shield(future)
+            except (ValueError, TypeError) as error:
+                raise CallFailed(str(error), passing=False) from None
+            except RuntimeError as error:
+                raise self._judge_failure(error, engine.name) from None
 
     def _check_budget(self) -> None:
         if self._max_calls is not None and self._begun >= self._max_calls:
@@ -172,8 +182,11 @@ class Caller:
         if future.cancelled():
             return
         name = self.engines[role].name
-        if future.exception() is not None:
+        error = future.exception()
+        if error is not None:
             self.usage.failed += 1
+            if isinstance(error, (ValueError, TypeError)):  # a prompt that this model cannot take: no fault of it
+                return
             self._failed_in_a_row[name] = self._failed_in_a_row.get(name, 0) + 1
             return
         self._failed_in_a_row[name] = 0
@@ -184,13 +197,13 @@ class Caller:
         usage.num_tokens += reply.num_tokens
         usage.cost += (reply.num_prompt_tokens * read + reply.num_tokens * written) / 1e6
 
-    def _judge_failure(self, error: RuntimeError) -> Exception:
+    def _judge_failure(self, error: RuntimeError, engine: str) -> Exception:
         """The error of one call, or of all that would follow."""
         from .endpoint_engine import EndpointError
 
         if not isinstance(error, EndpointError) or error.status in _WRONG_FOR_ALL:
             return error
-        if max(self._failed_in_a_row.values(), default=0) >= _IN_A_ROW:
+        if self._failed_in_a_row.get(engine, 0) >= _IN_A_ROW:
             return EndpointError(
                 f"{_IN_A_ROW} calls in a row have failed, the last one: {error}; finished ones are kept: the same "
                 "command resumes once the server answers"

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LONGEST_PAUSE = 3600.0  # seconds
+
 
 class EndpointError(RuntimeError):
     """A request failed for good; the message is one line with the URL, the status and which prompt it was.
@@ -241,7 +243,10 @@ def _usage(reply: ChatCompletionOutput) -> dict[str, int]:
     usage = getattr(reply, "usage", None)
     if usage is None:
         return {"num_tokens": 0}
-    return {"num_tokens": usage.completion_tokens, "num_prompt_tokens": usage.prompt_tokens}
+    return {
+        "num_tokens": getattr(usage, "completion_tokens", None) or 0,
+        "num_prompt_tokens": getattr(usage, "prompt_tokens", None) or 0,
+    }
 
 
 def _check_chats(prompts: Sequence[Prompt]) -> None:
@@ -289,15 +294,16 @@ def retry_delay(attempt: int, retry_after: str | None) -> float:
             The server's `Retry-After` header, seconds or an HTTP date; it overrules the growing pause.
 
     Returns:
-        `float`: the server's wish, or between half and all of 1, 2, 4, ... seconds, 60 at most.
+        `float`: the server's wish, an hour at most, or between half and all of 1, 2, 4, ... seconds, 60 at most.
     """
     if retry_after is not None:
         try:
-            return max(0.0, float(retry_after))
+            return min(max(0.0, float(retry_after)), _LONGEST_PAUSE)
         except ValueError:
             pass
         try:
-            return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+            wish = parsedate_to_datetime(retry_after).timestamp() - time.time()
+            return min(max(0.0, wish), _LONGEST_PAUSE)
         except ValueError:
             logger.warning("ignoring an unreadable Retry-After header: %r", retry_after)
     return min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)

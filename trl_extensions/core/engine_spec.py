@@ -51,7 +51,9 @@ def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
     prices = _prices(value.get("prices", (0.0, 0.0)), name)
     unknown = set(value) - {"engine", "prices", *_FIELDS}
     if unknown:
-        raise ValueError(f"`{name}` has no key {min(unknown)!r}; it takes engine, prices, {', '.join(_FIELDS)}")
+        raise ValueError(
+            f"`{name}` has no key {min(unknown, key=str)!r}; it takes engine, prices, {', '.join(_FIELDS)}"
+        )
     own = {f"engine_{key}": value[key] for key in _FIELDS if key in value}
     default = "endpoint" if "base_url" in value else "transformers"
     try:
