@@ -34,6 +34,7 @@ PRIVATE_NAMES = {
     "suppress_seqcls_warning": "trl.trainer.reward_trainer",
     "unwrap_model_for_generation": "trl.models.utils",
     "use_adapter": "trl.trainer.utils",
+    "use_triton": "trl.kernels.chunked_logprob:_use_triton",
 }
 """Name here -> module that holds it, with `:name_there` where it is called otherwise."""
 

@@ -228,6 +228,20 @@ class TestFused:
             case["ref_states"][t] += direction * 30 / direction.dot(direction)
         assert_fused_is_dense(case, Objective(variant))
 
+    def test_a_second_backward_is_refused(self):
+        # The first one scales the gradients in place
+        case = random_case()
+        scored = case["weights"] != 0
+        states, ref_states = (case[name][scored].float() for name in ("states", "ref_states"))
+        heads = [OutputHead(case[name].float(), None, 1.0, None) for name in ("weight", "ref_weight")]
+        total = fused_negative_loss(
+            states.requires_grad_(), heads[0], ref_states, heads[1], case["token_ids"][scored],
+            case["weights"][scored], Objective(),
+        ).total  # fmt: skip
+        total.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="taken before"):
+            total.backward()
+
     def test_statistics(self):
         case = random_case(seed=3)
         scores = assert_fused_is_dense(case, Objective("ul"))

@@ -1,4 +1,4 @@
-"""From token ids to per-token log-probabilities at chosen positions, without ever holding a matrix of logits.
+"""From token ids to hidden states, and the output head that a few of them at a time meet.
 
 The functions here run on the unwrapped causal language model, inside the forward of its DDP / FSDP / DeepSpeed
 wrapper (TRL's forward redirection), because they read the output head's weight directly.
@@ -10,10 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .._compat import ChunkedLogProbFunction, maybe_gather_lm_head_ctx
-
-
-_VOCAB_CHUNK = 32768
+from .._compat import project
 
 
 @dataclass(frozen=True)
@@ -79,27 +76,26 @@ def last_hidden_states(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor
     return causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each token given its state.
+def project_logits(
+    out: torch.Tensor,
+    states: torch.Tensor,
+    head: OutputHead,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Fill `out` `(n, V)`, float32, with the logits of a few states `(n, H)`, and return it.
 
     Args:
-        states: `(N, H)`.
-        head: The model's output head.
-        token_ids: `(N,)`.
-
-    Returns:
-        `(N,)` float32, nats. Memory is bounded by one tile of the vocabulary; gradients flow to states and head.
+        out: Where they go. Large fresh memory costs as much as a pass over it, so callers use one buffer many times.
+        states: What the head meets.
+        head: Its scale and soft-capping.
+        weight, bias: Its parameters, gathered, the weight in `dtype`.
+        dtype: What the states are rounded to before they meet the weight.
     """
-    device = head.weight.device
-    with maybe_gather_lm_head_ctx(head.weight, head.bias):  # its forward, unlike its backward, does not gather
-        return ChunkedLogProbFunction.apply(
-            states.to(device),
-            head.weight,
-            head.bias,
-            token_ids.to(device),
-            1.0,
-            _VOCAB_CHUNK,
-            head.softcap,
-            head.scale,
-            ("log_probs",),
-        )[0]
+    project(out, states.to(dtype), weight, bias, 0, len(weight), dtype)
+    if head.scale != 1.0:
+        out.mul_(head.scale)
+    if head.softcap is not None:
+        out.div_(head.softcap).tanh_().mul_(head.softcap)
+    return out

@@ -47,7 +47,8 @@ class SamplingReport:
         earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
         return (
             f"{self.path}: {self.sampled} outputs{earlier}, {self.truncated} cut off by the token limit, "
-            f"{self.empty} empty; {self.tokens} tokens in {self.seconds:.0f} s"
+            f"{self.empty} empty; {self.tokens} tokens in {self.seconds:.0f} s "
+            f"({self.tokens / max(self.seconds, 1e-9):.0f} a second)"
         )
 
 

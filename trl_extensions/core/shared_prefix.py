@@ -8,6 +8,7 @@ import logging
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from .._compat import is_deepspeed_zero3_enabled
 from .modes import evaluating
@@ -22,7 +23,7 @@ _KNOWN_EXACT = {
 }  # fmt: skip
 
 
-def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module) -> torch.Tensor:
+def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module) -> torch.Tensor | BlockMask:
     """Mask for sequences of a prompt and its continuations.
 
     Args:
@@ -31,8 +32,11 @@ def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module
         model: Whose attention it is for.
 
     Returns:
-        `(S, 1, T, T)`: bool for SDPA, True where the query may see the key; for eager attention the additive form.
+        `(S, 1, T, T)`: bool for SDPA, True where the query may see the key; for eager attention the additive form; for
+        FlexAttention its block mask, which skips the blocks that nothing is visible in.
     """
+    if model.config.get_text_config()._attn_implementation == "flex_attention":
+        return _block_mask(group_ids, real.bool())
     length = group_ids.size(1)
     causal = torch.ones(length, length, dtype=torch.bool, device=group_ids.device).tril()
     keys, queries = group_ids[:, None, :], group_ids[:, :, None]
@@ -41,6 +45,15 @@ def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module
         return visible
     bias = torch.zeros(visible.shape, dtype=model.dtype, device=group_ids.device)
     return bias.masked_fill(~visible, torch.finfo(model.dtype).min)
+
+
+def _block_mask(group_ids: torch.Tensor, real: torch.Tensor) -> BlockMask:
+    def visible(sequence, head, query, key):
+        group = group_ids[sequence, key]
+        return (key <= query) & real[sequence, key] & ((group == -1) | (group == group_ids[sequence, query]))
+
+    sequences, length = group_ids.shape
+    return create_block_mask(visible, sequences, None, length, length, device=group_ids.device)
 
 
 def why_not_exact(model: nn.Module, longest: int | None = None) -> str | None:
@@ -53,7 +66,7 @@ def why_not_exact(model: nn.Module, longest: int | None = None) -> str | None:
         longest: Most tokens of a prompt and one continuation; a sliding window of at least that many hides nothing.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager", "flex_attention"):
         return f"{config._attn_implementation} attention takes no mask of its own"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds - {"full_attention", "sliding_attention"}:

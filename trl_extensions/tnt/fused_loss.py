@@ -14,7 +14,7 @@ from ..core.head import OutputHead, project_logits
 from .loss import LOWEST, VARIANTS, check_objective, smooth_logps, target_logps
 
 
-_CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB for each of about eight float32 buffers
+_CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB for each of four float32 buffers
 
 
 @dataclass(frozen=True)
@@ -109,25 +109,32 @@ class _FusedLoss(torch.autograd.Function):
                 for need, tensor in zip(needs, (states, weight, bias), strict=True)
             ]
             cast, ref_cast = weight.to(dtypes[0]), ref_head.weight.to(dtypes[1])
-            for rows, sign in _chunks(weights, len(weight)):
-                logits = project_logits(states[rows], head, cast, bias, dtypes[0])
-                ref_logits = project_logits(ref_states[rows], ref_head, ref_cast, ref_head.bias, dtypes[1])
+            chunks = list(_chunks(weights, len(weight)))
+            widest = max((len(rows) for rows, _ in chunks), default=0)
+            buffers = torch.empty((4, widest, len(weight)), dtype=torch.float32, device=states.device)
+            for rows, sign in chunks:
+                logits, ref_logits, *spare = buffers[:, : len(rows)]
+                project_logits(logits, states[rows], head, cast, bias, dtypes[0])
+                project_logits(ref_logits, ref_states[rows], ref_head, ref_cast, ref_head.bias, dtypes[1])
                 statistics[:, rows], grad = _score_rows(
-                    logits, ref_logits, token_ids[rows], sign, objective, head if any(needs) else None
+                    logits, ref_logits, spare, token_ids[rows], sign, objective, head if any(needs) else None
                 )
                 _accumulate(grads, grad, rows, states, cast, dtypes[0])
-        ctx.save_for_backward(*grads)
-        ctx.dtypes = states.dtype, weight.dtype
+        # Not saved for another backward: scaled in place, a gradient as large as the head exists once
+        ctx.grads, ctx.dtypes = grads, (states.dtype, weight.dtype, weight.dtype)
         ctx.mark_non_differentiable(*(outputs := list(statistics)))
         return statistics[0].sum(), *outputs
 
     @staticmethod
     def backward(ctx, grad_total, *_):
-        grad_states, grad_weight, grad_bias = ctx.saved_tensors
+        if ctx.grads is None:
+            raise RuntimeError("the gradient of this loss was taken before: compute the loss again")
+        grads, ctx.grads = ctx.grads, None
         return (
-            (grad_total * grad_states).to(ctx.dtypes[0]) if grad_states is not None else None,
-            (grad_total * grad_weight).to(ctx.dtypes[1]) if grad_weight is not None else None,
-            (grad_total * grad_bias).to(ctx.dtypes[1]) if grad_bias is not None else None,
+            *(
+                grad if grad is None else grad.mul_(grad_total).to(dtype)
+                for grad, dtype in zip(grads, ctx.dtypes, strict=True)
+            ),
             *(None,) * 7,
         )
 
@@ -159,11 +166,12 @@ def _accumulate(grads, grad, rows, states, weight, dtype) -> None:
         addmm_fp32(of_weight, grad.t(), states[rows].to(dtype))
 
 
-def _score_rows(logits, ref_logits, token_ids, sign: int, objective: Objective, head: OutputHead | None):
+def _score_rows(logits, ref_logits, spare, token_ids, sign: int, objective: Objective, head: OutputHead | None):
     """Losses, KL(d || p), entropies, log p_y, log q_y, stacked `(5, n)`, and the gradient in what `head` projected.
 
     Args:
-        logits, ref_logits: `(n, V)` float32.
+        logits, ref_logits: `(n, V)` float32; overwritten.
+        spare: Two more of that shape, to be overwritten too.
         sign: Which term of the variant.
         head: The policy's head if the gradient is wanted.
     """
@@ -172,26 +180,29 @@ def _score_rows(logits, ref_logits, token_ids, sign: int, objective: Objective, 
     slope = None  # of scale and soft-capping
     if head is not None and head.softcap is not None:
         slope = (logits / head.softcap).square_().neg_().add_(1.0)
-    log_p = _finite(logits.log_softmax(-1))
-    log_d = target_logps(ref_logits, token_ids, banned)
-    ref_logp = (ref_logits.log_softmax(-1) if banned else log_d).gather(-1, index)[:, 0]
-    log_d, ref_logp, logp = _finite(log_d), _finite(ref_logp), log_p.gather(-1, index)[:, 0]
-    p, d = log_p.exp(), log_d.exp()
-    entropy = -torch.linalg.vecdot(p, log_p)
-    divergence = torch.linalg.vecdot(d, log_d - log_p)
+    log_p = _finite(torch.log_softmax(logits, -1, out=spare[0]))
+    p = torch.exp(log_p, out=logits)
+    log_d, ref_logp = _target(ref_logits, spare[1], token_ids, banned)
+    logp = log_p.gather(-1, index)[:, 0]
+    smooth = None
+    if term == "reverse":
+        smooth = smooth_logps(log_d, token_ids, banned, objective.smoothing, objective.smooth_over)
+    d = torch.exp(log_d, out=ref_logits)
+    rest = log_d.sub_(log_p)  # from here on that buffer is free for products
+    divergence = rest.mul_(d).sum(-1)
+    entropy = -torch.mul(p, log_p, out=rest).sum(-1)
     if term == "forward":
         losses, grad = divergence, p.sub_(d)
     elif term == "reverse":
-        gap = log_p - smooth_logps(log_d, token_ids, banned, objective.smoothing, objective.smooth_over)
-        losses = torch.linalg.vecdot(p, gap)
+        gap = torch.sub(log_p, smooth, out=smooth)
+        losses = torch.mul(p, gap, out=rest).sum(-1)
         grad = gap.sub_(losses[:, None]).mul_(p)
     elif term == "unlikelihood":
-        rest = log_p.scatter_(-1, index, -torch.inf)
-        of_rest = rest.logsumexp(-1)
+        log_rest = log_p.scatter_(-1, index, -torch.inf)
+        of_rest = log_rest.logsumexp(-1)
         losses = -of_rest
-        grad = p.sub_(
-            rest.sub_(of_rest[:, None]).exp_()
-        )  # p_y at the token, -p_y times its share of the rest elsewhere
+        # p_y at the token, -p_y times its share of the rest elsewhere
+        grad = p.sub_(log_rest.sub_(of_rest[:, None]).exp_())
     else:
         direction = 1.0 if term == "likelihood" else -1.0
         losses = -direction * logp
@@ -202,7 +213,18 @@ def _score_rows(logits, ref_logits, token_ids, sign: int, objective: Objective, 
         return statistics, None
     if slope is not None:
         grad.mul_(slope)
-    return statistics, grad.mul_(factor * head.scale)
+    factor *= head.scale
+    return statistics, grad if factor == 1.0 else grad.mul_(factor)
+
+
+def _target(ref_logits, out, token_ids, banned: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the target `(n, V)`, in `out` unless tokens are removed, and log q_y `(n,)`, all finite."""
+    index = token_ids[:, None]
+    if not banned:
+        log_d = _finite(torch.log_softmax(ref_logits, -1, out=out))
+        return log_d, log_d.gather(-1, index)[:, 0]
+    ref_logp = ref_logits.gather(-1, index)[:, 0] - ref_logits.logsumexp(-1)
+    return _finite(target_logps(ref_logits, token_ids, True)), _finite(ref_logp)
 
 
 def _finite(logps: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from .._compat import use_adapter
 from ..core.head import ReferenceStates, last_hidden_states, output_head
 from ..core.modes import evaluating
+from ..core.throughput import Throughput
 from ..core.token_logps import token_logps
 from ..core.transformers_engine import plan_batches
 from .collator import DataCollatorForTNT
@@ -153,9 +154,11 @@ def _batches_of(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collate = DataCollatorForTNT(pad_id)
     with tqdm(total=len(rows), desc="scoring", unit="output") as bar:
+        count = Throughput(bar)
         for indices in plan_batches([len(ids) for ids in dataset["input_ids"]], 0, batch_tokens):
             inputs = collate([dataset[i] for i in indices])
             yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            count.add(inputs["attention_mask"].sum(1).tolist())
             bar.update(len(indices))
 
 

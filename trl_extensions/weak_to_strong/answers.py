@@ -57,7 +57,7 @@ class AnswersReport:
         return (
             f"{self.path}: {self.sampled} answers of {models}{earlier}, "
             f"{self.truncated} cut off by the token limit, {self.empty} empty; {self.tokens} tokens in "
-            f"{self.seconds:.0f} s"
+            f"{self.seconds:.0f} s ({self.tokens / max(self.seconds, 1e-9):.0f} a second)"
         )
 
 

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..core.modes import evaluating
+from ..core.throughput import Throughput
 from ..core.transformers_engine import plan_batches
 
 
@@ -54,8 +55,10 @@ def features(
         torch.inference_mode(),
         tqdm(total=len(token_ids), desc="Computing features", disable=not progress) as bar,
     ):
+        count = Throughput(bar)
         for rows in plan_batches([len(ids) for ids in token_ids], 0, batch_tokens):
             states[rows] = _pooled(backbone, [token_ids[row] for row in rows], pad, device)
+            count.add([len(token_ids[row]) for row in rows])
             bar.update(len(rows))
     return states
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import pad
 from ..core.modes import evaluating
+from ..core.throughput import Throughput
 from ..core.transformers_engine import plan_batches
 from .examples import Pair
 
@@ -28,6 +29,7 @@ def sequence_logits(
     padding = model.config.get_text_config().pad_token_id
     logits: list[torch.Tensor | None] = [None] * len(token_ids)
     with evaluating(model), torch.inference_mode(), tqdm(total=len(token_ids), desc="Scoring texts") as bar:
+        count = Throughput(bar)
         for places in plan_batches([len(ids) for ids in token_ids], 0, batch_tokens):
             rows = [torch.as_tensor(token_ids[place]) for place in places]
             inputs = {
@@ -37,6 +39,7 @@ def sequence_logits(
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             for place, row in zip(places, model(**inputs, use_cache=False).logits.float().cpu(), strict=True):
                 logits[place] = row
+            count.add([len(row) for row in rows])
             bar.update(len(places))
     return torch.stack(logits)
 

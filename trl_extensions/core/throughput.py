@@ -1,0 +1,29 @@
+"""Tokens a second and the share of padding of a pass over many texts, shown beside its progress bar."""
+
+import time
+from collections.abc import Sequence
+
+
+class Throughput:
+    """Counts the batches of one pass.
+
+    Args:
+        bar: The `tqdm` bar of that pass.
+    """
+
+    def __init__(self, bar) -> None:
+        self.bar = bar
+        self.tokens = self.laid_out = 0
+        self.start = time.perf_counter()
+
+    @property
+    def padding_share(self) -> float:
+        """Share of what was laid out so far that was padding."""
+        return 1 - self.tokens / self.laid_out if self.laid_out else 0.0
+
+    def add(self, lengths: Sequence[int]) -> None:
+        """Count a batch by the tokens of its rows, padded to the longest, and move the bar's text along."""
+        self.tokens += sum(lengths)
+        self.laid_out += len(lengths) * max(lengths)
+        rate = self.tokens / (time.perf_counter() - self.start)
+        self.bar.set_postfix_str(f"{rate:.0f} tokens/s, {self.padding_share:.0%} padding", refresh=False)
