@@ -64,31 +64,32 @@ def _bars(results: Results) -> str:
             lines.append(_bar(f"{case.name}: plain / ours, time", "≥", target, results.ratios(case, "plain", "ours")))
         if (case.constitutions, case.prompt) == (2, 200):
             memory = results.memory_ratio(case, "ours", "plain")
-            lines.append(_bar(f"{case.name}: ours / plain, memory", "≤", 0.65, [memory]))
+            lines.append(_bar(f"{case.name}: ours / plain, memory", "≤", 0.65, [memory], once=True))
         for path in ("SFT", "SFT at labels"):
             if path in case.paths:
                 lines.append(_bar(f"{case.name}: ours / {path}, time", "≤", 1.25, results.ratios(case, "ours", path)))
     for case in results.of(TntCase):
         lines += [
             _bar(f"{case.name}: ours / dense, time", "≤", 0.75, results.ratios(case, "ours", "dense")),
-            _bar(f"{case.name}: ours / dense, memory", "≤", 0.45, [results.memory_ratio(case, "ours", "dense")]),
+            _bar(f"{case.name}: ours / dense, memory", "≤", 0.45, [results.memory_ratio(case, "ours", "dense")], True),
             _bar(f"{case.name}: ours / distillation, time", "≤", 1.15, results.ratios(case, "ours", "distillation")),
         ]
     started = results.startup()
     if started:
         lines.append(
-            _bar("`import trl_extensions` beyond Python, s", "≤", 0.3, [started["import"] - started["python"]])
+            _bar("`import trl_extensions` beyond Python, s", "≤", 0.3, [started["import"] - started["python"]], True)
         )
-        lines.append(_bar("`trl-ext --help`, s", "≤", 1.0, [started["help"]]))
+        lines.append(_bar("`trl-ext --help`, s", "≤", 1.0, [started["help"]], True))
     return _table("Targets", ("", "target", "measured", "met"), lines)
 
 
-def _bar(what: str, sign: str, target: float, values: list[float | None]) -> tuple[str, ...]:
+def _bar(what: str, sign: str, target: float, values: list[float | None], once: bool = False) -> tuple[str, ...]:
     if not values or None in values:
         return (what, f"{sign} {target:g}", "", "")
     middle = statistics.median(values)
     met = middle >= target if sign == "≥" else middle <= target
-    return (what, f"{sign} {target:g}", _spread(values), "yes" if met else "no")
+    shown = _number(middle) if once else _spread(values)
+    return (what, f"{sign} {target:g}", shown, "yes" if met else "no")
 
 
 def _sami(results: Results) -> str:
