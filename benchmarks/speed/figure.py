@@ -81,5 +81,6 @@ def _growth(axis, results, kind: type, label: str) -> None:
     power = 2 if kind is SamiGrowth else 1
     expected = [(size / sizes[0]) ** power for size in sizes]
     axis.plot(sizes, expected, ":", color=_COLOURS[3], label="C²" if power == 2 else "proportional")
+    axis.set_xticks(sizes, [str(size) if size < 1000 else f"{size / 1000:.0f}k" for size in sizes])
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
