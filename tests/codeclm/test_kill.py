@@ -32,6 +32,8 @@ class QuickEngine(EndpointEngine):
 
 def work(url, folder, name):
     """A run in a process of its own, which tells the server its name."""
+    # A shell that runs this in the background hands on that interrupts are ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.WARNING)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     engines = (
