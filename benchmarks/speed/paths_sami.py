@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-from trl.trainer.utils import add_fused_lm_head
 
+from trl_extensions._compat import ChunkedLogProbFunction, add_fused_lm_head
 from trl_extensions.sami.collator import DataCollatorForSAMI
 from trl_extensions.sami.loss import sami_loss
 from trl_extensions.sami.scores import rows_of, score_pairs

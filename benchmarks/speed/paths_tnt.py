@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
+from trl_extensions._compat import chunked_divergence_loss
 from trl_extensions.core.head import ReferenceStates, output_head
 from trl_extensions.tnt.collator import DataCollatorForTNT
 from trl_extensions.tnt.fused_loss import Objective
@@ -77,7 +77,7 @@ def distillation(policy: nn.Module, original: nn.Module, batch: Batch) -> torch.
     states = policy.model(**layout).last_hidden_state[:, :-1]
     with torch.no_grad():
         ref_states = original.model(**layout).last_hidden_state[:, :-1]
-    loss, _, _ = _chunked_divergence_loss(
+    loss, _, _ = chunked_divergence_loss(
         states, ref_states, policy.lm_head.weight, original.lm_head.weight, inputs["attention_mask"][:, 1:], beta=0.0
     )
     loss.backward()
