@@ -69,6 +69,11 @@ class CodecLMResult:
     stopped: str | None
     failed: int
 
+    @property
+    def unfinished(self) -> str | None:
+        """Why the same call would go on; None if all is done."""
+        return self.stopped or (f"{self.failed} calls failed" if self.failed else None)
+
 
 class CodecLM:
     """Makes tailored instruction data.
@@ -165,8 +170,9 @@ class CodecLM:
             except BudgetSpent as error:
                 stopped = str(error)
         exported = self.export() if (self.folder / "items.jsonl").exists() else None
-        report = write_codeclm_report(self.folder, prices=self._prices_by_engine(), stopped=stopped)
-        return CodecLMResult(report, exported.rows if exported else 0, stopped, self._failed)
+        result = CodecLMResult(self.folder / "report.md", exported.rows if exported else 0, stopped, self._failed)
+        write_codeclm_report(self.folder, prices=self._prices_by_engine(), stopped=result.unfinished)
+        return result
 
     async def _make(self, caller: Caller, aside: JsonlWriter) -> None:
         """Metadata, basic instructions, and what becomes of them."""
@@ -179,11 +185,11 @@ class CodecLM:
             elif (error.step, about) not in recorded:
                 aside.append({"step": error.step, "about": about, "reason": error.reason, "raw": error.raw})
 
+        filters = InstructionFilters(self.config)  # before anything is paid for
         with Progress(caller.usage) as progress:
             asker = Asker(caller, self.config, self.seed, progress.heard)
             if not (self.folder / "basics.jsonl").exists():
                 progress.begin("metadata and basic instructions")
-                filters = InstructionFilters(self.config)  # before anything is paid for
                 origins = await self._origins(asker, set_aside)
                 self._check_failed()
                 for number, origin in enumerate(origins):
@@ -199,9 +205,7 @@ class CodecLM:
                         "strict."
                     )
                 self._write_basics(basics, made, origins)
-            await self._follow(
-                Chains(asker, self.config, InstructionFilters(self.config), self.seed), progress, set_aside
-            )
+            await self._follow(Chains(asker, self.config, filters, self.seed), progress, set_aside)
 
     def _check_failed(self) -> None:
         """Without the calls that failed there would be other data than the same answers give."""

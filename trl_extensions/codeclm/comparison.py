@@ -12,6 +12,7 @@ from ..core.generation import GenerationEngine, GenerationParams
 from ..core.intervals import bootstrap_ratio_interval
 from ..core.jsonl import read_jsonl, write_jsonl
 from ..core.judge import Judgment, Pair, PairwiseJudge, summarise
+from ..core.memory import free_memory
 from ..core.queries import Query
 from ..core.report import write_atomically
 from ..core.sampling import COLUMNS, as_prompt, completion_text, sample_outputs
@@ -108,7 +109,7 @@ def answer(
             system_prompt=system_prompt,
         )
         print(report.summary)
-        _free_memory()
+        free_memory()
     return {
         query.id: {"text": completion_text(row["completion"]), "truncated": row["truncated"]}
         for query, row in zip(queries, _rows_of(path, queries), strict=True)
@@ -206,13 +207,3 @@ def _rows_of(path: Path, queries: Sequence[Query]) -> list[dict[str, Any]]:
     """The rows that answer the queries, in their order."""
     rows = {row["id"].rpartition("-")[0]: row for row in read_jsonl(path, required=COLUMNS)}
     return [rows[query.id] for query in queries if query.id in rows]
-
-
-def _free_memory() -> None:
-    """Give the memory of an engine in this process back; without one, torch need not be there."""
-    import sys
-
-    if "torch" in sys.modules:
-        from ..core.training import free_memory
-
-        free_memory()

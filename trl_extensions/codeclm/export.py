@@ -7,13 +7,13 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from ..core.report import write_atomically
+from ..core.jsonl import encode_row
+from ..core.report import replacing, write_atomically
 from .codeclm_config import CodecLMConfig
 from .filters import InstructionFilters, Screen
 from .rows import stream_rows
@@ -83,25 +83,25 @@ def export(
         filters.add(f"the seed {text[:_QUOTED]!r}", text)
     reasons: Counter[str] = Counter()
     contaminated: Counter[str] = Counter()
-    with _replacing(folder / "export_drops.jsonl") as drops, open(items, "rb") as source:
+    with replacing(folder / "export_drops.jsonl") as drops, open(items, "rb") as source:
 
         def drop(id: str, reason: str) -> None:
             reasons[reason] += 1
             detail = filters.details.pop(id, None)
             if reason == "contaminated":
                 contaminated[detail.rpartition(", row ")[0]] += 1
-            _write(drops, {"id": id, "reason": reason, "detail": detail})
+            drops.write(encode_row({"id": id, "reason": reason, "detail": detail}))
 
         pairs = _good_pairs(source, places, config, filters, drop)
         good = array("Q", (offset for offset, _ in _screened(pairs, config, drop)))
         chosen = range(len(good))
         if config.max_rows is not None and len(good) > config.max_rows:
             chosen = set(random.Random(seed).sample(chosen, config.max_rows))
-        with _replacing(folder / "data.jsonl") as data:
+        with replacing(folder / "data.jsonl") as data:
             for number, offset in enumerate(good):
                 item = _item_at(source, offset)
                 if number in chosen:
-                    _write(data, exported_row(item, layout))
+                    data.write(encode_row(exported_row(item, layout)))
                 else:
                     drop(item["id"], "not drawn")
     report = ExportReport(
@@ -218,23 +218,3 @@ def _kept_version(item: dict[str, Any]) -> tuple[dict[str, Any], str]:
 def _item_at(source: IO[bytes], offset: int) -> dict[str, Any]:
     source.seek(offset)
     return json.loads(source.readline())
-
-
-def _write(file: IO[bytes], row: dict[str, Any]) -> None:
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    file.write(text.encode("utf-8", errors="replace"))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of another once it is whole."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

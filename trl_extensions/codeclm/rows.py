@@ -1,11 +1,12 @@
 """Read the files of a run row by row, however long they are."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ..core.jsonl import parse_row
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def stream_rows(path: str | os.PathLike, *, skip_unreadable: bool = False) -> It
     offset = broken = 0
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
-            row = _parse(line)
+            row = parse_row(line)
             if row is not None:
                 yield offset, row
             elif skip_unreadable:
@@ -37,11 +38,3 @@ def stream_rows(path: str | os.PathLike, *, skip_unreadable: bool = False) -> It
             offset += len(line)
     if broken:
         logger.warning("%s: %d lines cannot be read and are left out", path, broken)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

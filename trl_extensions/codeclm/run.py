@@ -83,8 +83,6 @@ class CodecLMRun:
 
     def stages(self) -> Iterator[Stage]:
         """Every stage after the pairs are made: its method's name, and the file that says it is done."""
-        if not self.args.train:
-            return
         yield Stage("train", "", self.folder / "model", "training the target on the pairs")
         if self.args.validation_share:
             yield Stage("measure", "", self.folder / "held_out.json", "likelihood of held-out pairs")
@@ -103,8 +101,9 @@ class CodecLMRun:
         self.check_inputs()
         perform = perform or self.perform
         perform("generate", "")
-        if self.is_complete():
-            perform_missing(self.stages(), perform)
+        if not self.args.train or not self.is_complete():
+            return self.folder / "report.md"
+        perform_missing(self.stages(), perform)
         return self.report()
 
     def perform(self, name: str, of: str = "") -> None:
@@ -141,10 +140,9 @@ class CodecLMRun:
         own = {role: engines.build(role) for role in roles}
         result = CodecLM(self.config, self.folder, prices=engines.prices, seed=self.place.seed, **own).run()
         (self.folder / "stopped.txt").unlink(missing_ok=True)
-        if result.stopped or result.failed:
-            reason = result.stopped or f"{result.failed} calls failed"
-            (self.folder / "stopped.txt").write_text(reason + "\n", encoding="utf-8")
-            print(f"not finished: {reason}; the same command goes on from here")
+        if result.unfinished:
+            (self.folder / "stopped.txt").write_text(result.unfinished + "\n", encoding="utf-8")
+            print(f"not finished: {result.unfinished}; the same command goes on from here")
 
     def train(self) -> None:
         """Fine-tune the target on the pairs."""
@@ -207,13 +205,11 @@ class CodecLMRun:
     # What the stages share
 
     def report(self) -> Path:
-        """Write the report from what the stages left."""
+        """Write the report once more, with what training left."""
         engines = self.engines()
         # The names that engines will have, without loading any
         prices = {_name(spec.arguments): spec.prices for spec in engines.specs.values() if any(spec.prices)}
-        stopped = self.folder / "stopped.txt"
-        reason = stopped.read_text(encoding="utf-8").strip() if stopped.exists() else None
-        return write_codeclm_report(self.folder, prices=prices, stopped=reason)
+        return write_codeclm_report(self.folder, prices=prices)
 
     def benchmark(self) -> list:
         """The prompts that models are compared on."""

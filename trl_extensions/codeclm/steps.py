@@ -77,19 +77,23 @@ class _Step:
         return [{"role": "user", "content": self._template.render(**values).strip()}]
 
 
-class Encode(_Step):
-    """Instruction -> metadata (section 3.1).
+class _MetadataStep(_Step):
+    """A step whose reply is metadata.
 
     Args:
         prompt_folder: The user's prompts.
         max_skills: Most skills of a use case.
     """
 
-    name = "encode"
-
     def __init__(self, prompt_folder: str | os.PathLike | None = None, *, max_skills: int = 3):
         super().__init__(prompt_folder)
         self.max_skills = max_skills
+
+
+class Encode(_MetadataStep):
+    """Instruction -> metadata (section 3.1)."""
+
+    name = "encode"
 
     def messages(self, instruction: str) -> Messages:
         return self._ask(instruction=instruction, max_skills=self.max_skills)
@@ -100,19 +104,10 @@ class Encode(_Step):
         return Metadata(use_case, skills[: self.max_skills])
 
 
-class Propose(_Step):
-    """Description of what is wanted -> several metadata.
-
-    Args:
-        prompt_folder: The user's prompts.
-        max_skills: Most skills of a use case.
-    """
+class Propose(_MetadataStep):
+    """Description of what is wanted -> several metadata."""
 
     name = "propose"
-
-    def __init__(self, prompt_folder: str | os.PathLike | None = None, *, max_skills: int = 3):
-        super().__init__(prompt_folder)
-        self.max_skills = max_skills
 
     def messages(self, description: str, number: int) -> Messages:
         return self._ask(description=description, number=number, max_skills=self.max_skills)

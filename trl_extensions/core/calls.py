@@ -11,12 +11,13 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .generation import Generation, GenerationParams, Prompt
-from .jsonl import JsonlWriter
+from .jsonl import JsonlWriter, parse_row
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Call:
     params: GenerationParams
     options: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """32 hexadecimal digits that stand for all of it."""
         content = [self.step, self.engine, self.prompt, asdict(self.params), self.options]
@@ -209,11 +210,8 @@ def _hash_of(key: bytes) -> int:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and {"key", "reply"} <= row.keys() else None
+    row = parse_row(line)
+    return row if row is not None and {"key", "reply"} <= row.keys() else None
 
 
 def _reply(values: dict[str, Any]) -> Reply:

@@ -12,19 +12,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .report import write_atomically
+from .report import replacing
 
 
 logger = logging.getLogger(__name__)
 
 
-def _parse_row(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
     """The row a line holds, or `None` if the line is not one complete JSON object in UTF-8."""
     try:
         row = json.loads(line.decode("utf-8"))
     except ValueError:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
         return None
     return row if isinstance(row, dict) else None
+
+
+def encode_row(row: dict[str, Any]) -> bytes:
+    """The line of a row. Half a surrogate pair (a broken emoji), which UTF-8 cannot hold, becomes `?`."""
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", errors="replace")
 
 
 class JsonlWriter:
@@ -84,10 +89,9 @@ class JsonlWriter:
         if not isinstance(row, dict):
             raise TypeError(f"a row of {self.path} must be a dict, got {type(row).__name__}")
         try:
-            text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+            data = encode_row(row)
         except (TypeError, ValueError) as error:
             raise type(error)(f"row not written to {self.path}: {error}; columns {sorted(map(str, row))}") from None
-        data = (text + "\n").encode("utf-8", errors="replace")
         self._write(data)
         return len(data)
 
@@ -125,7 +129,7 @@ class JsonlWriter:
         start, tail = self._last_line()
         if not tail:
             return
-        if _parse_row(tail) is not None:
+        if parse_row(tail) is not None:
             self._write(b"\n")
             return
         broken = self.path.with_name(self.path.name + ".broken")
@@ -181,7 +185,7 @@ def read_jsonl(path: str | os.PathLike[str], *, required: Sequence[str] = ()) ->
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = _parse_row(line)
+        row = parse_row(line)
         if row is None:
             if number == len(lines):
                 logger.warning("%s:%d: skipped a half-written last line (%d bytes)", path, number, len(line))
@@ -201,9 +205,8 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
     """Write rows as JSON lines, whole or not at all; an earlier file is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    # Half a surrogate pair (a broken emoji) is not UTF-8
-    write_atomically(path, text.encode("utf-8", errors="replace").decode("utf-8"))
+    with replacing(path) as file:
+        file.writelines(map(encode_row, rows))
 
 
 def _what_is_wrong(line: bytes) -> str:

@@ -3,9 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class RunReport:
@@ -47,6 +48,21 @@ class RunReport:
 def first_paragraph(report: Path) -> str:
     """What a report says first."""
     return report.read_text(encoding="utf-8").split("\n\n")[1]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` once it is whole and on disk; on an error it is removed."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

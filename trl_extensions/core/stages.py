@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .memory import free_memory
 from .report import write_atomically
 
 
@@ -34,8 +35,6 @@ def perform_missing(stages: Iterable[Stage], perform: Callable[[str, Any], Any])
         perform: Carries out one, given its `name` and `of`.
     """
     stages = list(stages)
-    from .training import free_memory  # with torch, which a run without a trainer may do without
-
     for number, stage in enumerate(stages, start=1):
         line = f"[{number}/{len(stages)}] {stage.label}"
         if stage.done.exists():

@@ -1,6 +1,5 @@
 """Build a trainer from the usual arguments, and leave a whole model behind, or none."""
 
-import gc
 import json
 import logging
 import os
@@ -8,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
@@ -116,10 +114,3 @@ def last_checkpoint(folder: str) -> str | None:
         else:
             return str(path)
     return None
-
-
-def free_memory() -> None:
-    """Give models of a finished stage back before the next one loads its own."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from ..core.generation import GenerationEngine, GenerationParams
 from ..core.jsonl import read_jsonl
+from ..core.memory import free_memory
 from ..core.queries import Query
 from ..core.sampling import COLUMNS, sample_outputs
 
@@ -114,8 +115,6 @@ def sample_answers(
         reports[name] = {key: value for key, value in asdict(report).items() if key != "path"}
         del engine
         if made:
-            from ..core.training import free_memory
-
             free_memory()
     totals = {key: sum(report[key] for report in reports.values()) for key in next(iter(reports.values()))}
     return AnswersReport(path=output, **totals, models=reports)

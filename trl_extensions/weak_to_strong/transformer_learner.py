@@ -12,8 +12,9 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import ModelConfig
 
+from ..core.memory import free_memory
 from ..core.settings import FREE_SETTINGS, binding_settings
-from ..core.training import build_trainer, free_memory, last_checkpoint
+from ..core.training import build_trainer, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
 from .classifier import load_classifier, load_tokenizer, longest_input, settle_tokenizer
