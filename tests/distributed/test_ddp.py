@@ -23,6 +23,7 @@ def launch(method: str, processes: int, model_dir, output: Path, per_device: int
         ("SAMI", "adapter"),
         ("TNT", "full"),
         ("TNT", "adapter"),
+        ("TNT:shared", "full"),
         ("WeakToStrong:confidence", "full"),
         ("WeakToStrong:confidence", "adapter"),
         ("WeakToStrong:confidence", "probe"),
@@ -32,7 +33,8 @@ def launch(method: str, processes: int, model_dir, output: Path, per_device: int
 )
 def test_two_processes_are_one_large_batch(tiny_model_dir, tmp_path, method, kind):
     one, weights_one = launch(method, 1, tiny_model_dir, tmp_path / "one", 4, 1, kind)
-    two, weights_two = launch(method, 2, tiny_model_dir, tmp_path / "two", 1, 2, kind)
+    cut = (2, 1) if method == "TNT:shared" else (1, 2)  # two rows of one prompt have to meet on a device
+    two, weights_two = launch(method, 2, tiny_model_dir, tmp_path / "two", *cut, kind)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["wrapper"] == "DistributedDataParallel"
     for ours, theirs in zip(two["steps"], one["steps"], strict=True):

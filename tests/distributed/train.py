@@ -84,6 +84,14 @@ def pair_rows(number: int) -> list[dict]:
     ]
 
 
+def shared_rows(number: int) -> list[dict]:
+    """Rows of TNT of which two at a time have one prompt."""
+    from tests.tnt.conftest import tnt_rows
+
+    rows = tnt_rows(number)
+    return [row | {"prompt": rows[i - i % 2]["prompt"]} for i, row in enumerate(rows)]
+
+
 def completion_rows(number: int) -> list[dict]:
     from tests.weak_to_strong.conftest import w2s_rows
 
@@ -102,7 +110,11 @@ def parts_of(method: str):
     method, _, loss = method.partition(":")
     rows, metrics, settings = {
         "SAMI": (sami_rows, ("mi/bound", "mi/accuracy_rows", "logps/matched", "kl"), {"beta": 0.5}),
-        "TNT": (tnt_rows, ("prob/negative", "kl/negative", "kl/kept", "entropy", "tokens/negative"), {"alpha": 3.0}),
+        "TNT": (
+            shared_rows if loss == "shared" else tnt_rows,
+            ("prob/negative", "kl/negative", "kl/kept", "entropy", "tokens/negative"),
+            {"alpha": 3.0, "share_prefix": loss == "shared"},
+        ),
         "WeakToStrong": (
             partial(w2s_rows, classes=3),
             ("agreement", "confidence", "loss_coef"),

@@ -1,11 +1,16 @@
 """What trainers share that score a policy beside its frozen original, from hidden states and the output head."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from .head import ReferenceStates, output_head
+from .shared_prefix import why_not_exact
+
+
+logger = logging.getLogger(__name__)
 
 
 class AgainstOriginal:
@@ -28,6 +33,16 @@ class AgainstOriginal:
         # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
         return total + (exact[0].to(total) - total).detach()
 
+    def _shares_prefix(self, *models: nn.Module) -> bool:
+        """Whether `share_prefix` is set and exact for some models; one line in the log says why if it is not."""
+        if not self.args.share_prefix:
+            return False
+        reasons = (why_not_exact(model, longest=self.args.max_length) for model in models)
+        reason = next((reason for reason in reasons if reason), None)
+        if reason:
+            logger.warning("Every prompt is computed anew for each completion behind it: %s.", reason)
+        return reason is None
+
     def _original_states(
         self, model: nn.Module, states_of: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor]
     ) -> ReferenceStates:
@@ -38,4 +53,6 @@ class AgainstOriginal:
         ):
             states = self._redirect(wrapped, unwrapped, states_of, unwrapped, inputs)
             # Read outside of the forward: weights that FSDP 2 gathers for it are freed when it ends
-            return ReferenceStates(states, output_head(unwrapped, states))
+            head = output_head(unwrapped, states)
+        # What was made in inference mode cannot be saved for a backward pass, its copy can
+        return ReferenceStates(states.clone() if states.is_inference() else states, head)

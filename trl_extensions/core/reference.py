@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ class FrozenReference:
         Yields:
             `(wrapped, unwrapped)` module; call through the first, read weights of the second.
         """
-        with torch.no_grad(), accelerator.autocast():
+        with self._without_gradients(accelerator), accelerator.autocast():
             if self.model is not None:
                 yield self.model, accelerator.unwrap_model(self.model)
                 return
@@ -64,6 +64,13 @@ class FrozenReference:
                 evaluating(unwrapped),
             ):
                 yield policy, unwrapped
+
+    def _without_gradients(self, accelerator: Accelerator) -> AbstractContextManager:
+        """Inference mode for a whole model of its own. What modules of the policy would keep from a forward in it
+        (tables of positions, say) could not be trained through, and sharded weights are gathered into such tensors.
+        """
+        plugins = (accelerator.state.deepspeed_plugin, getattr(accelerator.state, "fsdp_plugin", None))
+        return torch.inference_mode() if self.model is not None and not any(plugins) else torch.no_grad()
 
 
 def build_reference(

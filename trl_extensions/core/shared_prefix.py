@@ -5,12 +5,15 @@ a continuation see the prompt and itself only, so that every token's state is wh
 """
 
 import logging
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from .._compat import is_deepspeed_zero3_enabled
+from .head import last_hidden_states
 from .modes import evaluating
 
 
@@ -21,6 +24,67 @@ _KNOWN_EXACT = {
     "cohere", "gemma", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2", "phi", "phi3", "qwen2",
     "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
 }  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """One sequence: a prompt with its continuations behind it, T tokens.
+
+    Attributes:
+        input_ids: Token ids.
+        group_ids: The number of the continuation a token belongs to, -1 in the prompt.
+        position_ids: Positions, which restart after the prompt.
+    """
+
+    input_ids: list[int]
+    group_ids: list[int]
+    position_ids: list[int]
+
+
+def lay_out(prompt: Sequence[int], continuations: Sequence[tuple[int, Sequence[int]]]) -> Layout:
+    """A prompt and its continuations, each with its number, as one sequence."""
+    input_ids, group_ids, position_ids = list(prompt), [-1] * len(prompt), list(range(len(prompt)))
+    for number, continuation in continuations:
+        input_ids += continuation
+        group_ids += [number] * len(continuation)
+        position_ids += range(len(prompt), len(prompt) + len(continuation))
+    return Layout(input_ids, group_ids, position_ids)
+
+
+def last_states(model: nn.Module, inputs: dict[str, torch.Tensor], group_ids: torch.Tensor | None) -> torch.Tensor:
+    """Final hidden states `(S, T, H)` of a batch, whose prompts are shared if it has `position_ids`.
+
+    Args:
+        model: Unwrapped causal language model or PEFT model.
+        inputs: `input_ids`, `attention_mask` and, where prompts are shared, `position_ids` `(S, T)`.
+        group_ids: As for `attention_mask`; unused where they are not.
+    """
+    layout = {"attention_mask": inputs["attention_mask"]}
+    if "position_ids" in inputs:
+        mask = attention_mask(group_ids, inputs["attention_mask"], model)
+        layout = {"attention_mask": mask, "position_ids": inputs["position_ids"]}
+    return last_hidden_states(model, input_ids=inputs["input_ids"], **layout)
+
+
+def states_before(
+    hidden: torch.Tensor, group_ids: torch.Tensor, real: torch.Tensor, scored: torch.Tensor
+) -> torch.Tensor:
+    """The states that predict some tokens of continuations, sequence by sequence.
+
+    Args:
+        hidden: `(S, T, H)` final states.
+        group_ids: `(S, T)`, as for `attention_mask`.
+        real: `(S, T)`, 1 on tokens, 0 on padding, which is on the right.
+        scored: `(S, T)` bool, N of them true, none of them in a prompt.
+
+    Returns:
+        `(N, H)`.
+    """
+    group_ids, real, scored = (tensor.to(hidden.device) for tensor in (group_ids, real, scored))
+    sequence, position = scored.nonzero(as_tuple=True)
+    # A token is predicted one position earlier, a continuation's first one at the end of the prompt
+    starts = group_ids[sequence, position - 1] != group_ids[sequence, position]
+    prompt_ends = ((group_ids < 0) & real.bool()).sum(1) - 1
+    return hidden[sequence, torch.where(starts, prompt_ends[sequence], position - 1)]
 
 
 def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module) -> torch.Tensor | BlockMask:

@@ -7,6 +7,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from .._compat import pad
+from ..core.shared_prefix import lay_out
 
 
 @dataclass
@@ -40,11 +41,10 @@ class DataCollatorForSAMI(DataCollatorMixin):
                 numbered = [(len(matched) + j, completion) for j, completion in enumerate(completions)]
                 matched += [k == j for j in range(len(completions))]
                 for group in [numbered] if self.share_prefix else [[one] for one in numbered]:
-                    sequences.append(prompt + [token for _, completion in group for token in completion])
-                    pair_ids.append([-1] * len(prompt) + [pair for pair, c in group for _ in c])
-                    position_ids.append(
-                        [*range(len(prompt)), *(len(prompt) + i for _, c in group for i in range(len(c)))]
-                    )
+                    layout = lay_out(prompt, group)
+                    sequences.append(layout.input_ids)
+                    pair_ids.append(layout.group_ids)
+                    position_ids.append(layout.position_ids)
         batch = {
             # First: transformers reads the batch size off the first tensor, and a batch is counted in queries
             "num_constitutions": torch.tensor([len(example["prompt_input_ids"]) for example in examples]),

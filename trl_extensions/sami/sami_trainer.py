@@ -1,6 +1,5 @@
 """`SAMITrainer`: an `SFTTrainer` that raises the mutual information of constitutions and responses."""
 
-import logging
 from collections.abc import Iterator
 
 import torch
@@ -25,16 +24,12 @@ from ..core.against_original import AgainstOriginal
 from ..core.head import ReferenceStates
 from ..core.modes import evaluating
 from ..core.reference import build_reference
-from ..core.shared_prefix import why_not_exact
 from ..core.trainer_settings import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
 from .collator import DataCollatorForSAMI
 from .data import TOKEN_COLUMNS, prepare_rows
 from .guard import OverOptimizationGuard
 from .sami_config import SAMIConfig
 from .scores import matched_states, rows_of, score_pairs
-
-
-logger = logging.getLogger(__name__)
 
 
 class SAMITrainer(AgainstOriginal, SFTTrainer):
@@ -124,7 +119,7 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
             disable_dropout_in_model(self.model)
         if data_collator is None:
             self.data_collator = DataCollatorForSAMI(
-                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=self._can_share_prefix()
+                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=self._shares_prefix(self.model)
             )
         self._redirect = ForwardRedirection()
         self.reference = None
@@ -134,14 +129,6 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
             )
         if args.guard_steps:
             self.add_callback(OverOptimizationGuard(self))
-
-    def _can_share_prefix(self) -> bool:
-        if not self.args.share_prefix:
-            return False
-        reason = why_not_exact(self.model, longest=self.args.max_length)
-        if reason:
-            logger.warning("Prompts are not shared between responses (one sequence per pair instead): %s.", reason)
-        return reason is None
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, IterableDataset):

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from ..core import shared_prefix
 from ..core.divergence import chunked_kl
-from ..core.head import ReferenceStates, last_hidden_states, output_head
+from ..core.head import ReferenceStates, output_head
+from ..core.shared_prefix import last_states, states_before
 from ..core.token_logps import token_logps
 from .loss import mutual_information_bound, sami_loss
 
@@ -83,18 +83,9 @@ def pair_lengths(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _states_before_responses(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """`(N, H)` states that predict the response tokens, sequence by sequence."""
-    pair_ids, real = inputs["pair_ids"], inputs["attention_mask"]
-    layout = {"attention_mask": real}
-    if "position_ids" in inputs:
-        mask = shared_prefix.attention_mask(pair_ids, real, model)
-        layout = {"attention_mask": mask, "position_ids": inputs["position_ids"]}
-    hidden = last_hidden_states(model, input_ids=inputs["input_ids"], **layout)
-    pair_ids, real = pair_ids.to(hidden.device), real.to(hidden.device)
-    sequence, position = (pair_ids >= 0).nonzero(as_tuple=True)
-    # A token is predicted one position earlier, a response's first one at the end of the prompt
-    starts = pair_ids[sequence, position - 1] != pair_ids[sequence, position]
-    prompt_ends = ((pair_ids < 0) & real.bool()).sum(1) - 1
-    return hidden[sequence, torch.where(starts, prompt_ends[sequence], position - 1)]
+    pair_ids = inputs["pair_ids"]
+    hidden = last_states(model, inputs, pair_ids)
+    return states_before(hidden, pair_ids, inputs["attention_mask"], pair_ids >= 0)
 
 
 def _sum_by(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:

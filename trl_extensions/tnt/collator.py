@@ -1,5 +1,6 @@
-"""Batch layout of TNT: prompts with their completions, padded on the right, and a sign per token."""
+"""Batch layouts of TNT: completions behind their prompts, padded on the right, and a sign per token."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from .._compat import pad
+from ..core.shared_prefix import lay_out
 
 
 @dataclass
@@ -16,19 +18,50 @@ class DataCollatorForTNT(DataCollatorMixin):
     Args:
         pad_token_id: Id that fills the sequences up.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
+        share_prefix: Rows that begin with the same tokens up to the first scored one stand in one sequence, their
+            completions one after another. Positions restart after the prompt;
+            `core.shared_prefix.attention_mask` keeps completions from seeing each other.
 
     Returns (by calling it on a list of B rows, T being the longest, in tokens):
         `input_ids` and `attention_mask` `(B, T)`; `token_weights` `(B, T)`: +1 on tokens to keep, -1 on unwanted ones,
-        0 on what is not scored: the prompt, the padding and each row's first token, which nothing predicts.
+        0 on what is not scored: the prompt, the padding and each row's first token, which nothing predicts. Where rows
+        share a prompt, there are S < B sequences, and also `num_tokens` `(B,)` of the rows, `position_ids` `(S, T)`,
+        and `row_ids` `(S, T)`, the row of a completion's tokens and -1 elsewhere.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    share_prefix: bool = False
     return_tensors: str = "pt"
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sequences = [example["input_ids"] for example in examples]
         weights = [[0, *example["token_weights"][1:]] for example in examples]
+        if self.share_prefix:
+            groups = defaultdict(list)
+            for row, (ids, own) in enumerate(zip(sequences, weights, strict=True)):
+                groups[tuple(ids[: prompt_length(own)])].append(row)
+            if len(groups) < len(examples):
+                return self._shared(sequences, weights, groups)
+        return self._padded(sequences, weights)
+
+    def _shared(self, sequences, weights, groups: dict[tuple[int, ...], list[int]]) -> dict[str, torch.Tensor]:
+        layouts = [
+            lay_out(prompt, [(row, sequences[row][len(prompt) :]) for row in rows]) for prompt, rows in groups.items()
+        ]
+        signs = [
+            [0] * len(prompt) + [sign for row in rows for sign in weights[row][len(prompt) :]]
+            for prompt, rows in groups.items()
+        ]
+        return {
+            # First: transformers reads the batch size off the first tensor, and a batch is counted in rows
+            "num_tokens": torch.tensor([len(ids) for ids in sequences]),
+            **self._padded([layout.input_ids for layout in layouts], signs),
+            "position_ids": self._pad([layout.position_ids for layout in layouts], 0),
+            "row_ids": self._pad([layout.group_ids for layout in layouts], -1),
+        }
+
+    def _padded(self, sequences: list[list[int]], weights: list[list[int]]) -> dict[str, torch.Tensor]:
         return {
             "input_ids": self._pad(sequences, self.pad_token_id),
             "attention_mask": self._pad([[1] * len(ids) for ids in sequences], 0),
@@ -38,3 +71,8 @@ class DataCollatorForTNT(DataCollatorMixin):
     def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
         tensors = [torch.tensor(row) for row in rows]
         return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+
+
+def prompt_length(token_weights: list[int]) -> int:
+    """Tokens before the first scored one; the first token is one of them, as nothing predicts it."""
+    return next((place for place, weight in enumerate(token_weights) if weight and place), len(token_weights))

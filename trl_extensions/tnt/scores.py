@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.head import ReferenceStates, last_hidden_states, output_head
+from ..core.head import ReferenceStates, output_head
 from ..core.modes import evaluating
+from ..core.shared_prefix import last_states, states_before
 from ..core.throughput import Throughput
 from ..core.token_logps import token_logps
 from ..core.transformers_engine import plan_batches
@@ -23,13 +24,16 @@ from .fused_loss import Objective, TokenScores, fused_negative_loss
 
 
 def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """`(N, H)` states that predict the N scored tokens of a batch of `DataCollatorForTNT`, row by row.
+    """`(N, H)` states that predict the N scored tokens of a batch of `DataCollatorForTNT`, sequence by sequence.
 
     Args:
         model: The unwrapped causal language model.
         inputs: The batch.
     """
-    hidden = last_hidden_states(model, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    rows = inputs.get("row_ids")
+    hidden = last_states(model, inputs, rows)
+    if rows is not None:
+        return states_before(hidden, rows, inputs["attention_mask"], inputs["token_weights"] != 0)
     return hidden[:, :-1][_scored(inputs).to(hidden.device)]
 
 
@@ -76,7 +80,7 @@ def sums_of_rows(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> dict[s
         "tokens/negative": (negative, every),
     }
     return {
-        name: every.new_zeros(len(inputs["input_ids"]), 2).index_add(
+        name: every.new_zeros(number_of_rows(inputs), 2).index_add(
             0, row_of_token, torch.stack([value * counted, counted], dim=1)
         )
         for name, (value, counted) in values.items()
@@ -85,7 +89,13 @@ def sums_of_rows(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> dict[s
 
 def _rows_and_weights(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     scored = _scored(inputs)
-    return scored.nonzero()[:, 0], inputs["token_weights"][:, 1:][scored]
+    rows = inputs["row_ids"][:, 1:][scored] if "row_ids" in inputs else scored.nonzero()[:, 0]
+    return rows, inputs["token_weights"][:, 1:][scored]
+
+
+def number_of_rows(inputs: dict[str, torch.Tensor]) -> int:
+    """Rows of a batch, which may be more than its sequences."""
+    return len(inputs["num_tokens"] if "num_tokens" in inputs else inputs["input_ids"])
 
 
 def score_rows(
@@ -186,7 +196,7 @@ def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict
         "prob_negative_original": scores.ref_logps.exp() * negative,
     }
     sums = {
-        name: value.new_zeros(len(inputs["input_ids"])).index_add(0, row_of_token, value).tolist()
+        name: value.new_zeros(number_of_rows(inputs)).index_add(0, row_of_token, value).tolist()
         for name, value in columns.items()
     }
-    return [{name: values[i] for name, values in sums.items()} for i in range(len(inputs["input_ids"]))]
+    return [{name: values[i] for name, values in sums.items()} for i in range(number_of_rows(inputs))]

@@ -25,6 +25,11 @@ class TNTConfig(SFTConfig):
         smooth_over (`str`, *optional*, defaults to `"banned"`):
             `"banned"`: only the banned token gets that mass. `"vocabulary"`: every entry of a reverse KL's target
             does, kept positions included, as in the published code; moves much mass in a large vocabulary.
+        share_prefix (`bool`, *optional*, defaults to `False`):
+            Compute a prompt once for all rows of a batch that have it: the same loss for fewer tokens, where several
+            samples of a prompt are trained on and the prompt is the longer part. Rows of one prompt are then drawn
+            side by side, in random order of the prompts. Models that cannot do this exactly (sliding windows,
+            attention kernels without masks of their own, ...) go on as without it, and a log line says why.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Switch dropout off, so that the model starts where its original is.
 
@@ -49,6 +54,10 @@ class TNTConfig(SFTConfig):
             "help": "What `smoothing` is given to: the banned token, or every entry (the published code).",
             "choices": list(SMOOTH_OVER),
         },
+    )
+    share_prefix: bool = field(
+        default=False,
+        metadata={"help": "Compute a prompt once for all rows of a batch that have it, and draw these together."},
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the policy."})
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
+from torch.utils.data import Sampler
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -19,9 +20,10 @@ from trl import SFTTrainer
 from .._compat import ForwardRedirection, disable_dropout_in_model, global_then_local_main_first
 from ..core.against_original import AgainstOriginal
 from ..core.head import ReferenceStates
+from ..core.prompt_sampler import PromptSampler
 from ..core.reference import build_reference
 from ..core.trainer_settings import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
-from .collator import DataCollatorForTNT
+from .collator import DataCollatorForTNT, prompt_length
 from .data import TOKEN_COLUMNS, prepare_rows
 from .fused_loss import Objective
 from .scores import score_tokens, scored_states, sums_of_rows
@@ -121,12 +123,16 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
             )
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
-        if data_collator is None:
-            self.data_collator = DataCollatorForTNT(self._tokenizer.pad_token_id, args.pad_to_multiple_of)
         self._redirect = ForwardRedirection()
         self.reference = build_reference(
             self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
         )
+        if data_collator is None:
+            originals = [self.accelerator.unwrap_model(own) for own in (self.reference.model,) if own is not None]
+            share_prefix = self._shares_prefix(self.model, *originals)
+            self.data_collator = DataCollatorForTNT(
+                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=share_prefix
+            )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, IterableDataset):
@@ -147,6 +153,15 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
             self._signature_columns = TOKEN_COLUMNS
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not getattr(self.data_collator, "share_prefix", False) or self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(dataset)
+        prompts = [hash(tuple(row["input_ids"][: prompt_length(row["token_weights"])])) for row in dataset]
+        if len(set(prompts)) == len(prompts):
+            return super()._get_train_sampler(dataset)
+        return PromptSampler(prompts, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         # Every scored token of an optimizer step weighs the same, however it is cut into micro-batches and devices
