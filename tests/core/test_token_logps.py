@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trl_extensions.core import token_logps as module
+from trl_extensions.core import per_row as module
 from trl_extensions.core.head import OutputHead
 from trl_extensions.core.token_logps import token_logps
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from .._compat import ChunkedDivergenceFunction
-from .head import OutputHead
+from .._compat import ChunkedDivergenceFunction, compute_dtype, maybe_gather_lm_head_ctx, use_triton
+from .head import OutputHead, project_logits
+from .per_row import per_row
 
 
 def dense_kl(logits: torch.Tensor, ref_logits: torch.Tensor, *, reverse: bool) -> torch.Tensor:
@@ -26,7 +27,7 @@ def dense_kl(logits: torch.Tensor, ref_logits: torch.Tensor, *, reverse: bool) -
 def chunked_kl(
     states: torch.Tensor, head: OutputHead, ref_states: torch.Tensor, ref_head: OutputHead, *, reverse: bool
 ) -> torch.Tensor:
-    """`dense_kl` from hidden states, projecting one tile of the vocabulary at a time (TRL's kernel).
+    """`dense_kl` from hidden states, a few rows at a time; on a GPU it is TRL's kernel.
 
     Args:
         states: `(N, H)` of the policy; receives gradients, as does its head.
@@ -39,17 +40,52 @@ def chunked_kl(
         `(N,)` float32, nats.
     """
     device = head.weight.device
-    return ChunkedDivergenceFunction.apply(
-        states.to(device),
-        head.weight,
-        head.bias,
-        ref_states.to(device),
-        ref_head.weight.to(device),
-        ref_head.bias.to(device) if ref_head.bias is not None else None,
-        1.0 if reverse else 0.0,
-        1.0,
-        head.scale,
-        head.softcap,
-        ref_head.scale,
-        ref_head.softcap,
-    )[0]
+    states, ref_states = states.to(device), ref_states.to(device)
+    ref_bias = None if ref_head.bias is None else ref_head.bias.to(device)
+    ref_head = OutputHead(ref_head.weight.to(device), ref_bias, ref_head.scale, ref_head.softcap)
+    if use_triton(device):
+        return ChunkedDivergenceFunction.apply(
+            states,
+            head.weight,
+            head.bias,
+            ref_states,
+            ref_head.weight,
+            ref_head.bias,
+            1.0 if reverse else 0.0,
+            1.0,
+            head.scale,
+            head.softcap,
+            ref_head.scale,
+            ref_head.softcap,
+        )[0]
+    return per_row(states, head, _Divergence(ref_states, ref_head, reverse))
+
+
+class _Divergence:
+    """What `per_row` computes of the policy's logits: their divergence from the reference's at the same rows."""
+
+    def __init__(self, ref_states: torch.Tensor, ref_head: OutputHead, reverse: bool):
+        self._states, self._head, self._reverse = ref_states.detach(), ref_head, reverse
+        self._dtype = compute_dtype(ref_states)  # here, where autocast is as it is for the models
+        self._buffers: torch.Tensor | None = None
+
+    def __call__(self, rows: slice, logits: torch.Tensor, with_grad: bool):
+        ref_logits, spare = self._room_for(logits)
+        with maybe_gather_lm_head_ctx(self._head.weight, self._head.bias):
+            weight = self._head.weight.to(self._dtype)
+            project_logits(ref_logits, self._states[rows], self._head, weight, self._head.bias, self._dtype)
+        log_p = torch.log_softmax(logits, -1, out=spare)
+        log_q = ref_logits.sub_(ref_logits.logsumexp(-1, keepdim=True))
+        p = torch.exp(log_p, out=logits)
+        gap = log_p.sub_(log_q)
+        if not self._reverse:
+            q = log_q.exp_()
+            return gap.mul_(q).sum(-1).neg_(), p.sub_(q) if with_grad else None
+        values = torch.mul(p, gap, out=ref_logits).sum(-1)
+        return values, p.mul_(gap.sub_(values[:, None])) if with_grad else None
+
+    def _room_for(self, logits: torch.Tensor) -> torch.Tensor:
+        """Two buffers like `logits`, the same ones for every chunk of a pass."""
+        if self._buffers is None or self._buffers.size(1) < len(logits):
+            self._buffers = logits.new_empty((2, *logits.shape))
+        return self._buffers[:, : len(logits)]
