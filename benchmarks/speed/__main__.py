@@ -14,6 +14,7 @@ import torch
 
 from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
 
+from .bookkeeping import SIZES, measure_bookkeeping
 from .cases import Case, all_cases, quick_cases
 from .measure import Step, measure_alone, timed
 from .models import TINY
@@ -32,8 +33,8 @@ def main() -> None:
     done = read_jsonl(results) if results.exists() else []
     with JsonlWriter(results) as writer:
         finished = all(measure_case(case, rounds, done, writer, deadline) for case in cases)
-        if finished and not args.only and not any(row["what"] == "startup" for row in done):
-            writer.append({"what": "startup", **measure_startup()})
+        if finished and not args.only:
+            measure_rest(done, [] if args.quick else [*SIZES, *args.bookkeeping], writer)
     write_report(read_jsonl(results), all_cases(), args.output)
     print(f"{args.output}/speed.md" if finished else "out of time; the same command goes on from here", flush=True)
 
@@ -45,7 +46,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--rounds", type=int, help="alternated runs of each case (5; quick: 2)")
     parser.add_argument("--seconds", type=float, help="stop after about this long; the same command goes on")
+    parser.add_argument(
+        "--bookkeeping",
+        type=int,
+        nargs="*",
+        default=[],
+        metavar="ROWS",
+        help="instructions of further runs of CodecLM without models; a million take half an hour and 6 GB of disk",
+    )
     return parser.parse_args()
+
+
+def measure_rest(done: list[dict], sizes: list[int], writer: JsonlWriter) -> None:
+    """What is measured in processes of its own: start-up, and CodecLM without models."""
+    if not any(row["what"] == "startup" for row in done):
+        writer.append({"what": "startup", **measure_startup()})
+    known = {row["rows"] for row in done if row["what"] == "bookkeeping"}
+    for size in sizes:
+        if size not in known:
+            print(f"CodecLM, {size} instructions", flush=True)
+            writer.append({"what": "bookkeeping", **measure_bookkeeping(size)})
 
 
 def measure_case(case: Case, rounds: int, done: list[dict], writer: JsonlWriter, deadline: float) -> bool:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from . import paths_sami, paths_tnt
+from . import paths_labels, paths_sami, paths_tnt, paths_w2s
 from .measure import Step
-from .models import Size, backbone_parameters, clear_gradients, head_parameters, make_model
+from .models import Size, backbone_parameters, clear_gradients, head_parameters, make_classifier, make_model
 
 
 RESPONSE = 60
@@ -55,7 +56,8 @@ class TntCase:
 
     def steps(self, paths: Sequence[str], size: Size | None = None) -> dict[str, Step]:
         """A step by path, on one pair of models."""
-        run = _tnt_runner(size or Size(), self.frozen_head)
+        size = size or Size()
+        run = _against_original(size, self.frozen_head, paths_tnt.make_batch(4, 256, size.vocabulary))
         return {path: partial(run, paths_tnt.PATHS[path]) for path in paths}
 
     def floor(self) -> int:
@@ -63,6 +65,59 @@ class TntCase:
         batch = paths_tnt.make_batch(4, 256, 128)
         backbone, head = _weights(Size())
         return 8 * batch.tokens * backbone + (6 if self.frozen_head else 8) * batch.scored_tokens * head
+
+
+@dataclass(frozen=True)
+class SharedPromptCase:
+    """A TNT step on four samples of one prompt; the paths are with and without computing that four times."""
+
+    prompt: int
+    paths: tuple[str, ...] = ("apart", "shared")
+    group = "shared"
+
+    @property
+    def name(self) -> str:
+        return f"TNT, 4 samples of a prompt of {self.prompt}"
+
+    def steps(self, paths: Sequence[str], size: Size | None = None) -> dict[str, Step]:
+        """A step by path, on one pair of models."""
+        size = size or Size()
+        run = _against_original(size, False, paths_tnt.make_samples(4, self.prompt, RESPONSE, size.vocabulary))
+        return {path: partial(run, paths_tnt.PATHS[path]) for path in paths}
+
+
+@dataclass(frozen=True)
+class WeakToStrongCase:
+    """A step on a weak model's token distributions, 4 texts of 128 + 128 tokens; the paths are the ways to do it."""
+
+    frozen_head: bool
+    paths: tuple[str, ...] = ("dense", "ours", "TRL's kernel")
+    group = "w2s"
+
+    @property
+    def name(self) -> str:
+        return f"Weak-to-strong, {'frozen' if self.frozen_head else 'trained'} head"
+
+    def steps(self, paths: Sequence[str], size: Size | None = None) -> dict[str, Step]:
+        """A step by path, on one pair of models."""
+        size = size or Size()
+        run = _against_original(size, self.frozen_head, paths_w2s.make_batch(4, 128, 128, size.vocabulary))
+        return {path: partial(run, paths_w2s.PATHS[path]) for path in paths}
+
+
+@dataclass(frozen=True)
+class LabelsCase:
+    """Labelling 96 texts with a classifier; the paths are the ways to batch them."""
+
+    paths: tuple[str, ...] = ("in file order", "ours")
+    group = "labels"
+    name = "Labelling 96 texts"
+
+    def steps(self, paths: Sequence[str], size: Size | None = None) -> dict[str, Step]:
+        """A pass by path, on one model."""
+        size = size or Size()
+        model, texts = make_classifier(size), paths_labels.make_texts(96, size.vocabulary)
+        return {path: partial(paths_labels.PATHS[path], model, texts) for path in paths}
 
 
 @dataclass(frozen=True)
@@ -92,10 +147,11 @@ class TntGrowth:
     def steps(self, paths: Sequence[str], size: Size | None = None) -> dict[str, Step]:
         """A step by vocabulary, each on models of its own."""
         sizes = {path: size or Size(vocabulary=int(path)) for path in paths}
-        return {path: partial(_tnt_runner(own, False), paths_tnt.ours) for path, own in sizes.items()}
+        batches = {path: paths_tnt.make_batch(4, 256, own.vocabulary) for path, own in sizes.items()}
+        return {path: partial(_against_original(sizes[path], False, batches[path]), paths_tnt.ours) for path in paths}
 
 
-Case = SamiCase | TntCase | SamiGrowth | TntGrowth
+Case = SamiCase | TntCase | SharedPromptCase | WeakToStrongCase | LabelsCase | SamiGrowth | TntGrowth
 
 
 def all_cases() -> list[Case]:
@@ -103,7 +159,8 @@ def all_cases() -> list[Case]:
     with_sft = SamiCase(2, 200, ("plain", "ours", "SFT", "SFT at labels", "SFT of matching pairs"))
     first = [with_sft, TntCase(False), SamiCase(4, 200), SamiCase(4, 450), TntCase(True), SamiCase(3, 200)]
     second = [SamiCase(2, 64), SamiCase(2, 450), SamiCase(3, 64), SamiCase(4, 64), SamiCase(3, 450)]
-    return [*first, *second, SamiGrowth(), TntGrowth()]
+    others = [SharedPromptCase(200), SharedPromptCase(450), WeakToStrongCase(False), WeakToStrongCase(True)]
+    return [*first, *second, *others, LabelsCase(), SamiGrowth(), TntGrowth()]
 
 
 def quick_cases() -> list[Case]:
@@ -116,9 +173,9 @@ def _sami(model: nn.Module, path: Callable, query: paths_sami.Query):
     return path(model, query)
 
 
-def _tnt_runner(size: Size, frozen_head: bool) -> Callable:
+def _against_original(size: Size, frozen_head: bool, batch: Any) -> Callable:
+    """Runs a path on a trained model, a frozen one and a batch."""
     policy, original = make_model(size, 0, frozen_head=frozen_head), make_model(size, 1).requires_grad_(False).eval()
-    batch = paths_tnt.make_batch(4, 256, size.vocabulary)
 
     def run(path: Callable):
         clear_gradients(policy)

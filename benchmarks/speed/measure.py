@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -14,6 +15,7 @@ from .models import TINY
 
 
 Step = Callable[[], torch.Tensor]
+T = TypeVar("T")
 
 _MB = 2**20
 
@@ -70,11 +72,17 @@ def _alone(case, path: str) -> dict[str, float]:
     torch.set_num_threads(1)
     case.steps([path], TINY)[path]()  # what libraries load on first use
     step = case.steps([path])[path]
+    flops, mb = with_peak(lambda: counted_flops(step))
+    return {"mb": mb, "flops": flops}
+
+
+def with_peak(work: Callable[[], T]) -> tuple[T, float]:
+    """What `work` returns, and the most memory in MB that this process had meanwhile beyond what it had before."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _status("VmRSS")
-    flops = counted_flops(step)
-    return {"mb": (_status("VmHWM") - before) / _MB, "flops": flops}
+    result = work()
+    return result, (_status("VmHWM") - before) / _MB
 
 
 def _status(name: str) -> int:

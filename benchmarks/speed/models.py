@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,33 @@ def make_model(size: Size, seed: int = 0, *, frozen_head: bool = False) -> Llama
         frozen_head: Train everything but the embeddings, which are the output head too.
     """
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=size.vocabulary,
-            hidden_size=size.hidden,
-            intermediate_size=size.intermediate,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            attn_implementation="sdpa",
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    ).train()
+    model = LlamaForCausalLM(_config(size)).train()
     if frozen_head:
         model.get_input_embeddings().requires_grad_(False)
     return model
+
+
+def make_classifier(size: Size, seed: int = 0) -> LlamaForSequenceClassification:
+    """The same with two classes in place of the vocabulary, in eval mode."""
+    torch.manual_seed(seed)
+    return LlamaForSequenceClassification(_config(size)).eval()
+
+
+def _config(size: Size) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 def head_parameters(model: LlamaForCausalLM) -> int:

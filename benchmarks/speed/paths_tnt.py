@@ -21,9 +21,15 @@ from .models import random_tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts of one length; all tokens but the first of each are scored, one in fifty of them unwanted."""
+    """Texts of one length; all tokens behind the prompt are scored, one in fifty of them unwanted.
+
+    Attributes:
+        rows: Their token ids.
+        prompt: How many of the first ones are not scored.
+    """
 
     rows: list[list[int]]
+    prompt: int = 1
 
     @property
     def tokens(self) -> int:
@@ -31,18 +37,25 @@ class Batch:
 
     @property
     def scored_tokens(self) -> int:
-        return self.tokens - len(self.rows)
+        return self.tokens - self.prompt * len(self.rows)
 
-    def inputs(self) -> dict[str, torch.Tensor]:
+    def inputs(self, *, share_prefix: bool = False) -> dict[str, torch.Tensor]:
         """The batch as `TNTTrainer` gets it."""
-        weights = [[0] + [-1 if i % 50 == 0 else 1 for i in range(1, len(row))] for row in self.rows]
-        return DataCollatorForTNT(0)(
-            [{"input_ids": row, "token_weights": own} for row, own in zip(self.rows, weights, strict=True)]
+        signs = [[0] * self.prompt + [-1 if i % 50 == 0 else 1 for i in range(self.prompt, len(r))] for r in self.rows]
+        return DataCollatorForTNT(0, share_prefix=share_prefix)(
+            [{"input_ids": row, "token_weights": own} for row, own in zip(self.rows, signs, strict=True)]
         )
 
 
 def make_batch(rows: int, length: int, vocabulary: int) -> Batch:
+    """Texts that have nothing in common."""
     return Batch(random_tokens(rows, length, vocabulary, seed=1))
+
+
+def make_samples(number: int, prompt: int, response: int, vocabulary: int) -> Batch:
+    """Several responses to one prompt."""
+    (begin,), ends = random_tokens(1, prompt, vocabulary, seed=1), random_tokens(number, response, vocabulary, seed=2)
+    return Batch([begin + end for end in ends], prompt)
 
 
 def dense(policy: nn.Module, original: nn.Module, batch: Batch) -> torch.Tensor:
@@ -58,12 +71,12 @@ def dense(policy: nn.Module, original: nn.Module, batch: Batch) -> torch.Tensor:
     return loss.detach()
 
 
-def ours(policy: nn.Module, original: nn.Module, batch: Batch) -> torch.Tensor:
+def ours(policy: nn.Module, original: nn.Module, batch: Batch, *, share_prefix: bool = False) -> torch.Tensor:
     """What `TNTTrainer` runs for a batch, with the collator's work in it."""
-    inputs = batch.inputs()
-    with torch.no_grad():
+    inputs = batch.inputs(share_prefix=share_prefix)
+    with torch.inference_mode():
         states = scored_states(original, inputs)
-        reference = ReferenceStates(states, output_head(original, states))
+    reference = ReferenceStates(states.clone(), output_head(original, states))
     scores = score_tokens(policy, inputs, reference, Objective("ff"))
     loss = scores.total / batch.scored_tokens
     loss.backward()
@@ -96,4 +109,10 @@ def no_head(policy: nn.Module, original: nn.Module, batch: Batch) -> torch.Tenso
     return loss.detach()
 
 
+def shared(policy: nn.Module, original: nn.Module, batch: Batch) -> torch.Tensor:
+    """The same with `share_prefix`."""
+    return ours(policy, original, batch, share_prefix=True)
+
+
 PATHS = {"dense": dense, "ours": ours, "distillation": distillation, "no head": no_head}
+PATHS |= {"apart": ours, "shared": shared}

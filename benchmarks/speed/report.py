@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, SamiCase, SamiGrowth, TntCase, TntGrowth
+from .cases import Case, LabelsCase, SamiCase, SamiGrowth, SharedPromptCase, TntCase, TntGrowth, WeakToStrongCase
 from .figure import draw
 
 
@@ -42,6 +42,10 @@ class Results:
         own, other = (self.alone(case, "mb", name) for name in (path, to))
         return own / other if own is not None and other else None
 
+    def bookkeeping(self) -> list[dict[str, Any]]:
+        """Of `measure_bookkeeping`."""
+        return [row for row in self.rows if row["what"] == "bookkeeping"]
+
     def startup(self) -> dict[str, Any] | None:
         """Of `measure_startup`."""
         return next((row for row in self.rows if row["what"] == "startup"), None)
@@ -50,7 +54,8 @@ class Results:
 def write_report(rows: list[dict[str, Any]], cases: list[Case], output: Path) -> None:
     """Write `speed.md` and `speed.png` of what there is so far."""
     results = Results(rows, cases)
-    parts = [_bars(results), _sami(results), _sft(results), _tnt(results), _growth(results), _startup(results)]
+    parts = [_bars(results), _sami(results), _sft(results), _tnt(results), _others(results)]
+    parts += [_growth(results), _bookkeeping(results), _startup(results)]
     (output / "speed.md").write_text("\n".join(part for part in parts if part))
     draw(results, output / "speed.png")
 
@@ -145,6 +150,37 @@ def _tnt(results: Results) -> str:
             ))  # fmt: skip
     head = ("", "path", "CPU time / dense", "wall time / dense", "memory / dense", "FLOPs / floor")
     return _table("TNT, 4 x 256 tokens, vocabulary 49,152", head, lines)
+
+
+def _others(results: Results) -> str:
+    lines = []
+    for case in results.of((SharedPromptCase, WeakToStrongCase, LabelsCase)):
+        first, *rest = case.paths
+        for path in rest:
+            lines.append((
+                case.name,
+                f"{path} / {first}",
+                _spread(results.ratios(case, path, first)),
+                _spread(results.ratios(case, path, first, "wall")),
+                _number(results.memory_ratio(case, path, first)),
+            ))  # fmt: skip
+    head = ("", "", "CPU time", "wall time", "memory")
+    return _table("Shared prompts, token distributions, labelling", head, lines)
+
+
+def _bookkeeping(results: Results) -> str:
+    rows = sorted(results.bookkeeping(), key=lambda row: row["rows"])
+    lines = [
+        (
+            f"{row['rows']:,}",
+            f"{row['calls']:,}",
+            _number(row["cpu"] / row["rows"] / (rows[0]["cpu"] / rows[0]["rows"])),
+            f"{row['mb']:.0f}",
+        )
+        for row in rows
+    ]
+    head = ("instructions", "calls", f"CPU time of each / at {rows[0]['rows']:,}" if rows else "", "memory, MB")
+    return _table("CodecLM without models", head, lines)
 
 
 def _growth(results: Results) -> str:

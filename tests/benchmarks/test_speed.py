@@ -6,11 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed import paths_sami, paths_tnt
+from benchmarks.speed import paths_labels, paths_sami, paths_tnt, paths_w2s
 from benchmarks.speed.__main__ import measure_case
+from benchmarks.speed.bookkeeping import run_codec
 from benchmarks.speed.cases import SamiCase, SamiGrowth, TntCase, all_cases, quick_cases
 from benchmarks.speed.measure import counted_flops
-from benchmarks.speed.models import TINY, Size, backbone_parameters, clear_gradients, head_parameters, make_model
+from benchmarks.speed.models import (
+    TINY,
+    Size,
+    backbone_parameters,
+    clear_gradients,
+    head_parameters,
+    make_classifier,
+    make_model,
+)
 from benchmarks.speed.report import Results, write_report
 from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
 
@@ -24,10 +33,10 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def both(model, first, second):
-    """Losses and gradients of two ways of doing one step on one model."""
+def both(model, *steps):
+    """Losses and gradients of ways of doing one step on one model."""
     results = []
-    for step in (first, second):
+    for step in steps:
         clear_gradients(model)
         results.append((step(), gradients(model)))
     return results
@@ -67,6 +76,44 @@ def test_without_unwanted_tokens_the_distillation_loss_is_ours():
     )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(our_grads, their_grads, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_all_paths_of_weak_to_strong_are_the_same_step(frozen):
+    strong, weak = make_model(TINY, 0, frozen_head=frozen), make_model(TINY, 1).eval()
+    batch = paths_w2s.make_batch(2, 20, 30, TINY.vocabulary)
+    paths = [lambda path=path: path(strong, weak, batch) for path in paths_w2s.PATHS.values()]
+    (dense, dense_grads), *others = both(strong, *paths)
+    assert ("model.embed_tokens.weight" in dense_grads) is not frozen
+    for loss, grads in others:
+        torch.testing.assert_close(loss, dense, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(grads, dense_grads, atol=1e-5, rtol=1e-5)
+
+
+def test_samples_of_one_prompt_are_the_same_step_apart_and_shared():
+    policy, original = make_model(TINY, 0), make_model(TINY, 1).eval()
+    batch = paths_tnt.make_samples(3, 20, 60, TINY.vocabulary)
+    assert (batch.tokens, batch.scored_tokens) == (240, 180)
+    (apart, grads), (shared, shared_grads) = both(
+        policy,
+        lambda: paths_tnt.ours(policy, original, batch),
+        lambda: paths_tnt.shared(policy, original, batch),
+    )
+    assert batch.inputs(share_prefix=True)["input_ids"].shape == (1, 200)
+    torch.testing.assert_close(shared, apart, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shared_grads, grads, atol=1e-5, rtol=1e-5)
+
+
+def test_both_ways_of_labelling_give_the_same_logits():
+    model, texts = make_classifier(TINY), paths_labels.make_texts(20, TINY.vocabulary)
+    assert min(map(len, texts)) < 60 < 150 < max(map(len, texts))
+    torch.testing.assert_close(
+        paths_labels.ours(model, texts), paths_labels.in_order(model, texts), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_bookkeeping_makes_every_pair():
+    assert run_codec(30) == 30 // 5 + 4 * 30  # lists of five; two answers and two scores each
 
 
 def test_both_ways_of_sft_are_the_same_step():

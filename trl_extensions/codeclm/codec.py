@@ -190,22 +190,26 @@ class CodecLM:
             asker = Asker(caller, self.config, self.seed, progress.heard)
             if not (self.folder / "basics.jsonl").exists():
                 progress.begin("metadata and basic instructions")
-                origins = await self._origins(asker, set_aside)
-                self._check_failed()
-                for number, origin in enumerate(origins):
-                    for place, text in enumerate(origin.seeds):
-                        filters.add(f"seed {number}/{place}", text)
-                basics = BasicInstructions(asker, self._decode, self.config, filters, set_aside)
-                made = await basics.make(origins)
-                self._check_failed()
-                if not made:
-                    raise ValueError(
-                        f"not one basic instruction is left (dropped: {dict(basics.drops) or 'none'}; replies that "
-                        "cannot be read are in set_aside.jsonl): the strong model is too weak, or the filters are too "
-                        "strict."
-                    )
-                self._write_basics(basics, made, origins)
+                await self._begin(asker, filters, set_aside)
+            filters.forget()
             await self._follow(Chains(asker, self.config, filters, self.seed), progress, set_aside)
+
+    async def _begin(self, asker: Asker, filters: InstructionFilters, set_aside: Any) -> None:
+        """Make and write the basic instructions."""
+        origins = await self._origins(asker, set_aside)
+        self._check_failed()
+        for number, origin in enumerate(origins):
+            for place, text in enumerate(origin.seeds):
+                filters.add(f"seed {number}/{place}", text)
+        basics = BasicInstructions(asker, self._decode, self.config, filters, set_aside)
+        made = await basics.make(origins)
+        self._check_failed()
+        if not made:
+            raise ValueError(
+                f"not one basic instruction is left (dropped: {dict(basics.drops) or 'none'}; replies that cannot be "
+                "read are in set_aside.jsonl): the strong model is too weak, or the filters are too strict."
+            )
+        self._write_basics(basics, made, origins)
 
     def _check_failed(self) -> None:
         """Without the calls that failed there would be other data than the same answers give."""

@@ -159,10 +159,9 @@ def _survey(path: Path) -> tuple[list[tuple[str, int]], list[str], int]:
     return places, sorted(seeds), total
 
 
-def _natural_order(id: str) -> tuple[list[str | int], str]:
+def _natural_order(id: str) -> tuple[str, str]:
     """i2 before i10."""
-    parts = re.split(r"([0-9]+)", id)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], id
+    return re.sub(r"[0-9]+", lambda digits: digits[0].zfill(20), id), id
 
 
 def _good_pairs(

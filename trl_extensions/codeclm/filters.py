@@ -42,7 +42,8 @@ class InstructionFilters:
                 f"`min_words` ({config.min_words}) is above `max_words` ({config.max_words}): nothing would be kept."
             )
         self._shortest, self._longest = config.min_words, config.max_words
-        self._kept = NearDuplicates(config.near_duplicates)
+        self._threshold = config.near_duplicates
+        self._kept = NearDuplicates(self._threshold)
         self._benchmarks = Benchmarks(config.benchmarks) if config.benchmarks else None
         self._languages = frozenset(config.languages)
         self._language = _load_language_guesser(config.languages) if config.languages else None
@@ -52,6 +53,10 @@ class InstructionFilters:
         """Remember a text, such as a seed, without a check: what copies it will be a near-duplicate."""
         if words := plain_words(text):
             self._kept.add(id, self._kept.sketch(words))
+
+    def forget(self) -> None:
+        """Give back what was remembered, and its memory."""
+        self._kept = NearDuplicates(self._threshold)
 
     def check(self, id: str, instruction: str) -> str | None:
         """One of `REASONS` to drop the instruction; None keeps and remembers it."""

@@ -170,17 +170,17 @@ async def gather(jobs: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
 
     As errors of one's own making are caught with `except`, not `except*`, the group's first one is raised by itself.
     """
-    gate = asyncio.Semaphore(_AT_ONCE)
+    waiting = enumerate(jobs)
     results: dict[int, Any] = {}
 
-    async def run(place: int, job: Callable[[], Awaitable[T]]) -> None:
-        async with gate:
+    async def work() -> None:
+        for place, job in waiting:
             results[place] = await job()
 
     try:
         async with asyncio.TaskGroup() as group:
-            for place, job in enumerate(jobs):
-                group.create_task(run(place, job))
+            for _ in range(_AT_ONCE):
+                group.create_task(work())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [results[place] for place in range(len(results))]

@@ -99,6 +99,7 @@ def load_template(name: str, folder: str | os.PathLike | None = None) -> PromptT
     if unknown := sorted(used - {*needed, *optional}):
         available = ", ".join((*needed, *optional))
         raise ValueError(f"{path}: unknown variable {unknown[0]!r}; it may use {available}")
+    template.globals = dict(template.globals)  # a chain of mappings, which is slow to copy for every prompt
     prompt = PromptTemplate(path, template)
     _try(name, prompt)
     return prompt

@@ -17,6 +17,7 @@ from .lanes import EndpointLane, LocalLane
 
 _IN_A_ROW = 10
 _LOCAL_AT_ONCE = 64  # within a budget of tokens
+_PULSE = 0.5  # seconds
 _WRONG_FOR_ALL = (401, 403, 404)
 
 
@@ -100,9 +101,15 @@ class Caller:
         self._closed = threading.Event()
         self._lanes: dict[int, EndpointLane | LocalLane] = {}
         self._gates: dict[int, asyncio.Semaphore] = {}
+        self._pulse: asyncio.TimerHandle | None = None
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake the event loop now and then: Ctrl-C at the moment it falls asleep is heard only when it wakes up."""
+        self._pulse = loop.call_later(_PULSE, self._beat, loop)
 
     async def __aenter__(self) -> Caller:
         loop = asyncio.get_running_loop()
+        self._beat(loop)
         local = None
         for engine in self.engines.values():
             if hasattr(engine, "ask"):
@@ -124,6 +131,7 @@ class Caller:
         if not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)) and self._under_way:
             await asyncio.wait(list(self._under_way.values()))
         self._closed.set()
+        self._pulse.cancel()
         for lane in self._lanes.values():
             lane.close()
 
