@@ -192,6 +192,18 @@ def test_greedy_equals_argmax_of_full_forwards(tiny_model, tiny_tokenizer, batch
     assert len({generation.text for generation in got}) > 1
 
 
+def test_padding_share_by_hand(tiny_model, tiny_tokenizer):
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    assert engine.padding_share == 0.0
+    prompts = ["the fox", "the fox and the lazy dog"]
+    short, long = (len(tiny_tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    lengths = [own.num_tokens for _, own in engine.generate(prompts, GenerationParams(4))]
+    assert lengths == [4, 4] and short < long  # no row ended early
+    assert engine.padding_share == pytest.approx((long - short) / (2 * (long + 4)))
+    assert len(list(engine.generate(prompts[:1], GenerationParams(4)))) == 1  # alone: nothing is padded
+    assert engine.padding_share == pytest.approx((long - short) / (2 * (long + 4) + short + 4))
+
+
 def test_end_tokens_of_model_and_tokenizer_both_count(tiny_model, tiny_tokenizer):
     """Row 0 ends on the generation config's token, row 2 on the tokenizer's."""
     ids = [greedy_by_hand(tiny_model, tiny_tokenizer, prompt, 12) for prompt in PROMPTS]

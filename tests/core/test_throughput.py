@@ -6,7 +6,7 @@ import pytest
 from tqdm.auto import tqdm
 
 from trl_extensions.core import throughput
-from trl_extensions.core.throughput import Throughput
+from trl_extensions.core.throughput import Throughput, written_in
 
 
 def test_rate_and_padding_by_hand(monkeypatch):
@@ -25,3 +25,8 @@ def test_rate_and_padding_by_hand(monkeypatch):
         assert count.padding_share == pytest.approx(0.1)
         bar.update(3)
     assert "10% padding" in out.getvalue()
+
+
+def test_what_a_sampler_wrote():
+    assert written_in(50, 4.0) == "50 tokens in 4.0 s (12 a second)"
+    assert written_in(50, 4.0, 0.25) == "50 tokens in 4.0 s (12 a second, 25% padding)"

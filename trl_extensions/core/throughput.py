@@ -27,3 +27,9 @@ class Throughput:
         self.laid_out += len(lengths) * max(lengths)
         rate = self.tokens / (time.perf_counter() - self.start)
         self.bar.set_postfix_str(f"{rate:.0f} tokens/s, {self.padding_share:.0%} padding", refresh=False)
+
+
+def written_in(tokens: int, seconds: float, padding_share: float | None = None) -> str:
+    """What a sampler wrote, for a log: tokens, seconds, tokens a second, and the share of padding if it is known."""
+    padding = "" if padding_share is None else f", {padding_share:.0%} padding"
+    return f"{tokens} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):.0f} a second{padding})"

@@ -89,6 +89,15 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.name = f"transformers:{name}"
+        self._tokens = self._laid_out = 0
+
+    @property
+    def padding_share(self) -> float:
+        """
+        Share of the tokens computed so far that were of no use: padding of prompts, and places of rows that had ended
+        while others of their batch had not.
+        """
+        return 1 - self._tokens / self._laid_out if self._laid_out else 0.0
 
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
@@ -169,10 +178,13 @@ class TransformersEngine:
         with _seeded(params, number, self.model.device):
             output = self._run_model(token_ids, params, **own).sequences
         eos = set(self._generation_config(params).eos_token_id)
-        return [
+        written = [
             self._read_row(row, end, eos, params.stop, len(ids))
             for row, end, ids in zip(output[:, width:].tolist(), stops.ends, token_ids, strict=True)
         ]
+        self._tokens += sum(map(len, token_ids)) + sum(own.num_tokens for own in written)
+        self._laid_out += output.numel()
+        return written
 
     def _run_model(
         self, token_ids: list[list[int]], params: GenerationParams, *, with_logits: bool = False, **options: Any

@@ -18,6 +18,7 @@ from ..core.jsonl import read_jsonl
 from ..core.memory import free_memory
 from ..core.queries import Query
 from ..core.sampling import COLUMNS, sample_outputs
+from ..core.throughput import written_in
 
 
 ANSWER_COLUMNS = (*COLUMNS, "model")
@@ -57,8 +58,8 @@ class AnswersReport:
         models = f"{len(self.models)} model{'s' * (len(self.models) != 1)}"
         return (
             f"{self.path}: {self.sampled} answers of {models}{earlier}, "
-            f"{self.truncated} cut off by the token limit, {self.empty} empty; {self.tokens} tokens in "
-            f"{self.seconds:.0f} s ({self.tokens / max(self.seconds, 1e-9):.0f} a second)"
+            f"{self.truncated} cut off by the token limit, {self.empty} empty; "
+            f"{written_in(self.tokens, self.seconds)}"
         )
 
 
@@ -116,7 +117,8 @@ def sample_answers(
         del engine
         if made:
             free_memory()
-    totals = {key: sum(report[key] for report in reports.values()) for key in next(iter(reports.values()))}
+    names = next(iter(reports.values())).keys() - {"padding_share"}
+    totals = {name: sum(report[name] for report in reports.values()) for name in names}
     return AnswersReport(path=output, **totals, models=reports)
 
 
