@@ -181,6 +181,17 @@ def test_plan_batches_by_hand():
     assert plan_batches([], 1, 10) == []
 
 
+def test_a_batch_that_is_only_read_holds_little_padding():
+    # Behind 1000, 800 pads with 200 and 744 with 256 more; behind 744, 700 pads with 44 and 500 with 244 more
+    lengths = [1000, 744, 500, 800, 700]
+    assert plan_batches(lengths, 0, 10**6) == [[0, 3], [1, 4], [2]]
+    assert plan_batches(lengths, 1, 10**6) == [[0, 3, 1, 4, 2]], "writing, every batch more costs more"
+    assert plan_batches(lengths, 0, 1999) == [[0], [3, 1], [4, 2]]
+    # Two rows of 900 behind three of 1000 are 200 tokens of padding; two more would be 400
+    assert plan_batches([900, 1000, 900], 0, 10**6, numbers=[2, 3, 2]) == [[1, 0], [2]]
+    assert plan_batches([900, 1000], 0, 4999, numbers=[2, 3]) == [[1], [0]], "five rows of 1000 are more than 4999"
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 150, 100_000])
 def test_greedy_equals_argmax_of_full_forwards(tiny_model, tiny_tokenizer, batch_tokens):
     tiny_model.generation_config.eos_token_id = None

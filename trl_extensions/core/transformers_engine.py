@@ -36,6 +36,9 @@ from .generation import (
 from .modes import evaluating
 
 
+_MOST_PADDING = 256  # tokens, which take about as long as another batch
+
+
 class TransformersEngine:
     """
     Generates with a causal language model in this process.
@@ -139,7 +142,7 @@ class TransformersEngine:
     def _weigh_batches(
         self, token_ids: list[list[int]], first_tokens: list[list[int]]
     ) -> Iterator[tuple[int, Generation, list[float]]]:
-        for rows in plan_batches(list(map(len, token_ids)), 1, self.batch_tokens):
+        for rows in plan_batches(list(map(len, token_ids)), 0, self.batch_tokens):
             logits = self._run_model([token_ids[row] for row in rows], GenerationParams(1), with_logits=True).logits
             logprobs = logits[0].float().log_softmax(-1)
             weights = torch.stack([logprobs[:, ids].logsumexp(-1) for ids in first_tokens], dim=1).tolist()
@@ -233,31 +236,41 @@ class TransformersEngine:
         return Generation(cut_at_stop(text, stop), reason, len(written) + ended, num_prompt_tokens)
 
 
-def plan_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], max_new_tokens: int, batch_tokens: int, numbers: Sequence[int] | None = None
+) -> list[list[int]]:
     """
     Groups prompts of similar length.
 
-    The longest come first, so that a batch too large for the memory fails at once and not after an hour.
+    The longest come first, so that a batch too large for the memory fails at once and not after an hour. Where every
+    token written costs a pass over the batch, batches are as few as possible; where they are only read, a batch ends
+    before it holds so much padding that another one costs less.
 
     Args:
         lengths (`Sequence[int]`):
             Tokens of each prompt.
         max_new_tokens (`int`):
-            Tokens to be generated for each.
+            Tokens to be generated for each; 0 if they are only read.
         batch_tokens (`int`):
-            Bound on rows * (longest prompt + `max_new_tokens`) of a batch; a batch has one row at least.
+            Bound on rows * (longest prompt + `max_new_tokens`) of a batch; a batch has one prompt at least.
+        numbers (`Sequence[int]`, *optional*):
+            Rows that each prompt stands for; one by default.
 
     Returns:
         `list[list[int]]`: indices into `lengths`, each once.
     """
     batches: list[list[int]] = []
+    rows = longest = padding = 0  # of the last batch
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches:
-            row_tokens = lengths[batches[-1][0]] + max_new_tokens
-            if (len(batches[-1]) + 1) * row_tokens <= batch_tokens:
-                batches[-1].append(index)
-                continue
-        batches.append([index])
+        own = 1 if numbers is None else numbers[index]
+        rows += own
+        padding += own * (longest - lengths[index])
+        fits = rows * (longest + max_new_tokens) <= batch_tokens
+        if batches and fits and (max_new_tokens or padding <= _MOST_PADDING):
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            rows, longest, padding = own, lengths[index], 0
     return batches
 
 

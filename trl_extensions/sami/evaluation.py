@@ -19,6 +19,7 @@ from ..core.report import mean_and_error, write_atomically
 from ..core.shared_prefix import why_not_exact
 from ..core.text_metrics import corpus_distinct_2, distinct_2
 from ..core.throughput import Throughput
+from ..core.transformers_engine import plan_batches
 from .collator import DataCollatorForSAMI
 from .data import prepare_rows
 from .principles import constitution_label
@@ -103,24 +104,13 @@ def _longest(row: dict[str, Any]) -> int:
 
 
 def _batches(dataset: Dataset, batch_tokens: int, shared: bool) -> list[list[int]]:
-    """Rows by falling length, as many to a batch as fit into its tokens, padding included."""
-    sizes = []
+    """Rows of similar length, as many to a batch as fit into its tokens, padding included."""
+    numbers, lengths = [], []  # sequences of each row, and the tokens of the longest
     for row in dataset:
         responses = list(map(len, row["completion_input_ids"]))
-        if shared:
-            sizes.append((len(responses), _longest(row) - max(responses) + sum(responses)))
-        else:
-            sizes.append((len(responses) ** 2, _longest(row)))
-    batches: list[list[int]] = []
-    sequences = width = 0
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][1]):
-        number, length = sizes[i]
-        if not batches or (sequences + number) * width > batch_tokens:
-            batches.append([])
-            sequences, width = 0, length
-        batches[-1].append(i)
-        sequences += number
-    return batches
+        numbers.append(len(responses) if shared else len(responses) ** 2)
+        lengths.append(_longest(row) + (sum(responses) - max(responses) if shared else 0))
+    return plan_batches(lengths, 0, batch_tokens, numbers)
 
 
 def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dict[str, Any]:
