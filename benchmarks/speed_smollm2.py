@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed_smollm2 --data ../shared/data --rounds 5
 
-SAMI: four queries of `sami_hh/helpful_pairs_iter1`, two constitutions, with KL to the original. TNT: two posts of
-`sami_tldr/eval_responses` with four summaries each, their first word unwanted. Both trainers of a method have the same
+SAMI: two queries of `sami_hh/helpful_pairs_iter1`, two constitutions, with KL to the original. TNT: one post of
+`sami_tldr/eval_responses` with four summaries, their first word unwanted. Both trainers of a method have the same
 weights and get the same rows; a step is loss and backward, as the training loop calls them. Steps alternate, and a
 ratio is taken within a round. Loss and gradient of the two are compared too.
 """
@@ -124,7 +124,7 @@ def inputs_of(path: str) -> dict:
     }
 
 
-def sami_rows(data: Path, number: int = 4) -> Dataset:
+def sami_rows(data: Path, number: int = 2) -> Dataset:
     rows = [row for row in read(data / "sami_hh" / "helpful_pairs_iter1.jsonl") if not any(row["echo"])][:number]
     return Dataset.from_list(
         [
@@ -134,7 +134,7 @@ def sami_rows(data: Path, number: int = 4) -> Dataset:
     )
 
 
-def tnt_rows(data: Path, number: int = 2) -> Dataset:
+def tnt_rows(data: Path, number: int = 1) -> Dataset:
     rows = []
     for row in read(data / "sami_tldr" / "eval_responses.jsonl")[:number]:
         for text in sorted(set(row["responses"].values()), key=len)[:PER_PROMPT]:

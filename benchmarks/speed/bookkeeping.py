@@ -5,7 +5,6 @@ are all of them: the queue, the log on disk, near-duplicates, the export, the re
 """
 
 import json
-import multiprocessing
 import random
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from trl_extensions.codeclm.codec import CodecLM
 from trl_extensions.codeclm.codeclm_config import CodecLMConfig
 from trl_extensions.core.generation import Generation
 
-from .measure import timed, with_peak
+from .measure import in_a_process, timed, with_peak
 
 
 SIZES = (1_000, 10_000, 100_000)
@@ -30,8 +29,7 @@ def measure_bookkeeping(rows: int) -> dict[str, float]:
     Returns:
         `rows`, `calls`, seconds `wall` and `cpu`, and `mb`, taken at the peak beyond the start.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (rows,))
+    return in_a_process(_measure, rows)
 
 
 def _measure(rows: int) -> dict[str, float]:

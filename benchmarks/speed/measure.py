@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,8 +65,13 @@ def measure_alone(case, path: str) -> dict[str, float]:
     Returns:
         `mb`, taken at the peak beyond the loaded models, and `flops`.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_alone, (case, path))
+    return in_a_process(_alone, case, path)
+
+
+def in_a_process(work: Callable[..., T], *arguments) -> T:
+    """What `work` returns in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _alone(case, path: str) -> dict[str, float]:
