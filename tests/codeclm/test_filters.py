@@ -402,3 +402,11 @@ class TestScreen:
     def test_nothing_to_screen_with(self):
         with pytest.raises(ValueError, match="`screen` is not set"):
             Screen(CodecLMConfig())
+
+
+def test_what_was_forgotten_is_new_again():
+    own = InstructionFilters(CodecLMConfig(seeds="-"))
+    text = "Describe the way in which bees make honey"
+    assert [own.check("a", text), own.check("b", text)] == [None, "near-duplicate"] and own.details
+    own.forget()
+    assert not own.details and own.check("c", text) is None

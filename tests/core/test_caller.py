@@ -526,3 +526,30 @@ def test_threads_end_with_the_caller(path):
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.001)
     assert not set(threading.enumerate()) - before
+
+
+def test_leaving_may_be_interrupted_and_nothing_runs_on(path):
+    server, callers = Server(), []
+    server.held = threading.Event()
+
+    async def leave_early():
+        with CallLog(path) as log:
+            async with Caller({"strong": server}, log) as caller:
+                callers.append(caller)
+                asking = asyncio.create_task(ask(caller, "slow"))
+                while not server.in_flight:
+                    await asyncio.sleep(0.01)
+            await asking
+
+    async def main():
+        leaving = asyncio.create_task(leave_early())
+        while not server.in_flight:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # it waits for the answer now
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert callers[0]._pulse.cancelled() and callers[0]._closed.is_set()
+        server.held.set()
+
+    asyncio.run(main())

@@ -1,5 +1,7 @@
 """Chunked divergences against full distributions, whatever the chunk; TRL's kernel as a second opinion."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -89,6 +91,37 @@ def test_no_rows_and_no_gradient():
     assert empty.shape == (0,) and not policy[1].grad.any()
     with torch.inference_mode():
         assert not chunked_kl(policy[0], heads[0], reference[0], heads[1], reverse=True).requires_grad
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_that_only_the_reference_has_are_left_out(reverse):
+    policy, (states, weight, bias) = problem()
+    head = OutputHead(*policy[1:], 1.0, None)
+    wider = OutputHead(torch.cat([weight, weight[:2]]), torch.cat([bias, bias[:2]]), 1.0, None)
+    found = chunked_kl(policy[0], head, states, wider, reverse=reverse)
+    torch.testing.assert_close(
+        found, chunked_kl(policy[0], head, states, OutputHead(weight, bias, 1.0, None), reverse=reverse)
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_heads_are_gathered_once_a_pass(monkeypatch, rows):
+    """However many chunks a process has: under ZeRO-3 gathering is something that all of them do together."""
+    gathered = []
+
+    @contextmanager
+    def gather(weight, bias):
+        gathered.append(weight)
+        yield
+
+    monkeypatch.setattr(per_row, "_CHUNK_ELEMENTS", rows * VOCABULARY)
+    monkeypatch.setattr(per_row, "maybe_gather_lm_head_ctx", gather)
+    policy, reference = problem()
+    heads = OutputHead(*policy[1:], 1.0, None), OutputHead(*reference[1:], 1.0, None)
+    found = chunked_kl(policy[0], heads[0], reference[0], heads[1], reverse=True)
+    assert [weight is policy[1] for weight in gathered] == [True, False]
+    found.sum().backward()
+    assert len(gathered) == 4
 
 
 def test_a_frozen_head_costs_three_products(monkeypatch):

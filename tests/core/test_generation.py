@@ -22,7 +22,7 @@ from trl_extensions.core.generation import (
     request_seed,
     sum_by_option,
 )
-from trl_extensions.core.transformers_engine import plan_batches
+from trl_extensions.core.throughput import Padding
 
 
 PROMPTS = [
@@ -172,26 +172,6 @@ def test_importing_the_module_imports_no_torch():
 # Batches
 
 
-def test_plan_batches_by_hand():
-    # Rows of 8, 5, 3 and 1 prompt tokens, 2 new ones each. Budget 14: 8+2 fills one batch (2 * 10 > 14);
-    # 5+2 takes two rows (2 * 7 = 14); then 1+2 is alone.
-    assert plan_batches([3, 8, 1, 5], 2, 14) == [[1], [3, 0], [2]]
-    assert plan_batches([3, 8], 2, 1) == [[1], [0]], "a batch has one row at least"
-    assert plan_batches([4, 4, 4], 1, 1000) == [[0, 1, 2]]
-    assert plan_batches([], 1, 10) == []
-
-
-def test_a_batch_that_is_only_read_holds_little_padding():
-    # Behind 1000, 800 pads with 200 and 744 with 256 more; behind 744, 700 pads with 44 and 500 with 244 more
-    lengths = [1000, 744, 500, 800, 700]
-    assert plan_batches(lengths, 0, 10**6) == [[0, 3], [1, 4], [2]]
-    assert plan_batches(lengths, 1, 10**6) == [[0, 3, 1, 4, 2]], "writing, every batch more costs more"
-    assert plan_batches(lengths, 0, 1999) == [[0], [3, 1], [4, 2]]
-    # Two rows of 900 behind three of 1000 are 200 tokens of padding; two more would be 400
-    assert plan_batches([900, 1000, 900], 0, 10**6, numbers=[2, 3, 2]) == [[1, 0], [2]]
-    assert plan_batches([900, 1000], 0, 4999, numbers=[2, 3]) == [[1], [0]], "five rows of 1000 are more than 4999"
-
-
 @pytest.mark.parametrize("batch_tokens", [1, 150, 100_000])
 def test_greedy_equals_argmax_of_full_forwards(tiny_model, tiny_tokenizer, batch_tokens):
     tiny_model.generation_config.eos_token_id = None
@@ -203,16 +183,19 @@ def test_greedy_equals_argmax_of_full_forwards(tiny_model, tiny_tokenizer, batch
     assert len({generation.text for generation in got}) > 1
 
 
-def test_padding_share_by_hand(tiny_model, tiny_tokenizer):
+def test_places_by_hand(tiny_model, tiny_tokenizer):
     engine = TransformersEngine(tiny_model, tiny_tokenizer)
-    assert engine.padding_share == 0.0
+    padding = Padding(engine)
+    assert padding.share is None
     prompts = ["the fox", "the fox and the lazy dog"]
     short, long = (len(tiny_tokenizer(prompt)["input_ids"]) for prompt in prompts)
     lengths = [own.num_tokens for _, own in engine.generate(prompts, GenerationParams(4))]
     assert lengths == [4, 4] and short < long  # no row ended early
-    assert engine.padding_share == pytest.approx((long - short) / (2 * (long + 4)))
-    assert len(list(engine.generate(prompts[:1], GenerationParams(4)))) == 1  # alone: nothing is padded
-    assert engine.padding_share == pytest.approx((long - short) / (2 * (long + 4) + short + 4))
+    assert padding.share == pytest.approx((long - short) / (2 * (long + 4)))
+    alone = Padding(engine)
+    assert len(list(engine.generate(prompts[:1], GenerationParams(4)))) == 1
+    assert alone.share == 0.0
+    assert padding.share == pytest.approx((long - short) / (2 * (long + 4) + short + 4))
 
 
 def test_end_tokens_of_model_and_tokenizer_both_count(tiny_model, tiny_tokenizer):

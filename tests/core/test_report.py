@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from trl_extensions.core.report import RunReport, mean_and_error
+from trl_extensions.core.report import RunReport, mean_and_error, replacing, write_atomically
 
 
 def test_mean_and_error_by_hand():
@@ -21,3 +21,17 @@ def test_cells_cannot_break_the_table(tmp_path):
     lines = report.write(tmp_path).read_text().splitlines()
     assert lines == ["# Title", "", "| a | b |", "| --- | --- |", "| x \\| y | two<br>lines |", "| 1 | 0.123 |"]
     assert json.loads((tmp_path / "report.json").read_text()) == {"n": 1}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.md"
+    write_atomically(path, "Grüße")
+    assert path.read_bytes() == "Grüße".encode()
+    with pytest.raises(ValueError, match="half way"), replacing(path) as file:
+        file.write(b"new")
+        raise ValueError("half way")
+    assert path.read_bytes() == "Grüße".encode() and [own.name for own in tmp_path.iterdir()] == ["report.md"]
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == "Grüße".encode()
+    assert path.read_bytes() == b"new"

@@ -38,6 +38,7 @@ def main(method: str, model_dir: str, output: str, per_device: int, accumulation
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
         names = ("loss", "grad_norm", *({"num_tokens"} & steps[0].keys()), *metrics)
         result = {
+            "shared": getattr(trainer.data_collator, "share_prefix", None),
             "processes": trainer.accelerator.num_processes,
             "wrapper": type(trainer.model_wrapped).__name__,
             "steps": [{name: float(entry[name]) for name in names} for entry in steps],

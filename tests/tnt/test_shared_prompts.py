@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from tests.conftest import make_tiny_model
 from tests.tnt.conftest import tnt_rows
-from trl_extensions import TNTConfig
+from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.head import ReferenceStates, output_head
 from trl_extensions.core.prompt_sampler import PromptSampler
 from trl_extensions.tnt.collator import DataCollatorForTNT, prompt_length
@@ -54,6 +54,20 @@ def test_without_a_common_prompt_nothing_changes():
     shared, plain = (DataCollatorForTNT(pad_token_id=3, share_prefix=share)(rows) for share in (True, False))
     assert shared.keys() == plain.keys()
     assert all(torch.equal(shared[name], plain[name]) for name in plain)
+
+
+def test_rows_that_share_too_little_stay_apart():
+    # Apart 3 x 6 tokens; shared 2 x 9, for one sequence would hold both long completions
+    rows = [{"input_ids": [5, *ids], "token_weights": [0] + [1] * len(ids)} for ids in ([6] * 4, [7] * 4)]
+    rows.append({"input_ids": [8, 9], "token_weights": [0, 1]})
+    assert "row_ids" not in DataCollatorForTNT(pad_token_id=3, share_prefix=True)(rows)
+    batch = DataCollatorForTNT(pad_token_id=3, share_prefix=True)(rows[:2])
+    assert batch["input_ids"].tolist() == [[5, 6, 6, 6, 6, 7, 7, 7, 7]]
+
+
+def test_rows_as_tensors_share_too():
+    rows = [{"input_ids": torch.tensor([5, 6, last]), "token_weights": torch.tensor([0, 0, 1])} for last in (7, 8)]
+    assert DataCollatorForTNT(pad_token_id=3, share_prefix=True)(rows)["input_ids"].tolist() == [[5, 6, 7, 8]]
 
 
 @pytest.mark.parametrize(
@@ -126,11 +140,12 @@ def test_rows_of_a_prompt_are_drawn_together(repeated, make_trainer):
 
 def test_the_users_order_wins(repeated, make_trainer):
     trainer = make_trainer(repeated, share_prefix=True, train_sampling_strategy="group_by_length")
-    assert not isinstance(trainer._get_train_sampler(), PromptSampler)
+    assert trainer.data_collator.share_prefix and not isinstance(trainer._get_train_sampler(), PromptSampler)
 
 
 def test_prompts_of_their_own_are_drawn_as_ever(rows, make_trainer):
-    assert not isinstance(make_trainer(rows, share_prefix=True)._get_train_sampler(), PromptSampler)
+    trainer = make_trainer(rows, share_prefix=True)
+    assert trainer.data_collator.share_prefix and not isinstance(trainer._get_train_sampler(), PromptSampler)
 
 
 def test_an_epoch_has_an_order_of_its_own_in_any_process():
@@ -165,6 +180,14 @@ def test_models_that_cannot_share_go_on_without(repeated, make_trainer, caplog, 
         trainer = make_trainer(repeated, model=model, ref_model=original, share_prefix=True)
     assert not trainer.data_collator.share_prefix
     assert sum("sliding window of 4 tokens" in record.message for record in caplog.records) == 1
+
+
+def test_a_collator_of_the_users_own_is_told(repeated, tiny_model, tiny_tokenizer, tmp_path, caplog):
+    args = TNTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", share_prefix=True)
+    own = DataCollatorForTNT(0)
+    with caplog.at_level(logging.WARNING):
+        TNTTrainer(tiny_model, args, own, train_dataset=repeated, processing_class=tiny_tokenizer)
+    assert any("`share_prefix` has no effect" in record.message for record in caplog.records)
 
 
 def test_off_unless_asked_for():

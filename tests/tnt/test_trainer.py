@@ -14,7 +14,7 @@ from tests.conftest import make_tiny_model
 from tests.tnt.conftest import tnt_rows
 from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.tnt.loss import VARIANTS, targeted_negative_loss
-from trl_extensions.tnt.scores import perplexity, score_rows
+from trl_extensions.tnt.scores import perplexity, score_rows, scored_states
 
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0}
@@ -234,6 +234,21 @@ class TestReference:
         trainer.train()
         assert steps(trainer)[0]["kl/kept"] == pytest.approx(0.0, abs=1e-5)
         assert any(".ref." in name for name in weights(trainer.model))
+
+    @pytest.mark.parametrize("kind", ["a copy", "ref_model", "adapter"])
+    def test_an_original_of_its_own_runs_in_inference_mode(self, rows, make_trainer, kind):
+        """What modules of the policy keep from an inference-mode forward could not be trained through."""
+        options = {"adapter": {"peft_config": LoraConfig(**LORA)}, "ref_model": {"ref_model": make_tiny_model(384)}}
+        trainer = make_trainer(rows, **options.get(kind, {}))
+        batch, modes = trainer.data_collator(list(trainer.train_dataset)), []
+
+        def states_of(model, inputs):
+            modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+            return scored_states(model, inputs)
+
+        states = trainer._original_states(trainer.model, states_of, batch).states
+        assert modes == [(kind != "adapter", False)]
+        assert not states.is_inference() and not states.requires_grad
 
     def test_trained_biases_are_refused(self, rows, make_trainer):
         with pytest.raises(ValueError, match="trains biases of the base model"):

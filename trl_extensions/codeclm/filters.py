@@ -57,6 +57,7 @@ class InstructionFilters:
     def forget(self) -> None:
         """Give back what was remembered, and its memory."""
         self._kept = NearDuplicates(self._threshold)
+        self.details = {}
 
     def check(self, id: str, instruction: str) -> str | None:
         """One of `REASONS` to drop the instruction; None keeps and remembers it."""

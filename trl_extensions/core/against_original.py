@@ -34,14 +34,20 @@ class AgainstOriginal:
         return total + (exact[0].to(total) - total).detach()
 
     def _shares_prefix(self, *models: nn.Module) -> bool:
-        """Whether `share_prefix` is set and exact for some models; one line in the log says why if it is not."""
+        """Whether `share_prefix` is set and exact for some models; one line in the log says why if it is not.
+
+        Call it in every process, before models are sharded: what one process cannot do, none does.
+        """
         if not self.args.share_prefix:
             return False
         reasons = (why_not_exact(model, longest=self.args.max_length) for model in models)
         reason = next((reason for reason in reasons if reason), None)
-        if reason:
-            logger.warning("Every prompt is computed anew for each completion behind it: %s.", reason)
-        return reason is None
+        exact = torch.tensor(reason is None, device=self.accelerator.device)
+        if bool(self.accelerator.gather(exact).all()):
+            return True
+        reason = reason or "another process cannot tell whether it would be exact"
+        logger.warning("Every prompt is computed anew for each completion behind it: %s.", reason)
+        return False
 
     def _original_states(
         self, model: nn.Module, states_of: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor]

@@ -128,12 +128,14 @@ class Caller:
         # are not asked for again
         if error is not None and not isinstance(error, BudgetSpent):
             self._closed.set()
-        if not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)) and self._under_way:
-            await asyncio.wait(list(self._under_way.values()))
-        self._closed.set()
-        self._pulse.cancel()
-        for lane in self._lanes.values():
-            lane.close()
+        try:
+            if not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)) and self._under_way:
+                await asyncio.wait(list(self._under_way.values()))
+        finally:
+            self._closed.set()
+            self._pulse.cancel()
+            for lane in self._lanes.values():
+                lane.close()
 
     async def call(
         self,

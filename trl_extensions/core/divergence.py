@@ -2,7 +2,7 @@
 
 import torch
 
-from .._compat import ChunkedDivergenceFunction, compute_dtype, maybe_gather_lm_head_ctx, use_triton
+from .._compat import ChunkedDivergenceFunction, compute_dtype, use_triton
 from .head import OutputHead, project_logits
 from .per_row import per_row
 
@@ -58,34 +58,21 @@ def chunked_kl(
             ref_head.scale,
             ref_head.softcap,
         )[0]
-    return per_row(states, head, _Divergence(ref_states, ref_head, reverse))
+    dtype = compute_dtype(ref_states)
 
-
-class _Divergence:
-    """What `per_row` computes of the policy's logits: their divergence from the reference's at the same rows."""
-
-    def __init__(self, ref_states: torch.Tensor, ref_head: OutputHead, reverse: bool):
-        self._states, self._head, self._reverse = ref_states.detach(), ref_head, reverse
-        self._dtype = compute_dtype(ref_states)  # here, where autocast is as it is for the models
-        self._buffers: torch.Tensor | None = None
-
-    def __call__(self, rows: slice, logits: torch.Tensor, with_grad: bool):
-        ref_logits, spare = self._room_for(logits)
-        with maybe_gather_lm_head_ctx(self._head.weight, self._head.bias):
-            weight = self._head.weight.to(self._dtype)
-            project_logits(ref_logits, self._states[rows], self._head, weight, self._head.bias, self._dtype)
-        log_p = torch.log_softmax(logits, -1, out=spare)
+    def score(rows: slice, logits: torch.Tensor, spare: torch.Tensor, with_grad: bool):
+        vocabulary = logits.size(1)  # the reference's head may have rows more, which the policy has no token for
+        weight = ref_head.weight[:vocabulary].to(dtype)
+        bias = None if ref_head.bias is None else ref_head.bias[:vocabulary]
+        ref_logits = project_logits(spare[0], ref_states[rows], ref_head, weight, bias, dtype)
+        log_p = torch.log_softmax(logits, -1, out=spare[1])
         log_q = ref_logits.sub_(ref_logits.logsumexp(-1, keepdim=True))
         p = torch.exp(log_p, out=logits)
         gap = log_p.sub_(log_q)
-        if not self._reverse:
+        if not reverse:
             q = log_q.exp_()
             return gap.mul_(q).sum(-1).neg_(), p.sub_(q) if with_grad else None
         values = torch.mul(p, gap, out=ref_logits).sum(-1)
         return values, p.mul_(gap.sub_(values[:, None])) if with_grad else None
 
-    def _room_for(self, logits: torch.Tensor) -> torch.Tensor:
-        """Two buffers like `logits`, the same ones for every chunk of a pass."""
-        if self._buffers is None or self._buffers.size(1) < len(logits):
-            self._buffers = logits.new_empty((2, *logits.shape))
-        return self._buffers[:, : len(logits)]
+    return per_row(states, head, score, spare=2, other=ref_head)

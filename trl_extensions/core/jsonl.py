@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """The row a line holds, or `None` if the line is not one complete JSON object in UTF-8."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except ValueError:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
         return None
     return row if isinstance(row, dict) else None

@@ -23,7 +23,7 @@ class PromptSampler(Sampler[int]):
         self._number, self._seed, self.epoch = len(prompts), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch, a resumed one included."""
+        """Called before each epoch; by transformers before it skips what a resumed epoch has seen."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -67,10 +67,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Replace a file's text so that a kill leaves the old or the new one, never a part."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(Path(path)) as file:
+        file.write(text.encode("utf-8"))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from .generation import Generation, GenerationEngine, GenerationParams, Prompt, 
 from .jsonl import JsonlWriter, read_jsonl
 from .queries import Query
 from .settings import claim_settings
-from .throughput import written_in
+from .throughput import Padding, written_in
 
 
 COLUMNS = ("id", "index", "sample", "prompt", "completion", "truncated", "num_tokens")
@@ -88,19 +88,9 @@ def sample_outputs(
         ValueError: Nothing to sample, temperature 0, a system prompt without a chat, a model name that is no part of
             a file name, or an `output` made with others.
     """
-    start, output = time.perf_counter(), Path(output)
+    start, padding, output = time.perf_counter(), Padding(engine), Path(output)
     _check(greedy, num_samples, params, system_prompt, conversational, model)
-    claim_settings(
-        output.with_name(f"{output.stem}{'' if model is None else f'.{model}'}.settings.json"),
-        {
-            "engine": engine.name,
-            "params": asdict(params),
-            "system_prompt": system_prompt,
-            "conversational": conversational,
-        },
-        made=str(output) if model is None else f"{output}, of {model},",
-        in_use=_in_use(output, model),
-    )
+    _claim(output, engine, params, system_prompt, conversational, model)
     samples = ([0] if greedy else []) + list(range(1, num_samples + 1))
     wanted = [(sample, index) for sample in samples for index in range(len(queries))]
     with JsonlWriter(output) as writer:
@@ -118,7 +108,7 @@ def sample_outputs(
         truncated=sum(row["truncated"] for row in rows),
         tokens=tokens,
         seconds=time.perf_counter() - start,
-        padding_share=getattr(engine, "padding_share", None),
+        padding_share=padding.share,
     )
 
 
@@ -201,6 +191,27 @@ def _answer(prompt: Prompt, generation: Generation, conversational: bool) -> dic
 
 def _row_id(query: Query, sample: int, model: str | None) -> str:
     return f"{query.id}-{sample}" if model is None else f"{model}-{query.id}-{sample}"
+
+
+def _claim(
+    output: Path,
+    engine: GenerationEngine,
+    params: GenerationParams,
+    system_prompt: str | None,
+    conversational: bool,
+    model: str | None,
+) -> None:
+    claim_settings(
+        output.with_name(f"{output.stem}{'' if model is None else f'.{model}'}.settings.json"),
+        {
+            "engine": engine.name,
+            "params": asdict(params),
+            "system_prompt": system_prompt,
+            "conversational": conversational,
+        },
+        made=str(output) if model is None else f"{output}, of {model},",
+        in_use=_in_use(output, model),
+    )
 
 
 def _check(

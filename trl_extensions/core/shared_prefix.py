@@ -4,7 +4,6 @@ The prompt stands once, its continuations follow one after another. Positions re
 a continuation see the prompt and itself only, so that every token's state is what it would be without the others.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,8 +15,6 @@ from .._compat import is_deepspeed_zero3_enabled
 from .head import last_hidden_states
 from .modes import evaluating
 
-
-logger = logging.getLogger(__name__)
 
 # Full attention and rotary positions from `position_ids`: exact without a look at the weights
 _KNOWN_EXACT = {

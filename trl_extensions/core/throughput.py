@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 
 class Throughput:
@@ -27,6 +28,27 @@ class Throughput:
         self.laid_out += len(lengths) * max(lengths)
         rate = self.tokens / (time.perf_counter() - self.start)
         self.bar.set_postfix_str(f"{rate:.0f} tokens/s, {self.padding_share:.0%} padding", refresh=False)
+
+
+class Padding:
+    """The share of padding in what an engine computes from here on.
+
+    Args:
+        engine: Of `core.generation`; only the one of transformers counts.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._before = engine, _counts(engine)
+
+    @property
+    def share(self) -> float | None:
+        """None if nothing was counted."""
+        tokens, places = (now - before for now, before in zip(_counts(self._engine), self._before, strict=True))
+        return 1 - tokens / places if places else None
+
+
+def _counts(engine: Any) -> tuple[int, int]:
+    return getattr(engine, "num_tokens", 0), getattr(engine, "num_places", 0)
 
 
 def written_in(tokens: int, seconds: float, padding_share: float | None = None) -> str:

@@ -29,7 +29,7 @@ def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor)
                 states, head.weight, head.bias, token_ids, 1.0, _VOCAB_CHUNK, head.softcap, head.scale, ("log_probs",)
             )[0]
 
-    def score(rows: slice, logits: torch.Tensor, with_grad: bool):
+    def score(rows: slice, logits: torch.Tensor, _spare: torch.Tensor, with_grad: bool):
         index = token_ids[rows, None]
         top, own = logits.amax(-1, keepdim=True), logits.gather(-1, index)
         total = logits.sub_(top).exp_().sum(-1, keepdim=True)

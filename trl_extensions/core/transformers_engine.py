@@ -23,6 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from .batches import plan_batches
 from .encoding import encode_prompt
 from .generation import (
     Generation,
@@ -34,9 +35,6 @@ from .generation import (
     request_seed,
 )
 from .modes import evaluating
-
-
-_MOST_PADDING = 256  # tokens, which take about as long as another batch
 
 
 class TransformersEngine:
@@ -61,6 +59,10 @@ class TransformersEngine:
             Dtype to load a named model in; `"auto"` is the checkpoint's own.
         model_init_kwargs (`dict`, *optional*):
             Further arguments of `from_pretrained` for a named model, such as `revision` or `attn_implementation`.
+
+    Attributes:
+        num_tokens (`int`): Tokens read and written by `generate` since it was made.
+        num_places (`int`): Places computed for them, with padding and those of rows that ended before their batch.
 
     Raises:
         `OSError`: if a named model or its tokenizer cannot be loaded.
@@ -92,15 +94,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.name = f"transformers:{name}"
-        self._tokens = self._laid_out = 0
-
-    @property
-    def padding_share(self) -> float:
-        """
-        Share of the tokens computed so far that were of no use: padding of prompts, and places of rows that had ended
-        while others of their batch had not.
-        """
-        return 1 - self._tokens / self._laid_out if self._laid_out else 0.0
+        self.num_tokens = self.num_places = 0
 
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
@@ -185,8 +179,8 @@ class TransformersEngine:
             self._read_row(row, end, eos, params.stop, len(ids))
             for row, end, ids in zip(output[:, width:].tolist(), stops.ends, token_ids, strict=True)
         ]
-        self._tokens += sum(map(len, token_ids)) + sum(own.num_tokens for own in written)
-        self._laid_out += output.numel()
+        self.num_tokens += sum(map(len, token_ids)) + sum(own.num_tokens for own in written)
+        self.num_places += output.numel()
         return written
 
     def _run_model(
@@ -234,44 +228,6 @@ class TransformersEngine:
         ended = eos_at < len(row) and eos_at == len(written)
         reason = "stop" if ended or end is not None else "length"
         return Generation(cut_at_stop(text, stop), reason, len(written) + ended, num_prompt_tokens)
-
-
-def plan_batches(
-    lengths: Sequence[int], max_new_tokens: int, batch_tokens: int, numbers: Sequence[int] | None = None
-) -> list[list[int]]:
-    """
-    Groups prompts of similar length.
-
-    The longest come first, so that a batch too large for the memory fails at once and not after an hour. Where every
-    token written costs a pass over the batch, batches are as few as possible; where they are only read, a batch ends
-    before it holds so much padding that another one costs less.
-
-    Args:
-        lengths (`Sequence[int]`):
-            Tokens of each prompt.
-        max_new_tokens (`int`):
-            Tokens to be generated for each; 0 if they are only read.
-        batch_tokens (`int`):
-            Bound on rows * (longest prompt + `max_new_tokens`) of a batch; a batch has one prompt at least.
-        numbers (`Sequence[int]`, *optional*):
-            Rows that each prompt stands for; one by default.
-
-    Returns:
-        `list[list[int]]`: indices into `lengths`, each once.
-    """
-    batches: list[list[int]] = []
-    rows = longest = padding = 0  # of the last batch
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        own = 1 if numbers is None else numbers[index]
-        rows += own
-        padding += own * (longest - lengths[index])
-        fits = rows * (longest + max_new_tokens) <= batch_tokens
-        if batches and fits and (max_new_tokens or padding <= _MOST_PADDING):
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            rows, longest, padding = own, lengths[index], 0
-    return batches
 
 
 class _SamplingByRow(LogitsProcessor):

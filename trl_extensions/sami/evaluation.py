@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
+from ..core.batches import plan_batches
 from ..core.head import ReferenceStates
 from ..core.modes import evaluating
 from ..core.report import mean_and_error, write_atomically
 from ..core.shared_prefix import why_not_exact
 from ..core.text_metrics import corpus_distinct_2, distinct_2
 from ..core.throughput import Throughput
-from ..core.transformers_engine import plan_batches
 from .collator import DataCollatorForSAMI
 from .data import prepare_rows
 from .principles import constitution_label

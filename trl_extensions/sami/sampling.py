@@ -18,7 +18,7 @@ from trl_extensions.core.generation import Generation, GenerationEngine, Generat
 from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
 from trl_extensions.core.queries import Query
 from trl_extensions.core.settings import claim_settings
-from trl_extensions.core.throughput import written_in
+from trl_extensions.core.throughput import Padding, written_in
 from trl_extensions.sami.filters import ResponseFilters, rejection_reason
 from trl_extensions.sami.principles import Constitution, Principle, sample_constitutions
 from trl_extensions.sami.templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE, check_template, render
@@ -167,7 +167,7 @@ def to_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
 def _sample_missing(
     sampler: _Sampler, queries: Sequence[Query], output: Path, *, needed: int | None, chunk_size: int
 ) -> SamplingReport:
-    start = time.perf_counter()
+    start, padding = time.perf_counter(), Padding(sampler.engine)
     _check_numbers(queries, needed=needed, chunk_size=chunk_size)
     claim_settings(
         output.with_name(output.stem + ".settings.json"),
@@ -202,7 +202,7 @@ def _sample_missing(
         resumed=len(done),
         tokens=tokens,
         seconds=time.perf_counter() - start,
-        padding_share=getattr(sampler.engine, "padding_share", None),
+        padding_share=padding.share,
     )
 
 

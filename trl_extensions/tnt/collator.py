@@ -19,7 +19,7 @@ class DataCollatorForTNT(DataCollatorMixin):
         pad_token_id: Id that fills the sequences up.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
         share_prefix: Rows that begin with the same tokens up to the first scored one stand in one sequence, their
-            completions one after another. Positions restart after the prompt;
+            completions one after another, in batches that need fewer tokens so. Positions restart after the prompt;
             `core.shared_prefix.attention_mask` keeps completions from seeing each other.
 
     Returns (by calling it on a list of B rows, T being the longest, in tokens):
@@ -40,8 +40,8 @@ class DataCollatorForTNT(DataCollatorMixin):
         if self.share_prefix:
             groups = defaultdict(list)
             for row, (ids, own) in enumerate(zip(sequences, weights, strict=True)):
-                groups[tuple(ids[: prompt_length(own)])].append(row)
-            if len(groups) < len(examples):
+                groups[tuple(map(int, ids[: prompt_length(own)]))].append(row)
+            if _laid_out_shared(sequences, groups) < len(sequences) * max(map(len, sequences)):
                 return self._shared(sequences, weights, groups)
         return self._padded(sequences, weights)
 
@@ -76,3 +76,9 @@ class DataCollatorForTNT(DataCollatorMixin):
 def prompt_length(token_weights: list[int]) -> int:
     """Tokens before the first scored one; the first token is one of them, as nothing predicts it."""
     return next((place for place, weight in enumerate(token_weights) if weight and place), len(token_weights))
+
+
+def _laid_out_shared(sequences: list[list[int]], groups: dict[tuple[int, ...], list[int]]) -> int:
+    """Tokens of the sequences of prompts with all of their completions, padding included."""
+    lengths = (sum(len(sequences[row]) - len(prompt) for row in rows) + len(prompt) for prompt, rows in groups.items())
+    return len(groups) * max(lengths)

@@ -1,5 +1,6 @@
 """`TNTTrainer`: an `SFTTrainer` that takes unwanted tokens out of a model and leaves the rest where it was."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -28,6 +29,9 @@ from .data import TOKEN_COLUMNS, prepare_rows
 from .fused_loss import Objective
 from .scores import score_tokens, scored_states, sums_of_rows
 from .tnt_config import TNTConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 class TNTTrainer(AgainstOriginal, SFTTrainer):
@@ -123,16 +127,17 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
             )
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
+        if data_collator is None:
+            share_prefix = self._shares_prefix(self.model, *([] if ref_model is None else [ref_model]))
+            self.data_collator = DataCollatorForTNT(
+                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=share_prefix
+            )
+        elif args.share_prefix:
+            logger.warning("`share_prefix` has no effect: it is the `data_collator` given that lays batches out.")
         self._redirect = ForwardRedirection()
         self.reference = build_reference(
             self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
         )
-        if data_collator is None:
-            originals = [self.accelerator.unwrap_model(own) for own in (self.reference.model,) if own is not None]
-            share_prefix = self._shares_prefix(self.model, *originals)
-            self.data_collator = DataCollatorForTNT(
-                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=share_prefix
-            )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if isinstance(dataset, IterableDataset):
@@ -158,7 +163,8 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not getattr(self.data_collator, "share_prefix", False) or self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(dataset)
-        prompts = [hash(tuple(row["input_ids"][: prompt_length(row["token_weights"])])) for row in dataset]
+        rows = dataset.with_format(None)
+        prompts = [hash(tuple(row["input_ids"][: prompt_length(row["token_weights"])])) for row in rows]
         if len(set(prompts)) == len(prompts):
             return super()._get_train_sampler(dataset)
         return PromptSampler(prompts, self.args.seed if self.args.data_seed is None else self.args.data_seed)

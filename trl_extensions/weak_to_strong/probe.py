@@ -8,9 +8,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..core.batches import plan_batches
 from ..core.modes import evaluating
 from ..core.throughput import Throughput
-from ..core.transformers_engine import plan_batches
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:

@@ -7,9 +7,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import pad
+from ..core.batches import plan_batches
 from ..core.modes import evaluating
 from ..core.throughput import Throughput
-from ..core.transformers_engine import plan_batches
 from .examples import Pair
 
 
