@@ -65,14 +65,24 @@ def chunked_kl(
         weight = ref_head.weight[:vocabulary].to(dtype)
         bias = None if ref_head.bias is None else ref_head.bias[:vocabulary]
         ref_logits = project_logits(spare[0], ref_states[rows], ref_head, weight, bias, dtype)
-        log_p = torch.log_softmax(logits, -1, out=spare[1])
-        log_q = ref_logits.sub_(ref_logits.logsumexp(-1, keepdim=True))
-        p = torch.exp(log_p, out=logits)
+        log_p, log_q = _normalise(logits, spare[1]), _normalise(ref_logits, spare[2])
+        p, q = logits, ref_logits
         gap = log_p.sub_(log_q)
         if not reverse:
-            q = log_q.exp_()
             return gap.mul_(q).sum(-1).neg_(), p.sub_(q) if with_grad else None
-        values = torch.mul(p, gap, out=ref_logits).sum(-1)
+        values = torch.mul(p, gap, out=q).sum(-1)
         return values, p.mul_(gap.sub_(values[:, None])) if with_grad else None
 
-    return per_row(states, head, score, spare=2, other=ref_head)
+    return per_row(states, head, score, spare=3, other=ref_head)
+
+
+def _normalise(logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities in `out`, and probabilities in the place of the logits.
+
+    In one way for both models: what a sum over the vocabulary rounds off (2e-5 in `log_softmax` on a CPU) is a
+    divergence where only one of them has it.
+    """
+    logps = torch.sub(logits, logits.amax(-1, keepdim=True), out=out)
+    total = torch.exp(logps, out=logits).sum(-1, keepdim=True)
+    logits.div_(total)
+    return logps.sub_(total.log())
