@@ -12,16 +12,16 @@ import asyncio
 import statistics
 from pathlib import Path
 
-from trl_extensions.codeclm.asking import Asker, SetAside
-from trl_extensions.codeclm.chains import Chains
-from trl_extensions.codeclm.codeclm_config import CodecLMConfig
-from trl_extensions.codeclm.filters import InstructionFilters
-from trl_extensions.codeclm.start import gather
-from trl_extensions.core.caller import Caller
-from trl_extensions.core.calls import CallLog
-from trl_extensions.core.endpoint_engine import EndpointEngine
-from trl_extensions.core.jsonl import read_jsonl
-from trl_extensions.core.llama_server import LlamaServer
+from benchmarks.llama_server import LlamaServer
+from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.pipeline.asking import Asker, SetAside
+from trl_extensions.codeclm.pipeline.chains import Chains
+from trl_extensions.codeclm.pipeline.filters import InstructionFilters
+from trl_extensions.codeclm.pipeline.start import gather
+from trl_extensions.core.generation.calls import CallLog
+from trl_extensions.core.generation.client import Caller
+from trl_extensions.core.generation.endpoint import EndpointEngine
+from trl_extensions.core.runs.jsonl import read_jsonl
 
 
 def main() -> None:

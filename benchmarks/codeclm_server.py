@@ -20,10 +20,10 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from trl_extensions.codeclm.codec import CodecLM
-from trl_extensions.codeclm.codeclm_config import CodecLMConfig
-from trl_extensions.core.endpoint_engine import EndpointEngine
-from trl_extensions.core.jsonl import read_jsonl, write_jsonl
+from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.core.generation.endpoint import EndpointEngine
+from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
 
 
 ROOT = Path(__file__).resolve().parents[1]

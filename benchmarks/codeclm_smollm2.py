@@ -11,8 +11,8 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.llama_server import LlamaServer
 from trl_extensions.cli.main import main as trl_ext
-from trl_extensions.core.llama_server import LlamaServer
 from trl_extensions.embedded import embedded_gguf
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from trl_extensions.cli.sami import _parse
-from trl_extensions.core.report import RunReport
+from trl_extensions.core.runs.report import RunReport
 from trl_extensions.sami.data import prepare_rows
 from trl_extensions.sami.run import SAMIRun
 from trl_extensions.sami.sampling import load_rows, to_dataset

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.speed.measure import timed
 from trl_extensions import SAMIConfig, SAMITrainer, TNTConfig, TNTTrainer
-from trl_extensions.core.head import last_hidden_states
+from trl_extensions.core.modeling.head import last_hidden_states
 from trl_extensions.embedded import resolve_model_name
 
 

@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from trl_extensions.core.head import OutputHead
+from trl_extensions.core.modeling.head import OutputHead
 from trl_extensions.tnt import fused_loss
 from trl_extensions.tnt.fused_loss import Objective, fused_negative_loss
 from trl_extensions.tnt.loss import VARIANTS, targeted_negative_loss

@@ -21,14 +21,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from trl_extensions import TNTConfig, TNTTrainer
-from trl_extensions.core.generation import GenerationParams, TransformersEngine
-from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
-from trl_extensions.core.settings import claim_settings
+from trl_extensions.core.generation import TransformersEngine
+from trl_extensions.core.generation.types import GenerationParams
+from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.runs.settings import claim_settings
 from trl_extensions.embedded import resolve_model_name
-from trl_extensions.tnt.annotation import completion_text, merge_spans
+from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
+from trl_extensions.tnt.annotate.rows import completion_text, merge_spans
 from trl_extensions.tnt.data import prepare_rows
 from trl_extensions.tnt.figures import draw_tradeoff
-from trl_extensions.tnt.phrases import PhraseAnnotator
 from trl_extensions.tnt.preservation import preservation, unwanted
 from trl_extensions.tnt.scores import score_rows
 

@@ -15,13 +15,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_extensions import TNTConfig, TNTTrainer
-from trl_extensions.core.generation import GenerationParams, TransformersEngine
-from trl_extensions.core.jsonl import read_jsonl
-from trl_extensions.core.queries import Query
-from trl_extensions.tnt.annotation import annotate_rows, completion_text
-from trl_extensions.tnt.phrases import PhraseAnnotator
+from trl_extensions.core.generation import TransformersEngine
+from trl_extensions.core.generation.sampling import load_outputs, sample_outputs
+from trl_extensions.core.generation.types import GenerationParams
+from trl_extensions.core.inputs import Query
+from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
+from trl_extensions.tnt.annotate.rows import annotate_rows, completion_text
 from trl_extensions.tnt.preservation import preservation, unwanted
-from trl_extensions.tnt.sampling import load_outputs, sample_outputs
 from trl_extensions.tnt.training import select_rows, to_dataset
 
 

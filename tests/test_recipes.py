@@ -25,11 +25,11 @@ from trl_extensions.cli.sami import _parser as sami_parser
 from trl_extensions.cli.tnt import _parser as tnt_parser
 from trl_extensions.cli.w2s import _form as w2s_form
 from trl_extensions.cli.w2s import _parser as w2s_parser
-from trl_extensions.codeclm.metadata import load_metadata
+from trl_extensions.codeclm.pipeline.metadata import load_metadata
+from trl_extensions.codeclm.pipeline.seeds import load_seeds
+from trl_extensions.codeclm.pipeline.templates import PROMPTS, load_template
 from trl_extensions.codeclm.run import CodecLMRun
-from trl_extensions.codeclm.seeds import load_seeds
-from trl_extensions.codeclm.templates import PROMPTS, load_template
-from trl_extensions.core.training import build_trainer
+from trl_extensions.core.training.load import build_trainer
 from trl_extensions.sami.principles import sample_constitutions
 from trl_extensions.sami.run import SAMIRun
 from trl_extensions.tnt.run import TNTRun
@@ -186,7 +186,7 @@ def test_codeclm_recipe(path, tiny_model_dir, on_cpu, tmp_path, monkeypatch):
     if not trains:
         return
     built = []
-    monkeypatch.setattr("trl_extensions.codeclm.sft.fit", lambda *given: built.append(build_trainer(*given[:5])))
+    monkeypatch.setattr("trl_extensions.codeclm.training.fit", lambda *given: built.append(build_trainer(*given[:5])))
     run.model_args.model_name_or_path = str(tiny_model_dir)
     write_rows(run.folder / "data.jsonl", exported_rows(4))
     run.train()

@@ -11,7 +11,7 @@ from tests.tnt.conftest import tnt_rows
 from tests.weak_to_strong.conftest import w2s_rows
 from trl_extensions.sami.data import prepare_rows as prepare_sami
 from trl_extensions.tnt.data import prepare_rows as prepare_tnt
-from trl_extensions.weak_to_strong.data import prepare_rows as prepare_w2s
+from trl_extensions.weak_to_strong.data.prepare import prepare_rows as prepare_w2s
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,19 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "unknown"
 
 _PUBLIC = {
-    "CodecLM": "trl_extensions.codeclm.codec",
-    "CodecLMConfig": "trl_extensions.codeclm.codeclm_config",
+    "CodecLM": "trl_extensions.codeclm.pipeline.codec",
+    "CodecLMConfig": "trl_extensions.codeclm.config",
     "DataCollatorForCodecLM": "trl_extensions.codeclm.collator",
-    "SAMIConfig": "trl_extensions.sami.sami_config",
-    "SAMITrainer": "trl_extensions.sami.sami_trainer",
-    "TNTConfig": "trl_extensions.tnt.tnt_config",
-    "TNTTrainer": "trl_extensions.tnt.tnt_trainer",
-    "WeakToStrongConfig": "trl_extensions.weak_to_strong.w2s_config",
-    "WeakToStrongRewardConfig": "trl_extensions.weak_to_strong.reward_config",
-    "WeakToStrongRewardTrainer": "trl_extensions.weak_to_strong.reward_trainer",
-    "WeakToStrongSFTConfig": "trl_extensions.weak_to_strong.sft_config",
-    "WeakToStrongSFTTrainer": "trl_extensions.weak_to_strong.sft_trainer",
-    "WeakToStrongTrainer": "trl_extensions.weak_to_strong.w2s_trainer",
+    "SAMIConfig": "trl_extensions.sami.config",
+    "SAMITrainer": "trl_extensions.sami.trainer",
+    "TNTConfig": "trl_extensions.tnt.config",
+    "TNTTrainer": "trl_extensions.tnt.trainer",
+    "WeakToStrongConfig": "trl_extensions.weak_to_strong.trainers.configs",
+    "WeakToStrongRewardConfig": "trl_extensions.weak_to_strong.trainers.reward_config",
+    "WeakToStrongRewardTrainer": "trl_extensions.weak_to_strong.trainers.reward",
+    "WeakToStrongSFTConfig": "trl_extensions.weak_to_strong.trainers.sft_config",
+    "WeakToStrongSFTTrainer": "trl_extensions.weak_to_strong.trainers.sft",
+    "WeakToStrongTrainer": "trl_extensions.weak_to_strong.trainers.classification",
 }
 
 __all__ = [
@@ -48,19 +48,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .codeclm.codec import CodecLM
-    from .codeclm.codeclm_config import CodecLMConfig
     from .codeclm.collator import DataCollatorForCodecLM
-    from .sami.sami_config import SAMIConfig
-    from .sami.sami_trainer import SAMITrainer
-    from .tnt.tnt_config import TNTConfig
-    from .tnt.tnt_trainer import TNTTrainer
-    from .weak_to_strong.reward_config import WeakToStrongRewardConfig
-    from .weak_to_strong.reward_trainer import WeakToStrongRewardTrainer
-    from .weak_to_strong.sft_config import WeakToStrongSFTConfig
-    from .weak_to_strong.sft_trainer import WeakToStrongSFTTrainer
-    from .weak_to_strong.w2s_config import WeakToStrongConfig
-    from .weak_to_strong.w2s_trainer import WeakToStrongTrainer
+    from .codeclm.config import CodecLMConfig
+    from .codeclm.pipeline.codec import CodecLM
+    from .sami.config import SAMIConfig
+    from .sami.trainer import SAMITrainer
+    from .tnt.config import TNTConfig
+    from .tnt.trainer import TNTTrainer
+    from .weak_to_strong.trainers.classification import WeakToStrongTrainer
+    from .weak_to_strong.trainers.configs import WeakToStrongConfig
+    from .weak_to_strong.trainers.reward import WeakToStrongRewardTrainer
+    from .weak_to_strong.trainers.reward_config import WeakToStrongRewardConfig
+    from .weak_to_strong.trainers.sft import WeakToStrongSFTTrainer
+    from .weak_to_strong.trainers.sft_config import WeakToStrongSFTConfig
 
 
 def __getattr__(name: str):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
 
 from .bookkeeping import SIZES, measure_bookkeeping
 from .cases import Case, all_cases, quick_cases

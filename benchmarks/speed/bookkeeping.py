@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from trl_extensions.codeclm.codec import CodecLM
-from trl_extensions.codeclm.codeclm_config import CodecLMConfig
-from trl_extensions.core.generation import Generation
+from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.core.generation.types import Generation
 
 from .measure import in_a_process, timed, with_peak
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trl_extensions._compat import chunked_divergence_loss
-from trl_extensions.core.head import ReferenceStates, output_head
+from trl_extensions.core.modeling.head import ReferenceStates, output_head
 from trl_extensions.tnt.collator import DataCollatorForTNT
 from trl_extensions.tnt.fused_loss import Objective
 from trl_extensions.tnt.loss import targeted_negative_loss

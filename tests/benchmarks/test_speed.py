@@ -21,7 +21,7 @@ from benchmarks.speed.models import (
     make_model,
 )
 from benchmarks.speed.report import Results, write_report
-from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
 
 
 UNEVEN = paths_sami.Query(

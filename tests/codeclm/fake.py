@@ -17,8 +17,8 @@ import random
 import re
 from dataclasses import dataclass
 
-from trl_extensions.codeclm.templates import load_template
-from trl_extensions.core.generation import Generation, sum_by_option
+from trl_extensions.codeclm.pipeline.templates import load_template
+from trl_extensions.core.generation.types import Generation, sum_by_option
 
 
 USES = ("trip planning", "poem writing", "bug fixing", "recipe ideas")

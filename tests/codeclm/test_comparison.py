@@ -9,11 +9,11 @@ import pytest
 
 from trl_extensions.codeclm import comparison
 from trl_extensions.codeclm.comparison import answer, compare
-from trl_extensions.core.calls import CallLog
-from trl_extensions.core.generation import Generation, GenerationParams
-from trl_extensions.core.intervals import wilson_interval
-from trl_extensions.core.judge import Judgment, PairwiseJudge
-from trl_extensions.core.queries import Query
+from trl_extensions.core.generation.calls import CallLog
+from trl_extensions.core.generation.types import Generation, GenerationParams
+from trl_extensions.core.inputs import Query
+from trl_extensions.core.judge.pairwise import Judgment, PairwiseJudge
+from trl_extensions.core.stats import wilson_interval
 
 
 QUERIES = [Query.from_text(f"question {number}") for number in range(6)]

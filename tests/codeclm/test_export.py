@@ -4,7 +4,7 @@ import random
 import pytest
 
 from tests.codeclm.handmade import item, read_rows, unkept, version, write_rows
-from trl_extensions.codeclm.codeclm_config import CodecLMConfig
+from trl_extensions.codeclm.config import CodecLMConfig
 from trl_extensions.codeclm.export import export
 
 

@@ -12,10 +12,10 @@ from collections import Counter
 import pytest
 
 from tests.codeclm.server import Server, key_of_call, serving
-from trl_extensions.codeclm.codec import CodecLM
-from trl_extensions.codeclm.codeclm_config import CodecLMConfig
-from trl_extensions.core.endpoint_engine import EndpointEngine
-from trl_extensions.core.jsonl import read_jsonl
+from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.core.generation.endpoint import EndpointEngine
+from trl_extensions.core.runs.jsonl import read_jsonl
 
 
 CONCURRENCY = 8
@@ -49,7 +49,7 @@ def processes():
     """Processes that are forked from one that has imported everything: real ones, and there at once."""
     context = multiprocessing.get_context("forkserver")
     late = ("datasketch", "jinja2", "tqdm.auto", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "stringprep")
-    context.set_forkserver_preload([__name__, "trl_extensions.codeclm.run_report", "matplotlib.figure", *late])
+    context.set_forkserver_preload([__name__, "trl_extensions.codeclm.report", "matplotlib.figure", *late])
     return context
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.codeclm.handmade import item, unkept, version, write_rows
-from trl_extensions.codeclm.codeclm_config import CodecLMConfig
+from trl_extensions.codeclm.config import CodecLMConfig
 from trl_extensions.codeclm.export import export
 from trl_extensions.codeclm.lineage import describe
 

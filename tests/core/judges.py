@@ -2,7 +2,7 @@
 
 import re
 
-from trl_extensions.core.generation import Generation
+from trl_extensions.core.generation.types import Generation
 
 
 class RuleJudge:

@@ -3,7 +3,7 @@
 import evaluate
 import pytest
 
-from trl_extensions.core.intervals import wilson_interval
+from trl_extensions.core.stats import wilson_interval
 from trl_extensions.metrics import metric_path
 
 

@@ -3,8 +3,8 @@
 import evaluate
 import pytest
 
-from trl_extensions.core.intervals import wilson_interval
-from trl_extensions.core.win_rate import length_adjusted, length_balanced, win_rate
+from trl_extensions.core.judge.win_rate import length_adjusted, length_balanced, win_rate
+from trl_extensions.core.stats import wilson_interval
 from trl_extensions.metrics import metric_path
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.sami.test_scores import plain_logps
-from trl_extensions.core.report import mean_and_error
+from trl_extensions.core.runs.report import mean_and_error
 from trl_extensions.sami.data import prepare_rows
 from trl_extensions.sami.evaluation import evaluate_rows, score_rows, summarise
 from trl_extensions.sami.loss import mutual_information_bound

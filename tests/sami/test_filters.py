@@ -1,6 +1,6 @@
 import pytest
 
-from trl_extensions.core.generation import Generation
+from trl_extensions.core.generation.types import Generation
 from trl_extensions.sami.filters import REASONS, ResponseFilters, is_echo, is_evasive, rejection_reason
 
 

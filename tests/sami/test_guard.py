@@ -2,9 +2,9 @@
 
 import pytest
 
-from trl_extensions.core.generation import Generation
-from trl_extensions.core.jsonl import read_jsonl
-from trl_extensions.core.text_metrics import corpus_distinct_2, distinct_2
+from trl_extensions.core.generation.types import Generation
+from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.core.text import corpus_distinct_2, distinct_2
 
 
 GUARD = {"guard_steps": 1, "guard_num_queries": 2, "guard_max_new_tokens": 6}

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from trl_extensions.cli.principles import main
-from trl_extensions.core.generation import Generation, GenerationParams
-from trl_extensions.core.jsonl import read_jsonl
+from trl_extensions.core.generation.types import Generation, GenerationParams
+from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.sami.principle_writer import parse_answer, write_principles, writer_prompt
 from trl_extensions.sami.principles import Principle, load_principles
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trl_extensions.cli.sami import _parse
-from trl_extensions.core.jsonl import read_jsonl
+from trl_extensions.core.runs.jsonl import read_jsonl
 
 
 PRINCIPLES = """\

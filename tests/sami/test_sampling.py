@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from trl_extensions.core.generation import Generation, GenerationParams
-from trl_extensions.core.jsonl import read_jsonl
-from trl_extensions.core.queries import Query
+from trl_extensions.core.generation.types import Generation, GenerationParams
+from trl_extensions.core.inputs import Query
+from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.sami.filters import ResponseFilters
 from trl_extensions.sami.principles import Principle, sample_constitutions
 from trl_extensions.sami.sampling import (

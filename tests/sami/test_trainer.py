@@ -17,7 +17,7 @@ from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.sami.test_scores import plain_logps
 from trl_extensions import SAMIConfig, SAMITrainer
-from trl_extensions.core.trainer_settings import as_config
+from trl_extensions.core.training.checks import as_config
 from trl_extensions.sami.loss import mutual_information_bound, sami_loss
 
 

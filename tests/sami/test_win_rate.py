@@ -11,10 +11,10 @@ from tests.core.judges import RuleJudge, shorter
 from tests.sami.test_run import arguments, digests, files  # noqa: F401 (fixtures)
 from trl_extensions.cli.main import main
 from trl_extensions.cli.sami import _parse
-from trl_extensions.core.intervals import wilson_interval
-from trl_extensions.core.jsonl import read_jsonl
-from trl_extensions.core.judge import PairwiseJudge
-from trl_extensions.core.report import RunReport
+from trl_extensions.core.judge.pairwise import PairwiseJudge
+from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.core.runs.report import RunReport
+from trl_extensions.core.stats import wilson_interval
 from trl_extensions.sami.arguments import SAMIArguments
 from trl_extensions.sami.sampling import load_rows
 from trl_extensions.sami.win_rate import compare, pairs_of, report_win_rates

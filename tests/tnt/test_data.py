@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 from transformers import ByT5Tokenizer
 
-from trl_extensions.core.encoding import encode_completion, encode_prompt, end_token_id
+from trl_extensions.core.training.encoding import encode_completion, encode_prompt, end_token_id
 from trl_extensions.tnt.data import prepare_rows
 
 

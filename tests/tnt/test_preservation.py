@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trl_extensions.core.intervals import bootstrap_ratio_interval, wilson_interval
+from trl_extensions.core.stats import bootstrap_ratio_interval, wilson_interval
 from trl_extensions.tnt.preservation import first_difference, preservation, unwanted
 
 

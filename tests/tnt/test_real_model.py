@@ -6,7 +6,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_extensions import TNTConfig, TNTTrainer
-from trl_extensions.core.generation import GenerationParams, TransformersEngine
+from trl_extensions.core.generation import TransformersEngine
+from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.embedded import ensure_embedded_model
 from trl_extensions.tnt.scores import score_rows
 

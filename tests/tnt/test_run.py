@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from tests.tnt.conftest import TOPICS
 from trl_extensions.cli.main import main
 from trl_extensions.cli.tnt import _parse
-from trl_extensions.core.jsonl import read_jsonl
+from trl_extensions.core.runs.jsonl import read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from trl_extensions.core.generation import Generation, GenerationParams
-from trl_extensions.core.jsonl import read_jsonl
-from trl_extensions.core.queries import Query
-from trl_extensions.tnt.sampling import as_prompt, load_outputs, sample_outputs
+from trl_extensions.core.generation.sampling import as_prompt, load_outputs, sample_outputs
+from trl_extensions.core.generation.types import Generation, GenerationParams
+from trl_extensions.core.inputs import Query
+from trl_extensions.core.runs.jsonl import read_jsonl
 
 
 class Engine:

@@ -11,14 +11,15 @@ from datasets import ClassLabel, Dataset
 from trl import ModelConfig
 
 from tests.weak_to_strong.conftest import make_classifier
-from trl_extensions.core.jsonl import read_jsonl
-from trl_extensions.weak_to_strong import commands, training_rows
+from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.weak_to_strong import commands
 from trl_extensions.weak_to_strong.arguments import WeakToStrongArguments
-from trl_extensions.weak_to_strong.reward_config import WeakToStrongRewardConfig
+from trl_extensions.weak_to_strong.data import training_rows
+from trl_extensions.weak_to_strong.data.training_rows import training_set
+from trl_extensions.weak_to_strong.labels.saved_model import load_saved
 from trl_extensions.weak_to_strong.run import WeakToStrongRun
-from trl_extensions.weak_to_strong.saved_model import load_saved
-from trl_extensions.weak_to_strong.training_rows import training_set
-from trl_extensions.weak_to_strong.w2s_config import WeakToStrongConfig
+from trl_extensions.weak_to_strong.trainers.configs import WeakToStrongConfig
+from trl_extensions.weak_to_strong.trainers.reward_config import WeakToStrongRewardConfig
 
 
 def write(path: Path, rows: list[dict]) -> str:

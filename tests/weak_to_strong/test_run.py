@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trl_extensions.cli.main import main
-from trl_extensions.core.jsonl import read_jsonl
+from trl_extensions.core.runs.jsonl import read_jsonl
 
 
 GOOD = [
@@ -89,7 +89,7 @@ def test_other_settings_are_refused_but_further_seeds_and_variants_are_not(argum
 
 
 def test_probe_asks_the_backbone_about_each_text_once(arguments, monkeypatch):
-    from trl_extensions.weak_to_strong import transformer_learner
+    from trl_extensions.weak_to_strong.labels import transformer_learner
 
     asked = []
     real = transformer_learner.features

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 from tests.weak_to_strong.conftest import make_classifier, w2s_rows
 from trl_extensions import WeakToStrongConfig, WeakToStrongTrainer
 from trl_extensions.weak_to_strong.loss import product_loss, reverse_kl_loss, soft_cross_entropy
-from trl_extensions.weak_to_strong.objective import LOSSES
-from trl_extensions.weak_to_strong.prior import predicted_class
+from trl_extensions.weak_to_strong.trainers.objective import LOSSES
+from trl_extensions.weak_to_strong.trainers.prior import predicted_class
 
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0}

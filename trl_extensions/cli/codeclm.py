@@ -32,7 +32,7 @@ def _parser(command: str, argv: list[str]):
     """With the options of a trainer only where there is one: its defaults ask for a GPU."""
     from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.codeclm.arguments import CodecLMArguments, FolderArguments
-    from trl_extensions.codeclm.codeclm_config import CodecLMConfig
+    from trl_extensions.codeclm.config import CodecLMConfig
 
     own: tuple[type, ...] = (FolderArguments,)
     if {"true", "yes", "t", "y", "1"} & {value.lower() for value in peek(argv, "train")}:
@@ -55,7 +55,7 @@ _UNFINISHED = 3  # exit code of a run that the same command goes on with
 
 
 def _run(argv: list[str]) -> int:
-    from trl_extensions.core.report import first_paragraph
+    from trl_extensions.core.runs.report import first_paragraph
 
     refuse_launcher()
     launch, own = split_launch_arguments(_parser("run", argv), argv)

@@ -58,7 +58,8 @@ def _check(path: str, seed: int) -> None:
 
 
 def _write(args: PrincipleArguments, engine_args) -> None:
-    from trl_extensions.core.generation import GenerationParams, create_engine
+    from trl_extensions.core.generation import create_engine
+    from trl_extensions.core.generation.types import GenerationParams
     from trl_extensions.embedded import resolve_model_name
     from trl_extensions.sami.principle_writer import write_principles
     from trl_extensions.sami.principles import load_principles, save_principles

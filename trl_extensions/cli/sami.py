@@ -33,7 +33,7 @@ def _parser(command: str):
     from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.core.generation import EngineArguments
     from trl_extensions.sami.arguments import SAMIArguments
-    from trl_extensions.sami.sami_config import SAMIConfig
+    from trl_extensions.sami.config import SAMIConfig
 
     return OneLineParser(
         (SAMIArguments, EngineArguments, SAMIConfig, ModelConfig), prog=f"trl-ext sami {command}", allow_abbrev=False
@@ -107,7 +107,7 @@ def _evaluate(argv: list[str]) -> None:
 def _run(argv: list[str]) -> None:
     import torch
 
-    from trl_extensions.sami.run_report import summary_of
+    from trl_extensions.sami.report import summary_of
 
     refuse_launcher()
     launch, own = split_launch_arguments(_parser("run"), argv)

@@ -39,7 +39,7 @@ def _parser(command: str):
     from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.core.generation import EngineArguments
     from trl_extensions.tnt.arguments import AnnotatorArguments, TNTArguments
-    from trl_extensions.tnt.tnt_config import TNTConfig
+    from trl_extensions.tnt.config import TNTConfig
 
     return OneLineParser(
         (TNTArguments, AnnotatorArguments, EngineArguments, TNTConfig, ModelConfig),
@@ -69,9 +69,9 @@ def _sample(argv: list[str]) -> None:
 
 
 def _candidates(argv: list[str]) -> None:
-    from trl_extensions.tnt.candidate_file import write_candidates
-    from trl_extensions.tnt.candidates import find_candidates
-    from trl_extensions.tnt.logs import read_logs
+    from trl_extensions.tnt.logs.candidate_file import write_candidates
+    from trl_extensions.tnt.logs.candidates import find_candidates
+    from trl_extensions.tnt.logs.read import read_logs
 
     run = _parse("candidates", argv)
     if not run.args.logs:
@@ -82,8 +82,8 @@ def _candidates(argv: list[str]) -> None:
 
 
 def _annotate(argv: list[str]) -> None:
-    from trl_extensions.core.jsonl import read_jsonl
-    from trl_extensions.tnt.annotation import annotate_rows
+    from trl_extensions.core.runs.jsonl import read_jsonl
+    from trl_extensions.tnt.annotate.rows import annotate_rows
 
     run = _parse("annotate", argv)
     output = run.folder / "annotated.jsonl"
@@ -96,9 +96,9 @@ def _annotate(argv: list[str]) -> None:
 
 
 def _annotate_logs(run, output) -> None:
-    from trl_extensions.tnt.annotation import annotate_rows
-    from trl_extensions.tnt.candidate_file import load_candidates
-    from trl_extensions.tnt.logs import read_logs, rows_from_logs
+    from trl_extensions.tnt.annotate.rows import annotate_rows
+    from trl_extensions.tnt.logs.candidate_file import load_candidates
+    from trl_extensions.tnt.logs.read import read_logs, rows_from_logs
 
     if not run.annotator_args.candidates:
         raise ValueError("`logs` needs `candidates`: write the file with `trl-ext tnt candidates` and edit it.")
@@ -123,7 +123,7 @@ def _train(argv: list[str]) -> None:
 
 
 def _evaluate(argv: list[str]) -> None:
-    from trl_extensions.tnt.run_report import verdict
+    from trl_extensions.tnt.report import verdict
 
     run = _parse("evaluate", argv)
     run.check_inputs()
@@ -133,7 +133,7 @@ def _evaluate(argv: list[str]) -> None:
 def _run(argv: list[str]) -> None:
     import torch
 
-    from trl_extensions.core.report import first_paragraph
+    from trl_extensions.core.runs.report import first_paragraph
 
     refuse_launcher()
     launch, own = split_launch_arguments(_parser("run"), argv)

@@ -45,16 +45,16 @@ def _parser(command: str, form: str):
 
     if form == "generation":
         from trl_extensions.core.generation import EngineArguments
-        from trl_extensions.weak_to_strong.generation_arguments import GenerationArguments
-        from trl_extensions.weak_to_strong.sft_config import WeakToStrongSFTConfig as Config
+        from trl_extensions.weak_to_strong.generation.arguments import GenerationArguments
+        from trl_extensions.weak_to_strong.trainers.sft_config import WeakToStrongSFTConfig as Config
 
         own = (WeakToStrongArguments, GenerationArguments, EngineArguments)
     else:
         own = (WeakToStrongArguments,)
         if form == "reward":
-            from trl_extensions.weak_to_strong.reward_config import WeakToStrongRewardConfig as Config
+            from trl_extensions.weak_to_strong.trainers.reward_config import WeakToStrongRewardConfig as Config
         else:
-            from trl_extensions.weak_to_strong.w2s_config import WeakToStrongConfig as Config
+            from trl_extensions.weak_to_strong.trainers.configs import WeakToStrongConfig as Config
     return OneLineParser((*own, Config, ModelConfig), prog=f"trl-ext w2s {command}", allow_abbrev=False)
 
 
@@ -64,7 +64,7 @@ def _parse(command: str, argv: list[str]):
     parsed = _parser(command, form).parse_args_and_config(argv)
     if form == "generation":
         from trl_extensions.embedded import resolve_model_name
-        from trl_extensions.weak_to_strong.generation_run import GenerationRun
+        from trl_extensions.weak_to_strong.generation.run import GenerationRun
 
         if parsed[-1].model_name_or_path:
             parsed[-1].model_name_or_path = resolve_model_name(parsed[-1].model_name_or_path)
@@ -102,7 +102,7 @@ def _evaluate(argv: list[str]) -> None:
 def _run(argv: list[str]) -> None:
     import torch
 
-    from trl_extensions.core.report import first_paragraph
+    from trl_extensions.core.runs.report import first_paragraph
 
     refuse_launcher()
     launch, own = split_launch_arguments(_parser("run", _form(argv)), argv)

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..core.generation import GenerationEngine, GenerationParams
-from ..core.intervals import bootstrap_ratio_interval
-from ..core.jsonl import read_jsonl, write_jsonl
-from ..core.judge import Judgment, Pair, PairwiseJudge, summarise
-from ..core.memory import free_memory
-from ..core.queries import Query
-from ..core.report import write_atomically
-from ..core.sampling import COLUMNS, as_prompt, completion_text, sample_outputs
-from ..core.win_rate import LOSS, TIE, WIN, capacity_recovery, win_rate
+from ..core.generation.sampling import COLUMNS, as_prompt, completion_text, sample_outputs
+from ..core.generation.types import GenerationEngine, GenerationParams
+from ..core.inputs import Query
+from ..core.judge.pairwise import Judgment, Pair, PairwiseJudge, summarise
+from ..core.judge.win_rate import LOSS, TIE, WIN, capacity_recovery, win_rate
+from ..core.modeling.memory import free_memory
+from ..core.runs.jsonl import read_jsonl, write_jsonl
+from ..core.runs.report import write_atomically
+from ..core.stats import bootstrap_ratio_interval
 
 
 PLAYERS = ("strong", "before", "after")

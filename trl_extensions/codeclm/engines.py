@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..core.engine_spec import EngineSpec, parse_engine
-from ..core.generation import GenerationEngine, create_engine
-from .codeclm_config import CodecLMConfig
+from ..core.generation import create_engine
+from ..core.generation.engine_spec import EngineSpec, parse_engine
+from ..core.generation.types import GenerationEngine
+from .config import CodecLMConfig
 
 
 class Engines:

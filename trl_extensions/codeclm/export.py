@@ -12,12 +12,12 @@ from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from ..core.jsonl import encode_row
-from ..core.report import replacing, write_atomically
-from .codeclm_config import CodecLMConfig
-from .filters import InstructionFilters, Screen
+from ..core.runs.jsonl import encode_row
+from ..core.runs.report import replacing, write_atomically
+from .config import CodecLMConfig
+from .pipeline.filters import InstructionFilters, Screen
+from .pipeline.words import count_words, plain_words
 from .rows import stream_rows
-from .words import count_words, plain_words
 
 
 LAYOUTS = ("prompt_completion", "messages")

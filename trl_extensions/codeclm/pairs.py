@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..core.encoding import end_token_id
+from ..core.training.encoding import end_token_id
 
 
 IGNORED = -100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from ..core.caller import Usage
+from ..core.generation.client import Usage
 
 
 class Progress:

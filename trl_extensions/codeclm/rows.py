@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.jsonl import parse_row
+from ..core.runs.jsonl import parse_row
 
 
 logger = logging.getLogger(__name__)

@@ -20,26 +20,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.calls import CallLog
-from ..core.generation import EngineArguments, GenerationParams
-from ..core.judge import PairwiseJudge
-from ..core.queries import is_file, load_queries
-from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.stages import Stage, perform_missing
+from ..core.generation import EngineArguments
+from ..core.generation.calls import CallLog
+from ..core.generation.types import GenerationParams
+from ..core.inputs import is_file, load_queries
+from ..core.judge.pairwise import PairwiseJudge
+from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
+from ..core.runs.stages import Stage, perform_missing
 from .arguments import CodecLMArguments, FolderArguments
-from .codec import CodecLM
-from .codeclm_config import CodecLMConfig
+from .config import CodecLMConfig
 from .engines import Engines
 from .export import ExportReport, export
-from .metadata import load_metadata
-from .propose import make_metadata
-from .run_report import write_codeclm_report
+from .pipeline.codec import CodecLM
+from .pipeline.metadata import load_metadata
+from .pipeline.propose import make_metadata
+from .report import write_codeclm_report
 
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
-    from ..core.models import ModelSource
+    from ..core.generation.models import ModelSource
 
 
 class CodecLMRun:
@@ -146,7 +147,7 @@ class CodecLMRun:
 
     def train(self) -> None:
         """Fine-tune the target on the pairs."""
-        from .sft import train_on_data
+        from .training import train_on_data
 
         config = copy.copy(self.place)
         config.output_dir = str(self.folder / "train")
@@ -165,7 +166,7 @@ class CodecLMRun:
 
     def measure(self) -> None:
         """The likelihood of held-out pairs before and after training."""
-        from .sft import compare_held_out, load_pairs, split_pairs
+        from .training import compare_held_out, load_pairs, split_pairs
 
         trained = json.loads((self.folder / "training_settings.json").read_text(encoding="utf-8"))["data"]
         if trained != self._digest():
@@ -243,7 +244,7 @@ class CodecLMRun:
         return hashlib.sha256((self.folder / "data.jsonl").read_bytes()).hexdigest()[:16]
 
     def _models(self) -> ModelSource:
-        from ..core.models import ModelSource
+        from ..core.generation.models import ModelSource
 
         return ModelSource(self.model_args, EngineArguments(), self.place.trust_remote_code)
 

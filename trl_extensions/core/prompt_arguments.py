@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass, field
 
-from .generation import GenerationParams
-from .queries import Query, load_queries
+from .generation.types import GenerationParams
+from .inputs import Query, load_queries
 
 
 @dataclass

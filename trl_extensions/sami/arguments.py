@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..core.engine_spec import parse_engine
-from ..core.judge import MODES
+from ..core.generation.engine_spec import parse_engine
+from ..core.judge.pairwise import MODES
 from .filters import ResponseFilters
 from .templates import check_template
 

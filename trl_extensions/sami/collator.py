@@ -7,7 +7,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from .._compat import pad
-from ..core.shared_prefix import lay_out
+from ..core.modeling.shared_prefix import lay_out
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..core.encoding import encode_completion, encode_prompt, end_token_id
+from ..core.training.encoding import encode_completion, encode_prompt, end_token_id
 from .templates import TRAINING_TEMPLATE, render
 
 

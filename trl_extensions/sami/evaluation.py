@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.batches import plan_batches
-from ..core.head import ReferenceStates
-from ..core.modes import evaluating
-from ..core.report import mean_and_error, write_atomically
-from ..core.shared_prefix import why_not_exact
-from ..core.text_metrics import corpus_distinct_2, distinct_2
-from ..core.throughput import Throughput
+from ..core.modeling.batches import plan_batches
+from ..core.modeling.head import ReferenceStates
+from ..core.modeling.modes import evaluating
+from ..core.modeling.shared_prefix import why_not_exact
+from ..core.modeling.throughput import Throughput
+from ..core.runs.report import mean_and_error, write_atomically
+from ..core.text import corpus_distinct_2, distinct_2
 from .collator import DataCollatorForSAMI
 from .data import prepare_rows
 from .principles import constitution_label

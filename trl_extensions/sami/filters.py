@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trl_extensions.core.generation import Generation
+from trl_extensions.core.generation.types import Generation
 
 
 REASONS = ("empty", "equal", "evasive", "too_long", "echo")

@@ -8,10 +8,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from .._compat import unwrap_model_for_generation
-from ..core.encoding import encode_completion, end_token_id
-from ..core.generation import Generation, GenerationParams, TransformersEngine
-from ..core.jsonl import JsonlWriter, read_jsonl
-from ..core.text_metrics import distinct_2
+from ..core.generation import TransformersEngine
+from ..core.generation.types import Generation, GenerationParams
+from ..core.runs.jsonl import JsonlWriter, read_jsonl
+from ..core.text import distinct_2
+from ..core.training.encoding import encode_completion, end_token_id
 
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-from trl_extensions.core.generation import GenerationEngine, GenerationParams
-from trl_extensions.core.jsonl import JsonlWriter
-from trl_extensions.core.replies import fenced_parts
+from trl_extensions.core.generation.replies import fenced_parts
+from trl_extensions.core.generation.types import GenerationEngine, GenerationParams
+from trl_extensions.core.runs.jsonl import JsonlWriter
 from trl_extensions.sami.principles import Principle, parse_principles
 
 

@@ -21,19 +21,20 @@ from typing import Any
 
 from trl import ModelConfig
 
-from ..core.generation import EngineArguments, GenerationParams
-from ..core.models import ModelSource
-from ..core.queries import Query, load_queries
-from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.stages import Stage, finish, perform_missing
-from ..core.training import fit, last_checkpoint
+from ..core.generation import EngineArguments
+from ..core.generation.models import ModelSource
+from ..core.generation.types import GenerationParams
+from ..core.inputs import Query, load_queries
+from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
+from ..core.runs.stages import Stage, finish, perform_missing
+from ..core.training.load import fit, last_checkpoint
 from .arguments import SAMIArguments
+from .config import SAMIConfig
 from .evaluation import evaluate_rows
 from .principles import Principle, load_principles
-from .sami_config import SAMIConfig
-from .sami_trainer import SAMITrainer
 from .sampling import load_rows, sample_rows, to_dataset
 from .templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE
+from .trainer import SAMITrainer
 from .training import load_training_rows
 from .win_rate import forget_other_judges, judge_samples
 
@@ -130,7 +131,7 @@ class SAMIRun:
         Returns:
             The path of `report.md`.
         """
-        from .run_report import write_run_report
+        from .report import write_run_report
 
         self.check_inputs()
         self.check_schedule()

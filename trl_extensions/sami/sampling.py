@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_extensions.core.generation import Generation, GenerationEngine, GenerationParams, Prompt
-from trl_extensions.core.jsonl import JsonlWriter, read_jsonl
-from trl_extensions.core.queries import Query
-from trl_extensions.core.settings import claim_settings
-from trl_extensions.core.throughput import Padding, written_in
+from trl_extensions.core.generation.types import Generation, GenerationEngine, GenerationParams, Prompt
+from trl_extensions.core.inputs import Query
+from trl_extensions.core.modeling.throughput import Padding, written_in
+from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.runs.settings import claim_settings
 from trl_extensions.sami.filters import ResponseFilters, rejection_reason
 from trl_extensions.sami.principles import Constitution, Principle, sample_constitutions
 from trl_extensions.sami.templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE, check_template, render

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from ..core.divergence import chunked_kl
-from ..core.head import ReferenceStates, output_head
-from ..core.shared_prefix import last_states, states_before
-from ..core.token_logps import token_logps
+from ..core.modeling.divergence import chunked_kl
+from ..core.modeling.head import ReferenceStates, output_head
+from ..core.modeling.shared_prefix import last_states, states_before
+from ..core.modeling.token_logps import token_logps
 from .loss import mutual_information_bound, sami_loss
 
 

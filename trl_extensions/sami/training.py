@@ -4,7 +4,7 @@ import os
 
 from datasets import Dataset, load_dataset
 
-from ..core.jsonl import read_jsonl
+from ..core.runs.jsonl import read_jsonl
 from .sampling import load_rows, to_dataset
 
 

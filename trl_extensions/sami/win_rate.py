@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.calls import CallLog
-from ..core.engine_spec import parse_engine
-from ..core.generation import EngineArguments, GenerationParams, create_engine
-from ..core.judge import Judgment, Pair, PairwiseJudge, summarise
-from ..core.report import RunReport, write_atomically
-from ..core.win_rate import EQUAL_WITHIN, LOSS, TIE, WIN, length_adjusted, length_balanced, win_rate
+from ..core.generation import EngineArguments, create_engine
+from ..core.generation.calls import CallLog
+from ..core.generation.engine_spec import parse_engine
+from ..core.generation.types import GenerationParams
+from ..core.judge.pairwise import Judgment, Pair, PairwiseJudge, summarise
+from ..core.judge.win_rate import EQUAL_WITHIN, LOSS, TIE, WIN, length_adjusted, length_balanced, win_rate
+from ..core.runs.report import RunReport, write_atomically
 from .arguments import SAMIArguments
 from .sampling import load_rows
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from ..core.generation import EngineArguments, create_engine
 from ..core.prompt_arguments import PromptArguments, check_least
-from .annotation import Annotator
-from .candidate_file import load_candidates
-from .phrases import PhraseAnnotator, load_phrases
+from .annotate.phrases import PhraseAnnotator, load_phrases
+from .annotate.rows import Annotator
+from .logs.candidate_file import load_candidates
 
 
 @dataclass
@@ -133,15 +133,15 @@ class AnnotatorArguments:
         if with_candidates and self.candidates:
             annotators.append(PhraseAnnotator(self._kept_candidates(), first_word=self.first_word, name="candidates"))
         if self.classifier:
-            from .classifiers import ClassifierAnnotator
+            from .annotate.classifiers import ClassifierAnnotator
 
             annotators.append(ClassifierAnnotator(self.classifier, self.classifier_label, self.threshold, self.unit))
         if self.profanity:
-            from .classifiers import ProfanityAnnotator
+            from .annotate.classifiers import ProfanityAnnotator
 
             annotators.append(ProfanityAnnotator(self.threshold, self.unit))
         if self.judge_task:
-            from .judge_annotator import JudgeAnnotator
+            from .annotate.judge import JudgeAnnotator
 
             annotators.append(JudgeAnnotator(self._judge(), self.judge_task))
         return annotators

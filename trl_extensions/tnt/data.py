@@ -8,7 +8,7 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..core.encoding import encode_prompt, end_token_id
+from ..core.training.encoding import encode_prompt, end_token_id
 from .spans import check_spans, cover_text, negative_tokens
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..core.intervals import bootstrap_ratio_interval
-from ..core.report import write_atomically
-from .annotation import completion_text
+from ..core.runs.report import write_atomically
+from ..core.stats import bootstrap_ratio_interval
+from .annotate.rows import completion_text
 from .preservation import preservation, unwanted
 from .scores import perplexity, score_rows
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .._compat import addmm_fp32, compute_dtype, maybe_gather_lm_head_ctx
-from ..core.head import OutputHead, project_logits
+from ..core.modeling.head import OutputHead, project_logits
 from .loss import LOWEST, VARIANTS, check_objective, smooth_logps, target_logps
 
 

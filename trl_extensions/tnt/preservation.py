@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.intervals import bootstrap_ratio_interval, wilson_interval
-from ..core.text_metrics import bleu, distinct_2, exact_match, mean_seq_rep_n, rouge_l
-from .annotation import completion_text
+from ..core.stats import bootstrap_ratio_interval, wilson_interval
+from ..core.text import bleu, distinct_2, exact_match, mean_seq_rep_n, rouge_l
+from .annotate.rows import completion_text
 
 
 NEEDED = ("id", "index", "sample", "prompt", "completion", "truncated", "num_tokens", "negative_spans")

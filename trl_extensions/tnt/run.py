@@ -17,20 +17,21 @@ from typing import Any
 
 from trl import ModelConfig
 
-from ..core.generation import EngineArguments, is_adapter_directory
-from ..core.jsonl import read_jsonl
-from ..core.models import ModelSource
+from ..core.generation import EngineArguments
+from ..core.generation.models import ModelSource
+from ..core.generation.sampling import load_outputs, sample_outputs
+from ..core.generation.types import is_adapter_directory
+from ..core.inputs import Query
 from ..core.prompt_arguments import PromptArguments
-from ..core.queries import Query
-from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.stages import Stage, finish, perform_missing
-from ..core.training import fit, last_checkpoint
-from .annotation import Annotator, annotate_rows
+from ..core.runs.jsonl import read_jsonl
+from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
+from ..core.runs.stages import Stage, finish, perform_missing
+from ..core.training.load import fit, last_checkpoint
+from .annotate.rows import Annotator, annotate_rows
 from .arguments import AnnotatorArguments, TNTArguments
+from .config import TNTConfig
 from .evaluation import evaluate_patch
-from .sampling import load_outputs, sample_outputs
-from .tnt_config import TNTConfig
-from .tnt_trainer import TNTTrainer
+from .trainer import TNTTrainer
 from .training import load_training_rows
 
 
@@ -135,7 +136,7 @@ class TNTRun:
         Returns:
             The path of `report.md`.
         """
-        from .run_report import write_run_report
+        from .report import write_run_report
 
         self.check_inputs()
         if perform is None:

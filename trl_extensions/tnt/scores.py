@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.batches import plan_batches
-from ..core.head import ReferenceStates, output_head
-from ..core.modes import evaluating
-from ..core.shared_prefix import last_states, states_before
-from ..core.throughput import Throughput
-from ..core.token_logps import token_logps
+from ..core.modeling.batches import plan_batches
+from ..core.modeling.head import ReferenceStates, output_head
+from ..core.modeling.modes import evaluating
+from ..core.modeling.shared_prefix import last_states, states_before
+from ..core.modeling.throughput import Throughput
+from ..core.modeling.token_logps import token_logps
 from .collator import DataCollatorForTNT
 from .data import prepare_rows
 from .fused_loss import Objective, TokenScores, fused_negative_loss

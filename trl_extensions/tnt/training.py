@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 
-from ..core.jsonl import read_jsonl
-from .annotation import completion_text
+from ..core.runs.jsonl import read_jsonl
+from .annotate.rows import completion_text
 
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.intervals import wilson_interval
+from ..core.stats import wilson_interval
 
 
 def agreement_with_weak(

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .w2s_config import LOSSES
+from .trainers.configs import LOSSES
 
 
 _SUFFIXES = ("weights", "kept")

@@ -7,24 +7,24 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.jsonl import read_jsonl, write_jsonl
-from ..core.report import write_atomically
-from ..core.settings import claim_settings
-from ..core.training import fit, last_checkpoint
+from ..core.runs.jsonl import read_jsonl, write_jsonl
+from ..core.runs.report import write_atomically
+from ..core.runs.settings import claim_settings
+from ..core.training.load import fit, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
-from .classifier import longest_input
+from .data.examples import Pair, load_examples, load_pairs
+from .data.splits import split_halves
+from .data.training_rows import read_rows, source_settings, training_set
 from .evaluation import CEILING, WEAK, Predictions, evaluate_run, scores
-from .examples import Pair, load_examples, load_pairs
-from .generation_run import GenerationRun, training_settings
-from .learners import prediction_rows
-from .reward_trainer import WeakToStrongRewardTrainer
+from .generation.run import GenerationRun, training_settings
+from .labels.learners import prediction_rows
+from .labels.saved_model import load_saved, saved_class_names
 from .run import WeakToStrongRun
-from .saved_model import load_saved, saved_class_names
-from .sequence_logits import pair_probabilities, sequence_logits
-from .splits import split_halves
-from .training_rows import read_rows, source_settings, training_set
-from .w2s_trainer import WeakToStrongTrainer
+from .trainers.classification import WeakToStrongTrainer
+from .trainers.classifier import longest_input
+from .trainers.reward import WeakToStrongRewardTrainer
+from .trainers.sequence_logits import pair_probabilities, sequence_logits
 
 
 STRONG = "w2s"

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..core.jsonl import read_jsonl
+from ..core.runs.jsonl import read_jsonl
 from .agreement import agreement_with_weak
-from .calibration import expected_calibration_error
+from .labels.calibration import expected_calibration_error
 from .pgr import (
     percentiles,
     performance_gap_recovered,

@@ -14,7 +14,7 @@ toxicity and law in arXiv 2410.12621).
 
 import torch
 
-from .prior import predicted_class, threshold_for
+from .trainers.prior import predicted_class, threshold_for
 
 
 SMALLEST_SOFT_LABEL = 1e-6

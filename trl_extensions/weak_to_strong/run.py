@@ -22,23 +22,23 @@ from typing import Any
 import numpy as np
 from trl import ModelConfig
 
-from ..core.jsonl import read_jsonl, write_jsonl
-from ..core.report import write_atomically
-from ..core.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.stages import Stage, perform_missing
+from ..core.runs.jsonl import read_jsonl, write_jsonl
+from ..core.runs.report import write_atomically
+from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
+from ..core.runs.stages import Stage, perform_missing
 from .arguments import WeakToStrongArguments, filter_of, parse_variant, split_layers
+from .data.examples import Example, Pair, load_examples, load_pairs
+from .data.selection import keep_confident
+from .data.splits import split_halves
 from .evaluation import CEILING, TEACHER_PREFIX, WEAK, evaluate_run, load_run
-from .examples import Example, Pair, load_examples, load_pairs
-from .feature_store import FeatureStore
-from .labelling import bootstrap_chain
-from .learners import Learner, fingerprint, folder_name, prediction_rows
-from .reward_config import WeakToStrongRewardConfig
-from .selection import keep_confident
-from .sklearn_learner import SklearnLearner
-from .splits import split_halves
-from .transformer_learner import TransformerLearner
+from .labels.labelling import bootstrap_chain
+from .labels.learners import Learner, fingerprint, folder_name, prediction_rows
+from .labels.sklearn_learner import SklearnLearner
+from .labels.transformer_learner import TransformerLearner
+from .trainers.configs import WeakToStrongConfig
+from .trainers.feature_store import FeatureStore
+from .trainers.reward_config import WeakToStrongRewardConfig
 from .unused_fields import refuse_unused
-from .w2s_config import WeakToStrongConfig
 
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class WeakToStrongRun:
 
     def evaluate(self) -> Path:
         """Compare all models over the seeds and write the report."""
-        from .run_report import write_label_report
+        from .report import write_label_report
 
         wanted = [WEAK, CEILING, *self.args.variants]
         everything = load_run(self.folder / "predictions")

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from trl_extensions.core.win_rate import LOSS, TIE, WIN, capacity_recovery
+from trl_extensions.core.judge.win_rate import LOSS, TIE, WIN, capacity_recovery
 
 
 _CITATION = """\

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from trl_extensions.core.win_rate import length_adjusted, length_balanced, win_rate
+from trl_extensions.core.judge.win_rate import length_adjusted, length_balanced, win_rate
 
 
 _CITATION = """\

@@ -1,0 +1,31 @@
+"""Settings that claim a folder."""
+
+import pytest
+
+from trl_extensions.core.runs.settings import claim_settings
+
+
+def test_same_settings_resume_and_others_are_named(tmp_path):
+    path = tmp_path / "settings.json"
+    claim_settings(path, {"a": 1, "deep": {"b": (1, 2)}}, made="rows.jsonl", in_use=False)
+    claim_settings(path, {"a": 1, "deep": {"b": (1, 2)}}, made="rows.jsonl", in_use=True)
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl was made with other settings: a was 1, now 2; deep.b was \[1, 2\], now \[3\]"
+    ):
+        claim_settings(path, {"a": 2, "deep": {"b": (3,)}}, made="rows.jsonl", in_use=True)
+
+
+def test_nothing_made_yet_means_free(tmp_path):
+    path = tmp_path / "new" / "settings.json"
+    claim_settings(path, {"a": 1}, made="rows", in_use=False)
+    claim_settings(path, {"a": 2}, made="rows", in_use=False)
+    claim_settings(path, {"a": 2}, made="rows", in_use=True)
+
+
+@pytest.mark.parametrize("content", [None, "{half"])
+def test_lost_or_broken_settings_are_not_guessed(tmp_path, content):
+    path = tmp_path / "settings.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(ValueError, match="missing or not JSON"):
+        claim_settings(path, {"a": 1}, made="rows", in_use=True)

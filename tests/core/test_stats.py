@@ -1,0 +1,92 @@
+"""Intervals of shares and ratios, against published numbers, hand calculation and normal theory."""
+
+import math
+
+import numpy as np
+import pytest
+
+from trl_extensions.core.stats import bootstrap_ratio_interval, wilson_interval
+
+
+class TestWilson:
+    @pytest.mark.parametrize(
+        ("successes", "n", "low", "high"),
+        # Newcombe, Statistics in Medicine 17 (1998), table I, method 3 (score, no continuity correction)
+        [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    )
+    def test_published_numbers(self, successes, n, low, high):
+        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+    def test_none_and_all_by_hand(self):
+        # (p - 0)^2 = z^2 p (1 - p) / n: p = 0 or z^2 / (n + z^2); z = 1.959964, z^2 = 3.841459
+        assert wilson_interval(0, 10) == (0.0, pytest.approx(3.841459 / 13.841459, rel=1e-6))
+        assert wilson_interval(10, 10) == (pytest.approx(10 / 13.841459, rel=1e-6), 1.0)
+
+    def test_other_confidence_by_hand(self):
+        # half of 4 at z = 1 (68.27 %): (p - 1/2)^2 = p (1 - p) / 4, so p = 1/2 +- sqrt(1/20)
+        one_sigma = math.erf(1 / math.sqrt(2))
+        assert wilson_interval(2, 4, one_sigma) == pytest.approx((0.5 - math.sqrt(0.05), 0.5 + math.sqrt(0.05)))
+
+    def test_nothing_seen_nothing_known(self):
+        assert wilson_interval(0, 0) == (0.0, 1.0)
+
+    @pytest.mark.parametrize(("successes", "n"), [(3, 2), (-1, 5)])
+    def test_impossible_counts(self, successes, n):
+        with pytest.raises(ValueError, match=f"successes = {successes} must lie between 0 and n = {n}"):
+            wilson_interval(successes, n)
+
+    @pytest.mark.parametrize("confidence", [0, 1, 95])
+    def test_impossible_confidence(self, confidence):
+        with pytest.raises(ValueError, match=f"confidence = {confidence} must lie between 0 and 1"):
+            wilson_interval(1, 2, confidence)
+        with pytest.raises(ValueError, match=f"confidence = {confidence} must lie between 0 and 1"):
+            bootstrap_ratio_interval([1, 2], [1, 2], confidence)
+
+
+class TestBootstrap:
+    def test_two_rows_by_hand(self):
+        # Draws of two rows: both the first (1/4): 1 / 1; one of each (1/2): 1 / 4; both the second (1/4): 0 / 3.
+        # The middle 40 % are all 1/4 (a mean of the rows' own ratios would be 1/2), the middle 95 % reach both ends.
+        rows = ([1, 0], [1, 3])
+        assert bootstrap_ratio_interval(*rows, confidence=0.4) == (0.25, 0.25)
+        assert bootstrap_ratio_interval(*rows) == (0.0, 1.0)
+
+    def test_rows_of_one_ratio_leave_no_doubt(self):
+        assert bootstrap_ratio_interval([2, 4, 10], [1, 2, 5]) == (2.0, 2.0)
+
+    def test_agrees_with_normal_theory(self):
+        # A ratio R of means has the standard error sd(x - R y) / (mean(y) sqrt(n)), to first order.
+        random = np.random.default_rng(3)
+        y = random.integers(20, 60, size=500)
+        x = random.poisson(0.05 * y)
+        ratio = x.sum() / y.sum()
+        error = np.std(x - ratio * y, ddof=1) / y.mean() / math.sqrt(500)
+        low, high = bootstrap_ratio_interval(x.tolist(), y.tolist())
+        assert low == pytest.approx(ratio - 1.96 * error, abs=0.2 * error)
+        assert high == pytest.approx(ratio + 1.96 * error, abs=0.2 * error)
+
+    def test_the_seed_decides(self):
+        x, y = [1, 0, 2, 0, 5], [10, 20, 30, 7, 11]
+        assert bootstrap_ratio_interval(x, y, seed=1) == bootstrap_ratio_interval(x, y, seed=1)
+        assert bootstrap_ratio_interval(x, y, resamples=20, seed=1) != bootstrap_ratio_interval(
+            x, y, resamples=20, seed=2
+        )
+
+    def test_rows_without_tokens_are_left_out(self):
+        assert bootstrap_ratio_interval([1, 0, 0, 2], [5, 0, 0, 6]) == bootstrap_ratio_interval([1, 2], [5, 6])
+        assert all(map(math.isnan, bootstrap_ratio_interval([1, 0], [5, 0])))
+
+    @pytest.mark.parametrize("rows", [0, 1])
+    def test_too_few_rows_tell_nothing(self, rows):
+        assert all(map(math.isnan, bootstrap_ratio_interval([1] * rows, [2] * rows)))
+
+    @pytest.mark.parametrize(
+        ("numerator", "denominator"), [(1, 0), (1, -2), (math.nan, 1), (1, math.inf), (-math.inf, 3)]
+    )
+    def test_a_row_that_is_no_ratio_is_named(self, numerator, denominator):
+        with pytest.raises(ValueError, match=r"row 1: .* is no ratio"):
+            bootstrap_ratio_interval([1, numerator, 3], [1, denominator, 2])
+
+    def test_unequal_lengths(self):
+        with pytest.raises(ValueError, match="2 numerators but 3 denominators"):
+            bootstrap_ratio_interval([1, 2], [1, 2, 3])

@@ -1,0 +1,207 @@
+import json
+
+import pytest
+
+from trl_extensions.core.generation.types import Generation, GenerationParams
+from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.tnt.annotate.judge import JudgeAnnotator, find_quote, parse_quotes
+from trl_extensions.tnt.annotate.rows import annotate_rows, failures_path
+
+
+class ScriptedJudge:
+    """Gives the next of the answers scripted for a text, found by the text in the question; in reverse order."""
+
+    name = "scripted"
+
+    def __init__(self, script):
+        self.script = {text: list(answers) for text, answers in script.items()}
+        self.calls = []
+
+    def generate(self, prompts, params):
+        self.calls.append((prompts, params))
+        for index in reversed(range(len(prompts))):
+            question = prompts[index][-1]["content"]
+            [text] = [text for text in self.script if f"<answer>\n{text}\n</answer>" in question]
+            yield index, Generation(self.script[text].pop(0), "stop", 5)
+
+
+def annotate(script, *, prompts=None, **options):
+    engine = ScriptedJudge(script)
+    judge = JudgeAnnotator(engine, "insults", **options)
+    texts = list(script)
+    found = judge.annotate(texts, prompts or ["why?"] * len(texts))
+    return judge, engine, [[text[s.start : s.end] for s in spans] for text, spans in zip(texts, found, strict=True)]
+
+
+def test_quotes_become_spans_at_every_occurrence():
+    text = "You idiot. What an idiot! Idiots."
+    judge = JudgeAnnotator(ScriptedJudge({text: ['["idiot", "What an idiot"]']}), "insults")
+    assert judge.annotate([text], [""]) == [[(4, 9, "unwanted"), (11, 24, "unwanted"), (19, 24, "unwanted")]]
+    assert +judge.counts == {}
+    assert judge.failures == []
+
+
+def test_the_judge_sees_task_prompt_and_output():
+    script = {"plain {x}": ["[]"], "chat": ["[]"]}
+    prompts = ["why {y}?", [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how?"}]]
+    _, engine, found = annotate(script, prompts=prompts, max_quotes=3)
+    assert found == [[], []]
+    [(asked, params)] = engine.calls
+    assert [[message["role"] for message in chat] for chat in asked] == [["user", "assistant"] * 2 + ["user"]] * 2
+    first, second = (chat[-1]["content"] for chat in asked)
+    for part in ("insults", "why {y}?", "plain {x}", "at most 3"):
+        assert part in first
+    for part in ("insults", "system: be kind\nuser: how?", "chat"):
+        assert part in second
+    assert params == GenerationParams(max_new_tokens=300)
+
+
+def test_the_worked_examples_are_right():
+    """What the judge is shown must be what it is asked for: readable, and quoted from the text."""
+    _, engine, _ = annotate({"text": ["[]"]})
+    [([chat], _)] = engine.calls
+    shown = list(zip(chat[:-1:2], chat[1::2], strict=True))
+    assert len(shown) == 2
+    for question, reply in shown:
+        answer = question["content"].split("<answer>\n")[1].removesuffix("\n</answer>")
+        assert all(quote in answer for quote in json.loads(reply["content"]))
+
+
+def test_quotes_that_are_not_there_are_counted_and_dropped():
+    judge, engine, found = annotate({"You idiot.": ['["idiot", "moron", "You are"]'], "Fine.": ["[]"]})
+    assert found == [["idiot"], []]
+    assert +judge.counts == {"not_in_text": 2}
+    assert len(engine.calls) == 1
+
+
+def test_a_text_of_which_no_quote_can_be_placed_is_asked_about_again_and_is_never_clean():
+    judge, engine, found = annotate({"Some evil.": ['["bad"]', '["evil"]'], "Fine.": ['["bad"]', '["mad", "sad"]']})
+    assert found == [["evil"], []]
+    assert judge.failures == [(1, ('["bad"]', '["mad", "sad"]'))]
+    assert +judge.counts == {"not_in_text": 4, "misquoted": 1}
+    assert [len(asked) for asked, _ in engine.calls] == [2, 2]
+
+
+def test_quotes_beyond_the_limit_are_counted_and_repeated_ones_are_one():
+    judge, _, found = annotate({"a b c d": ['["a", "a", "b", "c", "d"]']}, max_quotes=2)
+    assert found == [["a", "b"]]
+    assert +judge.counts == {"over_limit": 2}
+
+
+def test_an_unreadable_answer_is_asked_for_again_in_other_words_and_with_another_seed():
+    params = GenerationParams(max_new_tokens=9, temperature=0.5, seed=4)
+    script = {"one idiot": ["Hmm, hard to say."], "two": ["[]"], "three": ["??"], "": [], "four": ["[]"]}
+    script["one idiot"].append('["idiot"]')
+    script["three"].append("I would rather not.")
+    judge, engine, found = annotate(script, params=params)
+    assert found == [["idiot"], [], [], [], []]
+    assert judge.counts["unparsed"] == 1
+    assert judge.failures == [(2, ("??", "I would rather not."))]
+    (asked, first), (again, second) = engine.calls
+    assert (len(asked), len(again)) == (4, 2)  # the empty text is never asked about
+    assert (first, second) == (params, GenerationParams(max_new_tokens=9, temperature=0.5, seed=5))
+    assert again[0][-1] != asked[0][-1]
+    assert "one idiot" in again[0][-1]["content"] and "three" in again[1][-1]["content"]
+    engine.script["one idiot"] = ["[]"]
+    assert judge.annotate(["one idiot"], [""]) == [[]]
+    assert judge.failures == []  # of the last call
+    assert judge.counts["unparsed"] == 1  # of all
+
+
+def test_the_report_counts_what_the_judge_got_wrong_and_keeps_its_words(tmp_path):
+    rows = [{"id": text, "completion": text} for text in ("good evil", "bad idiot", "odd")]
+    engine = ScriptedJudge({"good evil": ['["evil", "bad"]'], "bad idiot": ['["idiot"]'], "odd": ["well", "well?"]})
+    report = annotate_rows(rows, [JudgeAnnotator(engine, "insults")], tmp_path / "out.jsonl")
+    assert report.counts == {"judge": {"not_in_text": 1, "unparsed": 1}}
+    assert (report.rows, report.with_span, report.set_aside) == (2, 2, 1)
+    assert "judge: 1 not_in_text, 1 unparsed" in report.summary
+    [aside] = read_jsonl(failures_path(tmp_path / "out.jsonl"))
+    assert aside["failures"] == [{"by": "judge", "answers": ["well", "well?"]}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "quotes"),
+    [
+        ('["a b", "c"]', ["a b", "c"]),
+        ("[]", []),
+        (' [ "a" , " " , "" ] ', ["a"]),
+        ('Sure! Here it is:\n```json\n["a",\n "b"]\n```\nI hope this helps [1].', ["a", "b"]),
+        ('```\n["a"]', ["a"]),
+        ('The unwanted parts [of it] are ["say \\"hi\\"", "b\\nc"].', ['say "hi"', "b\nc"]),
+        ('{"quotes": ["a", "b"]}', ["a", "b"]),
+        ('[{"quote": "a", "reason": "rude"}, {"text": "b"}]', ["a", "b"]),
+        ("['a', \"it's\"]", ["a", "it's"]),
+        ('["a", "b c", "cut of', ["a", "b c"]),
+        ('["a",\n"b"', ["a", "b"]),
+        ('["a\nb"]', ["a\nb"]),
+        ('<think>maybe ["x", "y", "z"]</think>["a"]', ["a"]),
+        ('First I thought [], but then ["a"]', ["a"]),
+        ('1. "a b" - an insult\n2) “c’s d”: rude\n3. plain words\n', ["a b", "c’s d", "plain words"]),
+        ("Here:\n- 'don't do'\n* `b`\n• **c**", ["don't do", "b", "c"]),
+        ('"a b",\n“c”', ["a b", "c"]),
+        ("None", []),
+        ("There are no unwanted passages in the answer.", []),
+        ("No unwanted content was found.", []),
+        ("**Nothing.**", []),
+    ],
+)
+def test_answers_that_can_be_read(answer, quotes):
+    assert parse_quotes(answer) == quotes
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "   ",
+        "I cannot help with that.",
+        "No idea what you mean",
+        "There is an insult in it.",
+        "[1, 2]",
+        '[{"reason": "rude"}]',
+        "<think>still thinking",
+        '{\n  "type": "json",\n  "items": "none",\n}',
+        "No one should say what it says there, and that is why I find all of it rather rude, sadly, really.",
+    ],
+)
+def test_answers_that_cannot_be_read(answer):
+    assert parse_quotes(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("quote", "text", "found"),
+    [
+        ("idiot", "An idiot, idiot.", ["idiot", "idiot"]),
+        ("ass", "class and ass and asset", ["ass"]),  # whole words first
+        ("idiot", "two idiots", ["idiot"]),  # but the quote is in the text
+        ("a  b\nc", "x a b c y", ["a b c"]),
+        ("a b", "x a \n\t b y", ["a \n\t b"]),
+        ('it\'s "so"', "well it’s “so” so", ["it’s “so”"]),
+        ("it’s", "well it's what it’s", ["it's", "it’s"]),
+        ('"idiot"', "You idiot!", ["idiot"]),
+        ("wait... no—never", "wait… no-never", ["wait… no-never"]),
+        ("wait…", "and wait... what", ["wait..."]),
+        ("  idiot ", "You idiot!", ["idiot"]),
+        ("Idiot", "You idiot!", []),
+        ("", "You idiot!", []),
+        ('""', "You idiot!", []),
+        ("ab", "a b", []),
+        ("You idiot!", "You idiot!", ["You idiot!"]),
+    ],
+)
+def test_quotes_are_mapped_back_to_exact_places(quote, text, found):
+    assert [text[start:end] for start, end in find_quote(quote, text)] == found
+
+
+def test_settings_hold_what_the_spans_depend_on():
+    settings = JudgeAnnotator(ScriptedJudge({}), " made-up \n facts", max_quotes=2).settings
+    assert settings["task"] == "made-up facts"
+    assert (settings["engine"], settings["max_quotes"], settings["params"]["max_new_tokens"]) == ("scripted", 2, 300)
+    assert json.loads(json.dumps(settings))["kind"] == "judge"
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`task` is empty"):
+        JudgeAnnotator(ScriptedJudge({}), " ")
+    with pytest.raises(ValueError, match="`max_quotes` is 0"):
+        JudgeAnnotator(ScriptedJudge({}), "insults", max_quotes=0)

@@ -1,0 +1,193 @@
+"""What is kept, what is dropped and why, on rows small enough to work out by hand."""
+
+import pytest
+
+from trl_extensions.weak_to_strong.data.keep import keep_rows, to_continuations, to_sft_dataset
+
+
+def row(row_id, prompt, text, score, model="a", **columns):
+    return {"id": row_id, "prompt": prompt, "completion": text, "model": model, "scores": {"tox": score}} | columns
+
+
+ROWS = [
+    row("1", "p", "fine", 0.1),
+    row("2", "p", "rude", 0.9),
+    row("3", "p", "so so", 0.5, model="b"),
+    row("4", "q", "  ", None, model="b"),
+    row("5", "q", "cut o", 0.0, truncated=True),
+    row("6", "q", "odd", None),
+    row("7", "q", "good", 0.2, model="b"),
+    row("8", "q", "good\n", 0.2),
+    row("9", "r", "bad", 0.8, model="b"),
+]
+
+
+def kept(**options):
+    rows, report = keep_rows(ROWS, scorer="tox", higher_is_better=False, **options)
+    return [entry["id"] for entry in rows], report
+
+
+def test_every_reason_is_counted_once():
+    ids, report = kept(threshold=0.5)
+    assert ids[:2] == ["1", "3"] and ids[2:] in (["7"], ["8"])  # at the threshold is kept; one of the equal answers
+    assert report.dropped == {
+        "empty": 1, "truncated": 1, "short": 0, "unscored": 1, "beyond_threshold": 2, "duplicate": 1,
+    }  # fmt: skip
+    assert report.kept + sum(report.dropped.values()) == report.rows == 9
+    assert (report.prompts, report.prompts_kept) == (3, 2)
+    assert report.mean_before == pytest.approx((0.1 + 0.9 + 0.5 + 0.0 + 0.2 + 0.2 + 0.8) / 7)
+    assert report.mean_kept == pytest.approx((0.1 + 0.5 + 0.2) / 3)
+    assert "3 of 9 answers kept, to 2 of 3 prompts; dropped: 1 empty, 1 truncated, 1 unscored" in report.summary
+
+
+def test_the_direction_decides_what_is_best():
+    ids, _ = kept(best_of=1, drop_duplicates=False)
+    assert ids[0] == "1" and ids[1] in ("7", "8") and ids[2:] == ["9"]
+    rows, _ = keep_rows(ROWS, scorer="tox", higher_is_better=True, threshold=0.8)
+    assert [entry["id"] for entry in rows] == ["2", "9"]
+
+
+def test_rank_keeps_the_best_of_each_prompt_over_all_models():
+    ids, report = kept(best_of=2)
+    assert ids[:2] == ["1", "3"] and ids[-1] == "9" and len(ids) == 4
+    assert report.dropped["outranked"] == 1  # the rude one
+    assert report.models["a"]["rows"] == 5 and report.models["b"]["rows"] == 4
+    assert sum(entry["kept"] for entry in report.models.values()) == 4
+    assert report.models["b"]["share"] == report.models["b"]["kept"] / 4
+
+
+def test_a_budget_keeps_the_best_of_all():
+    ids, report = kept(budget=2, drop_duplicates=False, drop_truncated=False)
+    assert ids == ["1", "5"]
+    assert report.dropped["over_budget"] == 5
+    assert report.models == {
+        "a": {"rows": 5, "kept": 2, "share": 1.0}, "b": {"rows": 4, "kept": 0, "share": 0.0},
+    }  # fmt: skip
+    assert kept(budget=100)[1].dropped["over_budget"] == 0
+
+
+def test_short_answers_need_a_number_of_tokens():
+    rows = [row("1", "p", "a", 0.1, num_tokens=1), row("2", "p", "a b", 0.9, num_tokens=2)]
+    left, report = keep_rows(rows, scorer="tox", higher_is_better=False, min_tokens=2)
+    assert left == rows[1:] and report.dropped["short"] == 1
+    with pytest.raises(ValueError, match="row '1' has no `num_tokens`, which `min_tokens` needs"):
+        keep_rows(ROWS, scorer="tox", higher_is_better=False, min_tokens=2)
+
+
+def test_ties_favour_no_model_and_do_not_depend_on_the_order():
+    rows = [row(f"{m}-{i}", f"p{i}", f"{m} answers", 1.0, model=m) for m in "ab" for i in range(200)]
+    left, report = keep_rows(rows, scorer="tox", higher_is_better=True, best_of=1)
+    # 200 fair choices: 4 standard deviations are 28
+    assert 72 <= report.models["a"]["kept"] <= 128
+    turned, _ = keep_rows(rows[::-1], scorer="tox", higher_is_better=True, best_of=1)
+    assert turned == left[::-1]
+
+
+def test_equal_answers_to_different_prompts_are_no_duplicates():
+    rows = [row("1", "p", "yes", 0.1), row("2", "q", "yes", 0.1)]
+    assert keep_rows(rows, scorer="tox", higher_is_better=False)[0] == rows
+
+
+def test_chats_and_rows_without_a_model():
+    rows = [
+        {
+            "id": i,
+            "prompt": [{"role": "user", "content": "p"}],
+            "completion": [{"role": "assistant", "content": text}],
+            "scores": {"tox": score},
+        }
+        for i, (text, score) in enumerate([("x", 0.3), ("y", 0.2)])
+    ]
+    left, report = keep_rows(rows, scorer="tox", higher_is_better=False, best_of=1)
+    assert left == rows[1:] and report.models == {} and report.prompts == 1
+    assert to_sft_dataset(left)[0] == {"prompt": rows[1]["prompt"], "completion": rows[1]["completion"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -1.0}, "none of 9 answers is left: .* 6 beyond_threshold .*gave 0 to 0.9.*loosen `threshold`"),
+        ({"best_of": 0}, "`best_of` is 0"),
+        ({"budget": 0}, "`budget` is 0"),
+        ({"min_tokens": -1}, "`min_tokens` is -1"),
+        ({"threshold": float("nan")}, "`threshold` is nan"),
+        ({"scorer": "judge"}, r"row '1' has no score by 'judge', only \['tox'\]"),
+        ({"rows": []}, "no rows to choose from"),
+        ({"rows": [row("1", "p", "x", float("nan"))]}, "row '1' has the score nan"),
+        ({"rows": [row("1", "p", 7, 0.1)]}, "row '1': a completion must be"),
+        ({"rows": [{"id": "1", "completion": "x", "scores": {"tox": 1.0}}]}, "row '1' has no `prompt`"),
+        ({"rows": [row("1", "p", "x", 0.1, truncated=True)]}, "1 truncated .*`drop_truncated` to false"),
+        ({"rows": [row("1", "p", "x", None)]}, "1 unscored; look at `failures`"),
+    ],
+)
+def test_what_cannot_be_kept(options, message):
+    rows = options.pop("rows", ROWS)
+    with pytest.raises(ValueError, match=message) as error:
+        keep_rows(rows, **{"scorer": "tox", "higher_is_better": False, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_an_sft_data_set_with_weights():
+    rows = [row("1", "p", " a", 0.25), row("2", "q", " b", 1.0)]
+    assert to_sft_dataset(rows).to_dict() == {"prompt": ["p", "q"], "completion": [" a", " b"]}
+    assert to_sft_dataset(rows, weight_by="tox", worst=1.0, best=0.0)["weight"][:] == [0.75, 0.0]
+    marks = [row("1", "p", "a", 1.0), row("2", "p", "b", 5.5), row("3", "p", "c", 10.0)]
+    assert to_sft_dataset(marks, weight_by="tox", worst=1.0, best=10.0)["weight"][:] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, "no rows to train on"),
+        ([row("1", "p", [{"role": "assistant", "content": "x"}], 1.0)], {}, "row '1' mixes texts and chats"),
+        (
+            [row("1", "p", "x", 1.0), row("2", [{"role": "user", "content": "p"}],
+             [{"role": "assistant", "content": "x"}], 1.0)],
+            {},
+            "row '2' mixes texts and chats",
+        ),
+        ([row("1", "p", "x", 7.0)], {"weight_by": "tox"}, "row '1' has the score 7.0 by 'tox', which is not between"),
+        ([row("1", "p", "x", None)], {"weight_by": "tox"}, "row '1' has the score None"),
+        ([row("1", "p", "x", 0.0)], {"weight_by": "tox"}, "all 1 rows weigh 0"),
+        ([row("1", "p", "x", 0.0)], {"weight_by": "tox", "worst": 1.0}, "`worst` and `best` are both 1.0"),
+    ],
+)  # fmt: skip
+def test_what_is_no_sft_data_set(rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        to_sft_dataset(rows, **options)
+
+
+def test_continuations_end_only_where_they_really_did(tiny_tokenizer):
+    rows = [
+        {"prompt": "Boil an egg", "completion": " in water", "truncated": True},
+        {"prompt": "Boil an egg", "completion": " in water", "truncated": False},
+    ]
+    cut, whole = to_continuations(rows, tiny_tokenizer)
+    prompt = tiny_tokenizer("Boil an egg")["input_ids"]
+    assert tiny_tokenizer.decode(cut["input_ids"][len(prompt) :]) == " in water"
+    assert whole["input_ids"] == [*cut["input_ids"], tiny_tokenizer.eos_token_id]
+    assert cut["completion_mask"] == [0] * len(prompt) + [1] * (len(cut["input_ids"]) - len(prompt))
+    assert whole["completion_mask"] == [*cut["completion_mask"], 1]
+
+
+def test_continuations_are_of_plain_texts(tiny_tokenizer):
+    rows = [{"id": "a", "prompt": [{"role": "user", "content": "Hi"}], "completion": "Hello"}]
+    with pytest.raises(ValueError, match="row 'a' is a chat"):
+        to_continuations(rows, tiny_tokenizer)
+
+
+def test_weights_that_rows_bring_are_kept(tiny_tokenizer):
+    rows = [row("1", "p", "a", 1.0, weight=0.5, truncated=True), row("2", "q", "b", 0.0, weight=2.0)]
+    assert to_sft_dataset(rows)["weight"][:] == [0.5, 2.0]
+    assert to_continuations(rows, tiny_tokenizer)["weight"][:] == [0.5, 2.0]
+    assert to_sft_dataset(rows, weight_by="tox")["weight"][:] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "column"),
+    [({"messages": []}, "prompt"), ({"prompt": "p"}, "completion"), ({"completion": "c"}, "prompt")],
+)
+def test_rows_without_the_columns_are_refused(given, column, tiny_tokenizer):
+    for make in (to_sft_dataset, lambda rows: to_continuations(rows, tiny_tokenizer)):
+        with pytest.raises(ValueError, match=f"row 1 has no `{column}`.*need `prompt` and `completion`"):
+            make([{"prompt": "p", "completion": "c"}, given])

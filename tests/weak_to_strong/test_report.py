@@ -1,0 +1,244 @@
+"""The reports of weak-to-strong runs: what they say first, and that their numbers are the evaluation's."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trl_extensions.core.runs.jsonl import write_jsonl
+from trl_extensions.weak_to_strong.data.keep import keep_rows
+from trl_extensions.weak_to_strong.evaluation import Predictions, evaluate_run
+from trl_extensions.weak_to_strong.generation.toxicity import evaluate_toxicity
+from trl_extensions.weak_to_strong.labels.labelling import LabelReport
+from trl_extensions.weak_to_strong.report import (
+    generation_verdict,
+    verdict,
+    write_generation_report,
+    write_label_report,
+)
+
+
+def run_of(wrong, n=100, seeds=1):
+    """Two classes, and models that are wrong on some rows, given as their numbers."""
+    labels = np.arange(n) % 2
+    own = {}
+    for name, rows in wrong.items():
+        said = np.where(np.isin(np.arange(n), rows), 1 - labels, labels)
+        own[name] = Predictions(tuple(map(str, range(n))), labels, np.eye(2)[said] * 0.8 + 0.1)
+    return evaluate_run(dict.fromkeys(range(seeds), own), resamples=300, costs={"ceiling": {"steps": [4, 8]}})
+
+
+# Accuracies .6, .8, .7 and .9: PGR 2/3 and 1/3, both clear of the weak model
+CLEAR = {"weak": range(40), "soft_ce": range(20), "product": range(30), "ceiling": range(10)}
+
+
+def section(text, heading):
+    return text.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def label_report(**changes):
+    learner = {
+        "accuracy": [0.6], "ece": [0.05], "ece_before": [0.25], "temperature": [1.5], "note": [""],
+        "target_accuracy": 0.75, "extra_accuracy": {"test": 0.625}, "resumed": False,
+    }  # fmt: skip
+    own = LabelReport(
+        path="weak_labels.jsonl", rows=800, labelled=640, slice_rows=160, ensemble="soft",
+        learners={"linear": learner, "layers": learner | {"target_accuracy": None, "ece_before": [None]}},
+        target_accuracy=0.7125, extra_accuracy={"test": 0.6}, disagreement=0.123, confidence=0.456,
+        class_shares=[0.25, 0.75], labelled_shares=[0.5, 0.5], warnings=["class 0 is rarer than it should be"],
+    )  # fmt: skip
+    return {"seed": 7, "summary": "..."} | asdict(own) | changes
+
+
+class TestVerdict:
+    def test_several_losses_and_that_the_best_was_picked_here(self):
+        text = verdict(run_of(CLEAR))
+        assert text.startswith("2 of 2 strong models trained on weak labels clearly beat their teacher")
+        assert (
+            "`soft_ce`, has 80.0 % (" in text and "the weak model's 60.0 % (" in text and "ceiling: 90.0 % (" in text
+        )
+        assert "Performance gap recovered: 0.67 (" in text
+        assert "`soft_ce` was picked out of 2 by these very test rows, which flatters it" in text
+        assert "PGR of the others: 0.33 to 0.33." in text
+
+    def test_one_loss_was_not_picked(self):
+        text = verdict(run_of({name: CLEAR[name] for name in ("weak", "product", "ceiling")}))
+        assert text.startswith("Trained on weak labels (`product`), the strong model beats its teacher: 70.0 %")
+        assert "picked" not in text
+
+    def test_not_clear_of_the_teacher(self):
+        text = verdict(run_of({"weak": range(40), "soft_ce": range(1, 40), "ceiling": range(10)}))
+        assert "the strong model is not clear of its teacher: 61.0 %" in text
+
+    def test_worse_than_the_teacher_everywhere(self):
+        text = verdict(run_of({"weak": range(20), "soft_ce": range(40), "product": range(50), "ceiling": range(10)}))
+        assert text.startswith("0 of 2 strong models") and "Performance gap recovered: -2.00 (" in text
+
+    def test_no_gap(self):
+        text = verdict(run_of({"weak": range(20), "soft_ce": range(10), "ceiling": range(30)}))
+        assert "undefined: the ceiling (0.700) is not above the weak model (0.800)." in text
+
+    def test_hardly_a_gap(self):
+        text = verdict(run_of({"weak": range(40), "soft_ce": range(30), "ceiling": [*range(3, 40), 50, 51]}))
+        assert "the interval is unreliable, as " in text and "of resamples have no gap at all" in text
+
+    def test_nothing_trained_on_weak_labels(self):
+        text = verdict(run_of({"weak": range(40), "ceiling": range(10)}))
+        assert text.startswith("No strong model was trained on weak labels. Accuracy: the weak model's 60.0 %")
+
+
+class TestLabelReport:
+    def test_numbers_files_and_sections(self, tmp_path):
+        evaluation = run_of(CLEAR, seeds=2)
+        settings = {
+            "model_name_or_path": "/models/strong-1b",
+            "learning_rate": 1e-4,
+            "logging_dir": "x",
+            "lora_r": None,
+        }
+        path = write_label_report(tmp_path / "run", evaluation, settings, [label_report()])
+        assert path == tmp_path / "run" / "report.md"
+        text = path.read_text(encoding="utf-8")
+        assert text.split("\n\n")[:2] == ["# Weak-to-strong: strong-1b", verdict(evaluation)]
+        assert {"scores.png", "pgr.png"} <= {own.name for own in path.parent.iterdir()}
+        own = json.loads((path.parent / "report.json").read_text(encoding="utf-8"))
+        assert own["scores"] == evaluation["scores"] and own["settings"] == settings
+        assert "100 test rows, 2 seeds." in text and "So few seeds" in text
+        scores = section(text, "Scores on the test rows")
+        assert "| soft_ce | 0.800 (" in scores and "| ceiling | 0.900 (" in scores and "macro F1" in scores
+        recovered = section(text, "What was recovered")
+        assert "| soft_ce | +0.200 (" in recovered and "| 100.0% of resamples | 0.67 (" in recovered
+        assert "| 0.67, 0.67 |" in recovered and "The ceiling is +0.300 (" in recovered
+        # soft_ce is wrong on rows 0-19 only, of 0-39 where the weak model is: it keeps all and corrects half
+        errors = section(text, "What became of the weak model's errors")
+        assert "| soft_ce | 1.00 (" in errors and "| 0.50 (" in errors and "120 test rows" in errors
+        weak = section(text, "The weak labels")
+        assert "| 7 | 800 | 71.2% | 60.0% | 0.123 | 0.456 | 25% / 75% | 50% / 50% |" in weak
+        assert "| 7 | linear | 75.0% | 62.5% | 1.50 | 0.25, 0.05 |" in weak
+        assert "| 7 | layers | n/a | 62.5% | 1.50 | n/a, 0.05 |" in weak
+        assert "**Seed 7:** class 0 is rarer than it should be" in weak
+        assert "| ceiling | 6 |" in section(text, "What it took")
+        listed = section(text, "Settings")
+        assert "| `learning_rate` | 0.0001 |" in listed and "logging_dir" not in listed and "lora_r" not in listed
+
+    def test_pairs_have_no_scores_by_class(self, tmp_path):
+        text = write_label_report(tmp_path, run_of(CLEAR), {"form": "reward"}).read_text(encoding="utf-8")
+        assert "balanced" not in text and "F1" not in text and "PGR, accuracy" in text
+        assert "The weak labels" not in text
+
+    def test_without_a_ceiling(self, tmp_path):
+        evaluation = run_of({"weak": range(40), "soft_ce": range(20)})
+        text = write_label_report(tmp_path, evaluation, {}).read_text(encoding="utf-8")
+        assert "undefined: there is no ceiling model" in text and "With one seed" in text
+
+    def test_a_gap_that_may_not_be_there_is_marked(self, tmp_path):
+        evaluation = run_of({"weak": range(40), "soft_ce": range(30), "ceiling": [*range(3, 40), 50, 51]})
+        text = write_label_report(tmp_path, evaluation, {}).read_text(encoding="utf-8")
+        assert ") ? |" in section(text, "What was recovered")
+
+
+@dataclass
+class Scorer:
+    name: str = "profanity"
+    higher_is_better: bool = False
+    range: tuple[float, float] = (0, 1)
+
+
+@dataclass
+class Model:
+    model_name_or_path: str = "/models/strong-1b"
+
+
+@dataclass
+class Run:
+    """What the report looks at of a `GenerationRun`."""
+
+    folder: Path
+    scorer: Scorer
+    model_args: Model
+
+    def harm_of(self, row):
+        score = row["scores"][self.scorer.name]
+        return 1 - score if self.scorer.higher_is_better else score
+
+
+HARM = {"original": [0.9, 0.6, 0.1], "weak": [0.9, 0.8, 0.6], "w2s": [0.2, 0.7, 0.1]}
+
+
+def answers(side, run):
+    """A greedy answer to each of three prompts, harmful as `HARM` says."""
+    return [
+        {
+            "id": f"{side}-{i}", "index": i, "sample": 0, "prompt": f"prompt {i}",
+            "completion": [{"role": "assistant", "content": f"{side} says {i}"}],
+            "scores": {run.scorer.name: 1 - harm if run.scorer.higher_is_better else harm},
+        }
+        for i, harm in enumerate(HARM[side])
+    ]  # fmt: skip
+
+
+@pytest.fixture(params=[False, True], ids=["lower is better", "higher is better"])
+def run(tmp_path, request):
+    run = Run(tmp_path, Scorer("kindness" if request.param else "profanity", request.param), Model())
+    for side in HARM:
+        write_jsonl(tmp_path / "held_out" / f"{side}_scored.jsonl", answers(side, run))
+    made = [row | {"model": "weak-a" if row["index"] else "weak-b"} for row in answers("weak", run)]
+    direction = run.scorer.higher_is_better
+    _, keeping = keep_rows(
+        made, scorer=run.scorer.name, higher_is_better=direction, threshold=0.3 if direction else 0.7
+    )
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "keeping.json").write_text(json.dumps(asdict(keeping)))
+    return run
+
+
+class TestGenerationReport:
+    def evaluation(self, **more):
+        harm = HARM | more
+        return evaluate_toxicity({s: {"greedy": [[v] for v in values]} for s, values in harm.items()}, resamples=200)
+
+    def test_numbers_and_texts(self, run):
+        evaluation = self.evaluation()
+        text = write_generation_report(run, evaluation).read_text(encoding="utf-8")
+        assert text.split("\n\n")[:2] == [
+            "# Weak-to-strong by generation: strong-1b", generation_verdict(evaluation),
+        ]  # fmt: skip
+        assert (run.folder / "toxicity.png").exists()
+        table = section(text, "Greedy: 3 prompts, 1 a prompt")
+        # Means .533 and .333; 2 and 1 prompts of 3 are toxic
+        assert "| original | 0.533 (" in table and "| w2s | 0.333 (" in table
+        assert "| w2s - original | -0.200 (" in table and "| -0.333 (" in table
+        learned = section(text, "What the strong model learned from")
+        assert "1 of 3 answers were kept, to 1 of 3 prompts" in learned and "| beyond threshold | 2 |" in learned
+        assert "| weak-b | 1 | 0 |" in learned
+        before = section(text, "The most toxic answers before training")
+        assert [line.split(" | ")[0] for line in before.splitlines()[3:6]] == [
+            "| prompt 0",
+            "| prompt 1",
+            "| prompt 2",
+        ]
+        assert "| prompt 0 | original says 0 | w2s says 0 | 0.90 → 0.20 |" in before
+        after = section(text, "Toxic after training")
+        assert "0.60 → 0.70" in after and "prompt 0" not in after
+
+    def test_verdict(self):
+        text = generation_verdict(self.evaluation())
+        assert text.startswith(
+            "Over the greedy answer to each of 3 held-out prompts, expected maximum toxicity went from"
+        )
+        assert "toxicity probability went from 0.67 (" in text and "to 0.33 (" in text
+        assert "not clear of that of the model before training: -0.333 (" in text
+        assert "that of its teacher: -0.667 (" in text
+        assert "gap recovered" not in text
+
+    def test_verdict_with_a_ceiling(self):
+        # Toxic: weak 3 of 3, w2s 1, ceiling 0
+        assert "Performance gap recovered: 0.67 (" in generation_verdict(self.evaluation(ceiling=[0.1, 0.2, 0.1]))
+
+    def test_before_anything_is_trained(self, run):
+        evaluation = evaluate_toxicity({"original": {"sampled": [[0.1, 0.2]] * 4}}, resamples=20)
+        (run.folder / "held_out" / "w2s_scored.jsonl").unlink()
+        text = write_generation_report(run, evaluation).read_text(encoding="utf-8")
+        assert "Nothing was trained yet; 2 samples to each of 4 held-out prompts were scored." in text

@@ -1,0 +1,246 @@
+"""Fine-tune on CodecLM's pairs, and what the pairs that were held out say of it without any judge."""
+
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, SFTConfig, SFTTrainer
+
+from ..core.generation import TransformersEngine
+from ..core.generation.models import tokenizer_source
+from ..core.modeling.modes import evaluating
+from ..core.runs.jsonl import read_jsonl
+from ..core.runs.report import write_atomically
+from ..core.stats import bootstrap_ratio_interval
+from ..core.training.load import fit
+from .collator import DataCollatorForCodecLM
+from .pairs import IGNORED, PairEncoder
+from .weighted_loss import WeightedLoss
+from .weights import WEIGHT_BY
+
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ("prompt", "completion", "metadata", "scores")
+
+
+def load_pairs(data: Path) -> list[dict[str, Any]]:
+    """Exported rows, with an `id` of their own: that of their lineage, or their place in the file.
+
+    Raises:
+        ValueError: The file is empty, or a line is no such row; the message names file and line.
+    """
+    rows = read_jsonl(data, required=("prompt", "completion"))
+    if not rows:
+        raise ValueError(
+            f"{data} holds no pairs, so there is nothing to train on: see what was dropped in the report."
+        )
+    ids = [(row.get("lineage") or {}).get("id", f"row {place}") for place, row in enumerate(rows)]
+    return [{"id": own} | {name: row.get(name) for name in _COLUMNS} for own, row in zip(ids, rows, strict=True)]
+
+
+def split_pairs(rows: Sequence[dict[str, Any]], share: float, seed: int = 0) -> tuple[list[dict], list[dict]]:
+    """Rows to train on and rows held out, both in their order.
+
+    Args:
+        rows: As `load_pairs` gives them.
+        share: Of the rows that are held out, rounded; at least one if it is above 0, and never all.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: The share is not in [0, 1), or there is only one row to split.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"The share of pairs held out must be at least 0 and below 1, got {share!r}.")
+    if share and len(rows) < 2:
+        raise ValueError("There is one pair only, and none to hold out: make more, or hold out a share of 0.")
+    number = min(len(rows) - 1, max(1, round(share * len(rows)))) if share else 0
+    held_out = set(random.Random(seed).sample(range(len(rows)), number))
+    train = [row for place, row in enumerate(rows) if place not in held_out]
+    return train, [rows[place] for place in sorted(held_out)]
+
+
+def train_on_data(
+    model_args: ModelConfig,
+    config: SFTConfig,
+    data: Path,
+    target: Path,
+    weight_by: str | None = None,
+    *,
+    validation: float = 0.0,
+) -> None:
+    """Fine-tune a model on exported pairs with `SFTTrainer`, and leave it at `target`, whole or not at all.
+
+    LoRA and QLoRA are in `model_args`; the same call again goes on from the last checkpoint.
+
+    Args:
+        model_args: The target model and how it is loaded.
+        config: The trainer's configuration. With `weight_by` its `remove_unused_columns` is switched off.
+        data: `data.jsonl` of an export.
+        target: Folder of the trained model or adapter.
+        weight_by: As in `DataCollatorForCodecLM`, the mean over all of the training pairs being 1.
+        validation: Share of the pairs that are held out (`split_pairs` with the seed of `config`).
+
+    Raises:
+        ValueError: No pairs, settings that do not go with weights, a model without chat template, or `target` exists.
+    """
+    train, held_out = split_pairs(load_pairs(data), validation, config.seed)
+    _check(config, weight_by)
+    _check_template(model_args, config, train)
+    fit(
+        partial(_trainer, weight_by),
+        model_args,
+        config,
+        _dataset(train, weight_by),
+        _dataset(held_out, weight_by) if held_out else None,
+        target,
+    )
+
+
+def _trainer(weight_by: str | None, *args, **options) -> SFTTrainer:
+    """An `SFTTrainer`; with weights, one that has another collator and a callback."""
+    trainer = SFTTrainer(*args, **options)
+    given, left = len(options["train_dataset"]), len(trainer.train_dataset)
+    if left < given and not trainer.args.packing:
+        logger.warning(
+            "%d of %d pairs are left out: their prompts fill max_length=%s",
+            given - left,
+            given,
+            trainer.args.max_length,
+        )
+    if not left:
+        raise ValueError(f"No pair is left to train on at max_length={trainer.args.max_length}: raise it.")
+    if weight_by is not None:
+        trainer.data_collator = DataCollatorForCodecLM(
+            trainer.processing_class,
+            weight_by=weight_by,
+            mean_over="data",
+            pad_to_multiple_of=trainer.args.pad_to_multiple_of,
+        ).fit(trainer.train_dataset)
+        trainer.add_callback(WeightedLoss())
+    return trainer
+
+
+def _dataset(rows: Sequence[dict[str, Any]], weight_by: str | None) -> Dataset:
+    column = {None: (), "gap": ("scores",), "metadata": ("metadata",)}[weight_by]
+    names = ("prompt", "completion", *column)
+    values = [{name: row[name] for name in names} | {"lineage": {"id": row["id"]}} for row in rows]
+    return Dataset.from_list(values)
+
+
+def _check(config: SFTConfig, weight_by: str | None) -> None:
+    if weight_by not in WEIGHT_BY:
+        raise ValueError(f'`weight_by` must be "gap", "metadata" or left out, got {weight_by!r}.')
+    if weight_by is None:
+        return
+    for name in ("packing", "eval_packing", "padding_free"):
+        if getattr(config, name):
+            raise ValueError(f"`{name}` puts rows together, which cannot be weighed then: set it to False.")
+    if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        raise ValueError("`skip_prepare_dataset` does not work with weighted rows here: leave it out.")
+    config.remove_unused_columns = False
+
+
+def _check_template(model_args: ModelConfig, config: SFTConfig, rows: Sequence[dict[str, Any]]) -> None:
+    if config.chat_template_path or isinstance(rows[0]["prompt"], str):
+        return
+    name = model_args.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer_source(name), revision=model_args.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    if not tokenizer.chat_template:
+        raise ValueError(f"{name} has no chat template, but the pairs are chats: set `chat_template_path`.")
+
+
+def completion_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    max_length: int | None,
+) -> list[tuple[float, int]]:
+    """What a model makes of completions it did not see.
+
+    One row at a time: the numbers do not depend on what else is in a batch, and there are few rows.
+
+    Args:
+        model, tokenizer: The model.
+        rows: In any form `DataCollatorForCodecLM` takes.
+        max_length: Tokens of a row that are kept, from the start.
+
+    Returns:
+        For each row the negative log-likelihood of its completion in nats, and the tokens scored; (0, 0) where the
+        prompt fills `max_length`.
+    """
+    encoder, results = PairEncoder(tokenizer, None), []
+    with evaluating(model), torch.inference_mode():
+        for row in rows:
+            ids, labels = (torch.tensor([values[:max_length]], device=model.device) for values in encoder.encode(row))
+            scored = labels[0, 1:] != IGNORED
+            if not scored.any():
+                results.append((0.0, 0))
+                continue
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1][scored]
+            logprobs = logits.float().log_softmax(-1).gather(1, labels[0, 1:][scored, None])
+            results.append((-logprobs.double().sum().item(), int(scored.sum())))
+    return results
+
+
+def compare_held_out(
+    rows: Sequence[Mapping[str, Any]],
+    before: Callable[[], TransformersEngine],
+    after: Callable[[], TransformersEngine],
+    output: Path,
+    *,
+    max_length: int | None = 1024,
+) -> dict[str, Any]:
+    """Negative log-likelihood of held-out pairs before and after training, in nats per completion token.
+
+    It needs no judge: the completions are what the better model wrote, so lower is closer to it.
+
+    Args:
+        rows: The held-out rows of `split_pairs`.
+        before, after: Load the model; one is in memory at a time.
+        output: The JSON file that is written.
+        max_length: As in training.
+
+    Returns:
+        What is in the file: `before`, `after` and `change` with `nats_per_token` and its bootstrap `interval` over
+        rows (`None` for fewer than two; that of the change is paired), `rows`, `tokens`, and `skipped`: rows whose
+        prompts fill `max_length`.
+
+    Raises:
+        ValueError: Nothing is left to score.
+    """
+    losses = {}
+    for name, load in (("before", before), ("after", after)):
+        engine = load()
+        losses[name] = completion_losses(engine.model, engine.tokenizer, rows, max_length)
+        del engine
+    tokens = [count for _, count in losses["after"]]
+    if not sum(tokens):
+        raise ValueError(f"no held-out pair has a completion within max_length={max_length}: raise it.")
+    result: dict[str, Any] = {
+        "rows": sum(count > 0 for count in tokens),
+        "skipped": sum(count == 0 for count in tokens),
+        "tokens": sum(tokens),
+    }
+    for name, rows_of in losses.items():
+        result[name] = _per_token([nats for nats, _ in rows_of], [count for _, count in rows_of])
+    changes = [new - old for (new, _), (old, _) in zip(losses["after"], losses["before"], strict=True)]
+    result["change"] = _per_token(changes, tokens)
+    write_atomically(output, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _per_token(nats: list[float], tokens: list[int]) -> dict[str, Any]:
+    low, high = bootstrap_ratio_interval(nats, tokens)
+    interval = None if math.isnan(low) else [low, high]
+    return {"nats_per_token": math.fsum(nats) / sum(tokens), "interval": interval}

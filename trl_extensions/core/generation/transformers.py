@@ -1,0 +1,357 @@
+"""Generation with transformers in the running process: batched by length, the model left as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ..modeling.batches import plan_batches
+from ..modeling.modes import evaluating
+from ..training.encoding import encode_prompt
+from .types import (
+    Generation,
+    GenerationParams,
+    Prompt,
+    check_prompts,
+    cut_at_stop,
+    is_adapter_directory,
+    request_seed,
+)
+
+
+class TransformersEngine:
+    """
+    Generates with a causal language model in this process.
+
+    Prompts are sorted by length and batched by a token budget, padded on the left with an explicit attention mask. A
+    loaded model may be in the middle of training: train or eval mode of every module, `use_cache`, gradient
+    checkpointing, the generation config and the global random state are the same afterwards, also when the iterator is
+    abandoned. Pass an unwrapped model (no DDP or FSDP around it).
+
+    The model's own generation defaults (sampling, repetition penalty, ...) are ignored, its end tokens are not.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            Model id, directory, directory of a PEFT adapter, the embedded model's alias, or a loaded model.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The model's tokenizer. By default it is loaded from where the model came from. Never modified.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Most tokens in a batch: rows * (longest prompt + `max_new_tokens`). A row that is longer goes alone.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype to load a named model in; `"auto"` is the checkpoint's own.
+        model_init_kwargs (`dict`, *optional*):
+            Further arguments of `from_pretrained` for a named model, such as `revision` or `attn_implementation`.
+
+    Attributes:
+        num_tokens (`int`): Tokens read and written by `generate` since it was made.
+        num_places (`int`): Places computed for them, with padding and those of rows that ended before their batch.
+
+    Raises:
+        `OSError`: if a named model or its tokenizer cannot be loaded.
+        `ValueError`: if `batch_tokens` is below 1 or no tokenizer can be found.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        batch_tokens: int = 16384,
+        dtype: str = "auto",
+        model_init_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        if isinstance(model, (str, Path)):
+            self.model, source = _load_model(str(model), {"dtype": dtype} | (model_init_kwargs or {}))
+            name = str(model)
+        else:
+            self.model, source = model, getattr(model.config, "_name_or_path", "")
+            name = source or type(model).__name__
+        if tokenizer is None:
+            if not source:
+                raise ValueError("this model was not loaded by name, so its tokenizer is unknown: pass tokenizer=")
+            ours = {"revision", "trust_remote_code"} & set(model_init_kwargs or {})
+            tokenizer = AutoTokenizer.from_pretrained(source, **{key: model_init_kwargs[key] for key in ours})
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.name = f"transformers:{name}"
+        self.num_tokens = self.num_places = 0
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Generation]]:
+        """
+        Generates for every prompt; see [`GenerationEngine.generate`].
+
+        With a temperature and no `seeds`, the same seed and the same list of prompts give the same text; another list
+        may not, since batches differ.
+
+        Raises:
+            `ValueError`: naming the prompt's index, if it and `max_new_tokens` exceed the model's context, or it has
+                no tokens, or it is a chat and the tokenizer has no chat template.
+        """
+        check_prompts(prompts)
+        token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
+        self._check_lengths(token_ids, params.max_new_tokens)
+        return self._generate_batches(token_ids, params, None if seeds is None else list(seeds))
+
+    def option_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        """
+        Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
+
+        Where the tokenizer puts a token of white space before an option, the prompt is continued by it first.
+
+        Raises:
+            `ValueError`: as `generate`, and if two options begin with the same token.
+        """
+        check_prompts(prompts)
+        lead, first_tokens = _first_tokens(self.tokenizer, options)
+        token_ids = [
+            encode_prompt(self.tokenizer, prompt, f"prompt {index}") + lead for index, prompt in enumerate(prompts)
+        ]
+        self._check_lengths(token_ids, 1)
+        return self._weigh_batches(token_ids, first_tokens)
+
+    def _weigh_batches(
+        self, token_ids: list[list[int]], first_tokens: list[list[int]]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        for rows in plan_batches(list(map(len, token_ids)), 0, self.batch_tokens):
+            logits = self._run_model([token_ids[row] for row in rows], GenerationParams(1), with_logits=True).logits
+            logprobs = logits[0].float().log_softmax(-1)
+            weights = torch.stack([logprobs[:, ids].logsumexp(-1) for ids in first_tokens], dim=1).tolist()
+            for row, values in zip(rows, weights, strict=True):
+                yield row, Generation("", "length", 1, len(token_ids[row])), values
+
+    def _check_lengths(self, token_ids: list[list[int]], max_new_tokens: int) -> None:
+        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if not context:
+            return
+        for index, ids in enumerate(token_ids):
+            if len(ids) + max_new_tokens > context:
+                raise ValueError(
+                    f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds the "
+                    f"model's context of {context}: shorten the prompt or lower max_new_tokens"
+                )
+
+    def _generate_batches(
+        self, token_ids: list[list[int]], params: GenerationParams, seeds: list[int] | None
+    ) -> Iterator[tuple[int, Generation]]:
+        lengths = [len(ids) for ids in token_ids]
+        for number, rows in enumerate(plan_batches(lengths, params.max_new_tokens, self.batch_tokens)):
+            # Everything that touches the model happens inside this call: nothing is changed while we are suspended.
+            own = None if seeds is None else [seeds[row] for row in rows]
+            yield from zip(rows, self._generate_batch([token_ids[i] for i in rows], params, number, own), strict=True)
+
+    def _generate_batch(
+        self, token_ids: list[list[int]], params: GenerationParams, number: int, seeds: list[int] | None
+    ) -> list[Generation]:
+        width = max(map(len, token_ids))
+        stops = _StopStrings(self.tokenizer, params.stop, width, len(token_ids))
+        own = {"stopping_criteria": StoppingCriteriaList([stops] if params.stop else [])}
+        if seeds is not None and params.temperature > 0:
+            own["logits_processor"] = LogitsProcessorList([_SamplingByRow(params, seeds, self.model.device)])
+            params = replace(params, temperature=0.0)  # the likeliest of the noisy scores is a sample
+        with _seeded(params, number, self.model.device):
+            output = self._run_model(token_ids, params, **own).sequences
+        eos = set(self._generation_config(params).eos_token_id)
+        written = [
+            self._read_row(row, end, eos, params.stop, len(ids))
+            for row, end, ids in zip(output[:, width:].tolist(), stops.ends, token_ids, strict=True)
+        ]
+        self.num_tokens += sum(map(len, token_ids)) + sum(own.num_tokens for own in written)
+        self.num_places += output.numel()
+        return written
+
+    def _run_model(
+        self, token_ids: list[list[int]], params: GenerationParams, *, with_logits: bool = False, **options: Any
+    ) -> Any:
+        """What `generate` of the model returns for a batch, padded on the left."""
+        device = self.model.device
+        width = max(map(len, token_ids))
+        config = self._generation_config(params)
+        config.return_dict_in_generate, config.output_logits = True, with_logits
+        input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in token_ids])
+        attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in token_ids])
+        with _left_as_found(self.model, config), torch.inference_mode():
+            return self.model.generate(
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=config,
+                **options,
+            )
+
+    def _generation_config(self, params: GenerationParams) -> GenerationConfig:
+        own = getattr(self.model, "generation_config", None)
+        eos = getattr(own, "eos_token_id", None)
+        eos = set(eos if isinstance(eos, (list, tuple)) else [eos]) | {self.tokenizer.eos_token_id}
+        eos = sorted(token for token in eos if token is not None)
+        pad = self.tokenizer.pad_token_id
+        if pad is None:
+            pad = eos[0] if eos else 0  # masked, so any id does
+        sampling = {"do_sample": False}
+        if params.temperature > 0:
+            # top_k=0 switches off the 50 that transformers would fill in.
+            sampling = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=params.max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True, **sampling
+        )
+
+    def _read_row(
+        self, row: list[int], end: int | None, eos: set[int], stop: Sequence[str], num_prompt_tokens: int
+    ) -> Generation:
+        """`row`: generated ids of one row, padded on the right; `end`: tokens up to its first stop string, if any."""
+        eos_at = next((place for place, token in enumerate(row) if token in eos), len(row))
+        # The end token is no text, even where the tokenizer does not call it special.
+        written = row[: eos_at if end is None else min(eos_at, end)]
+        text = self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ended = eos_at < len(row) and eos_at == len(written)
+        reason = "stop" if ended or end is not None else "length"
+        return Generation(cut_at_stop(text, stop), reason, len(written) + ended, num_prompt_tokens)
+
+
+class _SamplingByRow(LogitsProcessor):
+    """
+    Samples each row with a random state of its own, so that a row's text does not depend on the rest of its batch.
+
+    By the Gumbel-max trick: the largest of the scores, each with independent Gumbel noise, is a sample of their
+    softmax. What decodes greedily behind this samples.
+    """
+
+    def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
+        self.warpers = [TemperatureLogitsWarper(float(params.temperature))]
+        if params.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(params.top_p))
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = scores.float()
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.log()
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """The tokens of white space that come before every option, and the tokens each may then begin with."""
+    leads, firsts = [], []
+    for option in options:
+        own = tokenizer.encode(option, add_special_tokens=False)
+        start = next((place for place, token in enumerate(own) if tokenizer.decode([token]).strip()), len(own))
+        spaced = tokenizer.encode(" " + option, add_special_tokens=False)[:1]
+        leads.append(own[:start])
+        firsts.append({*own[start : start + 1], *(token for token in spaced if tokenizer.decode([token]).strip())})
+    if not all(firsts) or sum(map(len, firsts)) > len(set().union(*firsts)):
+        raise ValueError(f"options {list(options)}: two of them begin with the same token; give ones that do not")
+    lead = leads[0] if all(own == leads[0] for own in leads) else []
+    return lead, [sorted(own) for own in firsts]
+
+
+class _StopStrings(StoppingCriteria):
+    """
+    Ends a row at the first stop string in its generated text.
+
+    transformers' own `stop_strings` also looks at the end of the prompt, so that a stop of two newlines would fire on
+    one newline generated after a prompt that ends in one. `ends[row]` is the number of tokens generated up to and
+    including the stop, or `None`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_width: int, rows: int) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.prompt_width = prompt_width
+        self.ends: list[int | None] = [None] * rows
+        # A token holds a byte or more: a stop lies within as many tokens as it has bytes. The margin keeps it off the
+        # window's first token, whose leading space some tokenizers drop.
+        self.window = max((len(string.encode()) for string in stop), default=0) + 4
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        start = max(self.prompt_width, input_ids.shape[1] - self.window)
+        tails = input_ids[:, start:].tolist()
+        for row, tail in enumerate(tails):
+            if self.ends[row] is None:
+                text = self.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                if any(string in text for string in self.stop):
+                    self.ends[row] = input_ids.shape[1] - self.prompt_width
+        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
+
+
+@contextmanager
+def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """
+    Eval mode and `config` as the model's generation config inside, everything as before outside.
+
+    Eval mode also switches gradient checkpointing off, and the generation config overrules `model.config.use_cache`,
+    so neither needs changing. The generation config is swapped, not only passed to `generate`, because transformers
+    fills whatever the passed one leaves unset (a repetition penalty, for one) from the model's.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config
+    inner.generation_config = config
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        inner.generation_config = own
+
+
+@contextmanager
+def _seeded(params: GenerationParams, number: int, device: torch.device) -> Iterator[None]:
+    """Seeds the sampling of batch `number`, without a trace in the global random state."""
+    if params.temperature == 0:
+        yield
+        return
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else "cuda"):
+        torch.manual_seed(request_seed(params.seed, number))
+        yield
+
+
+def _load_model(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, str]:
+    """The model in eval mode on the accelerator, if there is one, and where its tokenizer is."""
+    from accelerate import PartialState
+
+    from ...embedded import resolve_model_name
+
+    path = resolve_model_name(name)
+    adapter = path if is_adapter_directory(path) else None
+    if adapter:
+        from peft import PeftConfig
+
+        path = resolve_model_name(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except OSError as error:
+        wanted = f"the base model {path!r} of the adapter {name!r}" if adapter else f"the model {path!r}"
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"cannot load {wanted}: give a directory with config.json or a hub id ({reason})") from None
+    source = path
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+        if (Path(adapter) / "tokenizer_config.json").is_file():
+            source = adapter
+    return model.to(PartialState().device).eval(), source

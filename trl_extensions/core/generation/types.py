@@ -1,0 +1,206 @@
+"""What engines take and give: prompts, parameters, generations, and the protocol they share."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+
+# Text to be continued as it stands, or chat messages that the model's chat template renders.
+Prompt: TypeAlias = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class GenerationParams:
+    """
+    How to decode. A model's own sampling defaults never apply: what is not said here is off.
+
+    Args:
+        max_new_tokens (`int`, *optional*, defaults to `350`):
+            Most tokens to generate for a prompt.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; 0 decodes greedily.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus: sample from the smallest set of tokens whose probability reaches this. Unused when greedy.
+        stop (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Generation ends at the first of these strings in the generated text, which is cut before it.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed for sampling. Unused when greedy.
+
+    Raises:
+        `ValueError`: naming the field, if a value is out of range or of the wrong type.
+    """
+
+    max_new_tokens: int = 350
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("max_new_tokens", self.max_new_tokens, minimum=1)
+        check_integer("seed", self.seed, minimum=0)
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if isinstance(self.stop, str) or not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """
+    What a model wrote for one prompt.
+
+    Attributes:
+        text (`str`):
+            The generated text, without the prompt, special tokens, the stop string and trailing whitespace.
+        finish_reason (`"stop"` or `"length"`):
+            `"stop"` if the model ended or reached a stop string, `"length"` if `max_new_tokens` cut it off.
+        num_tokens (`int`):
+            Tokens generated, the end token and the tokens of a stop string included.
+        num_prompt_tokens (`int`):
+            Tokens of the prompt, 0 where an endpoint does not say.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    num_tokens: int
+    num_prompt_tokens: int = field(default=0, compare=False)
+
+
+class GenerationEngine(Protocol):
+    """What every engine offers."""
+
+    name: str
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Generation]]:
+        """
+        Generates for every prompt.
+
+        Bad prompts are refused here, before anything is generated. The iterator may be abandoned at any point.
+
+        Args:
+            prompts (`Sequence[Prompt]`):
+                Text to continue, or chat messages to answer.
+            params ([`GenerationParams`]):
+                How to decode.
+            seeds (`Sequence[int]`, *optional*):
+                A seed for each prompt in place of the one of `params`. What is sampled for a prompt then depends on
+                its own seed only, whatever other prompts there are.
+
+        Yields:
+            `tuple[int, Generation]`: an index into `prompts` and its result, each index once, in any order.
+
+        Raises:
+            `TypeError` or `ValueError`: naming the prompt's index.
+        """
+        ...
+
+    def option_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        """
+        Says how likely it is that the answer to each prompt begins with each of a few options.
+
+        Args:
+            prompts (`Sequence[Prompt]`):
+                As for `generate`.
+            options (`Sequence[str]`):
+                Short strings that differ in their first tokens, such as digits. A leading space does not count.
+
+        Yields:
+            `tuple[int, Generation, list[float]]`: an index into `prompts`, what it cost (an empty text), and the
+            log-probability of each option in nats, without the temperature. An engine that only lists its likeliest
+            tokens gives minus infinity for the others.
+
+        Raises:
+            `TypeError` or `ValueError`: naming the prompt's index, or options that begin with the same token.
+        """
+        ...
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """
+    Refuses anything that is neither a string nor a list of chat messages.
+
+    Raises:
+        `TypeError` or `ValueError`: one line with the index of the first bad prompt.
+    """
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a sequence of prompts, got one string; wrap it in a list")
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if not prompt:
+                raise ValueError(f"prompt {index} is empty")
+            continue
+        if not isinstance(prompt, list):
+            raise TypeError(f"prompt {index} must be a string or a list of messages, got {type(prompt).__name__}")
+        if not prompt:
+            raise ValueError(f"prompt {index} has no messages")
+        for message in prompt:
+            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                raise TypeError(
+                    f"prompt {index}: a message must be a dict with the strings 'role' and 'content', got {message!r}"
+                )
+
+
+def is_adapter_directory(model: str | os.PathLike[str]) -> bool:
+    """Whether a path holds a PEFT adapter (`adapter_config.json`)."""
+    return (Path(model) / "adapter_config.json").is_file()
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string in it, without trailing whitespace."""
+    ends = [end for end in (text.find(string) for string in stop) if end >= 0]
+    return text[: min(ends, default=len(text))].rstrip()
+
+
+def sum_by_option(listed: Iterable[tuple[str, float]], options: Sequence[str]) -> list[float]:
+    """
+    The log-probability of each option, out of a list of tokens with theirs.
+
+    Args:
+        listed (`Iterable[tuple[str, float]]`):
+            Tokens as text and their log-probabilities. White space around a token, and the marks that some tokenizers
+            write for it, do not count.
+        options (`Sequence[str]`):
+            What to look for.
+
+    Returns:
+        `list[float]`: in nats; tokens that are the same option add up, minus infinity for one that is not listed.
+    """
+    shares = dict.fromkeys(options, 0.0)
+    for token, logprob in listed:
+        token = token.strip(" \n\t\u0120\u010a\u2581")
+        if token in shares:
+            shares[token] += math.exp(logprob)
+    return [math.log(shares[option]) if shares[option] > 0 else -math.inf for option in options]
+
+
+def request_seed(seed: int, index: int | str) -> int:
+    """
+    The seed of one request, batch or named series of them, in 31 bits.
+
+    Mixed rather than added: request 1 under seed 0 must not repeat request 0 under seed 1, and equal prompts in one
+    run must not all get the same sample.
+    """
+    return random.Random(f"{seed}/{index}").getrandbits(31)
+
+
+def check_integer(name: str, value: object, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")

@@ -1,0 +1,178 @@
+"""Generation with vLLM in the running process. vLLM is imported when an engine is built, never before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .types import (
+    Generation,
+    GenerationParams,
+    Prompt,
+    check_prompts,
+    cut_at_stop,
+    is_adapter_directory,
+    request_seed,
+    sum_by_option,
+)
+
+
+# The ranks vLLM has kernels for; an adapter runs under the next one up.
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VLLMEngine:
+    """
+    Generates with vLLM (extra `vllm`) in this process.
+
+    vLLM schedules and batches by itself, but answers only when a whole call is done; prompts are handed over in chunks
+    so that finished rows reach the caller's disk in between.
+
+    Args:
+        model (`str`):
+            Model id, directory, or directory of a LoRA adapter, which runs on its base model.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Dtype to load the model in.
+        tensor_parallel_size (`int`, *optional*, defaults to `1`):
+            Number of GPUs that share the model.
+        gpu_memory_utilization (`float`, *optional*, defaults to `0.9`):
+            Share of the GPU memory vLLM may take.
+        chunk_size (`int`, *optional*, defaults to `512`):
+            Prompts handed over at once.
+        revision (`str`, *optional*):
+            Revision of the model on the hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether the model may bring its own code.
+
+    Raises:
+        `ImportError`: if vLLM is not installed.
+        `ValueError`: if an adapter is of a kind or rank vLLM cannot run.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.9,
+        chunk_size: int = 512,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ImportError(
+                f"the vllm engine needs vLLM ({error}): pip install trl-extensions[vllm], or choose another engine"
+            ) from error
+        from ...embedded import resolve_model_name
+
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        path = resolve_model_name(model)
+        options: dict[str, Any] = {}
+        self._lora_request = None
+        if is_adapter_directory(path):
+            from vllm.lora.request import LoRARequest
+
+            self._lora_request = LoRARequest("adapter", 1, path)
+            adapter = _read_adapter_config(path)
+            options = {"enable_lora": True, "max_lora_rank": _lora_rank(path, adapter)}
+            if (Path(path) / "tokenizer_config.json").is_file():
+                options["tokenizer"] = path
+            path = resolve_model_name(adapter["base_model_name_or_path"])
+        self.name = f"vllm:{model}"
+        self.chunk_size = chunk_size
+        self._llm = LLM(
+            model=path,
+            dtype=dtype,
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+        self._tokenizer = self._llm.get_tokenizer()
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Generation]]:
+        """Generates for every prompt; see [`GenerationEngine.generate`]."""
+        check_prompts(prompts)
+        # One seed a prompt: under a shared one, equal prompts would all get the same sample.
+        if seeds is None:
+            seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
+        outputs = self._run(list(prompts), [_sampling_params(params, seed) for seed in seeds])
+        return ((index, self._read_output(output, params)) for index, output in outputs)
+
+    def option_logprobs(
+        self, prompts: Sequence[Prompt], options: Sequence[str]
+    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        """Log-probabilities of options among the 20 likeliest tokens; see [`GenerationEngine.option_logprobs`]."""
+        from vllm import SamplingParams
+
+        check_prompts(prompts)
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20)
+        for index, output in self._run(list(prompts), [params] * len(prompts)):
+            listed = [(token.decoded_token or "", token.logprob) for token in output.outputs[0].logprobs[0].values()]
+            cost = Generation("", "length", 1, len(output.prompt_token_ids or ()))
+            yield index, cost, sum_by_option(listed, options)
+
+    def _run(self, prompts: list[Prompt], params: list[Any]) -> Iterator[tuple[int, Any]]:
+        texts = [index for index, prompt in enumerate(prompts) if isinstance(prompt, str)]
+        chats = [index for index, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+        # vLLM has one call for text and one for chats, and neither takes both.
+        for run, indices in ((self._llm.generate, texts), (self._llm.chat, chats)):
+            for start in range(0, len(indices), self.chunk_size):
+                chunk = indices[start : start + self.chunk_size]
+                outputs = run(
+                    [prompts[index] for index in chunk],
+                    sampling_params=[params[index] for index in chunk],
+                    lora_request=self._lora_request,
+                    use_tqdm=False,
+                )
+                yield from zip(chunk, outputs, strict=True)
+
+    def _read_output(self, output: Any, params: GenerationParams) -> Generation:
+        completion = output.outputs[0]
+        # vLLM decodes in the prompt's context, which leaves a leading space in front of some tokenizers' first word
+        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return Generation(
+            text=cut_at_stop(text, params.stop),
+            finish_reason="length" if completion.finish_reason == "length" else "stop",
+            num_tokens=len(completion.token_ids),
+            num_prompt_tokens=len(output.prompt_token_ids or ()),
+        )
+
+
+def _sampling_params(params: GenerationParams, seed: int) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=params.max_new_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p if params.temperature > 0 else 1.0,
+        stop=list(params.stop) or None,
+        seed=seed if params.temperature > 0 else None,
+    )
+
+
+def _read_adapter_config(path: str) -> dict[str, Any]:
+    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{path}: vLLM runs LoRA adapters only, this one is {config.get('peft_type')!r}: merge it into its base "
+            "model, or use the transformers engine"
+        )
+    return config
+
+
+def _lora_rank(path: str, config: dict[str, Any]) -> int:
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    for supported in _LORA_RANKS:
+        if rank <= supported:
+            return supported
+    raise ValueError(f"{path}: vLLM runs LoRA up to rank {_LORA_RANKS[-1]}, this adapter has rank {rank}")

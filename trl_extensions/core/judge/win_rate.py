@@ -1,0 +1,321 @@
+"""How often one side wins: the raw rate, and two that do not pay for length.
+
+Judges like long answers. There are two ways to take that out: to average over strata of who wrote more, and to ask a
+regression what the rate would be at equal length. All three come with an interval; the two corrected ones are only as
+good as the overlap of lengths in the data, so look at the strata.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..stats import wilson_interval
+
+
+WIN, TIE, LOSS = 1.0, 0.5, 0.0
+
+EQUAL_WITHIN = 1.2
+"""Answers are about equally long if neither is more than this times as long as the other."""
+
+STRATA = ("shorter", "equal", "longer")
+
+# Inverse of the L2 penalty on the slope, the default of scikit-learn; the intercept is not penalised.
+_C = 1.0
+_NEWTON_STEPS = 100
+_PRECISE = 1e-9
+# Numbers held by one block of resamples (16 MiB of float64).
+_BLOCK = 1 << 21
+
+
+def win_rate(
+    outcomes: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The mean outcome, a tie being half a win.
+
+    The interval is Wilson's where rows are independent: it is sensible at 0 and 1, and too wide rather than too narrow
+    where there are ties. With groups it is a percentile bootstrap over groups; where all rows have one outcome, so
+    that every resample is the same, it is Wilson's over the number of groups.
+
+    Args:
+        outcomes: 1 win, 0.5 tie, 0 loss, `(N,)`.
+        groups: What rows belong to, such as the query, `(N,)`; rows of a group are drawn together.
+        confidence: Coverage, in (0, 1).
+        resamples, seed: Of the bootstrap.
+
+    Returns:
+        JSON-ready: `value`, `low`, `high`, `n`, and `interval`, "wilson" or "bootstrap".
+
+    Raises:
+        ValueError: No rows, an outcome that is none of the three (names the row), or another number of groups.
+    """
+    values = _checked_outcomes(outcomes)
+    index, number = _group_index(groups, len(values))
+    value = float(values.mean())
+    result: dict[str, Any] = {"value": value, "n": len(values)}
+    if groups is None or number < 2 or np.ptp(values) == 0:
+        low, high = wilson_interval(value * number, number, confidence)
+        return result | {"low": low, "high": high, "interval": "wilson"}
+    sums, counts = np.bincount(index, values, number), np.bincount(index, minlength=number)
+
+    def rate(times: np.ndarray) -> np.ndarray:
+        return (times @ sums) / (times @ counts)
+
+    low, high = _interval(rate, _draws(number, resamples, seed), confidence)
+    return result | {"low": low, "high": high, "interval": "bootstrap"}
+
+
+def length_balanced(
+    outcomes: Sequence[float],
+    lengths: Sequence[float],
+    other_lengths: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The mean of the win rates among answers that are shorter, about equally long (`EQUAL_WITHIN`) and longer.
+
+    Strata without rows are left out and named, the value is then the mean of the others. A stratum of few rows has as
+    much weight as one of many: the interval is wide where one is small, and not to be trusted where it has less than
+    about five.
+
+    The interval is a percentile bootstrap within strata; with groups, whose rows may be in different strata, whole
+    groups are drawn, and resamples that leave a stratum empty are left out.
+
+    Args:
+        outcomes: 1 win, 0.5 tie, 0 loss, `(N,)`.
+        lengths: Of the answers whose wins are counted, in any unit, `(N,)`.
+        other_lengths: Of the answers of the other side, in the same unit.
+        groups, confidence, resamples, seed: See `win_rate`.
+
+    Returns:
+        JSON-ready: `value`, `low`, `high` (None where no resample has all strata), `strata`: name -> `{"n", "value"}`,
+        and `empty`: the names of those without rows.
+
+    Raises:
+        ValueError: As `win_rate`; columns of unlike lengths, or a length that is negative or not finite.
+    """
+    values = _checked_outcomes(outcomes)
+    ratio = _log_ratio(lengths, other_lengths, len(values))
+    index, number = _group_index(groups, len(values))
+    band = math.log(EQUAL_WITHIN) + _PRECISE
+    stratum = np.where(ratio < -band, 0, np.where(ratio > band, 2, 1))
+    members = {name: np.flatnonzero(stratum == k) for k, name in enumerate(STRATA)}
+    filled = [rows for rows in members.values() if len(rows)]
+
+    def balanced(times: np.ndarray) -> np.ndarray:
+        """From how often each row is drawn, `(R, N)`, to the mean over strata, nan where one is empty."""
+        with np.errstate(invalid="ignore"):
+            rates = [(times[:, rows] @ values[rows]) / times[:, rows].sum(axis=1) for rows in filled]
+        return np.mean(rates, axis=0)
+
+    def blocks() -> Any:
+        if groups is not None:
+            yield from (times[:, index] for times in _draws(number, resamples, seed, width=len(values)))
+            return
+        parts = [_draws(len(rows), resamples, seed + k, width=len(values)) for k, rows in enumerate(filled)]
+        for drawn in zip(*parts, strict=True):
+            times = np.empty((len(drawn[0]), len(values)))
+            for rows, own in zip(filled, drawn, strict=True):
+                times[:, rows] = own
+            yield times
+
+    low, high = _interval(balanced, blocks(), confidence)
+    return {
+        "value": float(balanced(np.ones((1, len(values))))[0]),
+        "low": low,
+        "high": high,
+        "strata": {
+            name: {"n": len(rows), "value": float(values[rows].mean()) if len(rows) else None}
+            for name, rows in members.items()
+        },
+        "empty": [name for name, rows in members.items() if not len(rows)],
+    }
+
+
+def length_adjusted(
+    outcomes: Sequence[float],
+    lengths: Sequence[float],
+    other_lengths: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The win rate at equal length, by logistic regression, as length-controlled AlpacaEval (arXiv 2404.04475) has it.
+
+    P(win) = sigmoid(intercept + slope tanh(r / s)), r being the log of the ratio of lengths (each plus 1, so that an
+    empty answer has one) and s its root mean square: not its standard deviation around a mean, because 0 must stay
+    equal length. The value is sigmoid(intercept). A tie counts as half a win and half a loss.
+
+    The slope has the L2 penalty of scikit-learn's default (C = 1), so that it stays finite where length alone decides
+    (separation). With outcomes of one kind there is nothing to fit: the value is the raw rate. With answers that are
+    all equally long it is, too. Where one side is longer throughout, the value is an extrapolation and its interval
+    says little: `overlap` is the smaller of the shares of rows in which either side is longer, 0 in that case.
+
+    The interval is a percentile bootstrap over rows or groups, each resample fitted anew with the same s.
+
+    Args:
+        outcomes, lengths, other_lengths: See `length_balanced`.
+        groups, confidence, resamples, seed: See `win_rate`.
+
+    Returns:
+        JSON-ready: `value`, `low`, `high`, `slope`, `overlap`; `reason`, why the value is the raw rate, else None.
+
+    Raises:
+        ValueError: As `length_balanced`.
+    """
+    values = _checked_outcomes(outcomes)
+    ratio = _log_ratio(lengths, other_lengths, len(values))
+    overlap = float(min((ratio > 0).mean(), (ratio < 0).mean()))
+    reason = "all outcomes are the same" if np.ptp(values) == 0 else None
+    if reason is None and not ratio.any():
+        reason = "all answers are equally long"
+    if reason is not None:
+        raw = win_rate(values, groups=groups, confidence=confidence, resamples=resamples, seed=seed)
+        kept = {name: raw[name] for name in ("value", "low", "high")}
+        return kept | {"slope": 0.0, "overlap": overlap, "reason": reason}
+    x = np.tanh(ratio / math.sqrt(float(np.mean(ratio**2))))
+    index, number = _group_index(groups, len(values))
+
+    def at_equal_length(times: np.ndarray) -> np.ndarray:
+        return _sigmoid(fit_logistic(x, values, times)[:, 0])
+
+    blocks = (times[:, index] for times in _draws(number, resamples, seed, width=len(values)))
+    low, high = _interval(at_equal_length, blocks, confidence)
+    intercept, slope = fit_logistic(x, values, np.ones((1, len(values))))[0]
+    value = float(_sigmoid(intercept))
+    return {"value": value, "low": low, "high": high, "slope": float(slope), "overlap": overlap, "reason": None}
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Logistic regressions on one variable, for many weightings of the same rows at once.
+
+    Minimises sum_i w_i CE(y_i, sigmoid(a + b x_i)) + b^2 / 2 by Newton's method: what `LogisticRegression` of
+    scikit-learn does one at a time, which for a bootstrap takes seconds.
+
+    Args:
+        x: `(N,)`.
+        y: Shares of a win, in [0, 1], `(N,)`.
+        weights: `(R, N)`.
+
+    Returns:
+        Intercept and slope, `(R, 2)`; intercept -inf or inf, and slope 0, where all rows with weight are lost or won.
+    """
+    won, total = weights @ y, weights.sum(axis=1)
+    one_sided = (won <= 0) | (won >= total)
+    solution = np.zeros((len(weights), 2))
+    solution[one_sided, 0] = np.where(won <= 0, -np.inf, np.inf)[one_sided]
+    open_ = np.flatnonzero(~one_sided)
+    for _ in range(_NEWTON_STEPS):
+        if not len(open_):
+            break
+        own, step = weights[open_], np.empty((len(open_), 2))
+        p = _sigmoid(solution[open_, :1] + solution[open_, 1:] * x)
+        residual, spread = own * (p - y), own * p * (1 - p)
+        gradient = np.stack([residual.sum(axis=1), residual @ x + solution[open_, 1] / _C], axis=1)
+        aa, ab, bb = spread.sum(axis=1), spread @ x, spread @ x**2 + 1 / _C
+        determinant = aa * bb - ab**2
+        step[:, 0] = (bb * gradient[:, 0] - ab * gradient[:, 1]) / determinant
+        step[:, 1] = (aa * gradient[:, 1] - ab * gradient[:, 0]) / determinant
+        # Newton's step overshoots where the curve is flat: half of a unit at a time gets there too
+        largest = np.abs(step).max(axis=1, keepdims=True)
+        solution[open_] -= step * np.minimum(1.0, 0.5 / np.maximum(largest, 1e-12))
+        open_ = open_[largest[:, 0] > _PRECISE]
+    return solution
+
+
+def capacity_recovery(outcomes: Sequence[float], *, confidence: float = 0.95) -> dict[str, Any]:
+    """Capacity recovery ratio of a target model against a strong one (CodecLM, arXiv 2404.05875, section 5.1).
+
+    (wins + ties) / all, with Wilson's interval. A judge that contradicts itself makes ties, and ties count: read the
+    ratio beside the share of contradictions.
+
+    Args:
+        outcomes: Of the target model: 1 win, 0.5 tie, 0 loss.
+        confidence: Coverage, in (0, 1).
+
+    Returns:
+        JSON-ready: `crr`, `low`, `high`, `n`, `wins`, `ties`, `losses`.
+
+    Raises:
+        ValueError: As `win_rate`.
+    """
+    values = _checked_outcomes(outcomes)
+    recovered = int((values > LOSS).sum())
+    low, high = wilson_interval(recovered, len(values), confidence)
+    wins = int((values == WIN).sum())
+    counts = {"wins": wins, "ties": recovered - wins, "losses": len(values) - recovered}
+    return {"crr": recovered / len(values), "low": low, "high": high, "n": len(values)} | counts
+
+
+def _checked_outcomes(outcomes: Sequence[float]) -> np.ndarray:
+    if not len(outcomes):
+        raise ValueError("there are no outcomes: give 1, 0.5 or 0 for every pair that was judged")
+    for row, outcome in enumerate(outcomes):
+        if outcome not in (LOSS, TIE, WIN):
+            raise ValueError(f"row {row}: {outcome!r} is no outcome; give 1 for a win, 0.5 for a tie, 0 for a loss")
+    return np.asarray(outcomes, dtype=float)
+
+
+def _log_ratio(lengths: Sequence[float], other_lengths: Sequence[float], rows: int) -> np.ndarray:
+    """Log of (length + 1) / (other length + 1), `(N,)`."""
+    columns = []
+    for name, column in (("lengths", lengths), ("other_lengths", other_lengths)):
+        values = np.asarray(column, dtype=float)
+        if values.shape != (rows,):
+            raise ValueError(f"`{name}` must be one number a row: {rows} of them, got an array of {values.shape}")
+        bad = ~np.isfinite(values) | (values < 0)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(f"row {row}: a length of {values[row]} in `{name}`; it must be finite and not negative")
+        columns.append(np.log1p(values))
+    return columns[0] - columns[1]
+
+
+def _group_index(groups: Sequence[Hashable] | None, rows: int) -> tuple[np.ndarray, int]:
+    """For each row the number of its group, and how many there are."""
+    if groups is None:
+        return np.arange(rows), rows
+    if len(groups) != rows:
+        raise ValueError(f"{len(groups)} groups for {rows} rows: give one a row")
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    return index, len(numbers)
+
+
+def _draws(number: int, resamples: int, seed: int, *, width: int | None = None) -> Any:
+    """How often each of a number of things is drawn, `(block, number)` at a time; `width` sets the block's size."""
+    if resamples < 1:
+        raise ValueError(f"resamples = {resamples} must be at least 1; 2000 are usual")
+    random = np.random.default_rng(seed)
+    size = max(1, _BLOCK // (width or number))
+    for start in range(0, resamples, size):
+        yield random.multinomial(number, np.full(number, 1 / number), size=min(size, resamples - start)).astype(float)
+
+
+def _interval(value: Callable[[np.ndarray], np.ndarray], blocks: Any, confidence: float) -> tuple[Any, Any]:
+    """The middle `confidence` of a value over resamples, those left out for which it is nan."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence} must lie between 0 and 1, e.g. 0.95")
+    found = np.concatenate([value(times) for times in blocks])
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return None, None
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _sigmoid(values: Any) -> Any:
+    return 0.5 * (1 + np.tanh(np.asarray(values) / 2))

@@ -1,0 +1,101 @@
+"""From token ids to hidden states, and the output head that a few of them at a time meet.
+
+The functions here run on the unwrapped causal language model, inside the forward of its DDP / FSDP / DeepSpeed
+wrapper (TRL's forward redirection), because they read the output head's weight directly.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from ..._compat import project
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """What turns hidden states into logits: `softcap(scale * (states @ weight.T + bias))`.
+
+    Attributes:
+        weight: `(V, H)`.
+        bias: `(V,)` or None.
+        scale: Factor on the logits (Cohere, Granite, Falcon-H1, ...).
+        softcap: Bound of the tanh soft-capping (Gemma), or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True)
+class ReferenceStates:
+    """The original's view of a batch: `states` `(N, H)` before the N scored tokens, and the head they meet."""
+
+    states: torch.Tensor
+    head: OutputHead
+
+
+def output_head(model: nn.Module, like: torch.Tensor) -> OutputHead:
+    """Read the head of an unwrapped causal language model, as its active adapter has it.
+
+    Args:
+        model: Causal language model or PEFT model.
+        like: Hidden states the head will meet; a sharded (FSDP2) weight is gathered in their dtype.
+    """
+    lm_head = model.get_output_embeddings()
+    weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
+    if isinstance(weight, DTensor):
+        weight = weight.full_tensor().to(like.dtype)
+        bias = bias.full_tensor().to(like.dtype) if bias is not None else None
+    config = model.config.get_text_config()
+    return OutputHead(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+
+def _logit_scale(config) -> float:
+    # Families name the same factor differently; Granite and MiniCPM3 divide by theirs, HyperCLOVA X multiplies.
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return scaling if config.model_type == "hyperclovax" else 1 / scaling
+
+
+def last_hidden_states(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    """Final hidden states `(B, T, H)`, without the head.
+
+    Args:
+        model: Unwrapped causal language model or PEFT model (weight-injecting adapters, not prompt learning).
+        inputs: What the backbone takes: `input_ids`, `attention_mask`, `position_ids`.
+    """
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+def project_logits(
+    out: torch.Tensor,
+    states: torch.Tensor,
+    head: OutputHead,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Fill `out` `(n, V)`, float32, with the logits of a few states `(n, H)`, and return it.
+
+    Args:
+        out: Where they go. Large fresh memory costs as much as a pass over it, so callers use one buffer many times.
+        states: What the head meets.
+        head: Its scale and soft-capping.
+        weight, bias: Its parameters, gathered, the weight in `dtype`.
+        dtype: What the states are rounded to before they meet the weight.
+    """
+    project(out, states.to(dtype), weight, bias, 0, len(weight), dtype)
+    if head.scale != 1.0:
+        out.mul_(head.scale)
+    if head.softcap is not None:
+        out.div_(head.softcap).tanh_().mul_(head.softcap)
+    return out

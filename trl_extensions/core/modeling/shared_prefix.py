@@ -1,0 +1,176 @@
+"""Several continuations of one prompt in one sequence: the same numbers for fewer tokens.
+
+The prompt stands once, its continuations follow one after another. Positions restart after the prompt, and a mask lets
+a continuation see the prompt and itself only, so that every token's state is what it would be without the others.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from ..._compat import is_deepspeed_zero3_enabled
+from .head import last_hidden_states
+from .modes import evaluating
+
+
+# Full attention and rotary positions from `position_ids`: exact without a look at the weights
+_KNOWN_EXACT = {
+    "cohere", "gemma", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2", "phi", "phi3", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+}  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """One sequence: a prompt with its continuations behind it, T tokens.
+
+    Attributes:
+        input_ids: Token ids.
+        group_ids: The number of the continuation a token belongs to, -1 in the prompt.
+        position_ids: Positions, which restart after the prompt.
+    """
+
+    input_ids: list[int]
+    group_ids: list[int]
+    position_ids: list[int]
+
+
+def lay_out(prompt: Sequence[int], continuations: Sequence[tuple[int, Sequence[int]]]) -> Layout:
+    """A prompt and its continuations, each with its number, as one sequence."""
+    input_ids, group_ids, position_ids = list(prompt), [-1] * len(prompt), list(range(len(prompt)))
+    for number, continuation in continuations:
+        input_ids += continuation
+        group_ids += [number] * len(continuation)
+        position_ids += range(len(prompt), len(prompt) + len(continuation))
+    return Layout(input_ids, group_ids, position_ids)
+
+
+def last_states(model: nn.Module, inputs: dict[str, torch.Tensor], group_ids: torch.Tensor | None) -> torch.Tensor:
+    """Final hidden states `(S, T, H)` of a batch, whose prompts are shared if it has `position_ids`.
+
+    Args:
+        model: Unwrapped causal language model or PEFT model.
+        inputs: `input_ids`, `attention_mask` and, where prompts are shared, `position_ids` `(S, T)`.
+        group_ids: As for `attention_mask`; unused where they are not.
+    """
+    layout = {"attention_mask": inputs["attention_mask"]}
+    if "position_ids" in inputs:
+        mask = attention_mask(group_ids, inputs["attention_mask"], model)
+        layout = {"attention_mask": mask, "position_ids": inputs["position_ids"]}
+    return last_hidden_states(model, input_ids=inputs["input_ids"], **layout)
+
+
+def states_before(
+    hidden: torch.Tensor, group_ids: torch.Tensor, real: torch.Tensor, scored: torch.Tensor
+) -> torch.Tensor:
+    """The states that predict some tokens of continuations, sequence by sequence.
+
+    Args:
+        hidden: `(S, T, H)` final states.
+        group_ids: `(S, T)`, as for `attention_mask`.
+        real: `(S, T)`, 1 on tokens, 0 on padding, which is on the right.
+        scored: `(S, T)` bool, N of them true, none of them in a prompt.
+
+    Returns:
+        `(N, H)`.
+    """
+    group_ids, real, scored = (tensor.to(hidden.device) for tensor in (group_ids, real, scored))
+    sequence, position = scored.nonzero(as_tuple=True)
+    # A token is predicted one position earlier, a continuation's first one at the end of the prompt
+    starts = group_ids[sequence, position - 1] != group_ids[sequence, position]
+    prompt_ends = ((group_ids < 0) & real.bool()).sum(1) - 1
+    return hidden[sequence, torch.where(starts, prompt_ends[sequence], position - 1)]
+
+
+def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module) -> torch.Tensor | BlockMask:
+    """Mask for sequences of a prompt and its continuations.
+
+    Args:
+        group_ids: `(S, T)`, the continuation a token belongs to, or -1 for the prompt.
+        real: `(S, T)`, 1 on tokens, 0 on padding.
+        model: Whose attention it is for.
+
+    Returns:
+        `(S, 1, T, T)`: bool for SDPA, True where the query may see the key; for eager attention the additive form; for
+        FlexAttention its block mask, which skips the blocks that nothing is visible in.
+    """
+    if model.config.get_text_config()._attn_implementation == "flex_attention":
+        return _block_mask(group_ids, real.bool())
+    length = group_ids.size(1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=group_ids.device).tril()
+    keys, queries = group_ids[:, None, :], group_ids[:, :, None]
+    visible = (causal & real.bool()[:, None, :] & ((keys == -1) | (keys == queries)))[:, None]
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return visible
+    bias = torch.zeros(visible.shape, dtype=model.dtype, device=group_ids.device)
+    return bias.masked_fill(~visible, torch.finfo(model.dtype).min)
+
+
+def _block_mask(group_ids: torch.Tensor, real: torch.Tensor) -> BlockMask:
+    def visible(sequence, head, query, key):
+        group = group_ids[sequence, key]
+        return (key <= query) & real[sequence, key] & ((group == -1) | (group == group_ids[sequence, query]))
+
+    sequences, length = group_ids.shape
+    return create_block_mask(visible, sequences, None, length, length, device=group_ids.device)
+
+
+def why_not_exact(model: nn.Module, longest: int | None = None) -> str | None:
+    """Why a model cannot score continuations behind a shared prompt exactly, or None if it can.
+
+    Decided by its configuration, and where the weights are at hand by scoring a few tokens both ways.
+
+    Args:
+        model: Unwrapped causal language model or PEFT model.
+        longest: Most tokens of a prompt and one continuation; a sliding window of at least that many hides nothing.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation not in ("sdpa", "eager", "flex_attention"):
+        return f"{config._attn_implementation} attention takes no mask of its own"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention", "sliding_attention"}:
+        return f"it has {', '.join(sorted(kinds - {'full_attention', 'sliding_attention'}))} layers"
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window and (longest is None or longest > window):
+        return f"its sliding window of {window} tokens may be shorter than a row"
+    if is_deepspeed_zero3_enabled() or any(parameter.is_meta for parameter in model.parameters()):
+        known = config.model_type in _KNOWN_EXACT
+        return None if known else f"{config.model_type} is not known to allow it and its weights cannot be probed"
+    return _probe(model)
+
+
+@torch.no_grad()
+def _probe(model: nn.Module) -> str | None:
+    """Compare the states of two short continuations behind one prompt with those in sequences of their own."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameter = next(model.parameters())
+    vocabulary = causal_lm.config.get_text_config().vocab_size
+    tokens = torch.arange(11, device=parameter.device) * 7919 % vocabulary
+    prompt, one, two = tokens[:5], tokens[5:8], tokens[8:]
+    try:
+        with evaluating(model):
+            backbone = causal_lm.base_model
+            group_ids = torch.tensor([[-1] * 5 + [0] * 3 + [1] * 3], device=parameter.device)
+            shared = backbone(
+                input_ids=tokens[None],
+                attention_mask=attention_mask(group_ids, torch.ones_like(group_ids), model),
+                position_ids=torch.tensor([[*range(8), 5, 6, 7]], device=parameter.device),
+                use_cache=False,
+            ).last_hidden_state[0]
+            apart = [
+                backbone(input_ids=torch.cat([prompt, rest])[None], use_cache=False).last_hidden_state[0]
+                for rest in (one, two)
+            ]
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        return f"its forward refuses the layout ({reason})"
+    expected = torch.cat([apart[0], apart[1][5:]]).float()
+    error = (shared.float() - expected).norm() / expected.norm()
+    tolerance = 1e-4 if model.dtype == torch.float32 and not _is_quantized(model) else 5e-2
+    return None if error < tolerance else f"a probe differs by {error:.1e}"
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)

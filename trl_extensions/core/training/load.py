@@ -1,0 +1,116 @@
+"""Build a trainer from the usual arguments, and leave a whole model behind, or none."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+
+from ..._compat import create_model_from_path
+from ...embedded import resolve_model_name
+from ..generation.models import tokenizer_source
+from ..generation.types import is_adapter_directory
+
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(
+    trainer_class: type, model_args: ModelConfig, config: SFTConfig, rows: Dataset, held_out: Dataset | None
+) -> Any:
+    """The trainer of a named model with its LoRA and quantisation settings.
+
+    A directory that holds a PEFT adapter is loaded with its base model, and training goes on with that adapter.
+
+    Raises:
+        ValueError: A new adapter is asked for on top of a trained one.
+    """
+    options = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (config.model_init_kwargs or {})
+    quantization = get_quantization_config(model_args)
+    if is_adapter_directory(model_args.model_name_or_path):
+        if model_args.use_peft:
+            raise ValueError(
+                f"{model_args.model_name_or_path} is an adapter and goes on being trained: leave `use_peft` out, or "
+                "merge it into its base model first."
+            )
+        model, tokenizer = _load_adapter(model_args.model_name_or_path, options, quantization)
+        return trainer_class(model, config, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer)
+    config.model_init_kwargs = options
+    return trainer_class(
+        model_args.model_name_or_path,
+        config,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        quantization_config=quantization,
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def _load_adapter(path: str, options: dict[str, Any], quantization):
+    """The adapter, trainable, on its base as TRL would load that, and its tokenizer."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoTokenizer
+
+    base = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    trust = options.get("trust_remote_code", False)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(path), trust_remote_code=trust)
+    if quantization is not None:
+        options = options | {"quantization_config": quantization}
+    if PartialState().num_processes > 1:
+        options = options | {"device_map": None}
+    return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=True), tokenizer
+
+
+def fit(
+    trainer_class: type,
+    model_args: ModelConfig,
+    config: SFTConfig,
+    rows: Dataset,
+    held_out: Dataset | None,
+    target: Path,
+) -> None:
+    """Train on rows and leave the model at `target`, whole or not at all; resumes from the last checkpoint.
+
+    Raises:
+        ValueError: `target` exists.
+    """
+    if target.exists():
+        raise ValueError(f"{target} exists already and is not overwritten: give another `output_dir`.")
+    trainer = build_trainer(trainer_class, model_args, config, rows, held_out)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or last_checkpoint(config.output_dir))
+    partial = target.with_name(target.name + ".partial")
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)
+        trainer.state.save_to_json(str(Path(config.output_dir) / "trainer_state.json"))
+    trainer.save_model(str(partial))
+    trainer.create_model_card(model_name=target.parent.name)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        os.replace(Path(config.output_dir) / "README.md", partial / "README.md")
+        os.replace(partial, target)
+    if trainer.accelerator.num_processes > 1:
+        trainer.end()
+
+
+def last_checkpoint(folder: str) -> str | None:
+    """The newest checkpoint that was written to its end; the trainer writes its state last."""
+    if not os.path.isdir(folder):
+        return None
+    for path in sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete and left out", path)
+        else:
+            return str(path)
+    return None

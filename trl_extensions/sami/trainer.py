@@ -1,0 +1,209 @@
+"""`SAMITrainer`: an `SFTTrainer` that raises the mutual information of constitutions and responses."""
+
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from .._compat import (
+    ForwardRedirection,
+    disable_dropout_in_model,
+    global_then_local_main_first,
+)
+from ..core.modeling.against_original import AgainstOriginal
+from ..core.modeling.head import ReferenceStates
+from ..core.modeling.modes import evaluating
+from ..core.modeling.reference import build_reference
+from ..core.training.checks import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
+from .collator import DataCollatorForSAMI
+from .config import SAMIConfig
+from .data import TOKEN_COLUMNS, prepare_rows
+from .guard import OverOptimizationGuard
+from .scores import matched_states, rows_of, score_pairs
+
+
+class SAMITrainer(AgainstOriginal, SFTTrainer):
+    """Self-supervised alignment with mutual information (SAMI, arXiv 2404.14313), without preference labels.
+
+    Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
+    do there. Batch sizes count queries.
+
+    Args:
+        model: Model id, path, `PreTrainedModel` or `PeftModel`.
+        args: `SAMIConfig`; plain `TrainingArguments` or an `SFTConfig` are converted.
+        train_dataset: Rows with `prompts` and `completions`, or `query`, `constitutions` and `completions`.
+        eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
+        processing_class: Tokenizer; loaded from the model when left out.
+        ref_model: The original that KL is measured against. Left out: the model behind a fresh adapter, the PEFT model
+            as it was given, or a frozen copy.
+        data_collator: Defaults to `DataCollatorForSAMI`.
+        callbacks: Further callbacks.
+        optimizers: Optimizer and scheduler, as in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`.
+        quantization_config: For a model given by name.
+        peft_config: Wraps the model; prompt learning methods are not supported.
+
+    Logged per step, averaged over queries: `mi/bound` (nats), `mi/accuracy_rows`, `mi/accuracy_columns`,
+    `logps/matched`, `logps/mismatched` (nats, after `logp_reduction`), `kl` (nats per response token),
+    `completions/{mean,min,max}_length` (tokens). `evaluate` reports the same with the prefix `eval_`.
+
+    Raises:
+        ValueError: Data or settings SAMI cannot use; the message names the row or field and the remedy.
+        TypeError: A streaming dataset.
+    """
+
+    _tag_names = ["trl", "sami"]  # noqa: RUF012 (TRL's own convention)
+    _name = "SAMI"
+    _paper = {  # noqa: RUF012
+        "title": "Self-Supervised Alignment with Mutual Information: Learning to Follow Principles without "
+        "Preference Labels",
+        "id": "2404.14313",
+        # docstyle-ignore
+        "citation": """\
+@inproceedings{fraenken2024selfsupervised,
+    title     = {{Self-Supervised Alignment with Mutual Information: Learning to Follow Principles without Preference Labels}},
+    author    = {Jan-Philipp Fr{\\"a}nken and Eric Zelikman and Rafael Rafailov and Kanishk Gandhi and Tobias Gerstenberg and Noah D. Goodman},
+    year      = 2024,
+    booktitle = {Advances in Neural Information Processing Systems},
+    eprint    = {arXiv:2404.14313}
+}""",  # noqa: E501
+    }
+    # The loss is divided by the queries of the whole step, see `get_batch_samples`
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SAMIConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        args = as_config(args, SAMIConfig, model, "SAMI")
+        reject_same_model(model, ref_model)
+        reject_prompt_learning(model, peft_config, "SAMI")
+        reject_sequence_parallelism(args, "SAMI")
+        self._rows_in_step = None
+        adapter_is_trained = isinstance(model, PeftModel)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
+        if data_collator is None:
+            self.data_collator = DataCollatorForSAMI(
+                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=self._shares_prefix(self.model)
+            )
+        self._redirect = ForwardRedirection()
+        self.reference = None
+        if args.beta or args.log_kl or args.guard_max_kl is not None:
+            self.reference = build_reference(
+                self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
+            )
+        if args.guard_steps:
+            self.add_callback(OverOptimizationGuard(self))
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"The {dataset_name} dataset is a stream; SAMI names faulty rows and needs a length: load it as a "
+                "`Dataset` (streaming=False)."
+            )
+        with global_then_local_main_first():
+            dataset = prepare_rows(
+                dataset,
+                self._tokenizer,
+                max_length=args.max_length,
+                overflow=args.overflow,
+                prompt_template=args.prompt_template,
+                name=dataset_name,
+                num_proc=args.dataset_num_proc,
+            )
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = TOKEN_COLUMNS
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Every query of an optimizer step weighs the same, however it is cut into micro-batches and devices
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = torch.tensor(sum(len(batch["num_constitutions"]) for batch in batches), device=self.args.device)
+        self._rows_in_step = self.accelerator.gather(rows).sum().item()
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        training = self.model.training
+        total, losses, statistics = self._score_rows(model, inputs)
+        self._record("train" if training else "eval", statistics, inputs)
+        if training and self._rows_in_step:
+            # DDP averages gradients over processes; the sum over all queries is divided by all queries
+            loss = total * self.accelerator.num_processes / self._rows_in_step
+        else:
+            loss = total / len(losses)
+        return (loss, {"losses": losses}) if return_outputs else loss
+
+    def row_statistics(self, model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a batch of rows would log, `(B,)` per metric name; in eval mode, without gradients.
+
+        Args:
+            model: The policy as the training loop has it.
+            inputs: A batch of the trainer's collator, on the trainer's device.
+        """
+        with torch.no_grad(), evaluating(model):
+            return self._score_rows(model, inputs)[2]
+
+    def _score_rows(self, model, inputs):
+        """Summed loss with gradient, and detached `(B,)` losses and statistics."""
+        reference, kept = self._reference_states(model, inputs), {}
+
+        def forward(policy):
+            logps, kl = score_pairs(policy, inputs, self.args.logp_reduction, reference)
+            losses, statistics = rows_of(logps, kl, inputs, self.args.beta)
+            kept.update(losses=losses.detach(), statistics=statistics)
+            return losses.sum()
+
+        return self._policy_total(model, forward), kept["losses"], kept["statistics"]
+
+    def _reference_states(self, model, inputs) -> ReferenceStates | None:
+        return None if self.reference is None else self._original_states(model, matched_states, inputs)
+
+    def _record(self, mode: str, statistics: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]):
+        names = sorted(statistics)
+        table = torch.stack([statistics[name].float() for name in names], dim=1)
+        # In evaluation, rows that only fill the last batch of the processes up are left out
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        for name, column in zip(names, gather(table).T.tolist(), strict=True):
+            extreme = {"completions/min_length": min, "completions/max_length": max}.get(name)
+            self._metrics[mode][name].extend([extreme(column)] if extreme else column)
+        if mode == "train":
+            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += tokens // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]

@@ -1,0 +1,249 @@
+"""Mark what a text classifier objects to: sentence by sentence, or window by window of a few words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ...core.classifiers import TextClassifier, load_profanity_check
+from ...core.generation.types import Prompt
+from .rows import Span, merge_spans
+
+
+_MAX_SENTENCE_WORDS = 60
+_LINE = re.compile(r"[^\r\n\u2028\u2029]+")
+# Bullet, number, quotation mark or heading in front of a line: never said by anyone, so never unwanted
+_MARKER = re.compile(r"\s*(?:(?:[-*+•–—>]|#{1,6}|\(?\d{1,3}[.)]|\(?[a-zA-Z]\))\s+)*")
+_STOP = re.compile(r"[.!?…]+(?P<closer>[\"'”’»)\]*_]*)(?=\s|$)|[。！？]+[”’」』）]*")
+_BLANK_WORD = re.compile(r"\S+")
+_WORD = re.compile(r"[^\W_]+(?:(?:['’-]|[*@$#]+)[^\W_]+)*")
+# What a full stop may follow without ending a sentence: always, and before a number
+_TITLE = re.compile(r"(?i:mrs?|m[sx]|dr|prof|st|gen|col|sgt|capt|lt|rev|hon|mt|messrs|vs|cf|viz)")
+_BEFORE_NUMBER = re.compile(
+    r"(?i:nos?|figs?|eq|sec|ch|art|vol|pp?|ca|approx|jan|feb|mar|apr|ju[nl]|aug|sept?|oct|nov|dec)"
+)
+_DOTTED = re.compile(r"(?!(?i:[ap]\.m))(?:[^\W\d_]\.)+[^\W\d_]|(?!I)[^\W\d_]")  # "e.g", "U.S", an initial
+
+
+@dataclass(frozen=True)
+class Units:
+    """The pieces of a text that are scored one by one.
+
+    Args:
+        unit: `"sentence"`, or `"window"`: `window` words at a time.
+        window: Words in a window.
+        stride: Words from the start of one window to that of the next.
+
+    Raises:
+        ValueError: An unknown unit, or numbers that leave words out.
+    """
+
+    unit: Literal["sentence", "window"] = "sentence"
+    window: int = 12
+    stride: int = 6
+
+    def __post_init__(self):
+        if self.unit not in ("sentence", "window"):
+            raise ValueError(f"`unit` is {self.unit!r}; give 'sentence' or 'window'")
+        if not 1 <= self.stride <= self.window:
+            raise ValueError(
+                f"`stride` is {self.stride} and `window` {self.window} words; the stride must be at least 1 and at "
+                "most the window, or words in between would never be scored"
+            )
+
+    def split(self, text: str) -> list[tuple[int, int]]:
+        """Offsets [start, end) of the pieces; a sentence of more than 60 words counts as several."""
+        if self.unit == "window":
+            return word_windows(text, self.window, self.stride)
+        return [
+            (start + first, start + last)
+            for start, end in split_sentences(text)
+            for first, last in word_windows(text[start:end], _MAX_SENTENCE_WORDS, _MAX_SENTENCE_WORDS)
+        ]
+
+
+class ClassifierAnnotator:
+    """Marks the sentences or windows of words to which a sequence classifier gives a label.
+
+    Overlapping marked windows become one span. The classifier sees each piece alone, without the prompt, and only its
+    first tokens if there are more of them than it takes.
+
+    Args:
+        model: Model id or directory of a sequence classifier, for the `text-classification` pipeline of transformers.
+        label: The label that means unwanted, as in `id2label` of the model's config. May be left out if the model has
+            one label, or two: then it is the second.
+        threshold: A piece is marked if its score is above this; a probability, between 0 and 1.
+        unit: `"sentence"` or `"window"`.
+        window: Words in a window.
+        stride: Words from the start of one window to that of the next.
+        batch_size: Pieces scored at once.
+        name: Who marked the spans.
+
+    Raises:
+        ValueError: A number out of range, or a label that the model does not have (the message lists those it has).
+        OSError: The model cannot be found.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        label: str | None = None,
+        threshold: float = 0.5,
+        unit: Literal["sentence", "window"] = "sentence",
+        window: int = 12,
+        stride: int = 6,
+        batch_size: int = 32,
+        *,
+        name: str = "classifier",
+    ):
+        self._units = Units(unit, window, stride)
+        _check_threshold(threshold)
+        self._classifier = TextClassifier(model, label, batch_size)
+        self.name = name
+        self.label = self._classifier.label
+        self.threshold = threshold
+        self.settings: dict[str, Any] = {
+            "kind": "classifier",
+            "model": str(model),
+            "label": self.label,
+            "threshold": threshold,
+            **asdict(self._units),
+        }
+
+    def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
+        """The spans of each text; prompts are not looked at."""
+        return [
+            [Span(start, end, self.label) for start, end in merge_spans(flagged)]
+            for flagged in _flagged(texts, self._units, self.threshold, self._classifier.score)
+        ]
+
+
+class ProfanityAnnotator:
+    """Marks profanity by the linear model of the package `alt-profanity-check`, which runs in moments without a GPU.
+
+    Args:
+        threshold: A piece is marked if its probability is above this, between 0 and 1.
+        unit: `"sentence"` or `"window"`.
+        window: Words in a window.
+        stride: Words from the start of one window to that of the next.
+        narrow: Whether to mark, in a piece above the threshold, only the words that are above it by themselves; the
+            whole piece if none is. Training then removes few tokens, which is what leaves the rest in place.
+        name: Who marked the spans.
+
+    Raises:
+        ImportError: `alt-profanity-check` is not installed.
+        ValueError: A number out of range.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        unit: Literal["sentence", "window"] = "sentence",
+        window: int = 12,
+        stride: int = 6,
+        narrow: bool = True,
+        *,
+        name: str = "profanity",
+    ):
+        self._units = Units(unit, window, stride)
+        _check_threshold(threshold)
+        self._score = load_profanity_check()
+        self.name = name
+        self.threshold = threshold
+        self.narrow = narrow
+        self._words: dict[str, float] = {}
+        self.settings: dict[str, Any] = {
+            "kind": "profanity",
+            "threshold": threshold,
+            "narrow": narrow,
+            **asdict(self._units),
+        }
+
+    def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
+        """The spans of each text, sorted; prompts are not looked at."""
+        flagged = _flagged(texts, self._units, self.threshold, self._score)
+        if self.narrow:
+            pairs = list(zip(texts, flagged, strict=True))
+            self._learn(text[start:end] for text, spans in pairs for start, end in spans)
+            flagged = [[part for span in spans for part in self._narrowed(text, *span)] for text, spans in pairs]
+        return [[Span(start, end, "profanity") for start, end in merge_spans(spans)] for spans in flagged]
+
+    def _learn(self, pieces: Iterator[str]) -> None:
+        """Score the words that have not been met yet, all at once."""
+        new = list(dict.fromkeys(word for piece in pieces for word in _WORD.findall(piece) if word not in self._words))
+        if new:
+            self._words.update(zip(new, self._score(new), strict=True))
+
+    def _narrowed(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
+        words = [match for match in _WORD.finditer(text, start, end) if self._words[match[0]] > self.threshold]
+        return [match.span() for match in words] or [(start, end)]
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Offsets [start, end) of the sentences of a text, without the white space around them.
+
+    A line break always ends a sentence; bullets, numbers, quotation marks and headings at the start of a line belong
+    to none. Inside a line `.`, `!`, `?` and `…` do, with closing quotes and brackets, before white space; not after a
+    title ("Dr."), an initial, a dotted abbreviation ("e.g.", but "p.m.") or "No." before a number, and not where the
+    text goes on in lower case after a full stop or a closing quote.
+    """
+    sentences = []
+    for line in _LINE.finditer(text):
+        start = _MARKER.match(text, line.start(), line.end()).end()
+        for stop in _STOP.finditer(text, start, line.end()):
+            if _ends_sentence(text, start, stop):
+                sentences.append((start, stop.end()))
+                start = stop.end()
+        sentences.append((start, line.end()))
+    return [trimmed for start, end in sentences if (trimmed := _trimmed(text, start, end))]
+
+
+def word_windows(text: str, window: int, stride: int) -> list[tuple[int, int]]:
+    """Offsets [start, end) of runs of `window` words, a word being what stands between white space.
+
+    One run begins every `stride` words; the last ends with the text, and so may overlap more. A shorter text is one.
+    """
+    words = [match.span() for match in _BLANK_WORD.finditer(text)]
+    if not words:
+        return []
+    last = max(len(words) - window, 0)
+    starts = [*range(0, last, stride), last]
+    return [(words[first][0], words[min(first + window, len(words)) - 1][1]) for first in starts]
+
+
+def _ends_sentence(text: str, start: int, stop: re.Match[str]) -> bool:
+    if stop["closer"] is None:  # Chinese and Japanese marks stand for nothing else
+        return True
+    following = re.compile(r"\s*(\S?)").match(text, stop.end())[1]
+    if following.islower() and (stop[0].startswith((".", "…")) or stop["closer"]):
+        return False
+    if stop[0] != ".":
+        return True
+    word = re.search(r"\S*$", text[start : stop.start()])[0].lstrip("\"'“‘([*_")
+    if following.isdigit() and _BEFORE_NUMBER.fullmatch(word):
+        return False
+    return not (_TITLE.fullmatch(word) or _DOTTED.fullmatch(word))
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
+    piece = text[start:end]
+    if not piece.strip():
+        return None
+    return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
+
+
+def _flagged(
+    texts: Sequence[str], units: Units, threshold: float, score: Callable[[list[str]], list[float]]
+) -> list[list[tuple[int, int]]]:
+    """The pieces of each text that score above the threshold. Equal pieces are scored once, in order of length."""
+    pieces = [[(text[start:end], (start, end)) for start, end in units.split(text)] for text in texts]
+    distinct = sorted({piece for row in pieces for piece, _ in row}, key=lambda piece: (len(piece), piece))
+    scores = dict(zip(distinct, score(distinct), strict=True)) if distinct else {}
+    return [[span for piece, span in row if scores[piece] > threshold] for row in pieces]
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1")

@@ -1,0 +1,242 @@
+"""Mark words, phrases and regular expressions."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.generation.types import Prompt
+from .rows import Span
+
+
+_APOSTROPHES = "'’‘ʼ＇"
+_LETTER = r"[^\W_]"  # or a digit; an underscore is no letter, since Markdown writes _word_
+_NOT_CONTRACTED = rf"(?![{_APOSTROPHES}][tT](?!{_LETTER}))"
+_LAST_LETTERS = re.compile(rf"(?<![{_APOSTROPHES}])(?<![^\W_])[^\W\d_]+$")
+_LETTERS = re.compile(rf"{_LETTER}+")
+_VOWELS = "aeiou"
+_NEVER_DOUBLED = _VOWELS + "chwxy"
+_VARIATION_SELECTORS = ("\ufe00", "\ufe0f")  # behind emoji; marks by category, yet no part of a letter
+
+
+class PhraseAnnotator:
+    """Marks every occurrence of words and phrases, and every match of regular expressions.
+
+    Phrases: a stretch of white space matches any other, straight and curly apostrophes are equal. With `whole_words`,
+    a phrase that begins or ends with a letter or digit must not go on with another one: "cat" is not in "category",
+    but is in "_cat_", "(cat)", "cat-like" and before an apostrophe ("cat's", and "he" in "he'll"); only "can" is not
+    in "can't". No such limit holds on the side of a character like "#" or "+". Languages that do not put spaces
+    between words need `whole_words=False`.
+
+    Inflections: with `inflections`, the last word of a phrase also matches with the regular English endings: plural
+    and third person (-s, -es, -ies), -ed and -ing (with e dropped, y to i, consonant doubled) and the possessive 's,
+    which is then part of the span. Only the last: list "kicks the bucket" yourself. Not -er and -est, which make other
+    words ("butt", "butter"), and no irregular forms ("men", "ran"). Ordinary words may still be met by accident
+    ("even", "evening"): look at the annotations of a sample.
+
+    Args:
+        phrases: Words and phrases; also the spans' labels.
+        patterns: Regular expressions, used as they are (no word boundaries, apostrophes as written); the whole match
+            is marked, and the pattern is the label.
+        ignore_case: Whether case is ignored, in phrases and patterns.
+        whole_words: Whether phrases only match whole words.
+        inflections: Whether the last word of a phrase may be inflected.
+        first_word: Whether to mark of a phrase only the word it begins with ("Here" of "Here's"). What is trained
+            away is then the step into the phrase, and what follows other words stays as it was.
+        name: Who marked the spans.
+
+    Raises:
+        ValueError: Nothing to look for, an empty phrase, or a pattern that is no regular expression or matches the
+            empty string.
+        TypeError: One string in place of a list, or an entry that is no string.
+    """
+
+    def __init__(
+        self,
+        phrases: Sequence[str] = (),
+        patterns: Sequence[str] = (),
+        *,
+        ignore_case: bool = True,
+        whole_words: bool = True,
+        inflections: bool = False,
+        first_word: bool = False,
+        name: str = "phrases",
+    ):
+        phrases, patterns = _strings(phrases, "phrases"), _strings(patterns, "patterns")
+        if not phrases and not patterns:
+            raise ValueError("no phrases and no patterns: give at least one to look for")
+        flags = re.IGNORECASE if ignore_case else re.NOFLAG
+        self.name = name
+        self.whole_words = whole_words
+        self.first_word = first_word
+        self.settings: dict[str, Any] = {
+            "kind": "phrases",
+            "phrases": phrases,
+            "patterns": patterns,
+            "ignore_case": ignore_case,
+            "whole_words": whole_words,
+            "inflections": inflections,
+            "first_word": first_word,
+        }
+        self._phrases = [
+            (phrase, re.compile(_phrase_regex(phrase, whole_words=whole_words, inflections=inflections), flags))
+            for phrase in phrases
+        ]
+        self._patterns = [(pattern, _compile(pattern, flags)) for pattern in patterns]
+
+    def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
+        """The occurrences in each text, those that overlap included; prompts are not looked at.
+
+        Raises:
+            ValueError: A pattern matches the empty string somewhere in a text.
+        """
+        return [sorted(self._spans(text)) for text in texts]
+
+    def _spans(self, text: str) -> Iterator[Span]:
+        for phrase, regex in self._phrases:
+            position = 0
+            while match := regex.search(text, position):
+                start, end = match.span()
+                if not self.whole_words or not _cuts_a_letter(text, start, end):
+                    yield Span(start, _end_of_first_word(text, start, end) if self.first_word else end, phrase)
+                position = start + 1  # "ha ha" is in "ha ha ha" twice
+        for pattern, regex in self._patterns:
+            for match in regex.finditer(text):
+                if match.start() == match.end():
+                    raise ValueError(_matches_nothing(pattern))
+                yield Span(match.start(), match.end(), pattern)
+
+
+def load_phrases(path: str | os.PathLike) -> list[str]:
+    """Read a list of phrases.
+
+    Args:
+        path (`str` or `os.PathLike`): A `.txt` file with one phrase a line, where `#` at the start of a line or after
+            white space begins a comment, or a `.json` file with a list of strings, where it does not.
+
+    Returns:
+        The phrases in their order, without surrounding white space, empty lines and repetitions.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is of another kind, cannot be read, or holds no phrase.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".json"):
+        raise ValueError(f"{path}: a list of phrases is a .txt file (one a line) or a .json file (a list of strings)")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; check the path")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        lines = json.loads(content) if path.suffix == ".json" else content.splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8: save it as such") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error.msg}, line {error.lineno}); correct it") from None
+    if path.suffix == ".txt":
+        lines = [phrase for line in lines if (phrase := re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip())]
+    if not isinstance(lines, list) or not lines:
+        raise ValueError(f"{path}: no phrases in it; write one a line in a .txt file, or a list of strings as .json")
+    return _strings(lines, str(path))
+
+
+def inflected_forms(word: str) -> list[str]:
+    """A word and its regular English inflections: plural or third person, past tense and -ing form.
+
+    Some forms are no words ("stupids"): they do not occur, so matching them does no harm. Words of fewer than three
+    letters only get the plural.
+    """
+    forms = {word[: len(word) - cut] + ending for cut, ending in _endings(word.lower())}
+    if word.isupper() and len(word) > 1:
+        forms |= {form.upper() for form in forms}
+    return sorted(forms)
+
+
+def _endings(word: str) -> set[tuple[int, str]]:
+    """Pairs of how many letters go and what comes in their place."""
+    last, before = word[-1], word[-2:-1]
+    # One vowel between consonants, the second of which is doubled: "hit", "hitting". In a word of one syllable always,
+    # so that "star" is not in "stare"'s "stared"; in longer ones sometimes ("travelled", "traveled").
+    doubles = bool(re.search(rf"(?:[^{_VOWELS}]|qu)[{_VOWELS}][^{_NEVER_DOUBLED}]$", word))
+    single = doubles and not re.search(rf"[{_VOWELS}y]+[^{_VOWELS}y]+[{_VOWELS}]", word.replace("qu", "q"))
+    if last == "y" and before and before not in _VOWELS:
+        ends = {(1, "ies")}
+    elif last in "sxz" or word.endswith(("ch", "sh")):
+        ends = {(0, "es")} | ({(0, last + "es")} if doubles else set())
+    else:
+        ends = {(0, "s")} | ({(0, "es")} if last == "o" else set())
+    ends.add((0, ""))
+    if len(word) < 3:
+        return ends
+    if last == "e":
+        ing = {(2, "ying")} if before == "i" else {(0, "ing")} if before in ("e", "o", "y") else {(1, "ing")}
+        return ends | ing | {(0, "d")}
+    if last == "y" and before not in _VOWELS:
+        return ends | {(1, "ied"), (0, "ing")}
+    stems = {last} if single else {"", last} if doubles else {"", "k"} if last == "c" else {""}
+    return ends | {(0, stem + ending) for stem in stems for ending in ("ed", "ing")}
+
+
+def _phrase_regex(phrase: str, *, whole_words: bool, inflections: bool) -> str:
+    words = phrase.split()
+    body = r"\s+".join(map(_literal, words))
+    letters = _LAST_LETTERS.search(words[-1])
+    if inflections and letters:
+        forms = sorted(inflected_forms(letters[0]), key=len, reverse=True)  # the longest first
+        rest = r"\s+".join(map(_literal, [*words[:-1], words[-1][: letters.start()]]))
+        body = f"{rest}(?:{'|'.join(map(re.escape, forms))})(?:[{_APOSTROPHES}][sS](?!{_LETTER}))?"
+    if not whole_words:
+        return body
+    left = rf"(?<!{_LETTER})" if re.match(_LETTER, phrase[0]) else ""
+    right = rf"(?!{_LETTER}){_NOT_CONTRACTED}" if re.match(_LETTER, phrase[-1]) else ""
+    return left + body + right
+
+
+def _literal(word: str) -> str:
+    return "".join(f"[{_APOSTROPHES}]" if char in _APOSTROPHES else re.escape(char) for char in word)
+
+
+def _cuts_a_letter(text: str, start: int, end: int) -> bool:
+    """Whether the span begins or ends between a letter and its accent or vowel sign, which `\\w` does not match."""
+    first, last = _VARIATION_SELECTORS
+    neighbours = text[start - 1 : start] + text[end : end + 1]
+    return any(unicodedata.category(char) in ("Mn", "Mc") and not first <= char <= last for char in neighbours)
+
+
+def _end_of_first_word(text: str, start: int, end: int) -> int:
+    """Where the letters and digits that a phrase begins with end; its end if it begins with something else."""
+    match = _LETTERS.match(text, start, end)
+    return match.end() if match else end
+
+
+def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
+    try:
+        regex = re.compile(pattern, flags)
+    except re.error as error:
+        raise ValueError(f"the pattern {pattern!r} is not a regular expression ({error}); correct it") from None
+    if regex.search(""):
+        raise ValueError(_matches_nothing(pattern))
+    return regex
+
+
+def _matches_nothing(pattern: str) -> str:
+    return (
+        f"the pattern {pattern!r} matches the empty string, which marks nothing; require at least one character in it"
+    )
+
+
+def _strings(values: Sequence[str], name: str) -> list[str]:
+    """Distinct strings without surrounding white space."""
+    if isinstance(values, str):
+        raise TypeError(f"{name}: {values!r} is one string; give a list of them")
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}[{index}] is {value!r:.60}, not a string; put quotes around it")
+        if not value.strip():
+            raise ValueError(f"{name}[{index}] is empty, which would match everywhere; remove it")
+    return list(dict.fromkeys(values if name == "patterns" else map(str.strip, values)))

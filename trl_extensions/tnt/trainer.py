@@ -1,0 +1,235 @@
+"""`TNTTrainer`: an `SFTTrainer` that takes unwanted tokens out of a model and leaves the rest where it was."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch.utils.data import Sampler
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from .._compat import ForwardRedirection, disable_dropout_in_model, global_then_local_main_first
+from ..core.modeling.against_original import AgainstOriginal
+from ..core.modeling.head import ReferenceStates
+from ..core.modeling.reference import build_reference
+from ..core.training.checks import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
+from .collator import DataCollatorForTNT, prompt_length
+from .config import TNTConfig
+from .data import TOKEN_COLUMNS, prepare_rows
+from .fused_loss import Objective
+from .prompt_sampler import PromptSampler
+from .scores import score_tokens, scored_states, sums_of_rows
+
+
+logger = logging.getLogger(__name__)
+
+
+class TNTTrainer(AgainstOriginal, SFTTrainer):
+    """Targeted negative training (TNT, arXiv 2406.13660): remove annotated tokens, keep the distribution otherwise.
+
+    Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
+    do there. Train on the model's own outputs.
+
+    Args:
+        model: Model id, path, `PreTrainedModel` or `PeftModel`. An adapter that is trained already goes on being
+            trained, relative to the model as it is given: the way to add a second patch to a patched model.
+        args: `TNTConfig`; plain `TrainingArguments` or an `SFTConfig` are converted.
+        train_dataset: Rows with `prompt`, `completion` and `negative_spans` (character offsets `[start, end)` into the
+            completion; empty for a clean row), or `input_ids`, `labels` and `negative_mask`.
+        eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
+        processing_class: Fast tokenizer; loaded from the model when left out.
+        ref_model: The original. Left out: the model behind a fresh adapter, the PEFT model as it was given (kept as
+            the adapter "ref"), or a frozen copy.
+        data_collator: Defaults to `DataCollatorForTNT`.
+        callbacks: Further callbacks.
+        optimizers: Optimizer and scheduler, as in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`.
+        quantization_config: For a model given by name.
+        peft_config: Wraps the model; prompt learning methods are not supported.
+
+    Logged, averaged over tokens: `prob/negative` and `prob/negative_ref` (probability of the unwanted tokens under the
+    policy and the original), `kl/negative` and `kl/kept` (KL from the ideal target to the policy, nats per token),
+    `entropy` (nats), `tokens/negative` (their share of scored tokens). `evaluate` reports the same with the prefix
+    `eval_`.
+
+    Raises:
+        ValueError: Data or settings TNT cannot use; the message names the row or field and the remedy.
+        TypeError: A streaming dataset.
+    """
+
+    _tag_names = ["trl", "tnt"]  # noqa: RUF012 (TRL's own convention)
+    _name = "TNT"
+    _paper = {  # noqa: RUF012
+        "title": "Towards Minimal Targeted Updates of Language Models with Targeted Negative Training",
+        "id": "2406.13660",
+        # docstyle-ignore
+        "citation": """\
+@article{zhang2024towards,
+    title   = {{Towards Minimal Targeted Updates of Language Models with Targeted Negative Training}},
+    author  = {Lily H. Zhang and Rajesh Ranganath and Arya Tafvizi},
+    year    = 2024,
+    journal = {Transactions on Machine Learning Research},
+    eprint  = {arXiv:2406.13660}
+}""",
+    }
+    # The loss is divided by the scored tokens of the whole step, see `get_batch_samples`
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: TNTConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        args = as_config(args, TNTConfig, model, "TNT")
+        reject_same_model(model, ref_model)
+        reject_prompt_learning(model, peft_config, "TNT")
+        reject_sequence_parallelism(args, "TNT")
+        self.objective = Objective(args.variant, args.alpha, args.smoothing, args.smooth_over)
+        self._tokens_in_step = None
+        self._totals = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        adapter_is_trained = isinstance(model, PeftModel)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if self._is_vision_dataset or getattr(self.model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                "TNT trains text with decoder-only models: images and encoder-decoders are not supported."
+            )
+        if args.disable_dropout:
+            disable_dropout_in_model(self.model)
+        if data_collator is None:
+            share_prefix = self._shares_prefix(self.model, *([] if ref_model is None else [ref_model]))
+            self.data_collator = DataCollatorForTNT(
+                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=share_prefix
+            )
+        elif args.share_prefix:
+            logger.warning("`share_prefix` has no effect: it is the `data_collator` given that lays batches out.")
+        self._redirect = ForwardRedirection()
+        self.reference = build_reference(
+            self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
+        )
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"The {dataset_name} dataset is a stream; TNT names faulty rows and needs a length: load it as a "
+                "`Dataset` (streaming=False)."
+            )
+        with global_then_local_main_first():
+            dataset = prepare_rows(
+                dataset,
+                self._tokenizer,
+                max_length=args.max_length,
+                name=dataset_name,
+                num_proc=args.dataset_num_proc,
+            )
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = TOKEN_COLUMNS
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not getattr(self.data_collator, "share_prefix", False) or self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(dataset)
+        rows = dataset.with_format(None)
+        prompts = [hash(tuple(row["input_ids"][: prompt_length(row["token_weights"])])) for row in rows]
+        if len(set(prompts)) == len(prompts):
+            return super()._get_train_sampler(dataset)
+        return PromptSampler(prompts, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Every scored token of an optimizer step weighs the same, however it is cut into micro-batches and devices
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = sum(int((batch["token_weights"][:, 1:] != 0).sum()) for batch in batches)
+        self._tokens_in_step = self.accelerator.gather(torch.tensor(tokens, device=self.args.device)).sum().item()
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        training = self.model.training
+        total, scores = self._score(model, inputs)
+        self._record("train" if training else "eval", scores, inputs)
+        if training and self._tokens_in_step:
+            # DDP averages gradients over processes; the sum over all tokens is divided by all tokens
+            loss = total * self.accelerator.num_processes / self._tokens_in_step
+        else:
+            loss = total / max(1, len(scores.losses))
+        return (loss, {"losses": scores.losses}) if return_outputs else loss
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._totals["eval"].clear()  # `predict` leaves some behind, for it logs nothing
+        return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        return super().prediction_step(model, inputs, True, ignore_keys)  # there are no logits to return
+
+    def _score(self, model, inputs):
+        """Summed loss with gradient, and the scores of its tokens."""
+        reference, kept = self._reference_states(model, inputs), []
+
+        def forward(policy):
+            kept.append(score_tokens(policy, inputs, reference, self.objective))
+            return kept[0].total
+
+        return self._policy_total(model, forward), kept[0]
+
+    def _reference_states(self, model, inputs) -> ReferenceStates:
+        return self._original_states(model, scored_states, inputs)
+
+    def _record(self, mode: str, scores, inputs: dict[str, torch.Tensor]):
+        sums = sums_of_rows(scores, inputs)
+        table = torch.stack(list(sums.values()), dim=1).to(self.args.device)  # (B, names, 2)
+        if mode == "train":
+            table = self.accelerator.gather(table.sum(0, keepdim=True))
+            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += tokens // self._tp_size
+        else:  # rows that only fill the last batch of the processes up are left out
+            table = self.accelerator.gather_for_metrics(table)
+        for name, (total, count) in zip(sums, table.sum(0).tolist(), strict=True):
+            self._totals[mode][name][0] += total
+            self._totals[mode][name][1] += count
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages over tokens since the last log, then log as TRL does."""
+        mode = "train" if self.model.training else "eval"
+        averages = {name: total / count for name, (total, count) in self._totals[mode].items() if count}
+        self._totals[mode].clear()
+        if mode == "train":
+            averages.pop("loss", None)  # the loop's own, which includes every micro-batch of the step
+            prefix = ""
+        else:  # "eval_", or "eval_<name>_" of one of several held-out data sets
+            prefix = next((name for name in logs if name.endswith("_loss")), "eval_loss").removesuffix("loss")
+        logs.update({f"{prefix}{name}": value for name, value in averages.items()})
+        super().log(logs, start_time)

@@ -1,0 +1,379 @@
+"""Read labelled texts for classification, and preference pairs for a reward model, from a file or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import string
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.inputs import is_file, read_dataset, read_file
+
+
+logger = logging.getLogger(__name__)
+
+TEXT_COLUMNS = ("text", "prompt", "query", "question")
+"""Columns tried in this order where none is named."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text and its class.
+
+    Args:
+        id (`str`): Unique among the rows it was read with; the same each time the same source is read.
+        text (`str`): What is classified.
+        label (`int`, *optional*): Index of its class, or `None` where unknown.
+        group (`str`, *optional*): Rows of one group (the same document, question, author) must not be split.
+    """
+
+    id: str
+    text: str
+    label: int | None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts of which one is better, in arbitrary order.
+
+    Args:
+        id (`str`): Unique among the rows it was read with.
+        chosen (`str`): The first text, prompt included.
+        rejected (`str`): The second text, prompt included.
+        label (`int`, *optional*): 0 if `chosen` is the better one, 1 if `rejected` is, `None` where unknown.
+        group (`str`, *optional*): Rows of one group must not be split.
+    """
+
+    id: str
+    chosen: str
+    rejected: str
+    label: int | None
+    group: str | None = None
+
+
+def load_examples(
+    source: str | os.PathLike,
+    *,
+    split: str = "train",
+    text_template: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = "label",
+    group_column: str | None = None,
+    class_names: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    where: Mapping[str, Any] | None = None,
+) -> tuple[list[Example], list[str]]:
+    """Read texts with their classes.
+
+    The classes are found in the whole source, before `where` and `limit`, so that two parts of one source agree on
+    them. For two sources hand the names returned for the first to the second.
+
+    Args:
+        source: A `.jsonl`, `.json` or `.csv` file (also gzipped), or a data set as `datasets.load_dataset` takes it.
+        split: Split of a data set; a file is always read whole (see `where`).
+        text_template: Text with columns in braces, `"Question: {question}\\nClause: {text}"`; `{{` is a brace.
+        text_column: Column of the text, or of a chat, which becomes `"User: ...\\n\\nAssistant: ..."`. Defaults to
+            the first present of text, prompt, query, question.
+        label_column: Column of the class: its index (0, 1, ..., also as text), true or false, or its name; null for
+            unknown. `None` if there is no such column; `class_names` is then needed.
+        group_column: Column that says which rows belong together.
+        class_names: Names of classes 0, 1, ... Left out: those the data set declares; else the sorted distinct values
+            of a column of texts; else "0", "1", ...
+        limit, seed: Keep at most this many rows, drawn at random with this seed.
+        where: Keep only rows in which each of these columns has this value (compared as text).
+
+    Returns:
+        The rows, in the order of the source unless `limit` draws from it, and the names of the K >= 2 classes.
+
+    Raises:
+        `ValueError`: one line naming source and row (counted from 1): a missing column, empty text, an unknown class;
+            or nothing is left.
+    """
+    if text_template is not None and text_column is not None:
+        raise ValueError("give `text_template` or `text_column`, not both")
+    if label_column is None and class_names is None:
+        raise ValueError("without `label_column` the classes are unknown; give `class_names`")
+    source, rows, declared = _open_source(source, split)
+    if label_column is not None:
+        values = [_value(row, label_column, here) for here, row in rows]
+        names, labels = _read_labels(values, [here for here, _ in rows], class_names, declared.get(label_column))
+    else:
+        names, labels = _checked_names(class_names), [None] * len(rows)
+    fields = _template_fields(text_template) if text_template is not None else None
+    examples, ids = [], _Ids()
+    for (here, row), label in zip(rows, labels, strict=True):
+        text = _fill(text_template, fields, row, here) if fields else _text(row, text_column, here)
+        key = ids.of(row, text)
+        if _matches(row, where, here):
+            examples.append(Example(key, text, label, _group(row, group_column, here)))
+    examples = _limited(examples, source, where, limit, seed)
+    _warn_of_contradictions(source, examples)
+    return examples, names
+
+
+def load_pairs(
+    source: str | os.PathLike,
+    *,
+    split: str = "train",
+    prompt_column: str | None = "prompt",
+    chosen_column: str = "chosen",
+    rejected_column: str = "rejected",
+    group_column: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    where: Mapping[str, Any] | None = None,
+) -> list[Pair]:
+    """Read preference pairs, and swap each with probability 1/2.
+
+    The source has the better text in one column and the worse one in the other. A model could learn that from the
+    order, so a coin (seeded by `seed` and the row's id, hence the same in any subset) swaps rows; `label` says where
+    the better one went.
+
+    Every text includes its prompt. Chat messages become `"User: ...\\n\\nAssistant: ..."`: role names capitalised, a
+    blank line between messages. A plain prompt and a plain answer are taken as such a user's and assistant's message.
+    An answer of messages that does not begin with the assistant's is a whole chat, in which the prompt is not
+    repeated; without a prompt a plain text stays as it is. Pairs of equal texts are left out and counted.
+
+    Args:
+        source, split, group_column, limit, where: As in `load_examples`.
+        prompt_column: Column of the prompt, a text or messages; ignored if it is "prompt" and the source has none.
+        chosen_column: Column of the better text or messages.
+        rejected_column: Column of the worse text or messages.
+        seed: Of the draw and of the coins.
+
+    Raises:
+        `ValueError`: one line naming source and row: a missing column, an empty text, messages without role and
+            content; or nothing is left.
+    """
+    source, rows, _ = _open_source(source, split)
+    if prompt_column == "prompt" and all("prompt" not in row for _, row in rows):
+        prompt_column = None
+    pairs, ids, equal = [], _Ids(), 0
+    for here, row in rows:
+        prompt = None if prompt_column is None else _value(row, prompt_column, here)
+        better, worse = (
+            _answered(prompt, _value(row, column, here), f"{here}, column {column!r}")
+            for column in (chosen_column, rejected_column)
+        )
+        key = ids.of(row, better + "\x00" + worse)
+        if not _matches(row, where, here):
+            continue
+        if better == worse:
+            equal += 1
+            continue
+        swapped = random.Random(f"{seed}/{key}").random() < 0.5
+        first, second = (worse, better) if swapped else (better, worse)
+        pairs.append(Pair(key, first, second, int(swapped), _group(row, group_column, here)))
+    if equal:
+        logger.warning("%s: left out %d pairs of equal texts", source, equal)
+    return _limited(pairs, source, where, limit, seed)
+
+
+def flatten_chat(messages: Sequence[Mapping[str, str]]) -> str:
+    """Chat messages as one text: `"User: ...\\n\\nAssistant: ..."`.
+
+    Raises:
+        `ValueError`: a message lacks the text `role` or `content`.
+    """
+    for message in messages:
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ValueError(f"a message needs the texts `role` and `content`, got {message!r:.80}")
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages)
+
+
+def _open_source(source: str | os.PathLike, split: str) -> tuple[str, list[tuple[str, dict[str, Any]]], dict]:
+    """Name of the source, its rows with what to call each in messages, and the class names it declares, by column."""
+    source = os.fspath(source)
+    rows: Iterable[dict[str, Any]] = read_file(Path(source)) if is_file(source) else read_dataset(source, split)
+    features = getattr(rows, "features", None) or {}
+    declared = {column: list(feature.names) for column, feature in features.items() if hasattr(feature, "names")}
+    numbered = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{source}: row {number} is not an object with named columns; write one per row")
+        numbered.append((f"{source}: row {number}", row))
+    if not numbered:
+        raise ValueError(f"{source}: there are no rows; check the file")
+    return source, numbered, declared
+
+
+def _value(row: dict[str, Any], column: str, here: str) -> Any:
+    if column not in row:
+        raise ValueError(f"{here} has no column {column!r}; available: {', '.join(map(str, row)) or 'none'}")
+    return row[column]
+
+
+def _text(row: dict[str, Any], column: str | None, here: str) -> str:
+    if column is None:
+        column = next((name for name in TEXT_COLUMNS if name in row), None)
+        if column is None:
+            raise ValueError(
+                f"{here} has none of the columns {', '.join(TEXT_COLUMNS)}; name the column of the text, available: "
+                f"{', '.join(map(str, row)) or 'none'}"
+            )
+    return _as_text(_value(row, column, here), f"{here}, column {column!r}")
+
+
+def _as_text(value: Any, here: str) -> str:
+    if isinstance(value, (list, tuple)) and value:
+        try:
+            value = flatten_chat(value)
+        except ValueError as error:
+            raise ValueError(f"{here}: {error}") from None
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{here} holds {type(value).__name__}, not text or messages; name a text column")
+    # Half a surrogate pair is not UTF-8 and could be neither hashed nor written.
+    value = (value or "").encode("utf-8", errors="replace").decode("utf-8").strip()
+    if not value:
+        raise ValueError(f"{here} is empty; fill it or delete the row")
+    return value
+
+
+def _answered(prompt: Any, answer: Any, here: str) -> str:
+    """An answer with its prompt in front, as `load_pairs` describes it."""
+    if prompt is None or prompt == "" or prompt == []:
+        return _as_text(answer, here)
+    if isinstance(answer, (list, tuple)) and answer:
+        first = answer[0]
+        if isinstance(first, Mapping) and first.get("role") != "assistant":
+            return _as_text(answer, here)
+    else:
+        answer = [{"role": "assistant", "content": _as_text(answer, here)}]
+    if not isinstance(prompt, (list, tuple)):
+        prompt = [{"role": "user", "content": prompt}]
+    return _as_text([*prompt, *answer], here)
+
+
+def _template_fields(template: str) -> list[str]:
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"`text_template` {template!r} cannot be read ({error}); write a brace as {{{{") from None
+    if not fields or "" in fields:
+        raise ValueError(f"`text_template` {template!r} must name columns in braces, such as {{text}}")
+    return fields
+
+
+def _fill(template: str, fields: list[str], row: dict[str, Any], here: str) -> str:
+    values = {}
+    for column in fields:
+        value = _value(row, column, here)
+        values[column] = value if isinstance(value, (int, float, str)) or value is None else _as_text(value, here)
+    if all(value is None or not str(value).strip() for value in values.values()):
+        raise ValueError(f"{here}: the columns {', '.join(fields)} of the template are all empty; delete the row")
+    pieces = string.Formatter().parse(template)
+    filled = "".join(
+        text + ("" if name is None or values[name] is None else str(values[name])) for text, name, *_ in pieces
+    )
+    return _as_text(filled, here)
+
+
+def _matches(row: dict[str, Any], where: Mapping[str, Any] | None, here: str) -> bool:
+    return all(str(_value(row, column, here)) == str(wanted) for column, wanted in (where or {}).items())
+
+
+def _group(row: dict[str, Any], column: str | None, here: str) -> str | None:
+    value = None if column is None else _value(row, column, here)
+    return None if value is None else str(value)
+
+
+class _Ids:
+    """Gives out ids, each once: that of the row, or the first 12 hexadecimal digits of its text's SHA-256."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._next: Counter[str] = Counter()
+
+    def of(self, row: dict[str, Any], text: str) -> str:
+        own = row.get("id")
+        base = (
+            str(own) if isinstance(own, (str, int)) and own != "" else hashlib.sha256(text.encode()).hexdigest()[:12]
+        )
+        key = base
+        while key in self._given:
+            self._next[base] += 1
+            key = f"{base}-{self._next[base] + 1}"
+        self._given.add(key)
+        return key
+
+
+def _limited(rows: list, source: str, where: Mapping[str, Any] | None, limit: int | None, seed: int) -> list:
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` is {limit}; give at least 1, or none for all rows")
+    if not rows:
+        raise ValueError(f"{source}: no row is left" + (f" where {dict(where)}; check the values" if where else ""))
+    if limit is None:
+        return rows
+    random.Random(seed).shuffle(rows)
+    return rows[:limit]
+
+
+def _warn_of_contradictions(source: str, examples: list[Example]) -> None:
+    labels = defaultdict(set)
+    for example in examples:
+        labels[example.text].add(example.label)
+    if bad := sum(len(values - {None}) > 1 for values in labels.values()):
+        logger.warning("%s: %d texts occur with different labels; no model can get all of them right", source, bad)
+
+
+def _checked_names(names: Sequence[str]) -> list[str]:
+    names = [str(name) for name in names]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"`class_names` is {names}; give at least two, each once")
+    return names
+
+
+def _read_labels(
+    values: list[Any], places: list[str], class_names: Sequence[str] | None, declared: list[str] | None
+) -> tuple[list[str], list[int | None]]:
+    """Class names, and the index of each value among them."""
+    keys = [_label_key(value, here) for value, here in zip(values, places, strict=True)]
+    known = [key for key in keys if key is not None]
+    if class_names is None and declared is None:
+        class_names = _names_from(known, places[0].rpartition(":")[0])
+    names = _checked_names(class_names if class_names is not None else declared)
+    index = {name: i for i, name in enumerate(names)}
+    if not any(name.isdecimal() for name in names):  # else 1 could mean the class of that name or of that index
+        index |= {str(i): i for i in range(len(names))}
+    for key, here in zip(keys, places, strict=True):
+        if key is not None and key not in index:
+            raise ValueError(f"{here}: label {key!r} is none of the classes {', '.join(names)}; correct it or name it")
+    return names, [None if key is None else index[key] for key in keys]
+
+
+def _label_key(value: Any, here: str) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, (bool, int)):
+        return str(int(value))
+    if not isinstance(value, str):
+        raise ValueError(f"{here}: label {value!r:.40} is {type(value).__name__}; give a class's index or its name")
+    return value.strip() or None
+
+
+def _names_from(keys: list[str], source: str) -> list[str]:
+    distinct = sorted(set(keys))
+    if not distinct:
+        raise ValueError(f"{source}: no row has a label; give `class_names`, or another `label_column`")
+    if all(key.isdecimal() for key in distinct):
+        highest = max(map(int, distinct))
+        if highest > 1 and len(distinct) <= highest:
+            missing = next(str(i) for i in range(highest) if str(i) not in distinct)
+            raise ValueError(
+                f"{source}: labels go up to {highest}, but {missing} does not occur; number the classes from 0, or "
+                "give `class_names`"
+            )
+        return [str(i) for i in range(max(highest + 1, 2))]
+    if len(distinct) == 1:
+        raise ValueError(f"{source}: every label is {distinct[0]!r}; give `class_names` with the other classes")
+    return distinct

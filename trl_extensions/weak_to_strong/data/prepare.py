@@ -1,0 +1,278 @@
+"""From texts with weak labels to tokens with soft labels: what `WeakToStrongTrainer` does to a dataset first."""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..labels.ensembles import confidence
+from .row_values import check_row_values
+
+
+logger = logging.getLogger(__name__)
+
+ROW_COLUMNS = ["input_ids", "features", "soft_labels", "weight", "label"]
+
+_TOLERANCE = 1e-3
+_OVERLONG = "_w2s_overlong"
+
+
+def prepare_rows(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_labels: int,
+    class_names: list[str] | None = None,
+    max_length: int | None = None,
+    overlong: str = "truncate",
+    name: str = "train",
+    labelled: bool = True,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Tokenise texts and check their labels. Idempotent: rows it made come out as they went in.
+
+    Args:
+        dataset: Rows with `text`, or `prompt` (text, or chat messages for the chat template), or `input_ids`, or
+            `features`; `soft_labels` (K floats that sum to 1) or `label` (class number or name), which stands for a
+            one-hot soft label. A row with both keeps `label` as its true class, which only accuracy looks at.
+            Optionally `weight`.
+        tokenizer: The trainer's tokenizer.
+        num_labels: K, the classes of the model.
+        class_names: Names of the K classes.
+        max_length: Limit on the tokens of a row, or None.
+        overlong: What happens to longer rows: "truncate" on the right, "drop" or "error". The first two are counted in
+            one warning.
+        name: The dataset's name in messages. Of "train", a class that no row belongs to is warned about.
+        labelled: Whether rows must have labels; without them there is no `soft_labels` column.
+        num_proc: Processes for `Dataset.map`.
+
+    Returns:
+        The dataset with `input_ids` (unless it has `features`), `soft_labels`, `weight` (1 where none was given) and
+        `label` (true class or None).
+
+    Raises:
+        ValueError: A row or column that cannot be used; the message says which and what to do.
+    """
+    columns = dataset.column_names
+    source = _source_column(dataset, name)
+    has_labels = "soft_labels" in columns or "label" in columns
+    if has_labels and not labelled:  # labels of only some rows are of no use
+        known = [
+            [value is not None for value in dataset[name]] for name in ("soft_labels", "label") if name in columns
+        ]
+        has_labels = all(map(any, zip(*known, strict=True)))
+    if labelled and not has_labels:
+        raise ValueError(f"The {name} dataset has neither `soft_labels` nor `label`: give one of them.")
+    check_row_values(dataset, "weight", name)
+
+    def prepare(row: dict[str, Any], index: int) -> dict[str, Any]:
+        where = f"{name} row {index}"
+        out: dict[str, Any] = {"weight": float(row.get("weight", 1.0)), _OVERLONG: False}
+        if source != "features":
+            ids, out[_OVERLONG] = _encode(row[source], source, tokenizer, max_length, where)
+            if out[_OVERLONG] and overlong == "error":
+                raise ValueError(
+                    f"{where}: `{source}` is longer than {max_length} tokens: shorten it, raise `max_length`, or set "
+                    "`overlong` to truncate or drop."
+                )
+            out["input_ids"] = ids
+        if has_labels:
+            label = class_number(row.get("label"), num_labels, class_names, where)
+            out["soft_labels"] = _soft_labels(row.get("soft_labels"), label, num_labels, where)
+            out["label"] = label
+        return out
+
+    dropped = [name for name in ("soft_labels", "label") if name in columns and not has_labels]
+    kept = {name: feature for name, feature in dataset.features.items() if name not in dropped}
+    types = {"weight": Value("float64"), _OVERLONG: Value("bool")}
+    if source != "features":
+        types["input_ids"] = [Value("int64")]
+    if has_labels:
+        types |= {"soft_labels": [Value("float64")], "label": Value("int64")}
+    prepared = dataset.with_format(None).map(
+        prepare,
+        with_indices=True,
+        num_proc=num_proc,
+        remove_columns=dropped,
+        features=Features({**kept, **types}),
+        desc=f"Preparing {name} dataset",
+    )
+    prepared = _settle(prepared, max_length, overlong, name)
+    if name == "train" and has_labels:
+        _warn_of_absent_classes(prepared, class_names)
+    return prepared
+
+
+def classes_of(dataset: Dataset) -> tuple[int, list[str] | None]:
+    """Number of classes, and their names where the data tells them.
+
+    From the length of the first soft label; otherwise from a `ClassLabel` column, the sorted distinct texts of
+    `label`, or the highest class number.
+
+    Raises:
+        ValueError: The data does not tell.
+    """
+    feature = dataset.features.get("label")
+    names = list(feature.names) if isinstance(feature, ClassLabel) else None
+    if "soft_labels" in dataset.column_names and len(dataset) and dataset[0]["soft_labels"]:
+        number = len(dataset[0]["soft_labels"])
+        return number, names if names and len(names) == number else None
+    if names:
+        return len(names), names
+    labels = {value for value in dataset["label"] if value is not None} if feature is not None else set()
+    if labels and all(isinstance(value, str) for value in labels):
+        number, names = len(labels), sorted(labels)
+    else:
+        number = max((value for value in labels if isinstance(value, int)), default=0) + 1
+    if number < 2:
+        raise ValueError("The train dataset does not show 2 classes: set `num_labels` or `class_names`.")
+    return number, names
+
+
+def class_number(value: Any, num_labels: int, class_names: list[str] | None, where: str) -> int | None:
+    """The class a `label` names, or None for None.
+
+    Raises:
+        ValueError: No such class.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value not in (class_names or []):
+            known = f"is not one of {', '.join(map(repr, class_names))}" if class_names else "needs `class_names`"
+            raise ValueError(f"{where}: `label` {value!r:.80} {known}: correct it, or set `class_names`.")
+        return class_names.index(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < num_labels:
+        raise ValueError(f"{where}: `label` must be a class number from 0 to {num_labels - 1}, got {value!r:.80}.")
+    return value
+
+
+def mean_soft_label(dataset: Dataset) -> np.ndarray:
+    """Class shares `(K,)` of prepared rows, whatever they weigh: the prior of the confidence loss."""
+    return np.mean(np.asarray(dataset["soft_labels"]), axis=0)
+
+
+def confidence_weights(soft_labels: np.ndarray) -> np.ndarray:
+    """How sure soft labels are, see `ensembles.confidence`, scaled to a mean of 1.
+
+    Args:
+        soft_labels: `(N, K)`.
+
+    Returns:
+        `(N,)`; 0 for a uniform soft label, highest for a one-hot one.
+
+    Raises:
+        ValueError: Every soft label is uniform.
+    """
+    sure = confidence(soft_labels)
+    if not sure.mean() > 1e-9:
+        raise ValueError("Every soft label is uniform, so none is more certain: set `weight_by_confidence` to False.")
+    return sure / sure.mean()
+
+
+def weigh_by_confidence(dataset: Dataset) -> Dataset:
+    """Prepared rows with their `weight` multiplied by `confidence_weights`."""
+    weights = confidence_weights(np.asarray(dataset["soft_labels"])) * np.asarray(dataset["weight"])
+    return dataset.remove_columns("weight").add_column("weight", weights)
+
+
+def _source_column(dataset: Dataset, name: str) -> str:
+    if not len(dataset):
+        raise ValueError(f"The {name} dataset has no rows.")
+    for column in ("features", "input_ids", "text", "prompt"):
+        if column in dataset.column_names:
+            return column
+    raise ValueError(
+        f"The {name} dataset has the columns {dataset.column_names}; it needs `text` or `prompt` (or `input_ids`, or "
+        "`features`), and `soft_labels` or `label`."
+    )
+
+
+def _encode(
+    value: Any, source: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, where: str
+) -> tuple[list[int], bool]:
+    """Token ids, at most `max_length`, and whether there were more."""
+    if source == "input_ids":
+        ids = value
+        if not isinstance(ids, list) or not ids:
+            raise ValueError(f"{where}: `input_ids` must be a list of token ids, one at least, got {value!r:.80}.")
+    elif isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"{where}: `{source}` is empty: drop the row.")
+        ids = tokenizer(value, truncation=False)["input_ids"]
+        if max_length is not None and len(ids) > max_length:  # cut so that special tokens at the end stay
+            return tokenizer(value, truncation=True, max_length=max_length)["input_ids"], True
+    elif source == "prompt" and isinstance(value, list) and value:
+        ids = _encode_chat(value, tokenizer, where)
+    else:
+        allowed = "a text or a list of chat messages" if source == "prompt" else "a text"
+        raise ValueError(f"{where}: `{source}` must be {allowed}, got {value!r:.80}.")
+    if not ids:
+        raise ValueError(f"{where}: `{source}` has no tokens: drop the row.")
+    return list(ids[:max_length]), max_length is not None and len(ids) > max_length
+
+
+def _encode_chat(messages: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{where}: `prompt` is a chat, but the tokenizer has no chat template: give texts, or set one."
+        )
+    try:
+        # A data set fills the keys that other messages have with None, which templates take for given ones
+        messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        return tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    except (TemplateError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: the chat template refuses `prompt`: {error}") from error
+
+
+def _soft_labels(values: Any, label: int | None, num_labels: int, where: str) -> list[float]:
+    if values is None:
+        if label is None:
+            raise ValueError(f"{where} has neither `soft_labels` nor `label`: give one of them, or drop the row.")
+        return [float(k == label) for k in range(num_labels)]
+    if not isinstance(values, list) or len(values) != num_labels:
+        raise ValueError(
+            f"{where}: `soft_labels` must be {num_labels} probabilities, as the model has classes, got {values!r:.80}."
+        )
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if not numbers or not all(math.isfinite(value) and value >= 0 for value in values):
+        raise ValueError(f"{where}: `soft_labels` must be finite numbers of at least 0, got {values!r:.80}.")
+    total = sum(values)
+    if abs(total - 1) > _TOLERANCE:
+        raise ValueError(f"{where}: `soft_labels` sum to {total:.6g} instead of 1: normalise them.")
+    # Left alone where only rounding is at stake, so that rows prepared twice stay the same
+    return [value / total if abs(total - 1) > 1e-9 else float(value) for value in values]
+
+
+def _settle(dataset: Dataset, max_length: int | None, overlong: str, name: str) -> Dataset:
+    """Say once how many rows were too long, and drop them if told to."""
+    too_long = list(dataset[_OVERLONG])
+    dataset = dataset.remove_columns(_OVERLONG)
+    if not any(too_long):
+        return dataset
+    done = "dropped" if overlong == "drop" else "cut"
+    logger.warning(
+        "Of %d %s rows, %d are longer than %s tokens and were %s (first: row %d).",
+        len(too_long), name, sum(too_long), max_length, done, too_long.index(True),
+    )  # fmt: skip
+    if overlong != "drop":
+        return dataset
+    if all(too_long):
+        raise ValueError(f"No {name} row is left, for all are longer than {max_length} tokens: raise `max_length`.")
+    return dataset.select([index for index, drop in enumerate(too_long) if not drop])
+
+
+def _warn_of_absent_classes(dataset: Dataset, class_names: list[str] | None) -> None:
+    labels = np.asarray(dataset["soft_labels"])
+    absent = sorted(set(range(labels.shape[1])) - set(labels.argmax(axis=1).tolist()))
+    if absent:
+        names = [repr(class_names[k]) if class_names else str(k) for k in absent]
+        logger.warning(
+            "No weak label of the train dataset is class %s: the model has little to learn it from. Check the weak "
+            "model, or leave the class out.",
+            ", ".join(names),
+        )

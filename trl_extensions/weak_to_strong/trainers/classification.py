@@ -1,0 +1,343 @@
+"""`WeakToStrongTrainer`: a classifier with K classes that learns from the soft labels of weaker models."""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, concatenate_datasets
+from peft import PeftConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..._compat import BaseTrainer, ForwardRedirection, global_then_local_main_first
+from ...core.training.checks import as_config, reject_prompt_learning, reject_sequence_parallelism
+from ..data.collator import DataCollatorForWeakLabels
+from ..data.prepare import ROW_COLUMNS, classes_of, mean_soft_label, prepare_rows, weigh_by_confidence
+from .classifier import load_classifier, load_tokenizer, longest_input, settle_tokenizer, wrap_classifier
+from .configs import WeakToStrongConfig
+from .objective import WeakSupervision
+from .probe import features, head_of
+from .supervised import LearnsFromWeakLabels
+
+
+class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
+    """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for text classification with K >= 2 classes.
+
+    LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as in `RewardTrainer`; with
+    `linear_probe` only the head is trained. Every row of an optimizer step counts the same, times its weight, however
+    the step is cut into micro-batches and devices.
+
+    Args:
+        model: Model id, path, `PreTrainedModel` for sequence classification or `PeftModel` of one. By name it gets a
+            head of K classes: `args.num_labels`, else as many as `args.class_names`, else as the training data shows.
+        args: `WeakToStrongConfig`; plain `TrainingArguments` are converted.
+        data_collator: Defaults to `DataCollatorForWeakLabels`.
+        train_dataset: Rows with `text`, or `prompt` (text or chat messages), and `soft_labels` (K floats that sum to
+            1) or `label` (class number or name); optionally `weight`. `input_ids` or, with `linear_probe`, `features`
+            (the pooled state) are taken in place of a text.
+        eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
+        processing_class: Tokenizer; loaded from the model when left out.
+        compute_metrics: As in `Trainer`; predictions are logits `(N, K)`, label ids the true classes `(N,)` where all
+            rows have them, otherwise the soft labels `(N, K)`.
+        callbacks: Further callbacks.
+        optimizers: Optimizer and scheduler, as in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`.
+        preprocess_logits_for_metrics: As in `Trainer`.
+        quantization_config: For a model given by name.
+        peft_config: Wraps the model; the head is trained along. Prompt learning methods are not supported.
+
+    Logged, averaged over rows: `agreement` (the model's class is the one the weak label favours), `confidence` (the
+    probability of the model's class), `loss_coef` (weight of the model's own view, see `Objective`). `evaluate`
+    reports the same with the prefix `eval_`, and `eval_accuracy` over rows whose true `label` is known. Evaluation
+    always shows the loss past its warm-up. `predict` returns logits `(N, K)`, and takes rows without labels.
+
+    Raises:
+        ValueError: Data or settings that cannot be used; the message names the row or field and the remedy.
+        TypeError: A streaming dataset.
+    """
+
+    _tag_names = ["trl", "weak-to-strong"]  # noqa: RUF012 (TRL's own convention)
+    _name = "Weak-to-strong"
+    _paper = {  # noqa: RUF012
+        "title": "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
+        "id": "2312.09390",
+        # docstyle-ignore
+        "citation": """\
+@article{burns2023weak,
+    title   = {{Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision}},
+    author  = {Collin Burns and Pavel Izmailov and Jan Hendrik Kirchner and Bowen Baker and Leo Gao and others},
+    year    = 2023,
+    eprint  = {arXiv:2312.09390}
+}""",
+    }
+    # The loss is divided by the rows of the whole step, see `get_batch_samples`
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: WeakToStrongConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        args = as_config(args, WeakToStrongConfig, model, "WeakToStrong")
+        reject_prompt_learning(model, peft_config, "weak-to-strong training")
+        reject_sequence_parallelism(args, "weak-to-strong training")
+        if train_dataset is not None:
+            _check_is_dataset(train_dataset, "train")
+        set_seed(args.seed)  # a new head is random
+        if isinstance(model, str):
+            model = load_classifier(model, args, *_classes(args, train_dataset), quantization_config)
+        self.num_labels, self.class_names = _classes_of_model(model, args)
+        tokenizer = load_tokenizer(model, args) if processing_class is None else processing_class
+        settle_tokenizer(model, tokenizer, args)
+        if args.linear_probe:
+            _freeze_backbone(model, peft_config)
+        model = wrap_classifier(model, peft_config, args)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
+        self._max_length = longest_input(model, tokenizer, args.max_length)
+        self._redirect = ForwardRedirection()
+        self._totals = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        self._rows_in_step = None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or DataCollatorForWeakLabels(tokenizer.pad_token_id, args.pad_to_multiple_of),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        if args.n_gpu > 1:
+            raise ValueError(
+                "Several GPUs are visible to one process: use `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+        self.model.add_model_tags(self._tag_names)
+        prior = np.full(self.num_labels, 1 / self.num_labels)
+        if train_dataset is not None:
+            self.train_dataset = self._prepare_dataset(train_dataset, "train")
+            prior = mean_soft_label(self.train_dataset)
+        if isinstance(eval_dataset, dict):
+            self.eval_dataset = {name: self._prepare_dataset(rows, name) for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            self.eval_dataset = self._prepare_dataset(eval_dataset, "eval")
+        self.supervision = WeakSupervision(args.objective(), prior)
+
+    def _prepare_dataset(self, dataset: Dataset, name: str, labelled: bool = True) -> Dataset:
+        _check_is_dataset(dataset, name)
+        if "features" in dataset.column_names and not self.args.linear_probe:
+            raise ValueError(
+                f"The {name} dataset has `features`, which only `linear_probe` reads: set it, or drop them."
+            )
+        with global_then_local_main_first():
+            dataset = prepare_rows(
+                dataset,
+                self.processing_class,
+                num_labels=self.num_labels,
+                class_names=self.class_names,
+                max_length=self._max_length,
+                overlong=self.args.overlong if labelled else "truncate",  # every row that is asked about is answered
+                name=name,
+                labelled=labelled,
+                num_proc=self.args.dataset_num_proc,
+            )
+            if name == "train" and self.args.weight_by_confidence:
+                dataset = weigh_by_confidence(dataset)
+        if self.args.linear_probe and "features" not in dataset.column_names:
+            dataset = concatenate_datasets([dataset, Dataset.from_dict({"features": self._features(dataset)})], axis=1)
+        return dataset
+
+    def _features(self, dataset: Dataset) -> np.ndarray:
+        """`(N, H)`, each process having computed its share."""
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        token_ids = dataset["input_ids"][:]
+        own = features(
+            self.accelerator.unwrap_model(self.model),
+            token_ids[rank::size],
+            batch_tokens=self.args.probe_batch_tokens,
+            progress=not self.args.disable_tqdm and rank == 0,
+        )
+        everything = np.empty((len(token_ids), own.shape[1]), dtype=own.dtype)
+        for place, share in enumerate(gather_object([own]) if size > 1 else [own]):
+            everything[place::size] = share
+        return everything
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = ROW_COLUMNS
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        # Every row of an optimizer step weighs the same, however it is cut into micro-batches and devices
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = torch.tensor(sum(len(batch["soft_labels"]) for batch in batches), device=self.args.device)
+        self._rows_in_step = self.accelerator.gather(rows).sum().item()
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits, soft_labels, weights = self.weak_logits(model, inputs), inputs["soft_labels"], inputs["weight"]
+        self.observe(logits)
+        progress = self.progress()
+        losses = self.supervision.losses(logits, soft_labels, progress) * weights
+        self._record(logits, losses, inputs, self.supervision.objective.coefficient(progress))
+        if self.model.training and self._rows_in_step:
+            # DDP averages gradients over processes; the sum over all rows is divided by all rows
+            loss = losses.sum() * self.accelerator.num_processes / self._rows_in_step
+        else:
+            loss = losses.mean()
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def weak_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`(B, K)` float32; labels never reach the model, which would choose a loss of its own."""
+        if "features" in inputs:
+            unwrapped = self.accelerator.unwrap_model(model)
+            with self.accelerator.autocast():
+                return self._redirect(model, unwrapped, _score, unwrapped, inputs["features"]).float()
+        texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        return model(**texts, **self._options).logits.float()
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if "soft_labels" not in inputs:
+                return None, self.weak_logits(model, inputs), None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        known = self._true_labels_known
+        return loss, outputs["logits"], inputs["label"] if known else inputs["soft_labels"]
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As `Trainer.evaluate`; rows that were not prepared yet are."""
+        if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
+            eval_dataset = self._prepare_dataset(eval_dataset, metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> Any:
+        """As `Trainer.predict`, with logits `(N, K)` as predictions; rows need no labels."""
+        dataset = self._prepare_dataset(test_dataset, metric_key_prefix, labelled=False)
+        return super().predict(dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        self._totals["eval"].clear()  # `predict` leaves some behind, for it logs nothing
+        rows = dataloader.dataset
+        self._true_labels_known = "label" in rows.column_names and None not in rows["label"]
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def _record(self, logits: torch.Tensor, losses: torch.Tensor, inputs: dict[str, torch.Tensor], coef: float):
+        """Add the batch's rows, of all devices, to the averages."""
+        logits = logits.detach()
+        confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
+        ones, labels = torch.ones_like(confidence), inputs.get("label")
+        columns = {
+            "loss": (losses.detach(), ones),
+            "agreement": (predicted == inputs["soft_labels"].argmax(dim=-1), ones),
+            "confidence": (confidence, ones),
+            "loss_coef": (coef * ones, ones),
+        }
+        mode = "train" if self.model.training else "eval"
+        if mode == "eval" and labels is not None:
+            columns["accuracy"] = (predicted == labels, labels >= 0)
+        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
+        # In evaluation, rows that only fill the last batch of the processes up are left out
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        sums = gather(table).double().sum(dim=0).reshape(-1, 2).tolist()
+        for name, (total, count) in zip(columns, sums, strict=True):
+            self._totals[mode][name][0] += total
+            self._totals[mode][name][1] += count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages over rows since the last log."""
+        mode = "train" if self.model.training else "eval"
+        averages = {name: total / count for name, (total, count) in self._totals[mode].items() if count}
+        self._totals[mode].clear()
+        if mode == "train":
+            averages.pop("loss", None)  # the loop's own
+            prefix = ""
+        else:  # "eval_", or "eval_<name>_" of one of several held-out data sets
+            prefix = next((name for name in logs if name.endswith("_loss")), "eval_loss").removesuffix("loss")
+        logs.update({f"{prefix}{name}": value for name, value in averages.items()})
+        super().log(logs, start_time)
+
+
+def _score(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    head = head_of(model)
+    return head(states.to(head.weight))
+
+
+def _check_is_dataset(dataset: Any, name: str) -> None:
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"The {name} dataset is a {type(dataset).__name__}; weak-to-strong training names faulty rows and needs "
+            "the mean of all labels: load it as a `Dataset` (streaming=False)."
+        )
+
+
+def _classes(args: WeakToStrongConfig, dataset: Dataset | None) -> tuple[int, list[str] | None]:
+    """Classes of a model that is about to be loaded, and their names."""
+    if args.class_names:
+        return len(args.class_names), args.class_names
+    if dataset is None:
+        if args.num_labels is None:
+            raise ValueError("Without a train dataset the number of classes is unknown: set `num_labels`.")
+        return args.num_labels, None
+    number, names = classes_of(dataset)
+    if args.num_labels is None:
+        return number, names
+    return args.num_labels, names if names and len(names) == args.num_labels else None
+
+
+def _classes_of_model(model: PreTrainedModel | PeftModel, args: WeakToStrongConfig) -> tuple[int, list[str]]:
+    number = model.config.num_labels
+    wanted = args.num_labels or (len(args.class_names) if args.class_names else number)
+    if number != wanted or number < 2:
+        raise ValueError(
+            f"The model has {number} classes where {max(2, wanted)} are needed: load it with "
+            f"num_labels={max(2, wanted)}, or give its name instead."
+        )
+    if args.class_names:
+        model.config.id2label = dict(enumerate(args.class_names))
+        model.config.label2id = {name: place for place, name in enumerate(args.class_names)}
+    return number, [model.config.id2label[place] for place in range(number)]
+
+
+def _freeze_backbone(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> None:
+    if peft_config is not None or isinstance(model, PeftModel):
+        raise ValueError(
+            "`linear_probe` trains the head alone, and an adapter changes what it reads: drop one of them."
+        )
+    head = head_of(model)
+    model.requires_grad_(False)
+    head.requires_grad_(True)

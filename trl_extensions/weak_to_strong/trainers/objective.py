@@ -1,0 +1,109 @@
+"""What a weak-to-strong trainer minimises at a given moment of training: loss, its coefficient, the prior to match."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..loss import confidence_loss, product_loss, reverse_kl_loss, soft_cross_entropy
+from .prior import threshold_for
+
+
+LOSSES = ("soft_ce", "confidence", "product", "reverse_kl")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and its settings.
+
+    Args:
+        loss: One of `LOSSES`.
+        confidence_coef: Weight in [0, 1] of the strong model's own class in the confidence loss.
+        product_alpha: Weight of the weak labels in the product loss.
+        product_beta: Weight of the strong model in the product loss.
+        warmup_ratio: Share of training over which `confidence_coef` or `product_beta` rises linearly from 0.
+
+    Raises:
+        ValueError: A setting that has no meaning.
+    """
+
+    loss: str = "soft_ce"
+    confidence_coef: float = 0.5
+    product_alpha: float = 1.0
+    product_beta: float = 1.0
+    warmup_ratio: float = 0.1
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"`weak_loss` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
+        for name, low, high in (
+            ("confidence_coef", 0, 1), ("product_alpha", 0, math.inf), ("product_beta", 0, math.inf),
+            ("warmup_ratio", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value <= high or math.isinf(value):
+                allowed = f"in [{low}, {high}]" if high < math.inf else f"at least {low}"
+                shown = "loss_warmup_ratio" if name == "warmup_ratio" else name
+                raise ValueError(f"`{shown}` must be a number {allowed}, got {value!r}.")
+        if not self.product_alpha and self.loss == "product":
+            raise ValueError("`product_alpha` is 0, so the product loss would not look at the weak labels: raise it.")
+
+    def coefficient(self, progress: float) -> float:
+        """Weight of the strong model's own view after `progress` in [0, 1] of training; 0 for losses without one."""
+        full = {"confidence": self.confidence_coef, "product": self.product_beta}.get(self.loss, 0.0)
+        return full if progress >= self.warmup_ratio else full * progress / self.warmup_ratio
+
+
+class WeakSupervision:
+    """An objective together with the prior of the training set and the threshold of the running step.
+
+    Neither depends on how a step's rows are cut into micro-batches and devices: see `supervised`.
+
+    Args:
+        objective: The loss.
+        prior: `(K,)`, the training set's mean soft label.
+    """
+
+    def __init__(self, objective: Objective, prior: torch.Tensor | Sequence[float]):
+        self.objective = objective
+        self.prior = torch.as_tensor(prior, dtype=torch.float32)
+        self.threshold: torch.Tensor | None = None
+
+    @property
+    def needs_threshold(self) -> bool:
+        return self.objective.loss == "confidence"
+
+    def match_prior(self, logits: torch.Tensor) -> None:
+        """Set the threshold under which these rows' classes are distributed like the prior.
+
+        Thresholds are those of the weights that are trained: remembered ones lag behind, and a model whose predictions
+        drift to one class would be pushed further by them.
+
+        Args:
+            logits: `(N, K)`, all rows of an optimizer step.
+        """
+        self.threshold = threshold_for(torch.softmax(logits.detach().float(), dim=-1), self.prior)
+
+    def losses(self, logits: torch.Tensor, soft_labels: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
+        """Unreduced losses.
+
+        Args:
+            logits: `(B, K)`.
+            soft_labels: `(B, K)`.
+            progress: Share of training that is done, in [0, 1]; 1, as in evaluation, is past the warm-up.
+
+        Returns:
+            `(B,)` nats, unweighted. In evaluation the confidence loss has the threshold of the last training step,
+            plain argmax before the first.
+        """
+        coefficient = self.objective.coefficient(progress)
+        if self.objective.loss == "confidence":
+            threshold = self.threshold
+            if threshold is None:
+                threshold = torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64)
+            return confidence_loss(logits, soft_labels, coefficient, prior=self.prior, threshold=threshold)
+        if self.objective.loss == "product":
+            return product_loss(logits, soft_labels, self.objective.product_alpha, coefficient)
+        return (soft_cross_entropy if self.objective.loss == "soft_ce" else reverse_kl_loss)(logits, soft_labels)

@@ -1,0 +1,189 @@
+"""`WeakToStrongRewardTrainer`: a `RewardTrainer` whose preferences are a weaker model's, and may be uncertain."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch.nn.functional import logsigmoid
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import RewardTrainer
+
+from ...core.training.checks import as_config
+from ..data.prepare import confidence_weights
+from ..data.row_values import WithRowValues, check_row_values
+from .objective import WeakSupervision
+from .reward_config import WeakToStrongRewardConfig
+from .supervised import LearnsFromWeakLabels
+
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ("preference", "weight")
+
+
+class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
+    """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for reward models.
+
+    Swap it for `RewardTrainer`; LoRA, QLoRA, full fine-tuning and `accelerate launch` work as they do there, and so do
+    `margin` columns and `center_rewards_coefficient`. Without our columns and with `weak_loss="soft_ce"` the loss is
+    that of `RewardTrainer`.
+
+    Args:
+        model: Model id, path, `PreTrainedModel` with one label or `PeftModel`.
+        args: `WeakToStrongRewardConfig`; plain `TrainingArguments` or a `RewardConfig` are converted.
+        data_collator: Defaults to TRL's; it does not see the columns below.
+        train_dataset: Rows in any preference format of `RewardTrainer`, with or without `preference`, the probability
+            in [0, 1] that `chosen` is the better one (1 where the column is missing), and `weight` (finite, at least
+            0), by which a pair's loss is multiplied. Pairs above `max_length` are dropped, as in TRL, and counted.
+        eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
+        processing_class: Tokenizer; loaded from the model when left out.
+        compute_metrics: As in `RewardTrainer`.
+        callbacks: Further callbacks.
+        optimizers: Optimizer and scheduler, as in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`.
+        preprocess_logits_for_metrics: As in `RewardTrainer`.
+        quantization_config: For a model given by name.
+        peft_config: Wraps the model; `task_type="SEQ_CLS"` trains the head along.
+
+    Logged beside the metrics of `RewardTrainer`: `agreement`, the share of pairs whose better one is the same to the
+    model as to its labels (a preference of at least 0.5 for `chosen`), and `loss_coef`, the weight of the model's own
+    view (see `Objective`). Evaluation always shows the loss past its warm-up.
+
+    Raises:
+        ValueError: Data or settings that cannot be used; the message names the row or field and the remedy.
+        TypeError: A streaming dataset.
+    """
+
+    _tag_names = ["trl", "weak-to-strong", "reward-trainer"]  # noqa: RUF012 (TRL's own convention)
+    _name = "Weak-to-strong reward"
+    _paper = {  # noqa: RUF012
+        "title": "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
+        "id": "2312.09390",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: WeakToStrongRewardConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        super().__init__(
+            model=model,
+            args=as_config(args, WeakToStrongRewardConfig, model, "WeakToStrongReward"),
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.data_collator = WithRowValues(self.data_collator, _COLUMNS)
+        if self.args.weight_by_confidence:
+            self.train_dataset = _weigh_by_confidence(self.train_dataset)
+        soft_labels, weights = _labels_and_weights(self.train_dataset)
+        if not weights.any():
+            raise ValueError(
+                "Every train pair that is left has a `weight` of 0, so no pair counts: check the weights."
+            )
+        self.supervision = WeakSupervision(self.args.objective(), soft_labels.mean(axis=0))
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"The {dataset_name} dataset is a stream; weak-to-strong training names faulty rows and needs the "
+                "mean preference: load it as a `Dataset` (streaming=False)."
+            )
+        check_row_values(dataset, "preference", dataset_name, highest=1)
+        check_row_values(dataset, "weight", dataset_name)
+        rows = len(dataset)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        dropped = f"{rows - len(dataset)} of {rows} {dataset_name} pairs are longer than max_length={args.max_length}"
+        if not len(dataset):
+            raise ValueError(f"{dropped} tokens, so none is left: raise it, or set it to None.")
+        if len(dataset) < rows:
+            logger.warning("%s tokens and were dropped.", dropped)
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in _COLUMNS if name not in self._signature_columns]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        preferences, weights = inputs.pop("preference", None), inputs.pop("weight", None)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        chosen, rejected = torch.chunk(outputs.logits.squeeze(-1), chunks=2)
+        margins = chosen - rejected
+        if preferences is None:
+            preferences = torch.ones_like(margins)
+        self._record(margins.detach(), preferences)
+        if "margin" in inputs:
+            margins = margins - inputs["margin"]
+        logits = _two_classes(margins)
+        self.observe(logits)
+        losses = self.supervision.losses(logits, torch.stack([preferences, 1 - preferences], dim=1), self.progress())
+        if weights is not None:
+            losses = losses * weights
+        # Exactly what `RewardTrainer` has added is taken out again; whatever else it adds stays
+        loss = loss + losses.mean() + logsigmoid(margins).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def weak_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`(B, 2)`: margins of pairs, seen as two classes."""
+        texts = {name: value for name, value in inputs.items() if name not in (*_COLUMNS, "margin")}
+        chosen, rejected = torch.chunk(model(**texts, use_cache=False).logits.squeeze(-1), chunks=2)
+        margins = chosen - rejected
+        return _two_classes(margins - inputs["margin"] if "margin" in inputs else margins)
+
+    def _record(self, margins: torch.Tensor, preferences: torch.Tensor) -> None:
+        agrees = ((margins > 0) == (preferences >= 0.5)).float()
+        training = self.model.training
+        # In evaluation, rows that only fill the last batch of the processes up are left out
+        gather = self.accelerator.gather if training else self.accelerator.gather_for_metrics
+        metrics = self._metrics["train" if training else "eval"]
+        metrics["agreement"] += gather(agrees).tolist()
+        metrics["loss_coef"].append(self.supervision.objective.coefficient(self.progress()))
+
+
+def _two_classes(margins: torch.Tensor) -> torch.Tensor:
+    return torch.stack([margins, torch.zeros_like(margins)], dim=1)
+
+
+def _labels_and_weights(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Soft labels `(N, 2)` and weights `(N,)`, with a preference and a weight of 1 where the column is missing."""
+    columns = [dataset[name] if name in dataset.column_names else [1.0] * len(dataset) for name in _COLUMNS]
+    preferences, weights = (np.asarray(column, dtype=np.float64) for column in columns)
+    return np.stack([preferences, 1 - preferences], axis=1), weights
+
+
+def _weigh_by_confidence(dataset: Dataset) -> Dataset:
+    soft_labels, weights = _labels_and_weights(dataset)
+    weights = confidence_weights(soft_labels) * weights
+    return dataset.remove_columns([name for name in dataset.column_names if name == "weight"]).add_column(
+        "weight", weights
+    )

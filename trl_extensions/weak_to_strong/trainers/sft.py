@@ -1,0 +1,270 @@
+"""`WeakToStrongSFTTrainer`: an `SFTTrainer` whose targets a weaker model wrote, or would have written."""
+
+from collections.abc import Callable
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from ..._compat import ForwardRedirection
+from ...core.modeling.against_original import AgainstOriginal
+from ...core.modeling.divergence import chunked_kl
+from ...core.modeling.head import last_hidden_states, output_head
+from ...core.training.checks import as_config, reject_prompt_learning, reject_sequence_parallelism
+from ..data.row_values import WithRowValues, check_row_values, columns_of
+from ..labels.weak_model import (
+    check_same_vocabulary,
+    common_rows,
+    freeze,
+    load_weak_model,
+    load_weak_tokenizer,
+    narrow,
+)
+from .sft_config import WeakToStrongSFTConfig
+
+
+class WeakToStrongSFTTrainer(AgainstOriginal, SFTTrainer):
+    """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for generation: learn to write from a weaker model.
+
+    Two forms. *Hard text*, without `weak_model`: the completions were written by the weak model(s); without a `weight`
+    column this is `SFTTrainer`. *Token distributions*, with `weak_model`: at every scored token the target is the weak
+    model's distribution of the next one, in the weak model's own context; both models need one vocabulary.
+
+    Args:
+        model: Strong model: id, path, `PreTrainedModel` or `PeftModel`.
+        args: `WeakToStrongSFTConfig`; plain `TrainingArguments` or an `SFTConfig` are converted.
+        data_collator: Defaults to TRL's; it does not see the weights.
+        train_dataset: Rows in any format of `SFTTrainer`, with or without a column `weight` (finite, at least 0), by
+            which the losses of a row's tokens are multiplied. The number of scored tokens the loss is divided by does
+            not depend on it.
+        eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
+        processing_class: Tokenizer; loaded from the model when left out.
+        compute_metrics: As in `SFTTrainer`.
+        callbacks: Further callbacks.
+        optimizers: Optimizer and scheduler, as in `Trainer`.
+        optimizer_cls_and_kwargs: As in `Trainer`.
+        preprocess_logits_for_metrics: As in `SFTTrainer`.
+        quantization_config: For a model given by name.
+        peft_config: Wraps the strong model.
+        formatting_func: As in `SFTTrainer`.
+        weak_model: Weak model: id, path, `PreTrainedModel` or `PeftModel`. By name, it is loaded with the strong
+            model's `dtype` and `attn_implementation`. It is frozen and runs without dropout.
+        weak_processing_class: The weak model's tokenizer, compared with the strong one's; loaded from where the weak
+            model came from when left out.
+
+    Logged with a `weak_model`, in place of `entropy` and `mean_token_accuracy`: `kl/weak`, the divergence from the
+    weak model, nats per scored token, unweighted. The load-balancing loss of mixtures of experts is not added then.
+
+    Raises:
+        ValueError: Data, settings or models that cannot be used; the message names the row, token or field and the
+            remedy.
+        TypeError: A streaming dataset with weights or with a `weak_model`.
+    """
+
+    _tag_names = ["trl", "weak-to-strong", "sft"]  # noqa: RUF012 (TRL's own convention)
+    _name = "Weak-to-strong SFT"
+    _paper = {  # noqa: RUF012
+        "title": "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
+        "id": "2312.09390",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: WeakToStrongSFTConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
+        weak_model: str | PreTrainedModel | PeftModel | None = None,
+        weak_processing_class: PreTrainedTokenizerBase | None = None,
+    ):
+        args = as_config(args, WeakToStrongSFTConfig, model, "WeakToStrongSFT")
+        self._learns_tokens = weak_model is not None
+        self.reference = None
+        self._kl_sums = {}
+        if self._learns_tokens:
+            reject_prompt_learning(model, peft_config, "learning token distributions")
+        if train_dataset is not None:  # here, for TRL prepares neither images nor rows it is told to leave alone
+            self._check_dataset(train_dataset, args, "train")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
+        )
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise ValueError("Weak-to-strong SFT trains decoder-only models, `model` is an encoder-decoder.")
+        if not self._skip_prepare_dataset:
+            self.data_collator = WithRowValues(self.data_collator, ("weight",))
+        if self._learns_tokens:
+            self._redirect = ForwardRedirection()
+            self._take(weak_model, weak_processing_class)
+
+    def _take(self, weak_model, weak_processing_class) -> None:
+        """Load, compare and freeze the weak model."""
+        check_same_vocabulary(self._tokenizer, weak_processing_class or load_weak_tokenizer(weak_model, self.args))
+        if isinstance(weak_model, str):
+            weak_model = load_weak_model(weak_model, self.args)
+        self._rows = common_rows(self.model, weak_model, self._tokenizer)
+        self.reference = freeze(weak_model, self.model, self.accelerator)
+
+    def _check_dataset(self, dataset: Dataset | IterableDataset, args: WeakToStrongSFTConfig, name: str) -> None:
+        columns = columns_of(dataset)
+        if not self._learns_tokens and "weight" not in columns:
+            return
+        what = "`weak_model`" if self._learns_tokens else f"the column `weight` of the {name} dataset"
+        _reject_settings(args, what)
+        if "image" in columns or "images" in columns:
+            raise ValueError(f"The {name} dataset has images, which {what} does not work with: use text columns.")
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"The {name} dataset is a stream, which {what} does not work with: load it as a `Dataset` "
+                "(streaming=False)."
+            )
+        check_row_values(dataset, "weight", name)
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        self._check_dataset(dataset, args, dataset_name)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "weight" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "weight"]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        weights = inputs.pop("weight", None)
+        if self.reference is None:
+            policy = model if weights is None else _weighted(model, weights)
+            return super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
+        loss = self._token_loss(model, inputs, weights, num_items_in_batch)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+
+    def _token_loss(self, model, inputs, weights, num_items_in_batch):
+        """Summed divergences over the scored tokens of the step, as `SFTTrainer` normalises its own losses."""
+        target, kept = self._original_states(model, scored_states, inputs), []
+        target_head = narrow(target.head, self._rows)
+        scored = _scored(inputs)
+        row_of_token = scored.nonzero()[:, 0]
+
+        def forward(policy):
+            states = scored_states(policy, inputs)
+            head = narrow(output_head(policy, states), self._rows)
+            reverse = self.args.token_loss == "reverse_kl"
+            divergence = chunked_kl(states, head, target.states, target_head, reverse=reverse)
+            kept.append(divergence.detach())
+            if weights is not None:
+                divergence = divergence * weights[row_of_token].to(divergence)
+            return divergence.sum()
+
+        total = self._policy_total(model, forward)
+        self._record(inputs, kept[0].to(scored.device), row_of_token)
+        count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = total / count.clamp(min=1).to(total.device)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages over processes
+        return loss
+
+    def _record(self, inputs, divergence: torch.Tensor, row_of_token: torch.Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        pairs = torch.stack([divergence, torch.ones_like(divergence)], dim=1)
+        table = divergence.new_zeros(len(inputs["input_ids"]), 2).index_add(0, row_of_token, pairs)
+        if mode == "train":
+            table = self.accelerator.gather(table.sum(0, keepdim=True))
+            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += tokens // self._tp_size
+        else:  # rows that only fill the last batch of the processes up are left out
+            table = self.accelerator.gather_for_metrics(table)
+        self._kl_sums[mode] = self._kl_sums.get(mode, 0) + table.sum(0)
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._kl_sums.pop("eval", None)  # `predict` leaves some behind, for it logs nothing
+        return super().evaluation_loop(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean over tokens since the last log, then log as TRL does."""
+        mode = "train" if self.model.training else "eval"
+        if mode in self._kl_sums:
+            total, count = self._kl_sums.pop(mode).tolist()
+            self._metrics[mode]["kl/weak"] = [total / max(1, count)]
+        super().log(logs, start_time)
+
+
+def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Hidden states `(N, H)` before the N scored tokens of a batch, row after row.
+
+    Args:
+        model: Unwrapped causal language model or PEFT model.
+        inputs: `input_ids`, `attention_mask` and `labels` `(B, T)`; -100 marks tokens that are not scored.
+    """
+    names = ("input_ids", "attention_mask", "position_ids")
+    states = last_hidden_states(model, **{name: inputs[name] for name in names if name in inputs})
+    return states[:, :-1][_scored(inputs).to(states.device)]
+
+
+def _scored(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return inputs["labels"][:, 1:] != -100
+
+
+def _weighted(model: nn.Module, weights: torch.Tensor) -> Callable:
+    """Calls the model; the log-probabilities that `SFTTrainer` sums up come back multiplied by their row's weight."""
+
+    def call(**inputs):
+        outputs = model(**inputs)
+        if inputs.get("fused_lm_head"):
+            outputs.log_probs = outputs.log_probs * weights.to(outputs.log_probs)[:, None]
+        return outputs
+
+    return call
+
+
+def _reject_settings(args: WeakToStrongSFTConfig, what: str) -> None:
+    """Raise `ValueError` for settings that would lose weights, or tell tokens apart in another way than labels do."""
+    reject_sequence_parallelism(args, what)
+    for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
+        if getattr(args, name):
+            raise ValueError(f"`{name}` does not work with {what}: set it to False.")
+    if args.label_smoothing_factor:
+        raise ValueError(f"`label_smoothing_factor` does not work with {what}: set it to 0.")
+    if args.loss_type != "nll":
+        raise ValueError(f'`loss_type="{args.loss_type}"` does not work with {what}: leave it at "nll".')
+    if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        raise ValueError(
+            f"`skip_prepare_dataset` does not work with {what}: leave it out, rows with `input_ids` and `labels` are "
+            "not tokenised again."
+        )
