@@ -199,7 +199,7 @@ def _is_complete(path: Path, queries: Sequence[Query], params: GenerationParams,
         found = len(_rows_of(path, queries))
     except (OSError, ValueError):
         return False
-    asked = json.loads(json.dumps({"params": asdict(params), "system_prompt": system_prompt}))
+    asked = json.loads(json.dumps({"params": params.as_dict(), "system_prompt": system_prompt}))
     return found == len(queries) and asked == {name: written.get(name) for name in asked}
 
 

@@ -124,7 +124,7 @@ def sample_rows(
         "num_constitutions": num_constitutions,
         "seed": seed,
         "conversational": conversational,
-        "params": asdict(params),
+        "params": params.as_dict(),
         "filters": asdict(filters),
         "sampling_template": sampling_template,
         "training_template": training_template,

@@ -48,7 +48,7 @@ class Call:
     @cached_property
     def key(self) -> str:
         """32 hexadecimal digits that stand for all of it."""
-        content = [self.step, self.engine, self.prompt, vars(self.params), self.options]
+        content = [self.step, self.engine, self.prompt, self.params.as_dict(), self.options]
         data = json.dumps(content, sort_keys=True).encode("utf-8")
         return hashlib.sha256(data).hexdigest()[:_KEY_LENGTH]
 
@@ -136,7 +136,7 @@ class CallLog:
         """
         key = call.key
         row: dict[str, Any] = {"key": key, "step": call.step, "engine": call.engine, "prompt": call.prompt}
-        row |= {"params": vars(call.params), **({"options": call.options} if call.options else {})}
+        row |= {"params": call.params.as_dict(), **({"options": call.options} if call.options else {})}
         row["reply"] = {name: value for name, value in vars(reply).items() if value is not None}
         if reply.logprobs is not None:  # JSON has no infinity
             row["reply"]["logprobs"] = [None if value == float("-inf") else value for value in reply.logprobs]

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,7 @@ def _claim(
         output.with_name(f"{output.stem}{'' if model is None else f'.{model}'}.settings.json"),
         {
             "engine": engine.name,
-            "params": asdict(params),
+            "params": params.as_dict(),
             "system_prompt": system_prompt,
             "conversational": conversational,
         },

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 
 # Text to be continued as it stands, or chat messages that the model's chat template renders.
@@ -31,6 +32,9 @@ class GenerationParams:
             Generation ends at the first of these strings in the generated text, which is cut before it.
         seed (`int`, *optional*, defaults to `0`):
             Seed for sampling. Unused when greedy.
+        schema (`str`, *optional*):
+            JSON schema, as text, that the generated text must follow. An engine or a server that cannot enforce one
+            says so once and generates without.
 
     Raises:
         `ValueError`: naming the field, if a value is out of range or of the wrong type.
@@ -41,6 +45,7 @@ class GenerationParams:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    schema: str | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, minimum=1)
@@ -56,6 +61,17 @@ class GenerationParams:
         if isinstance(self.stop, str) or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(self.stop))
+        if self.schema is not None:
+            try:
+                schema = json.loads(self.schema)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"schema must be a JSON schema as text ({error})") from None
+            if not isinstance(schema, dict):
+                raise ValueError(f"schema must be a JSON object, got {self.schema:.80}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What keys and files of settings hold: without the schema where there is none, as before there were any."""
+        return {name: value for name, value in vars(self).items() if name != "schema" or value is not None}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -141,7 +141,7 @@ class PairwiseJudge:
             "mode": mode,
             "criterion": self.criterion,
             "template": None if template is None else Path(template).read_text(encoding="utf-8"),
-            "params": asdict(self.params),
+            "params": self.params.as_dict(),
         }
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgment]:

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ...core.generation.replies import as_text, fenced_parts, without_fences, without_thoughts
@@ -128,7 +128,7 @@ class JudgeAnnotator:
             "engine": engine.name,
             "task": self.task,
             "max_quotes": max_quotes,
-            "params": asdict(self.params),
+            "params": self.params.as_dict(),
         }
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:

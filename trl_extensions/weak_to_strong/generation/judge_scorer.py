@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ...core.generation import EngineArguments, create_engine
@@ -102,7 +102,7 @@ class JudgeScorer:
             "kind": "judge",
             "engine": engine.name,
             "criterion": self.criterion,
-            "params": asdict(self.params),
+            "params": self.params.as_dict(),
         }
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
