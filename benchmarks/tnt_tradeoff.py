@@ -24,7 +24,7 @@ from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.generation import TransformersEngine
 from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
-from trl_extensions.core.runs.settings import claim_settings
+from trl_extensions.core.runs.run import check_resume
 from trl_extensions.embedded import resolve_model_name
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.annotate.rows import completion_text, merge_spans
@@ -56,7 +56,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(path)
     points = args.output / "points.jsonl"
     settings = {name: value for name, value in vars(args).items() if name not in ("points", "output", "save")}
-    claim_settings(args.output / "settings.json", settings, made=str(points), in_use=points.exists())
+    check_resume(args.output / "settings.json", settings, made=str(points), started=points.exists())
     done = {row["point"] for row in read_jsonl(points)} if points.exists() else set()
     with JsonlWriter(points) as writer:
         for point in args.points:

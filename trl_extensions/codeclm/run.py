@@ -25,8 +25,7 @@ from ..core.generation.calls import CallLog
 from ..core.generation.types import GenerationParams
 from ..core.inputs import is_file, load_queries
 from ..core.judge.pairwise import PairwiseJudge
-from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.runs.stages import Stage, perform_missing
+from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, run_stages, training_settings
 from .arguments import CodecLMArguments, FolderArguments
 from .config import CodecLMConfig
 from .engines import Engines
@@ -104,7 +103,7 @@ class CodecLMRun:
         perform("generate", "")
         if not self.args.train or not self.is_complete():
             return self.folder / "report.md"
-        perform_missing(self.stages(), perform)
+        run_stages(self.stages(), perform)
         return self.report()
 
     def perform(self, name: str, of: str = "") -> None:
@@ -152,14 +151,14 @@ class CodecLMRun:
         config = copy.copy(self.place)
         config.output_dir = str(self.folder / "train")
         data = self.folder / "data.jsonl"
-        settings = binding_settings(self.place, FREE_SETTINGS) | asdict(self.model_args)
+        settings = training_settings(self.place, MUTABLE_ON_RESUME) | asdict(self.model_args)
         settings |= {"weight_by": self.args.weight_by, "validation_share": self.args.validation_share}
         settings["data"] = self._digest()
-        claim_settings(
+        check_resume(
             self.folder / "training_settings.json",
             settings,
             made=str(self.folder / "model"),
-            in_use=any((self.folder / name).exists() for name in ("model", "train")),
+            started=any((self.folder / name).exists() for name in ("model", "train")),
         )
         share = self.args.validation_share
         train_on_data(self.model_args, config, data, self.folder / "model", self.args.weight_by, validation=share)

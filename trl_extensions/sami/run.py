@@ -25,8 +25,7 @@ from ..core.generation import EngineArguments
 from ..core.generation.models import ModelSource
 from ..core.generation.types import GenerationParams
 from ..core.inputs import Query, load_queries
-from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.runs.stages import Stage, finish, perform_missing
+from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, mark_done, run_stages, training_settings
 from ..core.training.load import fit, last_checkpoint
 from .arguments import SAMIArguments
 from .config import SAMIConfig
@@ -42,7 +41,7 @@ from .win_rate import forget_other_judges, judge_samples
 logger = logging.getLogger(__name__)
 
 # Settings that may change between a kill and the restart: they decide where and how fast, not what
-_FREE_SETTINGS = FREE_SETTINGS | {
+_MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "overflow", "guard_steps",
     "guard_num_queries", "guard_max_new_tokens", "guard_stop", "guard_max_kl", "guard_max_length_ratio",
     "guard_min_length_ratio", "guard_min_distinct_2", "rounds", "eval_batch_tokens", "dataset_name",
@@ -92,18 +91,18 @@ class SAMIRun:
         What only training depends on may still change as long as no round has been trained.
         """
         trained = any(self.folder.glob("round_*/model"))
-        config = binding_settings(self.config, _FREE_SETTINGS)
-        args = {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
+        config = training_settings(self.config, _MUTABLE_ON_RESUME)
+        args = {name: value for name, value in asdict(self.args).items() if name not in _MUTABLE_ON_RESUME}
         sampling = {name: config.pop(name) for name in ("seed", "prompt_template")}
         training = config | {name: args.pop(name) for name in _TRAINING_ARGUMENTS}
         model = asdict(self.model_args)
         sampling |= args | {name: model.pop(name) for name in ("model_name_or_path", "model_revision")}
         sampling |= {"engine": self.engine_args.engine, "engine_model": self.engine_args.engine_model}
         sampling["principles_in_file"] = [asdict(principle) for principle in self.principles()]
-        claim_settings(
-            self.folder / "settings.json", sampling, made=str(self.folder), in_use=self.round_folder(0).exists()
+        check_resume(
+            self.folder / "settings.json", sampling, made=str(self.folder), started=self.round_folder(0).exists()
         )
-        claim_settings(self.folder / "training_settings.json", training | model, made=str(self.folder), in_use=trained)
+        check_resume(self.folder / "training_settings.json", training | model, made=str(self.folder), started=trained)
 
     def stages(self) -> Iterator[Stage]:
         """Every stage in order: its method's name, its round, and the file that says it is done."""
@@ -138,7 +137,7 @@ class SAMIRun:
         self.claim()
         if self.args.judge:
             forget_other_judges(self.folder, self.args)
-        perform_missing(self.stages(), perform or self.perform)
+        run_stages(self.stages(), perform or self.perform)
         return write_run_report(self)
 
     def perform(self, name: str, round_: int) -> None:
@@ -166,7 +165,7 @@ class SAMIRun:
                 f"fewer than queries_per_step={self.args.queries_per_step}: lower it, or start again in another "
                 "`output_dir` with more queries or a larger `max_new_tokens`."
             )
-        finish(folder / "sampling.json", report)
+        mark_done(folder / "sampling.json", report)
 
     def train(self, round_: int) -> None:
         """Train the original on this round's rows, one gradient step per `queries_per_step` of them."""
@@ -195,14 +194,14 @@ class SAMIRun:
                 "lower it or sample more."
             )
         held_out = load_training_rows(args.eval_dataset_name, "test") if args.eval_dataset_name else None
-        known = {f.name for f in fields(SAMIConfig)} - _FREE_SETTINGS
+        known = {f.name for f in fields(SAMIConfig)} - _MUTABLE_ON_RESUME
         settings = {name: value for name, value in config.to_dict().items() if name in known}
         settings |= {"dataset_name": args.dataset_name, "queries_per_step": args.queries_per_step}
-        claim_settings(
+        check_resume(
             self.folder / "training_settings.json",
             settings | asdict(self.model_args),
             made=config.output_dir,
-            in_use=last_checkpoint(config.output_dir) is not None,
+            started=last_checkpoint(config.output_dir) is not None,
         )
         fit(SAMITrainer, self.model_args, config, rows, held_out, self.folder / "model")
 
@@ -276,7 +275,7 @@ class SAMIRun:
             filters=self.args.evaluation_filters(),
             **self.sampling_settings(),
         )
-        finish(folder / "eval_sampling.json", report)
+        mark_done(folder / "eval_sampling.json", report)
 
     def _score(
         self, model: str, folder: Path, original: str | None, fixed_rows: list | None, *, is_original: bool = False

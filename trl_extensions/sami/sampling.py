@@ -18,7 +18,7 @@ from trl_extensions.core.generation.types import Generation, GenerationEngine, G
 from trl_extensions.core.inputs import Query
 from trl_extensions.core.modeling.throughput import Padding, written_in
 from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
-from trl_extensions.core.runs.settings import claim_settings
+from trl_extensions.core.runs.run import check_resume
 from trl_extensions.sami.filters import ResponseFilters, rejection_reason
 from trl_extensions.sami.principles import Constitution, Principle, sample_constitutions
 from trl_extensions.sami.templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE, check_template, render
@@ -169,11 +169,11 @@ def _sample_missing(
 ) -> SamplingReport:
     start, padding = time.perf_counter(), Padding(sampler.engine)
     _check_numbers(queries, needed=needed, chunk_size=chunk_size)
-    claim_settings(
+    check_resume(
         output.with_name(output.stem + ".settings.json"),
         sampler.settings,
         made=str(output),
-        in_use=output.is_file() and output.stat().st_size > 0,
+        started=output.is_file() and output.stat().st_size > 0,
     )
     with JsonlWriter(output) as writer:
         done = _existing_rows(output, queries)

@@ -24,8 +24,7 @@ from ..core.generation.types import is_adapter_directory
 from ..core.inputs import Query
 from ..core.prompt_arguments import PromptArguments
 from ..core.runs.jsonl import read_jsonl
-from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.runs.stages import Stage, finish, perform_missing
+from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, mark_done, run_stages, training_settings
 from ..core.training.load import fit, last_checkpoint
 from .annotate.rows import Annotator, annotate_rows
 from .arguments import AnnotatorArguments, TNTArguments
@@ -36,7 +35,7 @@ from .training import load_training_rows
 
 
 # Settings that may change between a kill and the restart: they decide where and how fast, not what
-_FREE_SETTINGS = FREE_SETTINGS | {
+_MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs",
 }  # fmt: skip
 _SAMPLING_ARGUMENTS = tuple(f.name for f in fields(PromptArguments))
@@ -93,23 +92,23 @@ class TNTRun:
         sampling = {name: args[name] for name in _SAMPLING_ARGUMENTS} | {"seed": self.config.seed}
         sampling |= {name: getattr(self.model_args, name) for name in ("model_name_or_path", "model_revision")}
         sampling |= {"engine": self.engine_args.engine, "unwanted": self.annotator_args.settings()}
-        claim_settings(
-            self.folder / "settings.json", sampling, made=str(self.folder), in_use=(self.folder / "original").exists()
+        check_resume(
+            self.folder / "settings.json", sampling, made=str(self.folder), started=(self.folder / "original").exists()
         )
         self.claim_training()
 
     def claim_training(self) -> None:
         """The part of `claim` that training depends on; binding once there is a checkpoint or a model."""
-        claim_settings(
+        check_resume(
             self.folder / "training_settings.json",
             self._training_settings(),
             made=self.patched,
-            in_use=Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None,
+            started=Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None,
         )
 
     def _training_settings(self) -> dict[str, Any]:
-        settings = binding_settings(self.config, _FREE_SETTINGS)
-        other = _FREE_SETTINGS | set(_SAMPLING_ARGUMENTS)
+        settings = training_settings(self.config, _MUTABLE_ON_RESUME)
+        other = _MUTABLE_ON_RESUME | set(_SAMPLING_ARGUMENTS)
         settings |= {name: value for name, value in asdict(self.args).items() if name not in other}
         return settings | asdict(self.model_args)
 
@@ -144,7 +143,7 @@ class TNTRun:
         else:  # every stage has a process of its own, and this one has no use for models
             self.annotator_args.check()
         self.claim()
-        perform_missing(self.stages(), perform or self.perform)
+        run_stages(self.stages(), perform or self.perform)
         return write_run_report(self)
 
     def perform(self, name: str, side: str) -> None:
@@ -159,7 +158,7 @@ class TNTRun:
         report = self.sample_to(
             self.original, self.prompts()[0], folder / "outputs.jsonl", self.args.num_samples, True
         )
-        finish(folder / "sampling.json", report)
+        mark_done(folder / "sampling.json", report)
 
     def annotate(self, side: str = "original") -> None:
         """Mark what is unwanted in them."""
@@ -170,7 +169,7 @@ class TNTRun:
                 f"none of the {report.rows} sampled outputs has anything unwanted, so there is nothing to remove: use "
                 "prompts that bring it out, more samples, or another description of it."
             )
-        finish(folder / "annotation.json", report)
+        mark_done(folder / "annotation.json", report)
 
     def sample_held_out(self, side: str) -> None:
         """Sample the answers of one model to the held-out prompts and mark what is unwanted in them."""
@@ -179,7 +178,7 @@ class TNTRun:
         report = self.sample_held_out_to(model, folder / "eval_outputs.jsonl")
         rows = load_outputs(folder / "eval_outputs.jsonl")
         print(annotate_rows(rows, self.annotators(), folder / "eval_annotated.jsonl").summary)
-        finish(folder / "eval_sampling.json", report)
+        mark_done(folder / "eval_sampling.json", report)
 
     def train(self, side: str = "patched") -> None:
         """Train on the annotated outputs and leave the model at `output_dir/model`."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.runs.jsonl import read_jsonl, write_jsonl
 from ..core.runs.report import write_atomically
-from ..core.runs.settings import claim_settings
+from ..core.runs.run import check_resume
 from ..core.training.load import fit, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
@@ -17,7 +17,7 @@ from .data.examples import Pair, load_examples, load_pairs
 from .data.splits import split_halves
 from .data.training_rows import read_rows, source_settings, training_set
 from .evaluation import CEILING, WEAK, Predictions, evaluate_run, scores
-from .generation.run import GenerationRun, training_settings
+from .generation.run import GenerationRun, strong_settings
 from .labels.learners import prediction_rows
 from .labels.saved_model import load_saved, saved_class_names
 from .run import WeakToStrongRun
@@ -95,13 +95,13 @@ def _claim_training(run: WeakToStrongRun | GenerationRun) -> None:
     """Write what the model is trained with, or refuse to go on with other settings or rows."""
     if run.config.process_index:
         return
-    settings = {"form": run.args.form} | training_settings(run.config, run.model_args)
+    settings = {"form": run.args.form} | strong_settings(run.config, run.model_args)
     settings |= source_settings(run.args.dataset_name, run.args.dataset_train_split)
     if isinstance(run, GenerationRun):
         settings["keep_truncated"] = run.generation_args.keep_truncated
     target = run.folder / "model"
     in_use = target.exists() or any(last_checkpoint(str(folder)) for folder in run.folder.glob("train*"))
-    claim_settings(run.folder / "training_settings.json", settings, made=str(target), in_use=in_use)
+    check_resume(run.folder / "training_settings.json", settings, made=str(target), started=in_use)
 
 
 def evaluate(run: WeakToStrongRun | GenerationRun) -> str:

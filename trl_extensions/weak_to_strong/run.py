@@ -24,8 +24,7 @@ from trl import ModelConfig
 
 from ..core.runs.jsonl import read_jsonl, write_jsonl
 from ..core.runs.report import write_atomically
-from ..core.runs.settings import FREE_SETTINGS, binding_settings, claim_settings
-from ..core.runs.stages import Stage, perform_missing
+from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, run_stages, training_settings
 from .arguments import WeakToStrongArguments, filter_of, parse_variant, split_layers
 from .data.examples import Example, Pair, load_examples, load_pairs
 from .data.selection import keep_confident
@@ -43,7 +42,7 @@ from .unused_fields import refuse_unused
 
 logger = logging.getLogger(__name__)
 
-_FREE_SETTINGS = FREE_SETTINGS | {
+_MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "seed", "seeds", "variants", "save_models",
     "dataset_name", "dataset_train_split", "unlabelled", "predictions", "weak_predictions", "ceiling_predictions",
 }  # fmt: skip
@@ -78,11 +77,11 @@ class WeakToStrongRun:
     def claim(self) -> None:
         """Write the run's settings, or refuse to resume a run that was started with others."""
         in_use = (self.folder / "labels").exists() or any(self.folder.glob("seed_*"))
-        claim_settings(self.folder / "settings.json", self._settings(), made=str(self.folder), in_use=in_use)
+        check_resume(self.folder / "settings.json", self._settings(), made=str(self.folder), started=in_use)
 
     def _settings(self) -> dict[str, Any]:
-        settings = binding_settings(self.config, _FREE_SETTINGS)
-        settings |= {name: value for name, value in asdict(self.args).items() if name not in _FREE_SETTINGS}
+        settings = training_settings(self.config, _MUTABLE_ON_RESUME)
+        settings |= {name: value for name, value in asdict(self.args).items() if name not in _MUTABLE_ON_RESUME}
         sources = {"examples": self.examples, "test_examples": self.test_examples}
         contents = {
             f"{name}_in_file": fingerprint(rows()) for name, rows in sources.items() if getattr(self.args, name)
@@ -109,7 +108,7 @@ class WeakToStrongRun:
         """
         self.check_inputs()
         self.claim()
-        perform_missing(self.stages(), perform or self.perform)
+        run_stages(self.stages(), perform or self.perform)
         return self.evaluate()
 
     def perform(self, name: str, of: str) -> None:

@@ -29,7 +29,7 @@ from ...core.generation.client import BudgetSpent, Caller
 from ...core.generation.types import GenerationEngine
 from ...core.runs.jsonl import JsonlWriter, read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
-from ...core.runs.settings import claim_settings
+from ...core.runs.run import check_resume
 from ..config import FREE_FIELDS, CodecLMConfig
 from ..export import ExportReport, export
 from ..progress import Progress
@@ -295,7 +295,7 @@ class CodecLM:
         settings["prompts"] = {
             name: _digest(load_template(name, self.config.prompt_folder).path.read_bytes()) for name in prompts
         }
-        claim_settings(self.folder / "settings.json", settings, made=str(self.folder), in_use=in_use)
+        check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=in_use)
 
     def _prices_by_engine(self) -> dict[str, tuple[float, float]]:
         return {self.engines[role].name: price for role, price in self.prices.items() if role in self.engines}

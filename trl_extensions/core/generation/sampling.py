@@ -11,7 +11,7 @@ from typing import Any
 from ..inputs import Query
 from ..modeling.throughput import Padding, written_in
 from ..runs.jsonl import JsonlWriter, read_jsonl
-from ..runs.settings import claim_settings
+from ..runs.run import check_resume
 from .types import Generation, GenerationEngine, GenerationParams, Prompt, request_seed
 
 
@@ -201,7 +201,7 @@ def _claim(
     conversational: bool,
     model: str | None,
 ) -> None:
-    claim_settings(
+    check_resume(
         output.with_name(f"{output.stem}{'' if model is None else f'.{model}'}.settings.json"),
         {
             "engine": engine.name,
@@ -210,7 +210,7 @@ def _claim(
             "conversational": conversational,
         },
         made=str(output) if model is None else f"{output}, of {model},",
-        in_use=_in_use(output, model),
+        started=_in_use(output, model),
     )
 
 

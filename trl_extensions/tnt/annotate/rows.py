@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from ...core.generation.sampling import completion_text
 from ...core.generation.types import Prompt
 from ...core.runs.jsonl import JsonlWriter, read_jsonl
-from ...core.runs.settings import claim_settings
+from ...core.runs.run import check_resume
 from ..spans import check_spans
 
 
@@ -159,11 +159,11 @@ def annotate_rows(
     output = Path(output)
     jobs = _read_rows(rows)
     _check_annotators(annotators, any_given=any(job.row.get("negative_spans") is not None for job in jobs))
-    claim_settings(
+    check_resume(
         output.with_name(output.stem + ".settings.json"),
         {annotator.name: annotator.settings for annotator in annotators},
         made=str(output),
-        in_use=any(path.is_file() and path.stat().st_size > 0 for path in (output, failures_path(output))),
+        started=any(path.is_file() and path.stat().st_size > 0 for path in (output, failures_path(output))),
     )
     return _annotate_missing(jobs, annotators, output, chunk_size)
 

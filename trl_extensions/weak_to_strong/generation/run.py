@@ -29,8 +29,7 @@ from ...core.generation.types import GenerationEngine
 from ...core.inputs import Query
 from ...core.runs.jsonl import read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
-from ...core.runs.settings import binding_settings, claim_settings
-from ...core.runs.stages import Stage, finish, perform_missing
+from ...core.runs.run import Stage, check_resume, mark_done, run_stages, training_settings
 from ...core.training.load import fit, last_checkpoint
 from ...embedded import resolve_model_name
 from ..arguments import WeakToStrongArguments
@@ -126,20 +125,20 @@ class GenerationRun:
         sampling |= {name: getattr(self.model_args, name) for name in ("model_name_or_path", "model_revision")}
         sampling |= {"engine": self.engine_args.engine}
         in_use = any((self.folder / name).exists() for name in ("answers", "held_out"))
-        claim_settings(self.folder / "settings.json", sampling, made=str(self.folder), in_use=in_use)
+        check_resume(self.folder / "settings.json", sampling, made=str(self.folder), started=in_use)
         if self.kept.exists():
             self._claim_keeping()
         trained = any(self._is_trained(side) for side in (STRONG, CEILING))
-        settings = training_settings(self.config, self.model_args) | {
+        settings = strong_settings(self.config, self.model_args) | {
             "ceiling_dataset_name": self.generation_args.ceiling_dataset_name
         }
-        claim_settings(self.folder / "training_settings.json", settings, made=str(self.folder), in_use=trained)
+        check_resume(self.folder / "training_settings.json", settings, made=str(self.folder), started=trained)
 
     def _claim_keeping(self) -> None:
         own = {name: getattr(self.generation_args, name) for name in _KEEPING}
         path = self.kept.with_suffix(".settings.json")
         try:
-            claim_settings(path, own, made=str(self.kept), in_use=self.kept.exists())
+            check_resume(path, own, made=str(self.kept), started=self.kept.exists())
         except ValueError as error:
             raise ValueError(f"{error}; or delete {self.kept} to choose anew.") from None
 
@@ -170,13 +169,13 @@ class GenerationRun:
         """
         self.check_inputs()
         self.claim()
-        perform_missing(self.stages(), perform or self.perform)
+        run_stages(self.stages(), perform or self.perform)
         return self.evaluate()
 
     def make_answers(self) -> Path:
         """Carry out the stages before training that are not done yet; returns the file of answers to train on."""
         own = [stage for stage in self.stages() if stage.name in ("sample", "score", "keep")]
-        perform_missing(own, self.perform)
+        run_stages(own, self.perform)
         return self.kept
 
     def perform(self, name: str, side: str) -> None:
@@ -188,7 +187,7 @@ class GenerationRun:
     def sample(self, side: str = WEAK) -> None:
         """Let every weak model answer the training prompts."""
         report = self._sample(self.args.weak_models, 0, "answers/answers.jsonl", self.generation_args.num_samples)
-        finish(self.folder / "answers" / "sampling.json", report)
+        mark_done(self.folder / "answers" / "sampling.json", report)
 
     def score(self, side: str = WEAK) -> None:
         """Score the answers."""
@@ -217,7 +216,7 @@ class GenerationRun:
             drop_truncated=not own.keep_truncated,
         )
         self._claim_keeping()
-        finish(self.kept.with_name("keeping.json"), report)
+        mark_done(self.kept.with_name("keeping.json"), report)
         write_jsonl(self.kept, kept)
 
     def train(self, side: str = STRONG) -> None:
@@ -247,7 +246,7 @@ class GenerationRun:
         """Let one model answer the held-out prompts."""
         output = f"held_out/{side}.jsonl"
         report = self._sample([self.sides[side]], 1, output, self.generation_args.num_eval_samples, side)
-        finish(self.folder / "held_out" / f"{side}_sampling.json", report)
+        mark_done(self.folder / "held_out" / f"{side}_sampling.json", report)
 
     def score_held_out(self, side: str) -> None:
         """Score those answers."""
@@ -328,7 +327,7 @@ class GenerationRun:
     def _score(self, source: str, output: str, done: str) -> None:
         report = score_rows(load_answers(self.folder / source), [self.scorer], self.folder / output)
         check_scores(read_jsonl(self.folder / output), self.scorer)
-        finish(self.folder / done, report)
+        mark_done(self.folder / done, report)
 
     def _sample(self, models: list[str], part: int, output: str, num_samples: int, side: str | None = None):
         own = self.generation_args
@@ -368,9 +367,9 @@ class GenerationRun:
         return None if score is None else harm(score, self.scorer)
 
 
-def training_settings(config: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
+def strong_settings(config: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
     """What training depends on, beside its rows."""
-    return binding_settings(config) | asdict(model_args)
+    return training_settings(config) | asdict(model_args)
 
 
 def _content(prompt: str | list[dict[str, str]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from ...core.generation.sampling import completion_text
 from ...core.generation.types import Prompt
 from ...core.runs.jsonl import JsonlWriter, read_jsonl
-from ...core.runs.settings import claim_settings
+from ...core.runs.run import check_resume
 from .scorers import Scorer
 
 
@@ -88,11 +88,11 @@ def score_rows(
         raise ValueError(f"`chunk_size` is {chunk_size}; give at least 1")
     _check_scorers(scorers)
     texts = _read_texts(rows, [scorer.name for scorer in scorers])
-    claim_settings(
+    check_resume(
         output.with_name(output.stem + ".settings.json"),
         {scorer.name: scorer.settings for scorer in scorers},
         made=str(output),
-        in_use=output.is_file() and output.stat().st_size > 0,
+        started=output.is_file() and output.stat().st_size > 0,
     )
     before = {scorer.name: Counter(getattr(scorer, "counts", {})) for scorer in scorers}
     tally = _Tally([scorer.name for scorer in scorers])

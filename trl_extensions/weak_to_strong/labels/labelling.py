@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...core.runs.jsonl import write_jsonl
-from ...core.runs.settings import claim_settings
+from ...core.runs.run import check_resume
 from ..data.examples import Example, Pair
 from ..data.splits import split_halves, take_slice
 from .ensembles import METHODS, combine, confidence, disagreement
@@ -278,7 +278,7 @@ def _label(
 ) -> tuple[LabelReport, np.ndarray]:
     """One stage: report, and soft labels `(N, K)` of the target rows."""
     output = folder / WEAK_LABELS
-    claim_settings(folder / "settings.json", setup.settings(learners), made=str(output), in_use=output.exists())
+    check_resume(folder / "settings.json", setup.settings(learners), made=str(output), started=output.exists())
     said: dict[str, list[np.ndarray]] = {_TARGET: [], **{name: [] for name in setup.extra}}
     figures: dict[str, dict[str, Any]] = {}
     for learner in learners:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...core.runs.jsonl import read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
-from ...core.runs.settings import claim_settings
+from ...core.runs.run import check_resume
 from ..data.examples import Example, Pair
 from .calibration import Calibration, expected_calibration_error, fit_temperature
 from .ensembles import confidence
@@ -85,7 +85,7 @@ class Lesson:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the predictions depend on, for `claim_settings`."""
+        """What the predictions depend on, for `check_resume`."""
         trained = fingerprint(self.rows) | {"labels": _digest([np.ascontiguousarray(self.soft_labels).tobytes()])}
         asked = {name: fingerprint(rows) for name, rows in self.asked.items()}
         return {"seed": self.seed, "calibrate": self.calibrate, "trained_on": trained, "asked": asked}
@@ -116,7 +116,7 @@ def teach(learner: Learner, lesson: Lesson, folder: Path) -> Answers:
     done, model = folder / "learner.json", folder / "model"
     settings = {"name": learner.name, "settings": getattr(learner, "settings", {}), **lesson.settings}
     started = done.exists() or (model.is_dir() and any(model.iterdir()))
-    claim_settings(folder / "settings.json", settings, made=str(folder), in_use=started)
+    check_resume(folder / "settings.json", settings, made=str(folder), started=started)
     if done.exists():
         probs = {name: _read_answers(folder / f"{name}.jsonl", rows) for name, rows in lesson.asked.items()}
         return Answers(probs, json.loads(done.read_text(encoding="utf-8")), True)

@@ -13,7 +13,7 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from ...core.modeling.memory import free_memory
-from ...core.runs.settings import FREE_SETTINGS, binding_settings
+from ...core.runs.run import MUTABLE_ON_RESUME, training_settings
 from ...core.training.load import build_trainer, last_checkpoint
 from ...embedded import resolve_model_name
 from ..arguments import split_layers
@@ -108,7 +108,7 @@ class TransformerLearner:
     @property
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, beside rows and seed."""
-        return binding_settings(self.config, FREE_SETTINGS | {"seed"}) | asdict(self.model_args)
+        return training_settings(self.config, MUTABLE_ON_RESUME | {"seed"}) | asdict(self.model_args)
 
     def release(self) -> None:
         """Give the memory of the last training back; the next fit starts anew anyway."""

@@ -2,24 +2,24 @@
 
 import pytest
 
-from trl_extensions.core.runs.settings import claim_settings
+from trl_extensions.core.runs.run import check_resume
 
 
 def test_same_settings_resume_and_others_are_named(tmp_path):
     path = tmp_path / "settings.json"
-    claim_settings(path, {"a": 1, "deep": {"b": (1, 2)}}, made="rows.jsonl", in_use=False)
-    claim_settings(path, {"a": 1, "deep": {"b": (1, 2)}}, made="rows.jsonl", in_use=True)
+    check_resume(path, {"a": 1, "deep": {"b": (1, 2)}}, made="rows.jsonl", started=False)
+    check_resume(path, {"a": 1, "deep": {"b": (1, 2)}}, made="rows.jsonl", started=True)
     with pytest.raises(
         ValueError, match=r"rows.jsonl was made with other settings: a was 1, now 2; deep.b was \[1, 2\], now \[3\]"
     ):
-        claim_settings(path, {"a": 2, "deep": {"b": (3,)}}, made="rows.jsonl", in_use=True)
+        check_resume(path, {"a": 2, "deep": {"b": (3,)}}, made="rows.jsonl", started=True)
 
 
 def test_nothing_made_yet_means_free(tmp_path):
     path = tmp_path / "new" / "settings.json"
-    claim_settings(path, {"a": 1}, made="rows", in_use=False)
-    claim_settings(path, {"a": 2}, made="rows", in_use=False)
-    claim_settings(path, {"a": 2}, made="rows", in_use=True)
+    check_resume(path, {"a": 1}, made="rows", started=False)
+    check_resume(path, {"a": 2}, made="rows", started=False)
+    check_resume(path, {"a": 2}, made="rows", started=True)
 
 
 @pytest.mark.parametrize("content", [None, "{half"])
@@ -28,4 +28,4 @@ def test_lost_or_broken_settings_are_not_guessed(tmp_path, content):
     if content:
         path.write_text(content)
     with pytest.raises(ValueError, match="missing or not JSON"):
-        claim_settings(path, {"a": 1}, made="rows", in_use=True)
+        check_resume(path, {"a": 1}, made="rows", started=True)

@@ -1,0 +1,176 @@
+"""A run: stages that leave a file when they are done, settings that bind what was made, one process at a time."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..modeling.memory import free_memory
+from .report import write_atomically
+
+
+# Settings of a trainer that may change between a kill and the restart: they decide where and how fast, not what
+MUTABLE_ON_RESUME = {
+    "output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "project", "trackio_space_id", "log_level",
+    "log_level_replica", "logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_strategy",
+    "save_total_limit", "hub_token", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
+    "resume_from_checkpoint", "dataloader_num_workers", "dataset_num_proc", "use_cpu", "local_rank", "ddp_backend",
+    "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "per_device_eval_batch_size",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: the method that carries it out, what it is about (a round, a model), the file or folder that says it
+    is done, and what progress calls it."""
+
+    name: str
+    of: Any
+    done: Path
+    label: str
+
+
+class Run:
+    """What every method's run does alike. A subclass has a `folder` and a method for each stage, named as the stage
+    is; everything it writes goes into the folder, and the same command goes on where a killed one stopped."""
+
+    folder: Path
+
+    def stages(self) -> Iterable[Stage]:
+        """All stages in order."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        """File name -> JSON-ready values to keep in it, and whether anything was made with them, so that they bind."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise a one-line `ValueError` for what is missing, before anything is written or loaded."""
+
+    def write_report(self) -> Path:
+        """Write the report from what lies in the folder."""
+        raise NotImplementedError
+
+    def claim(self) -> None:
+        """Write the settings, or refuse to go on with others than a run was started with."""
+        for name, (values, started) in self.settings().items():
+            check_resume(self.folder / name, values, made=str(self.folder), started=started)
+
+    def execute(self, perform: Callable[[str, Any], Any] | None = None) -> Path:
+        """Carry out what is not done yet and write the report.
+
+        Args:
+            perform: Carries out one stage, given its `name` and `of`; in this process if left out.
+
+        Returns:
+            The path of `report.md`.
+
+        Raises:
+            ValueError: Something is missing, the folder was made with other settings, or another process is at it.
+        """
+        self.check()
+        with folder_lock(self.folder):
+            self.claim()
+            run_stages(self.stages(), perform or self.perform)
+            return self.write_report()
+
+    def perform(self, name: str, of: Any) -> None:
+        """Carry out one stage in this process."""
+        getattr(self, name)(of)
+
+
+def run_stages(stages: Iterable[Stage], perform: Callable[[str, Any], Any]) -> None:
+    """Carry out, in order, what is not done yet, a line of progress each."""
+    stages = list(stages)
+    for number, stage in enumerate(stages, start=1):
+        line = f"[{number}/{len(stages)}] {stage.label}"
+        if stage.done.exists():
+            print(f"{line} - done already, see {stage.done}", flush=True)
+            continue
+        print(line, flush=True)
+        perform(stage.name, stage.of)
+        free_memory()
+
+
+def mark_done(path: Path, report: Any) -> None:
+    """Print a dataclass's `summary` and write its fields to the JSON file that says a stage is done."""
+    print(report.summary)
+    values = {f.name: getattr(report, f.name) for f in fields(report)}
+    write_atomically(path, json.dumps(values, default=str, indent=2) + "\n")
+
+
+@contextmanager
+def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep a folder to this process while the block runs; the lock of a killed process counts no more.
+
+    Raises:
+        ValueError: Another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another process is working in it; wait for it, or use another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def training_settings(config: Any, mutable: Set[str] = MUTABLE_ON_RESUME) -> dict[str, Any]:
+    """The fields of a trainer's configuration, JSON-ready, that a resumed run must share: all but the mutable ones."""
+    known = {f.name for f in fields(config)} - mutable
+    return {name: value for name, value in config.to_dict().items() if name in known}
+
+
+def check_resume(path: str | os.PathLike, settings: dict[str, Any], *, made: str, started: bool) -> None:
+    """Write settings to a JSON file, or make sure they are the ones in it.
+
+    Args:
+        path: The file.
+        settings: JSON-ready values, dicts of them included.
+        made: What was made with them, for messages.
+        started: Whether anything was made yet; if not, the file is replaced.
+
+    Raises:
+        ValueError: Something was made with other settings (the message names each), or the file is missing or broken.
+    """
+    path = Path(path)
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
+    if not started:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{made} exists already, but {path.name} beside it is missing or not JSON; restore that file to resume, "
+            "or use another output"
+        ) from None
+    differences = list(_differences(earlier, settings))
+    if differences:
+        raise ValueError(
+            f"{made} was made with other settings: {'; '.join(differences)}; use the same ones to resume, or another "
+            "output"
+        )
+
+
+def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for key in sorted(earlier.keys() | now.keys()):
+            yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif earlier != now:
+        yield f"{name} was {_short(earlier)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
