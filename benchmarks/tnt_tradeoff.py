@@ -30,7 +30,7 @@ from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.annotate.rows import completion_text, merge_spans
 from trl_extensions.tnt.data import prepare_rows
 from trl_extensions.tnt.figures import draw_tradeoff
-from trl_extensions.tnt.preservation import preservation, unwanted
+from trl_extensions.tnt.evaluation import preservation, unwanted
 from trl_extensions.tnt.scores import score_rows
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,8 +23,8 @@ from trl_extensions.core.inputs import Query
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.annotate.rows import annotate_rows, completion_text
-from trl_extensions.tnt.preservation import preservation, unwanted
-from trl_extensions.tnt.training import select_rows, to_dataset
+from trl_extensions.tnt.data import TEXT_COLUMNS, select_rows
+from trl_extensions.tnt.evaluation import preservation, unwanted
 
 
 def main() -> None:
@@ -88,7 +89,8 @@ def train(model, tokenizer, rows: list[dict], args) -> None:
         num_train_epochs=args.epochs, learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=3,
         save_strategy="no", logging_steps=5, gradient_checkpointing=False, alpha=args.alpha, seed=0,
     )  # fmt: skip
-    trainer = TNTTrainer(model, config, train_dataset=to_dataset(rows), processing_class=tokenizer)
+    dataset = Dataset.from_list([{name: row.get(name) for name in TEXT_COLUMNS} for row in rows])
+    trainer = TNTTrainer(model, config, train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
     trainer.save_model(str(args.output / "model"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from trl_extensions.tnt.spans import check_spans, cover_text, negative_tokens
+from trl_extensions.tnt.data import check_spans, cover_text, negative_tokens
 
 
 # One character of 1, 2, 3 and 4 bytes, a flag (two characters), a skin tone, a family joined by U+200D, a loose accent

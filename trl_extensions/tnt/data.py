@@ -1,23 +1,85 @@
-"""From completions with marked characters to tokens with a sign: what `TNTTrainer` does to a dataset first."""
+"""From completions with marked characters to tokens with a sign: what `TNTTrainer` does to a dataset first.
+
+Offsets count Python characters (code points), start at 0 and are half-open: `text[start:end]` is the unwanted part.
+"""
 
 import logging
+import os
+import random
+from collections.abc import Sequence
 from itertools import takewhile
+from numbers import Integral
 from typing import Any, NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ..core.generation.sampling import completion_text
+from ..core.runs.jsonl import read_jsonl
 from ..core.training.encoding import encode_prompt, end_token_id
-from .spans import check_spans, cover_text, negative_tokens
 
 
 logger = logging.getLogger(__name__)
 
-TOKEN_COLUMNS = ["input_ids", "token_weights"]
+TEXT_COLUMNS = ["prompt", "completion", "negative_spans", "truncated"]
 PRETOKENISED_COLUMNS = ["input_ids", "labels", "negative_mask"]
+TOKEN_COLUMNS = ["input_ids", "token_weights"]
 
 _COUNTS = "_tnt_counts"
+
+
+# Which outputs are trained on
+
+
+def load_training_rows(source: str, split: str, *, clean_ratio: float | None = None, seed: int = 0) -> Dataset:
+    """Annotated outputs: a `.jsonl` file of `annotate`, or a data set with the trainer's columns.
+
+    Args:
+        source: The file, or the name of a data set.
+        split: Split of a data set.
+        clean_ratio: At most this many clean rows per row with a span, drawn at random.
+        seed: Seed of that draw.
+
+    Raises:
+        ValueError: A file that is not there, or holds nothing usable.
+    """
+    if not source.endswith(".jsonl"):
+        rows = load_dataset(source, split=split)
+        rows = rows if "input_ids" in rows.column_names else rows.to_list()
+    elif os.path.isfile(source):
+        rows = read_jsonl(source)
+        rows = Dataset.from_list(rows) if rows and "input_ids" in rows[0] else rows
+    else:
+        raise ValueError(f"{source}: there is no such file; run `trl-ext tnt annotate` first.")
+    if isinstance(rows, Dataset):
+        if clean_ratio is not None:
+            raise ValueError("`clean_ratio` does not apply to tokenised rows: thin them out yourself.")
+        return rows
+    for number, row in enumerate(rows, start=1):
+        missing = {"prompt", "completion"} - row.keys()
+        if missing:
+            raise ValueError(f"{source}: row {number} has no `{min(missing)}`; run `trl-ext tnt annotate` first.")
+    rows = select_rows(rows, clean_ratio, seed)
+    if not rows:
+        raise ValueError(f"{source}: no rows to train on: sample and annotate more outputs.")
+    return Dataset.from_list([{name: row.get(name) for name in TEXT_COLUMNS} for row in rows])
+
+
+def select_rows(rows: list[dict[str, Any]], clean_ratio: float | None, seed: int) -> list[dict[str, Any]]:
+    """Rows with text, the clean ones thinned out to `clean_ratio` per row with a span, in their order."""
+    written = [row for row in rows if completion_text(row["completion"]).strip()]
+    if len(written) < len(rows):
+        logger.warning("%d of %d outputs are empty and left out", len(rows) - len(written), len(rows))
+    if clean_ratio is None:
+        return written
+    clean = [place for place, row in enumerate(written) if not row.get("negative_spans")]
+    wanted = min(len(clean), round(clean_ratio * (len(written) - len(clean))))
+    dropped = set(clean) - set(random.Random(seed).sample(clean, wanted))
+    return [row for place, row in enumerate(written) if place not in dropped]
+
+
+# From rows to signed tokens
 
 
 class EncodedRow(NamedTuple):
@@ -94,16 +156,16 @@ def prepare_rows(
 
 
 def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> EncodedRow:
-    """Token ids and signs of a row with `prompt`, `completion` and, optionally, `negative_spans` and `truncated`.
+    """A row with `prompt`, `completion` and, optionally, `negative_spans` and `truncated`.
 
-    The completion is tokenised alone, as `core.encoding.encode_completion` does it, and its end token is kept.
-
-    Raises:
-        ValueError: The row cannot be used.
+    The completion is tokenised alone, as `core.training.encoding.encode_completion` does it; its end token is kept.
     """
     prompt, message = _split(row, where)
     shift, text = 0, message["content"]
     spans = check_spans(row.get("negative_spans"), len(text), where)
+    truncated = row.get("truncated")
+    if truncated not in (None, False, True):
+        raise ValueError(f"{where}: `truncated` must be true or false, got {truncated!r:.80}.")
     chat = not isinstance(prompt, str)
     try:
         prompt_ids = encode_prompt(tokenizer, prompt, f"{where}: `prompt`")
@@ -117,7 +179,7 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), cover_text(encoded["offset_mapping"], text)
     signs = [-1 if negative else 1 for negative in negative_tokens(offsets, spans)]
-    if not (_flag(row.get("truncated"), where) and ids):
+    if not (truncated and ids):
         ids, signs = [*ids, end_id], [*signs, 1]
     touched = [[i for i, hit in enumerate(negative_tokens(offsets, [span])) if hit] for span in spans]
     return EncodedRow(
@@ -128,11 +190,7 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
 
 
 def encode_token_row(row: dict[str, Any], where: str) -> EncodedRow:
-    """Signs of a row with `input_ids`, `labels` and `negative_mask` (None: nothing is unwanted).
-
-    Raises:
-        ValueError: The row cannot be used.
-    """
+    """A row with `input_ids`, `labels` and `negative_mask` (None: nothing is unwanted)."""
     ids, labels, mask = (row[column] for column in PRETOKENISED_COLUMNS)
     mask = [False] * len(ids or []) if mask is None else mask
     for column, values in zip(PRETOKENISED_COLUMNS, (ids, labels, mask), strict=True):
@@ -171,18 +229,16 @@ def _check_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, pretoke
         raise ValueError(f"The {name} dataset has no rows.")
 
 
-def _flag(value: Any, where: str) -> bool:
-    if value not in (None, False, True):
-        raise ValueError(f"{where}: `truncated` must be true or false, got {value!r:.80}.")
-    return bool(value)
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of chat messages, at least one."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and m.get("role") for m in value)
 
 
 def _split(row: dict[str, Any], where: str) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
     """The prompt, with all but the last message of a chat's completion, and that message, which spans point into."""
     prompt, completion = row["prompt"], row["completion"]
     for column, value in (("prompt", prompt), ("completion", completion)):
-        is_chat = isinstance(value, list) and value and all(isinstance(m, dict) and m.get("role") for m in value)
-        if not isinstance(value, str) and not is_chat:
+        if not isinstance(value, str) and not is_chat(value):
             raise ValueError(f"{where}: `{column}` must be a text or a list of chat messages, got {value!r:.80}.")
     if isinstance(completion, str):
         return prompt, {"role": "assistant", "content": completion}
@@ -236,12 +292,13 @@ def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
     total = {key: sum(count[key] for count in counts) for key in counts[0]}
     scored = [i for i, count in enumerate(counts) if count["kept"] or count["negative"]]
     unscored = len(counts) - len(scored) - total["vanished"]
+
+    def first(key: str) -> str:
+        return f"(first: row {next(i for i, count in enumerate(counts) if count[key])})"
+
     parts = []
     if total["cut"]:
-        first = next(i for i, count in enumerate(counts) if count["cut"])
-        parts.append(
-            f"{total['cut']} are longer than max_length={max_length} and were cut on the right (first: row {first})"
-        )
+        parts.append(f"{total['cut']} are longer than max_length={max_length} and were cut on the right {first('cut')}")
     if total["vanished"]:
         parts.append(f"{total['vanished']} of these had no completion left and were dropped")
     if total["spans_cut"]:
@@ -249,27 +306,106 @@ def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
     if unscored:
         parts.append(f"{unscored} have no scored token and were dropped")
     if total["touches_nothing"]:
-        first = next(i for i, count in enumerate(counts) if count["touches_nothing"])
-        parts.append(f"{total['touches_nothing']} have negative spans that touch no scored token (first: row {first})")
+        where = first("touches_nothing")
+        parts.append(f"{total['touches_nothing']} have negative spans that touch no scored token {where}")
     if parts:
         logger.warning("Of %d %s rows, %s.", len(counts), name, "; ".join(parts))
-    _check_signs(total, len(scored), max_length, name)
-    return dataset if len(scored) == len(counts) else dataset.select(scored)
-
-
-def _check_signs(total: dict[str, int], rows: int, max_length: int | None, name: str) -> None:
-    if not rows:
+    if not scored:
         remedy = f"raise max_length={max_length}" if total["vanished"] else "check `labels`, which are all -100"
         raise ValueError(f"No {name} row is left, for none has a scored token: {remedy}.")
-    if name != "train":
-        return
-    if not total["negative"]:
+    if name == "train" and not total["negative"]:
         remedy = "mark what is unwanted in `negative_spans` (or `negative_mask`)"
         if total["spans_cut"]:
             remedy = f"{total['spans_cut']} negative spans lay behind max_length={max_length}, so raise it"
         raise ValueError(f"No token of the {name} dataset is negative, so TNT has nothing to remove: {remedy}.")
-    if not total["kept"]:
+    if name == "train" and not total["kept"]:
         raise ValueError(
             f"Every scored token of the {name} dataset is negative, so nothing holds the rest of the model in its "
             "place: mark only the unwanted part of each completion, or add rows without spans."
         )
+    return dataset if len(scored) == len(counts) else dataset.select(scored)
+
+
+# From characters to tokens
+
+
+def check_spans(spans: Any, length: int, where: str) -> list[tuple[int, int]]:
+    """The negative spans of one row as pairs of Python integers, in the given order.
+
+    Args:
+        spans: Pairs `[start, end]`, as lists, tuples or numpy arrays; None means no spans. Spans may overlap, touch
+            and be empty (`start == end`).
+        length: Characters of the text that the spans point into.
+        where: What messages call the row.
+
+    Raises:
+        ValueError: A span that is no pair of integers, is reversed, or points outside the text.
+    """
+    if spans is None:
+        return []
+    if isinstance(spans, (str, bytes, dict)) or not hasattr(spans, "__len__"):
+        raise ValueError(f"{where}: `negative_spans` must be a list of [start, end] pairs, got {_short(spans)}.")
+    checked = []
+    for i, span in enumerate(spans):
+        name = f"{where}: `negative_spans[{i}]`"
+        if isinstance(span, (str, bytes, dict)) or not hasattr(span, "__len__") or len(span) != 2:
+            raise ValueError(f"{name} must be a pair [start, end] of character offsets, got {_short(span)}.")
+        if not all(isinstance(offset, Integral) and not isinstance(offset, bool) for offset in span):
+            raise ValueError(f"{name} must hold two integers (character offsets), got {_short(span)}.")
+        start, end = map(int, span)
+        if start > end:
+            raise ValueError(f"{name} is reversed: it starts at {start}, behind its end {end}. Swap the two.")
+        if start < 0 or end > length:
+            raise ValueError(
+                f"{name} is [{start}, {end}), outside the completion, which has {length} characters: offsets count "
+                "from 0, in characters (not bytes or UTF-16 units), into the last assistant message of a chat."
+            )
+        checked.append((start, end))
+    return checked
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def negative_tokens(offsets: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> list[bool]:
+    """Which tokens overlap a span (the rule of TNT's data: one unwanted character makes a token unwanted).
+
+    A token `[a, b)` overlaps a span `[start, end)` where `a < end` and `start < b`. An empty span overlaps nothing,
+    and a token without characters (`a == b`) is never negative. The byte tokens of one character share its offsets,
+    and so its fate; " here" with its space is unwanted if "here" is, and kept if the span ends before the space.
+
+    Args:
+        offsets: One `(a, b)` per token, in characters, as `return_offsets_mapping=True` gives them.
+        spans: `(start, end)` pairs in characters of the same text.
+    """
+    spans = [(start, end) for start, end in spans if start < end]
+    return [a < b and any(a < end and start < b for start, end in spans) for a, b in offsets]
+
+
+def cover_text(offsets: Sequence[Sequence[int]], text: str) -> list[tuple[int, int]]:
+    """The offsets, widened so that no character between two tokens belongs to none of them.
+
+    Some tokenizers trim the space off the offsets of " here", and some drop characters (an accent that normalisation
+    merges into its letter). A span on such a character alone would touch nothing, and what it marks would be kept.
+    Spaces that no token covers go to the token behind them (as byte-level tokens have them), other characters to the
+    token, or the byte tokens of one character, before them.
+
+    Args:
+        offsets: One `(a, b)` per token, in characters, in the order of the text.
+        text: What was tokenised.
+    """
+    covered: list[tuple[int, int]] = []
+    end = 0  # of the text covered so far
+    for a, b in [*offsets, (len(text), len(text))]:
+        if a > end:
+            split = end + len(text[end:a].rstrip()) if covered else end
+            for i in range(len(covered) - 1, -1, -1):
+                if covered[i][1] != end:
+                    break
+                covered[i] = (covered[i][0], split)
+            a = split
+        covered.append((a, b))
+        end = max(end, b)
+    return covered[:-1]

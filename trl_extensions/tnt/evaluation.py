@@ -1,18 +1,24 @@
-"""What targeted negative training promises, on held-out prompts and always on both axes (arXiv 2406.13660)."""
+"""What targeted negative training promises, measured on held-out prompts and always on both axes: how much of the
+unwanted is left, and how little else moved (arXiv 2406.13660, section 5)."""
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..core.generation.sampling import completion_text
 from ..core.runs.report import write_atomically
-from ..core.stats import bootstrap_ratio_interval
-from .annotate.rows import completion_text
-from .preservation import preservation, unwanted
+from ..core.stats import bootstrap_ratio_interval, wilson_interval
+from ..core.text import bleu, distinct_2, exact_match, mean_seq_rep_n, rouge_l
 from .scores import perplexity, score_rows
+
+
+NEEDED = ("id", "index", "sample", "prompt", "completion", "truncated", "num_tokens", "negative_spans")
 
 
 def evaluate_patch(
@@ -34,24 +40,24 @@ def evaluate_patch(
         output: JSON file to write.
 
     Returns:
-        What was written. `original` and `patched`: `preservation.unwanted` of `greedy` and of `sampled` outputs, where
-        there are any. `preservation`: the result of the function of that name. `divergence`, over the original's
-        outputs: `kl_target` (KL(d || p) to the ideal target, nats per token), `kl_clean` (KL(q || p), nats per token
-        of outputs without a span), each `{"value", "low", "high"}` with a 95 % interval over outputs, and
-        `prob_negative` and `prob_negative_original` (mean probability of an unwanted token where the original wrote
-        it; None without one). `perplexity` under the original: `original` and `patched`, of the greedy outputs of
-        each.
+        What was written. `original` and `patched`: `unwanted` of `greedy` and of `sampled` outputs, where there are
+        any. `preservation`: the result of the function of that name. `divergence`, over the original's outputs:
+        `kl_target` (KL(d || p) to the ideal target, nats per token), `kl_clean` (KL(q || p), nats per token of outputs
+        without a span), each `{"value", "low", "high"}` with a 95 % interval over outputs, and `prob_negative` and
+        `prob_negative_original` (mean probability of an unwanted token where the original wrote it; None without one).
+        `perplexity` under the original: `original` and `patched`, of the greedy outputs of each.
     """
     settings = {"original": original, "batch_tokens": batch_tokens}
     greedy, patched = _written(original_rows), _written(patched_rows)
     scores = score_rows(model, tokenizer, greedy, **settings)
+    logp = sum(score["logp_original"] for score in scores)
     result = {
         "original": _by_kind(original_rows),
         "patched": _by_kind(patched_rows),
         "preservation": preservation(original_rows, patched_rows),
         "divergence": _divergence(scores, greedy),
         "perplexity": {
-            "original": _perplexity(scores),
+            "original": math.exp(-logp / sum(_tokens(score) for score in scores)),
             "patched": perplexity(model, tokenizer, patched, **settings),
         },
     }
@@ -71,37 +77,172 @@ def _written(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_kind(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    kinds = {
-        "greedy": [row for row in rows if row["sample"] == 0],
-        "sampled": [row for row in rows if row["sample"] != 0],
-    }
-    return {kind: unwanted(own) for kind, own in kinds.items() if own}
+    greedy, sampled = ([row for row in rows if (row["sample"] == 0) is first] for first in (True, False))
+    return {kind: unwanted(own) for kind, own in (("greedy", greedy), ("sampled", sampled)) if own}
+
+
+def _tokens(score: dict[str, float]) -> float:
+    return score["kept_tokens"] + score["negative_tokens"]
 
 
 def _divergence(scores: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[str, Any]:
     clean = [score for score, row in zip(scores, rows, strict=True) if not row["negative_spans"]]
-    tokens = [score["kept_tokens"] + score["negative_tokens"] for score in scores]
     negatives = sum(score["negative_tokens"] for score in scores)
     result = {
-        "kl_target": _per_token([score["kl_target"] for score in scores], tokens),
-        "kl_clean": _per_token([s["kl_kept"] for s in clean], [s["kept_tokens"] for s in clean]),
+        "kl_target": _ratio([score["kl_target"] for score in scores], [_tokens(score) for score in scores]),
+        "kl_clean": _ratio([score["kl_kept"] for score in clean], [score["kept_tokens"] for score in clean]),
     }
     for name in ("prob_negative", "prob_negative_original"):
         result[name] = sum(score[name] for score in scores) / negatives if negatives else None
     return result
 
 
-def _per_token(values: list[float], tokens: list[float]) -> dict[str, float | None]:
-    if not sum(tokens):
-        return {"value": None, "low": None, "high": None}
-    low, high = bootstrap_ratio_interval(values, tokens)
+def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How much of the unwanted is in some outputs: the first axis.
+
+    Outputs to one prompt are alike, so both 95 % intervals take prompts as independent, not outputs: Wilson's counts
+    prompts, which is exact for one output a prompt and on the safe side for more; the bootstrap draws whole prompts.
+
+    Args:
+        rows: Annotated rows.
+
+    Returns:
+        JSON-ready: `n` (outputs), `prompts`, `share` (of outputs with a span, in [0, 1]) and `spans_per_1000_tokens`,
+        both as `{"value", "low", "high"}`. None stands for what cannot be told, e.g. the bootstrap of one prompt. A
+        bootstrap interval is (0, 0) where no span was found; the one of `share` says how rare that shows them to be.
+
+    Raises:
+        ValueError: No rows, or a row without one of the columns.
+    """
+    _check(rows, "rows")
+    share = sum(bool(row["negative_spans"]) for row in rows) / len(rows)
+    spans: Counter[int] = Counter()
+    tokens: Counter[int] = Counter()
+    for row in rows:
+        spans[row["index"]] += len(row["negative_spans"])
+        tokens[row["index"]] += row["num_tokens"]
+    prompts = list(tokens)
     return {
-        "value": sum(values) / sum(tokens),
-        "low": None if math.isnan(low) else low,
-        "high": None if math.isnan(high) else high,
+        "n": len(rows),
+        "prompts": len(prompts),
+        "share": _estimate(share, *wilson_interval(share * len(prompts), len(prompts))),
+        "spans_per_1000_tokens": _ratio([1000 * spans[i] for i in prompts], [tokens[i] for i in prompts]),
     }
 
 
-def _perplexity(scores: list[dict[str, float]]) -> float:
-    tokens = sum(score["kept_tokens"] + score["negative_tokens"] for score in scores)
-    return math.exp(-sum(score["logp_original"] for score in scores) / tokens)
+def preservation(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How much of the original's behaviour is left: the second axis.
+
+    Outputs are compared one to one where the original's output was clean (without a span), and only greedy ones
+    (`sample` 0): two random draws differ even when nothing has moved.
+
+    Args:
+        original_rows: Annotated rows of the original model.
+        patched_rows: Annotated rows of the patched model, to the same prompts; matched by `id`.
+
+    Returns:
+        JSON-ready. `clean`: `n` (clean greedy outputs compared), `exact_match` (share unchanged word for word,
+        `{"value", "low", "high"}` with Wilson's 95 % interval), `bleu` (corpus, in [0, 100]), `rouge_l` (in [0, 1]),
+        `first_difference` (mean share of the original's words before the first that differs; 1 where none does) and
+        `unmatched` (greedy outputs of the original that the patched model lacks). Values are None for n = 0.
+        `original` and `patched`, over all outputs of each: `n`, `seq_rep_4`, `distinct_2`, `length` (mean tokens),
+        `truncated` (share cut off).
+
+    Raises:
+        ValueError: No rows, a row without one of the columns, an `id` twice, no greedy output in common, or the same
+            `id` with another prompt.
+    """
+    _check(original_rows, "original_rows")
+    _check(patched_rows, "patched_rows")
+    greedy, patched = _greedy_by_id(original_rows, "original_rows"), _greedy_by_id(patched_rows, "patched_rows")
+    shared = [row_id for row_id in greedy if row_id in patched]
+    if greedy and not shared:
+        raise ValueError(
+            f"none of the original's {len(greedy)} greedy outputs (such as {next(iter(greedy))!r}) has a patched one "
+            "with the same id: sample both models from the same prompts."
+        )
+    for row_id in shared:
+        if greedy[row_id]["prompt"] != patched[row_id]["prompt"]:
+            raise ValueError(f"row {row_id!r}: the prompt differs between the two models; sample both from the same.")
+    clean = [row_id for row_id in shared if not greedy[row_id]["negative_spans"]]
+    before = [completion_text(greedy[row_id]["completion"]) for row_id in clean]
+    after = [completion_text(patched[row_id]["completion"]) for row_id in clean]
+    return {
+        "clean": _compare(before, after) | {"unmatched": len(greedy) - len(shared)},
+        "original": _describe(original_rows),
+        "patched": _describe(patched_rows),
+    }
+
+
+def first_difference(original: str, patched: str) -> float:
+    """Share of the original's words before the first that differs, in [0, 1].
+
+    1.0 where the patched text has all of them, whether or not it goes on.
+    """
+    before, after = original.split(), patched.split()
+    if not before:
+        return 1.0 if not after else 0.0
+    same = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
+    return same / len(before)
+
+
+def _compare(before: list[str], after: list[str]) -> dict[str, Any]:
+    n = len(before)
+    if not n:
+        empty = dict.fromkeys(("bleu", "rouge_l", "first_difference"))
+        return {"n": 0, "exact_match": dict.fromkeys(("value", "low", "high"))} | empty
+    unchanged = exact_match(before, after)
+    return {
+        "n": n,
+        "exact_match": _estimate(unchanged, *wilson_interval(round(unchanged * n), n)),
+        "bleu": bleu(after, before),
+        "rouge_l": rouge_l(after, before),
+        "first_difference": sum(map(first_difference, before, after)) / n,
+    }
+
+
+def _describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    texts = [completion_text(row["completion"]) for row in rows]
+    return {
+        "n": len(rows),
+        "seq_rep_4": mean_seq_rep_n(texts, 4),
+        "distinct_2": distinct_2(texts),
+        "length": sum(row["num_tokens"] for row in rows) / len(rows),
+        "truncated": sum(bool(row["truncated"]) for row in rows) / len(rows),
+    }
+
+
+def _ratio(numerators: list[float], denominators: list[float]) -> dict[str, float | None]:
+    """Sum over sum with its bootstrap interval over entries."""
+    total = sum(denominators)
+    value = sum(numerators) / total if total else math.nan
+    return _estimate(value, *bootstrap_ratio_interval(numerators, denominators))
+
+
+def _estimate(value: float, low: float, high: float) -> dict[str, float | None]:
+    """JSON knows no nan."""
+    estimate = {"value": value, "low": low, "high": high}
+    return {name: None if math.isnan(number) else number for name, number in estimate.items()}
+
+
+def _greedy_by_id(rows: Sequence[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    by_id = {}
+    for row in rows:
+        if row["sample"] != 0:
+            continue
+        if row["id"] in by_id:
+            raise ValueError(f"{name}: id {row['id']!r} occurs twice; outputs are matched by it, so keep one row.")
+        by_id[row["id"]] = row
+    return by_id
+
+
+def _check(rows: Sequence[dict[str, Any]], name: str) -> None:
+    if not rows:
+        raise ValueError(f"{name} is empty: there is nothing to measure; sample and annotate outputs first.")
+    for i, row in enumerate(rows):
+        missing = [column for column in NEEDED if column not in row]
+        if missing:
+            hint = "annotate the rows first" if missing == ["negative_spans"] else "give rows as sampled"
+            raise ValueError(f"{name}: row {i} (id {row.get('id')!r}) has no {missing[0]!r}; {hint}.")

@@ -31,7 +31,7 @@ from .arguments import AnnotatorArguments, TNTArguments
 from .config import TNTConfig
 from .evaluation import evaluate_patch
 from .trainer import TNTTrainer
-from .training import load_training_rows
+from .data import load_training_rows
 
 
 # Settings that may change between a kill and the restart: they decide where and how fast, not what

@@ -18,7 +18,7 @@ from ...core.generation.sampling import completion_text
 from ...core.generation.types import Prompt
 from ...core.runs.jsonl import JsonlWriter, read_jsonl
 from ...core.runs.run import check_resume
-from ..spans import check_spans
+from ..data import check_spans
 
 
 GIVEN = "given"

@@ -18,7 +18,7 @@ from typing import Any
 from ...core.generation.types import Prompt
 from ...core.runs.jsonl import read_jsonl
 from ..annotate.rows import GIVEN, completion_text, merge_spans
-from ..spans import check_spans
+from ..data import check_spans
 from .candidates import DEFAULT_SEVERITY, Candidate, Outputs, check_severity, form_key, marked_text
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trl_extensions.core.stats import bootstrap_ratio_interval, wilson_interval
-from trl_extensions.tnt.preservation import first_difference, preservation, unwanted
+from trl_extensions.tnt.evaluation import first_difference, preservation, unwanted
 
 
 def row(index, text, *spans, sample=0, tokens=10, truncated=False):
