@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from .report import replacing
 
@@ -38,8 +38,8 @@ class JsonlWriter:
 
     A process killed while it writes leaves at most one half-written last line. Opening the file again moves that
     fragment to `<path>.broken` and logs one line; every complete line stays as it was. A complete last row that only
-    lacks its newline gets the newline, so that the next row is not glued to it. Safe to share between threads; two
-    processes must not write to one file at the same time.
+    lacks its newline gets the newline, so that the next row is not glued to it. Safe to share between threads; a
+    second writer of the same file is refused.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -54,6 +54,9 @@ class JsonlWriter:
     with JsonlWriter("rows.jsonl") as writer:
         writer.append({"prompt": "Hi", "completion": "Hello."})
     ```
+
+    Raises:
+        `ValueError`: if another process is writing to the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], sync_seconds: float = 0.0) -> None:
@@ -65,6 +68,7 @@ class JsonlWriter:
         self._lock = threading.Lock()
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         try:
+            _claim(self._file)
             self._repair_last_line()
         except BaseException:
             self._file.close()
@@ -217,6 +221,22 @@ def _what_is_wrong(line: bytes) -> str:
     except ValueError as error:
         return f"not valid JSON ({error})"
     return f"expected a JSON object, got {type(value).__name__}"
+
+
+def _claim(file: IO[bytes]) -> None:
+    """Refuse a file that another writer has open; the system forgets the claim of a process that dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"{file.name}: another process is writing to it; wait for it, or use another output"
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _sync_directory(directory: Path) -> None:

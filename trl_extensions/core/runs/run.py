@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..modeling.memory import free_memory
+from ..modeling.batches import free_memory
 from .report import write_atomically
 
 
