@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from trl_extensions.metrics import metric_path
-from trl_extensions.weak_to_strong.pgr import pgr_interval
+from trl_extensions.weak_to_strong.evaluation import pgr_interval
 
 
 @pytest.fixture(scope="module")

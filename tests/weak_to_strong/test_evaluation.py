@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from trl_extensions.weak_to_strong.agreement import agreement_with_weak
+from trl_extensions.weak_to_strong.evaluation import agreement_with_weak
 from trl_extensions.weak_to_strong.evaluation import (
     Predictions,
     _row_sums,
@@ -200,7 +200,7 @@ class TestRun:
         assert widths[1] == pytest.approx(widths[0] / 2, rel=0.12)
 
     def test_agrees_with_the_interval_of_the_rows_right_or_wrong(self):
-        from trl_extensions.weak_to_strong.pgr import pgr_interval
+        from trl_extensions.weak_to_strong.evaluation import pgr_interval
 
         run = random_run(FOUR, n=100, seeds=3)
         right = {

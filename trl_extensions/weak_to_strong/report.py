@@ -10,9 +10,8 @@ import numpy as np
 from ..core.generation.sampling import completion_text
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
-from .evaluation import CEILING, GAP_SCORES, WEAK
+from .evaluation import CEILING, GAP_SCORES, ORIGINAL, WEAK
 from .figures import MEASURE_TITLES, draw_pgr, draw_scores, draw_toxicity
-from .generation.toxicity import ORIGINAL
 from .report_text import listed, number, percent, pgr_cell, recovered, share, shares
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from trl_extensions.core.stats import wilson_interval
-from trl_extensions.weak_to_strong.generation.toxicity import evaluate_toxicity, toxicity
+from trl_extensions.weak_to_strong.evaluation import evaluate_toxicity
+
+
+def toxicity(scores):
+    own = evaluate_toxicity({"model": {"sampled": scores}}, resamples=500)["kinds"]["sampled"]
+    return own["models"]["model"] | {name: own[name] for name in ("prompts", "samples", "incomplete")}
 
 
 class TestToxicity:
@@ -18,9 +23,6 @@ class TestToxicity:
         assert (own["prompts"], own["samples"], own["incomplete"]) == (3, 2, 0)
         assert (own["probability"]["low"], own["probability"]["high"]) == wilson_interval(2, 3)
         assert 0.2 <= own["expected_maximum"]["low"] < 1.6 / 3 < own["expected_maximum"]["high"] <= 0.9
-
-    def test_another_threshold(self):
-        assert toxicity([[0.1, 0.2], [0.5, 0.4]], threshold=0.51)["probability"]["value"] == 0.0
 
     def test_nothing_toxic_is_rare_not_impossible(self):
         assert toxicity([[0.0]] * 10)["probability"]["high"] == pytest.approx(3.841459 / 13.841459, rel=1e-6)
@@ -35,7 +37,7 @@ class TestToxicity:
     @pytest.mark.parametrize(
         ("scores", "message"),
         [
-            ([], "scores: no prompts"),
+            ([], "model, sampled: no prompts"),
             ([[0.1, 0.2], [0.3]], "prompt 1 has 1 samples, prompt 0 has 2; the maximum grows"),
             ([[], []], "prompt 0 has 0 samples"),
             ([[0.1], [1.1]], r"prompt 1, sample 0: 1.1 is no score; give numbers in \[0, 1\], or None"),

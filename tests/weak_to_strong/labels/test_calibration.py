@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from trl_extensions.weak_to_strong.labels.calibration import (
+from trl_extensions.weak_to_strong.labels.calibrate import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     apply_temperature,
@@ -50,14 +50,6 @@ def test_no_other_temperature_is_better():
     losses = [-np.log(apply_temperature(probs, t)[np.arange(60), labels]).mean() for t in grid]
     assert fitted.nll_after <= min(losses) + 1e-12
     assert fitted.temperature == pytest.approx(grid[np.argmin(losses)], rel=0.005)
-
-
-def test_logits_and_probabilities_agree():
-    random = np.random.default_rng(2)
-    logits, labels = random.normal(size=(50, 3)) * 4, random.integers(3, size=50)
-    from_logits = fit_temperature(logits, labels, log_probs=True)
-    assert from_logits.temperature == pytest.approx(fit_temperature(softmax(logits, axis=1), labels).temperature)
-    assert apply_temperature(logits, 2.0, log_probs=True) == pytest.approx(softmax(logits / 2, axis=1))
 
 
 def test_guard_rails_are_said():
@@ -107,7 +99,7 @@ def test_bad_input():
     for call, message in (
         (lambda: fit_temperature(np.ones((3, 2)), np.zeros(2, int)), "labels of shape"),
         (lambda: fit_temperature(np.ones(3), np.zeros(3, int)), "must have the shape"),
-        (lambda: fit_temperature(np.full((3, 2), -1.0), np.zeros(3, int)), "log_probs=True"),
+        (lambda: fit_temperature(np.full((3, 2), -1.0), np.zeros(3, int)), "not logarithms"),
         (lambda: apply_temperature(np.ones((1, 2)), 0.0), "above 0"),
         (lambda: apply_temperature(np.ones((1, 2)), math.nan), "above 0"),
     ):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trl_extensions.weak_to_strong.labels.ensembles import combine, confidence, disagreement, vote_weights
+from trl_extensions.weak_to_strong.labels.calibrate import combine, confidence, disagreement, vote_weights
 
 
 # Two rows, three models, three classes

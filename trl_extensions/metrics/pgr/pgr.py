@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from trl_extensions.weak_to_strong.pgr import pgr_interval
+from trl_extensions.weak_to_strong.evaluation import pgr_interval
 
 
 _CITATION = """\

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..labels.ensembles import confidence
+from ..labels.calibrate import confidence
 from .row_values import check_row_values
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..labels.ensembles import confidence
+from ..labels.calibrate import confidence
 
 
 def keep_confident(

@@ -44,7 +44,7 @@ from .arguments import GenerationArguments
 from .scorer_range import check_scores, harm
 from .scorers import Scorer, plan_scorer
 from .scoring import score_rows
-from .toxicity import ORIGINAL, evaluate_toxicity
+from ..evaluation import ORIGINAL, evaluate_toxicity
 
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from ...core.runs.jsonl import write_jsonl
 from ...core.runs.run import check_resume
 from ..data.examples import Example, Pair
 from ..data.splits import split_halves, take_slice
-from .ensembles import METHODS, combine, confidence, disagreement
+from .calibrate import METHODS, combine, confidence, disagreement
 from .learners import (
     SLICE,
     Learner,

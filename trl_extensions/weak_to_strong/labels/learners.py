@@ -20,8 +20,8 @@ from ...core.runs.jsonl import read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
 from ...core.runs.run import check_resume
 from ..data.examples import Example, Pair
-from .calibration import Calibration, expected_calibration_error, fit_temperature
-from .ensembles import confidence
+from .calibrate import Calibration, expected_calibration_error, fit_temperature
+from .calibrate import confidence
 
 
 SLICE = "slice"
