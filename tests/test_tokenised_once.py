@@ -17,9 +17,9 @@ from trl_extensions.weak_to_strong.data.prepare import prepare_rows as prepare_w
 @pytest.mark.parametrize(
     ("prepare", "rows"),
     [
-        (partial(prepare_sami, overflow="error"), sami_rows(3)),
+        (partial(prepare_sami, overlong_policy="error"), sami_rows(3)),
         (prepare_tnt, tnt_rows(3)),
-        (partial(prepare_w2s, num_labels=2, class_names=None, overlong="error"), w2s_rows(3)),
+        (partial(prepare_w2s, num_labels=2, class_names=None, overlong_policy="error"), w2s_rows(3)),
     ],
     ids=["SAMI", "TNT", "weak-to-strong"],
 )

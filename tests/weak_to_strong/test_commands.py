@@ -14,8 +14,8 @@ from tests.weak_to_strong.conftest import make_classifier
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.weak_to_strong import commands
 from trl_extensions.weak_to_strong.arguments import WeakToStrongArguments
-from trl_extensions.weak_to_strong.data import training_rows
-from trl_extensions.weak_to_strong.data.training_rows import training_set
+from trl_extensions.weak_to_strong.data import prepare
+from trl_extensions.weak_to_strong.data.prepare import training_set
 from trl_extensions.weak_to_strong.labels.saved_model import load_saved
 from trl_extensions.weak_to_strong.run import WeakToStrongRun
 from trl_extensions.weak_to_strong.trainers.configs import WeakToStrongConfig
@@ -134,7 +134,7 @@ class TestRows:
 
     def test_labels_in_csv(self, tmp_path):
         (tmp_path / "rows.csv").write_text("text,label\na,0\nb,true\nc,safe\n")
-        rows = training_rows.read_rows(str(tmp_path / "rows.csv"), "train")
+        rows = prepare.read_rows(str(tmp_path / "rows.csv"), "train")
         assert [row["label"] for row in rows] == [0, "true", "safe"]
 
     def test_preferences_out_of_soft_labels(self, tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ class TestRows:
         expected = {"chosen": ["a", "c"], "rejected": ["b", "d"], "preference": [0.3, 0.5]}
         assert training_set(write(tmp_path / "rows.jsonl", rows), "train", is_pairs=True).to_dict() == expected
         hub = Dataset.from_list([rows[0] | {"preference": None}, rows[1]]).remove_columns("label")
-        monkeypatch.setattr(training_rows, "read_dataset", lambda source, split: hub)
+        monkeypatch.setattr(prepare, "read_dataset", lambda source, split: hub)
         assert training_set("someone/pairs", "train", is_pairs=True).to_dict() == expected
         rows[1].pop("preference")
         rows[1]["soft_labels"] = None
@@ -152,7 +152,7 @@ class TestRows:
 
     def test_a_data_set_keeps_its_class_names(self, monkeypatch):
         hub = Dataset.from_dict({"text": ["a"], "label": [1]}).cast_column("label", ClassLabel(names=["x", "y"]))
-        monkeypatch.setattr(training_rows, "read_dataset", lambda source, split: hub)
+        monkeypatch.setattr(prepare, "read_dataset", lambda source, split: hub)
         assert training_set("someone/texts", "train", is_pairs=False) is hub
 
     @pytest.mark.parametrize(

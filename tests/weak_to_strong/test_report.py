@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trl_extensions.core.runs.jsonl import write_jsonl
-from trl_extensions.weak_to_strong.data.keep import keep_rows
+from trl_extensions.weak_to_strong.data.select import keep_rows
 from trl_extensions.weak_to_strong.evaluation import Predictions, evaluate_run
 from trl_extensions.weak_to_strong.evaluation import evaluate_toxicity
 from trl_extensions.weak_to_strong.labels.labelling import LabelReport

@@ -13,9 +13,8 @@ from ..core.runs.run import check_resume
 from ..core.training.load import fit, last_checkpoint
 from ..embedded import resolve_model_name
 from .arguments import split_layers
-from .data.examples import Pair, load_examples, load_pairs
-from .data.splits import split_halves
-from .data.training_rows import read_rows, source_settings, training_set
+from .data.examples import Pair, load_examples, load_pairs, split_halves
+from .data.prepare import read_rows, source_settings, training_set
 from .evaluation import CEILING, WEAK, Predictions, evaluate_run, scores
 from .generation.run import GenerationRun, strong_settings
 from .labels.learners import prediction_rows

@@ -26,9 +26,8 @@ from ..core.runs.jsonl import read_jsonl, write_jsonl
 from ..core.runs.report import write_atomically
 from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, run_stages, training_settings
 from .arguments import WeakToStrongArguments, filter_of, parse_variant, split_layers
-from .data.examples import Example, Pair, load_examples, load_pairs
-from .data.selection import keep_confident
-from .data.splits import split_halves
+from .data.examples import Example, Pair, load_examples, load_pairs, split_halves
+from .data.select import keep_confident
 from .evaluation import CEILING, TEACHER_PREFIX, WEAK, evaluate_run, load_run
 from .labels.labelling import bootstrap_chain
 from .labels.learners import Learner, fingerprint, folder_name, prediction_rows
@@ -144,7 +143,7 @@ class WeakToStrongRun:
             settings = {"weak_loss": loss, "weight_by_confidence": weigh}
             if keep:
                 kept, summary = keep_confident(
-                    soft_labels, budget=self.args.keep_share, class_names=self.class_names, seed=int(seed)
+                    soft_labels, self.args.keep_share, class_names=self.class_names, seed=int(seed)
                 )
                 print(summary)
                 rows, soft_labels = [rows[place] for place in kept], soft_labels[kept]

@@ -75,15 +75,15 @@ class TestOverlong:
 
     def test_drop_is_counted(self, tiny_tokenizer, caplog):
         with caplog.at_level(logging.WARNING):
-            prepared = prepare(self.rows, tiny_tokenizer, max_length=3, overlong="drop", name="eval")
+            prepared = prepare(self.rows, tiny_tokenizer, max_length=3, overlong_policy="drop", name="eval")
         assert list(prepared["text"]) == ["Hi"]
         assert "Of 2 eval rows, 1 are longer than 3 tokens and were dropped" in caplog.text
 
     def test_error(self, tiny_tokenizer):
         with pytest.raises(ValueError, match="train row 0: `text` is longer than 3 tokens"):
-            prepare(self.rows, tiny_tokenizer, max_length=3, overlong="error")
+            prepare(self.rows, tiny_tokenizer, max_length=3, overlong_policy="error")
         with pytest.raises(ValueError, match="No train row is left"):
-            prepare(self.rows[:1], tiny_tokenizer, max_length=3, overlong="drop")
+            prepare(self.rows[:1], tiny_tokenizer, max_length=3, overlong_policy="drop")
 
 
 class TestBadRows:

@@ -7,7 +7,7 @@ import pytest
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.inputs import Query
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.weak_to_strong.data.keep import keep_rows, to_sft_dataset
+from trl_extensions.weak_to_strong.data.select import keep_rows, to_sft_dataset
 from trl_extensions.weak_to_strong.generation.answers import load_answers, sample_answers
 from trl_extensions.weak_to_strong.generation.judge_scorer import JudgeScorer
 from trl_extensions.weak_to_strong.generation.scorers import CallableScorer, create_scorer

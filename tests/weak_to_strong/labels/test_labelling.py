@@ -8,7 +8,7 @@ import pytest
 
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.weak_to_strong.data.examples import Example, Pair, load_examples
-from trl_extensions.weak_to_strong.data.splits import split_halves, take_slice
+from trl_extensions.weak_to_strong.data.examples import split_halves, take_slice
 from trl_extensions.weak_to_strong.labels.calibrate import fit_temperature
 from trl_extensions.weak_to_strong.labels.labelling import bootstrap_chain, label_rows
 from trl_extensions.weak_to_strong.labels.sklearn_learner import SklearnLearner

@@ -1,4 +1,4 @@
-"""Read labelled texts for classification, and preference pairs for a reward model, from a file or the hub."""
+"""Labelled texts for classification and preference pairs for a reward model: read, and divided without tearing groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from ...core.inputs import is_file, read_dataset, read_file
 
@@ -21,17 +23,13 @@ logger = logging.getLogger(__name__)
 TEXT_COLUMNS = ("text", "prompt", "query", "question")
 """Columns tried in this order where none is named."""
 
+_HALVES, _SLICE = 0, 1  # streams of random numbers, so that a slice does not repeat what the halves drew
+
 
 @dataclass(frozen=True)
 class Example:
-    """A text and its class.
-
-    Args:
-        id (`str`): Unique among the rows it was read with; the same each time the same source is read.
-        text (`str`): What is classified.
-        label (`int`, *optional*): Index of its class, or `None` where unknown.
-        group (`str`, *optional*): Rows of one group (the same document, question, author) must not be split.
-    """
+    """A text and its class: the index of that, or None where unknown. Rows of one group (the same document, question,
+    author) must not be split; the id is unique, and the same each time the same source is read."""
 
     id: str
     text: str
@@ -41,21 +39,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts of which one is better, in arbitrary order.
-
-    Args:
-        id (`str`): Unique among the rows it was read with.
-        chosen (`str`): The first text, prompt included.
-        rejected (`str`): The second text, prompt included.
-        label (`int`, *optional*): 0 if `chosen` is the better one, 1 if `rejected` is, `None` where unknown.
-        group (`str`, *optional*): Rows of one group must not be split.
-    """
+    """Two texts, prompts included, in arbitrary order: label 0 if `chosen` is the better one, 1 if `rejected` is, None
+    where unknown."""
 
     id: str
     chosen: str
     rejected: str
     label: int | None
     group: str | None = None
+
+
+Row = TypeVar("Row", Example, Pair)
 
 
 def load_examples(
@@ -123,9 +117,6 @@ def load_pairs(
     source: str | os.PathLike,
     *,
     split: str = "train",
-    prompt_column: str | None = "prompt",
-    chosen_column: str = "chosen",
-    rejected_column: str = "rejected",
     group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -133,20 +124,17 @@ def load_pairs(
 ) -> list[Pair]:
     """Read preference pairs, and swap each with probability 1/2.
 
-    The source has the better text in one column and the worse one in the other. A model could learn that from the
-    order, so a coin (seeded by `seed` and the row's id, hence the same in any subset) swaps rows; `label` says where
-    the better one went.
+    The source has the better text in `chosen` and the worse one in `rejected`. A model could learn that from the order,
+    so a coin (seeded by `seed` and the row's id, hence the same in any subset) swaps rows; `label` says where the
+    better one went.
 
-    Every text includes its prompt. Chat messages become `"User: ...\\n\\nAssistant: ..."`: role names capitalised, a
+    Every text includes its `prompt`, where the source has that column. Chat messages become `"User: ...\\n\\nAssistant: ..."`: role names capitalised, a
     blank line between messages. A plain prompt and a plain answer are taken as such a user's and assistant's message.
     An answer of messages that does not begin with the assistant's is a whole chat, in which the prompt is not
     repeated; without a prompt a plain text stays as it is. Pairs of equal texts are left out and counted.
 
     Args:
         source, split, group_column, limit, where: As in `load_examples`.
-        prompt_column: Column of the prompt, a text or messages; ignored if it is "prompt" and the source has none.
-        chosen_column: Column of the better text or messages.
-        rejected_column: Column of the worse text or messages.
         seed: Of the draw and of the coins.
 
     Raises:
@@ -154,14 +142,13 @@ def load_pairs(
             content; or nothing is left.
     """
     source, rows, _ = _open_source(source, split)
-    if prompt_column == "prompt" and all("prompt" not in row for _, row in rows):
-        prompt_column = None
+    has_prompts = any("prompt" in row for _, row in rows)
     pairs, ids, equal = [], _Ids(), 0
     for here, row in rows:
-        prompt = None if prompt_column is None else _value(row, prompt_column, here)
+        prompt = _value(row, "prompt", here) if has_prompts else None
         better, worse = (
             _answered(prompt, _value(row, column, here), f"{here}, column {column!r}")
-            for column in (chosen_column, rejected_column)
+            for column in ("chosen", "rejected")
         )
         key = ids.of(row, better + "\x00" + worse)
         if not _matches(row, where, here):
@@ -178,15 +165,55 @@ def load_pairs(
 
 
 def flatten_chat(messages: Sequence[Mapping[str, str]]) -> str:
-    """Chat messages as one text: `"User: ...\\n\\nAssistant: ..."`.
-
-    Raises:
-        `ValueError`: a message lacks the text `role` or `content`.
-    """
+    """Chat messages as one text: `"User: ...\\n\\nAssistant: ..."`."""
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise ValueError(f"a message needs the texts `role` and `content`, got {message!r:.80}")
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages)
+
+
+def split_halves(examples: Sequence[Row], *, share: float = 0.5, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split into rows whose true labels the weak models see, and rows that they will label (arXiv 2312.09390, 3).
+
+    Args:
+        examples: At least two rows. Rows of one `group` stay together; a row without a group is one by itself.
+        share: Of the rows that go to the first part, in (0, 1).
+        seed: Same rows, share and seed: same parts.
+
+    Returns:
+        Both parts, neither empty, each in the order of `examples`. With groups the first part is filled
+        with groups in random order up to `share`, or one group beyond it where that is nearer; without any each class
+        is split by `share`, to within a row.
+
+    Raises:
+        ValueError: A share out of range, fewer than two rows or groups, or parts that would be empty.
+    """
+    return _divide(examples, share, seed, _HALVES)
+
+
+def take_slice(examples: Sequence[Row], share: float, *, seed: int) -> tuple[list[Row], list[Row]]:
+    """Set a slice of rows aside, for calibration: `(slice, rest)`. Arguments and errors as for `split_halves`."""
+    return _divide(examples, share, seed, _SLICE)
+
+
+def _divide(examples: Sequence[Row], share: float, seed: int, stream: int) -> tuple[list[Row], list[Row]]:
+    if not 0 < share < 1:
+        raise ValueError(f"the share is {share}; give a number between 0 and 1")
+    if len(examples) < 2:
+        raise ValueError(f"{len(examples)} rows cannot be split; give at least two")
+    random = np.random.default_rng([stream, seed])
+    if any(row.group is not None for row in examples):
+        first = _whole_groups(examples, share, random)
+    else:
+        first = _by_class(examples, share, random)
+    if not 0 < len(first) < len(examples):
+        raise ValueError(
+            f"a share of {share} of {len(examples)} rows leaves one part empty; give more rows or another share"
+        )
+    return (
+        [row for i, row in enumerate(examples) if i in first],
+        [row for i, row in enumerate(examples) if i not in first],
+    )
 
 
 def _open_source(source: str | os.PathLike, split: str) -> tuple[str, list[tuple[str, dict[str, Any]]], dict]:
@@ -377,3 +404,37 @@ def _names_from(keys: list[str], source: str) -> list[str]:
     if len(distinct) == 1:
         raise ValueError(f"{source}: every label is {distinct[0]!r}; give `class_names` with the other classes")
     return distinct
+
+
+def _by_class(examples: Sequence[Row], share: float, random: np.random.Generator) -> set[int]:
+    """Systematic sampling along the rows sorted by class: every class, and all together, gets its share +- 1."""
+    order = random.permutation(len(examples))
+    order = sorted(order.tolist(), key=lambda i: -1 if examples[i].label is None else examples[i].label)
+    marks = np.floor(np.arange(len(order) + 1) * share + random.random())
+    return {i for i, before, after in zip(order, marks, marks[1:], strict=False) if after > before}
+
+
+def _whole_groups(examples: Sequence[Row], share: float, random: np.random.Generator) -> set[int]:
+    groups = defaultdict(list)
+    for i, row in enumerate(examples):
+        groups[("row", i) if row.group is None else ("group", row.group)].append(i)
+    if len(groups) < 2:
+        raise ValueError(
+            f"all {len(examples)} rows are of group {examples[0].group!r}, which must stay whole; give rows of more "
+            "groups, or no group column"
+        )
+    wanted = share * len(examples)
+    members = list(groups.values())
+    first: set[int] = set()
+    others: list[list[int]] = []
+    for place in random.permutation(len(members)):
+        if len(first) + len(members[place]) <= wanted:
+            first.update(members[place])
+        else:
+            others.append(members[place])
+    # One that does not fit may still come nearer than none
+    short = wanted - len(first)
+    nearest = min(others, key=lambda group: len(group))
+    if not first or len(nearest) - short < short:
+        first.update(nearest)
+    return first

@@ -1,7 +1,10 @@
-"""From texts with weak labels to tokens with soft labels: what `WeakToStrongTrainer` does to a dataset first."""
+"""Rows with weak labels: read from a file or a data set, then tokenised with their soft labels for the trainers."""
 
+import hashlib
+import json
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ...core.inputs import is_file, read_dataset, read_file
 from ..labels.calibrate import confidence
 from .row_values import check_row_values
 
@@ -16,9 +20,81 @@ from .row_values import check_row_values
 logger = logging.getLogger(__name__)
 
 ROW_COLUMNS = ["input_ids", "features", "soft_labels", "weight", "label"]
+"""Columns of prepared rows, see `prepare_rows`."""
 
+_CLASS_COLUMNS = ("text", "prompt", "soft_labels", "label", "weight")
+_PAIR_COLUMNS = ("chosen", "rejected", "prompt", "soft_labels", "preference", "weight")
 _TOLERANCE = 1e-3
 _OVERLONG = "_w2s_overlong"
+
+
+def read_rows(source: str, split: str) -> list[dict[str, Any]]:
+    """All rows of a file or a data set; a `ValueError` names the source and the row that cannot be read."""
+    given = read_file(Path(source)) if is_file(source) else read_dataset(source, split)
+    rows = list(given)
+    for place, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{source}: row {place} is not an object with named columns; write one per row.")
+    if not rows:
+        raise ValueError(f"{source} has no rows: check where they come from.")
+    if ".csv" in Path(source).suffixes:
+        rows = [{name: _from_csv(name, value) for name, value in row.items()} for row in rows]
+    return rows
+
+
+def source_settings(source: str, split: str) -> dict[str, str]:
+    """What tells two sources of rows apart: the content of a file, the name and split of a data set."""
+    if is_file(source):
+        return {"rows_sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
+    return {"dataset_name": source, "dataset_train_split": split}
+
+
+def training_set(source: str, split: str, *, is_pairs: bool) -> Dataset:
+    """Rows for `WeakToStrongTrainer`, or pairs for `WeakToStrongRewardTrainer`, from a file or a data set.
+
+    Of a file the trainers' columns are taken, unless they are empty in every row; a data set is left as it is. The
+    first of a pair's `soft_labels` is its `preference` where it has none.
+    """
+    if is_file(source):
+        names = _PAIR_COLUMNS if is_pairs else _CLASS_COLUMNS
+        rows = read_rows(source, split)
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+        dataset = Dataset.from_dict(columns)
+    else:
+        dataset = read_dataset(source, split)
+    return _with_preferences(dataset, source) if is_pairs and "soft_labels" in dataset.column_names else dataset
+
+
+def _with_preferences(dataset: Dataset, source: str) -> Dataset:
+    empty = [None] * len(dataset)
+    given = dataset["preference"] if "preference" in dataset.column_names else empty
+    preferences = []
+    for place, (preference, soft) in enumerate(zip(given, dataset["soft_labels"], strict=True), start=1):
+        if preference is None and (not isinstance(soft, list) or len(soft) != 2):
+            raise ValueError(
+                f"{source}: row {place} has no `preference`, and its `soft_labels` are {soft!r:.80}: give it one of "
+                "them (two probabilities, the first that `chosen` is better), or delete it."
+            )
+        preferences.append(soft[0] if preference is None else preference)
+    own = [name for name in ("preference", "soft_labels") if name in dataset.column_names]
+    return dataset.remove_columns(own).add_column("preference", preferences)
+
+
+def _from_csv(name: str, value: Any) -> Any:
+    """A CSV file has nothing but texts."""
+    if value == "":
+        return None
+    if name == "truncated":
+        return value.lower() == "true"
+    if name == "label":
+        return int(value) if value.isdecimal() else value
+    if name not in ("soft_labels", "preference", "weight"):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value  # refused with its row later
 
 
 def prepare_rows(
@@ -28,7 +104,7 @@ def prepare_rows(
     num_labels: int,
     class_names: list[str] | None = None,
     max_length: int | None = None,
-    overlong: str = "truncate",
+    overlong_policy: str = "truncate",
     name: str = "train",
     labelled: bool = True,
     num_proc: int | None = None,
@@ -41,10 +117,9 @@ def prepare_rows(
             one-hot soft label. A row with both keeps `label` as its true class, which only accuracy looks at.
             Optionally `weight`.
         tokenizer: The trainer's tokenizer.
-        num_labels: K, the classes of the model.
-        class_names: Names of the K classes.
+        num_labels, class_names: K, the classes of the model, and their names.
         max_length: Limit on the tokens of a row, or None.
-        overlong: What happens to longer rows: "truncate" on the right, "drop" or "error". The first two are counted in
+        overlong_policy: What happens to longer rows: "truncate" on the right, "drop" or "error". The first two are counted in
             one warning.
         name: The dataset's name in messages. Of "train", a class that no row belongs to is warned about.
         labelled: Whether rows must have labels; without them there is no `soft_labels` column.
@@ -74,10 +149,10 @@ def prepare_rows(
         out: dict[str, Any] = {"weight": float(row.get("weight", 1.0)), _OVERLONG: False}
         if source != "features":
             ids, out[_OVERLONG] = _encode(row[source], source, tokenizer, max_length, where)
-            if out[_OVERLONG] and overlong == "error":
+            if out[_OVERLONG] and overlong_policy == "error":
                 raise ValueError(
                     f"{where}: `{source}` is longer than {max_length} tokens: shorten it, raise `max_length`, or set "
-                    "`overlong` to truncate or drop."
+                    "`overlong_policy` to truncate or drop."
                 )
             out["input_ids"] = ids
         if has_labels:
@@ -101,21 +176,15 @@ def prepare_rows(
         features=Features({**kept, **types}),
         desc=f"Preparing {name} dataset",
     )
-    prepared = _settle(prepared, max_length, overlong, name)
+    prepared = _settle_overlong(prepared, max_length, overlong_policy, name)
     if name == "train" and has_labels:
         _warn_of_absent_classes(prepared, class_names)
     return prepared
 
 
 def classes_of(dataset: Dataset) -> tuple[int, list[str] | None]:
-    """Number of classes, and their names where the data tells them.
-
-    From the length of the first soft label; otherwise from a `ClassLabel` column, the sorted distinct texts of
-    `label`, or the highest class number.
-
-    Raises:
-        ValueError: The data does not tell.
-    """
+    """Number of classes, and their names where the data tells them: from the length of the first soft label; else from
+    a `ClassLabel` column, the sorted distinct texts of `label`, or the highest class number."""
     feature = dataset.features.get("label")
     names = list(feature.names) if isinstance(feature, ClassLabel) else None
     if "soft_labels" in dataset.column_names and len(dataset) and dataset[0]["soft_labels"]:
@@ -134,11 +203,7 @@ def classes_of(dataset: Dataset) -> tuple[int, list[str] | None]:
 
 
 def class_number(value: Any, num_labels: int, class_names: list[str] | None, where: str) -> int | None:
-    """The class a `label` names, or None for None.
-
-    Raises:
-        ValueError: No such class.
-    """
+    """The class a `label` names, or None for None."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -157,17 +222,7 @@ def mean_soft_label(dataset: Dataset) -> np.ndarray:
 
 
 def confidence_weights(soft_labels: np.ndarray) -> np.ndarray:
-    """How sure soft labels are, see `ensembles.confidence`, scaled to a mean of 1.
-
-    Args:
-        soft_labels: `(N, K)`.
-
-    Returns:
-        `(N,)`; 0 for a uniform soft label, highest for a one-hot one.
-
-    Raises:
-        ValueError: Every soft label is uniform.
-    """
+    """How sure soft labels are, see `calibrate.confidence`, scaled to a mean of 1: `(N, K)` -> `(N,)`."""
     sure = confidence(soft_labels)
     if not sure.mean() > 1e-9:
         raise ValueError("Every soft label is uniform, so none is more certain: set `weight_by_confidence` to False.")
@@ -248,18 +303,18 @@ def _soft_labels(values: Any, label: int | None, num_labels: int, where: str) ->
     return [value / total if abs(total - 1) > 1e-9 else float(value) for value in values]
 
 
-def _settle(dataset: Dataset, max_length: int | None, overlong: str, name: str) -> Dataset:
+def _settle_overlong(dataset: Dataset, max_length: int | None, policy: str, name: str) -> Dataset:
     """Say once how many rows were too long, and drop them if told to."""
     too_long = list(dataset[_OVERLONG])
     dataset = dataset.remove_columns(_OVERLONG)
     if not any(too_long):
         return dataset
-    done = "dropped" if overlong == "drop" else "cut"
+    done = "dropped" if policy == "drop" else "cut"
     logger.warning(
         "Of %d %s rows, %d are longer than %s tokens and were %s (first: row %d).",
         len(too_long), name, sum(too_long), max_length, done, too_long.index(True),
     )  # fmt: skip
-    if overlong != "drop":
+    if policy != "drop":
         return dataset
     if all(too_long):
         raise ValueError(f"No {name} row is left, for all are longer than {max_length} tokens: raise `max_length`.")

@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from ...core.generation import EngineArguments
-from ...core.generation.models import ModelSource
+from ...core.generation import ModelSource
 from ...core.generation.sampling import completion_text
 from ...core.generation.types import GenerationEngine
 from ...core.inputs import Query
@@ -33,8 +33,8 @@ from ...core.runs.run import Stage, check_resume, mark_done, run_stages, trainin
 from ...core.training.load import fit, last_checkpoint
 from ...embedded import resolve_model_name
 from ..arguments import WeakToStrongArguments
-from ..data.keep import keep_rows, to_continuations, to_sft_dataset
-from ..data.training_rows import read_rows
+from ..data.prepare import read_rows
+from ..data.select import keep_rows, to_continuations, to_sft_dataset
 from ..labels.learners import folder_name
 from ..trainers.sft import WeakToStrongSFTTrainer
 from ..trainers.sft_config import WeakToStrongSFTConfig
@@ -213,7 +213,7 @@ class GenerationRun:
             best_of=own.best_of,
             budget=own.budget,
             min_tokens=own.min_tokens,
-            drop_truncated=not own.keep_truncated,
+            keep_truncated=own.keep_truncated,
         )
         self._claim_keeping()
         mark_done(self.kept.with_name("keeping.json"), report)

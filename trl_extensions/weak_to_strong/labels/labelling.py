@@ -28,8 +28,7 @@ import numpy as np
 
 from ...core.runs.jsonl import write_jsonl
 from ...core.runs.run import check_resume
-from ..data.examples import Example, Pair
-from ..data.splits import split_halves, take_slice
+from ..data.examples import Example, Pair, split_halves, take_slice
 from .calibrate import METHODS, combine, confidence, disagreement
 from .learners import (
     SLICE,

@@ -162,7 +162,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
                 num_labels=self.num_labels,
                 class_names=self.class_names,
                 max_length=self._max_length,
-                overlong=self.args.overlong if labelled else "truncate",  # every row that is asked about is answered
+                overlong_policy=self.args.overlong if labelled else "truncate",  # every row that is asked about is answered
                 name=name,
                 labelled=labelled,
                 num_proc=self.args.dataset_num_proc,

@@ -1,8 +1,48 @@
-"""What is kept, what is dropped and why, on rows small enough to work out by hand."""
+"""What the strong model learns from, on rows small enough to work out by hand."""
 
+import numpy as np
 import pytest
 
-from trl_extensions.weak_to_strong.data.keep import keep_rows, to_continuations, to_sft_dataset
+from trl_extensions.weak_to_strong.data.select import keep_confident, keep_rows, to_continuations, to_sft_dataset
+
+
+class TestConfidentLabels:
+    # Confidences |2 p - 1|: .8 .2 .6 .9 .1
+    FIVE = np.array([[p, 1 - p] for p in (0.9, 0.6, 0.2, 0.05, 0.45)])
+
+    @pytest.mark.parametrize(("share", "kept"), [(0.4, [0, 3]), (0.6, [0, 2, 3]), (1.0, [0, 1, 2, 3, 4]), (0.5, [0, 3])])
+    def test_a_share(self, share, kept):
+        assert keep_confident(self.FIVE, share)[0].tolist() == kept
+
+    def test_a_class_that_would_be_lost_is_named(self):
+        # Class 0: rows 0 to 3 (.9 .8 .7 .6 sure), class 1: rows 4 and 5 (.2 .1)
+        labels = np.array([[p, 1 - p] for p in (0.95, 0.9, 0.85, 0.8, 0.4, 0.45)])
+        with pytest.raises(ValueError, match=r"class 'bad', predicted for 2 of 6 rows, .*larger share"):
+            keep_confident(labels, 4 / 6, class_names=["good", "bad"])
+
+    def test_a_class_that_is_never_predicted_is_not_missed(self):
+        labels = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.4, 0.35, 0.25]])
+        assert keep_confident(labels, 2 / 3)[0].tolist() == [0, 1]
+
+    def test_ties_are_broken_by_the_seed_and_not_by_position(self):
+        labels = np.array([[1.0, 0.0], [0.0, 1.0]] * 100)
+        chosen = keep_confident(labels, 0.5)[0].tolist()
+        assert chosen == keep_confident(labels, 0.5)[0].tolist() != keep_confident(labels, 0.5, seed=1)[0].tolist()
+        assert max(chosen) > 150 and chosen == sorted(set(chosen)) and len(chosen) == 100
+
+    def test_summary_is_one_line(self):
+        _, summary = keep_confident(self.FIVE, 0.6, class_names=["safe", "unsafe"])
+        assert "kept 3 of 5 rows (1 'safe', 2 'unsafe'), each of confidence 0.60 or more; dropped 2" in summary
+        assert "\n" not in summary
+
+    @pytest.mark.parametrize("share", [0, 0.0, 1.5, -0.1, float("nan")])
+    def test_bad_shares(self, share):
+        with pytest.raises(ValueError, match="`share` is"):
+            keep_confident(self.FIVE, share)
+
+    def test_no_rows(self):
+        with pytest.raises(ValueError, match="must have the shape"):
+            keep_confident(np.empty((0, 2)), 1.0)
 
 
 def row(row_id, prompt, text, score, model="a", **columns):
@@ -41,7 +81,7 @@ def test_every_reason_is_counted_once():
 
 
 def test_the_direction_decides_what_is_best():
-    ids, _ = kept(best_of=1, drop_duplicates=False)
+    ids, _ = kept(best_of=1)
     assert ids[0] == "1" and ids[1] in ("7", "8") and ids[2:] == ["9"]
     rows, _ = keep_rows(ROWS, scorer="tox", higher_is_better=True, threshold=0.8)
     assert [entry["id"] for entry in rows] == ["2", "9"]
@@ -57,9 +97,9 @@ def test_rank_keeps_the_best_of_each_prompt_over_all_models():
 
 
 def test_a_budget_keeps_the_best_of_all():
-    ids, report = kept(budget=2, drop_duplicates=False, drop_truncated=False)
+    ids, report = kept(budget=2, keep_truncated=True)
     assert ids == ["1", "5"]
-    assert report.dropped["over_budget"] == 5
+    assert report.dropped["over_budget"] == 4 and report.dropped["duplicate"] == 1
     assert report.models == {
         "a": {"rows": 5, "kept": 2, "share": 1.0}, "b": {"rows": 4, "kept": 0, "share": 0.0},
     }  # fmt: skip
@@ -116,7 +156,7 @@ def test_chats_and_rows_without_a_model():
         ({"rows": [row("1", "p", "x", float("nan"))]}, "row '1' has the score nan"),
         ({"rows": [row("1", "p", 7, 0.1)]}, "row '1': a completion must be"),
         ({"rows": [{"id": "1", "completion": "x", "scores": {"tox": 1.0}}]}, "row '1' has no `prompt`"),
-        ({"rows": [row("1", "p", "x", 0.1, truncated=True)]}, "1 truncated .*`drop_truncated` to false"),
+        ({"rows": [row("1", "p", "x", 0.1, truncated=True)]}, "1 truncated .*`keep_truncated`"),
         ({"rows": [row("1", "p", "x", None)]}, "1 unscored; look at `failures`"),
     ],
 )
@@ -127,34 +167,26 @@ def test_what_cannot_be_kept(options, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_sft_data_set_with_weights():
+def test_an_sft_data_set():
     rows = [row("1", "p", " a", 0.25), row("2", "q", " b", 1.0)]
     assert to_sft_dataset(rows).to_dict() == {"prompt": ["p", "q"], "completion": [" a", " b"]}
-    assert to_sft_dataset(rows, weight_by="tox", worst=1.0, best=0.0)["weight"][:] == [0.75, 0.0]
-    marks = [row("1", "p", "a", 1.0), row("2", "p", "b", 5.5), row("3", "p", "c", 10.0)]
-    assert to_sft_dataset(marks, weight_by="tox", worst=1.0, best=10.0)["weight"][:] == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "message"),
+    ("rows", "message"),
     [
-        ([], {}, "no rows to train on"),
-        ([row("1", "p", [{"role": "assistant", "content": "x"}], 1.0)], {}, "row '1' mixes texts and chats"),
+        ([], "no rows to train on"),
+        ([row("1", "p", [{"role": "assistant", "content": "x"}], 1.0)], "row '1' mixes texts and chats"),
         (
             [row("1", "p", "x", 1.0), row("2", [{"role": "user", "content": "p"}],
              [{"role": "assistant", "content": "x"}], 1.0)],
-            {},
             "row '2' mixes texts and chats",
         ),
-        ([row("1", "p", "x", 7.0)], {"weight_by": "tox"}, "row '1' has the score 7.0 by 'tox', which is not between"),
-        ([row("1", "p", "x", None)], {"weight_by": "tox"}, "row '1' has the score None"),
-        ([row("1", "p", "x", 0.0)], {"weight_by": "tox"}, "all 1 rows weigh 0"),
-        ([row("1", "p", "x", 0.0)], {"weight_by": "tox", "worst": 1.0}, "`worst` and `best` are both 1.0"),
     ],
 )  # fmt: skip
-def test_what_is_no_sft_data_set(rows, options, message):
+def test_what_is_no_sft_data_set(rows, message):
     with pytest.raises(ValueError, match=message):
-        to_sft_dataset(rows, **options)
+        to_sft_dataset(rows)
 
 
 def test_continuations_end_only_where_they_really_did(tiny_tokenizer):
@@ -180,7 +212,6 @@ def test_weights_that_rows_bring_are_kept(tiny_tokenizer):
     rows = [row("1", "p", "a", 1.0, weight=0.5, truncated=True), row("2", "q", "b", 0.0, weight=2.0)]
     assert to_sft_dataset(rows)["weight"][:] == [0.5, 2.0]
     assert to_continuations(rows, tiny_tokenizer)["weight"][:] == [0.5, 2.0]
-    assert to_sft_dataset(rows, weight_by="tox")["weight"][:] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

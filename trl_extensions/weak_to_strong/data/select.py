@@ -1,25 +1,69 @@
-"""Keep the best of what weak models answered: filter by score, rank the answers to each prompt, and count the rest."""
+"""Choose what the strong model learns from: confident weak labels, or the best of what weak models answered."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...core.generation.sampling import completion_text
+from ..labels.calibrate import confidence
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+
+def keep_confident(
+    soft_labels: np.ndarray, share: float, *, class_names: Sequence[str] | None = None, seed: int = 0
+) -> tuple[np.ndarray, str]:
+    """Keep the most confident rows, see `calibrate.confidence`.
+
+    Args:
+        soft_labels: `(N, K)`.
+        share: Of the N rows, above 0 and up to 1.
+        class_names: For messages.
+        seed: Decides between rows of equal confidence.
+
+    Returns:
+        Positions of the kept rows, ascending, and one line for a log.
+
+    Raises:
+        ValueError: A share out of range, or a class that is predicted somewhere but in no row that would be kept.
+    """
+    soft_labels = np.asarray(soft_labels, dtype=np.float64)
+    if soft_labels.ndim != 2 or not len(soft_labels):
+        raise ValueError(f"soft labels must have the shape (rows >= 1, classes), got {soft_labels.shape}")
+    if not 0 < share <= 1:
+        raise ValueError(f"`share` is {share!r}; give a share of the rows above 0 and up to 1")
+    rows, num_classes = soft_labels.shape
+    sure, predicted = confidence(soft_labels), soft_labels.argmax(axis=1)
+    order = np.lexsort((np.random.default_rng(seed).permutation(rows), -sure))
+    kept = np.sort(order[: max(round(share * rows), 1)])
+    names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
+    if len(lost := np.setdiff1d(predicted, predicted[kept])):
+        raise ValueError(
+            f"class {names[lost[0]]!r}, predicted for {int((predicted == lost[0]).sum())} of {rows} rows, would not be "
+            "kept at all; keep a larger share"
+        )
+    counts = np.bincount(predicted[kept], minlength=num_classes)
+    classes = ", ".join(f"{count} {name!r}" for name, count in zip(names, counts, strict=True))
+    return kept, (
+        f"kept {len(kept)} of {rows} rows ({classes}), each of confidence {sure[kept].min():.2f} or more; dropped "
+        f"{rows - len(kept)}; how many of the kept labels are right is not known"
+    )
+
+
 _REMEDIES = {
     "empty": "let the models write more, or look at how they are prompted",
-    "truncated": "raise `max_new_tokens`, or set `drop_truncated` to false, as for text that is to be continued",
+    "truncated": "raise `max_new_tokens`, or set `keep_truncated`, as for text that is to be continued",
     "short": "lower `min_tokens`",
     "unscored": "look at `failures` in the rows, and use another scorer",
     "beyond_threshold": "loosen `threshold`, or check `higher_is_better`",
@@ -31,19 +75,14 @@ class KeepReport:
     """What `keep_rows` kept and why it dropped the rest.
 
     Args:
-        scorer (`str`): Whose scores decided.
-        rows (`int`): Rows given.
-        kept (`int`): Rows kept.
-        prompts (`int`): Distinct prompts in the rows given.
-        prompts_kept (`int`): Distinct prompts of which a row is kept.
-        dropped (`dict[str, int]`): Reason -> rows dropped for it, in the order in which the reasons are looked at; a
-            row counts once. `empty`, `truncated`, `short` (fewer than `min_tokens`), `unscored`, `beyond_threshold`,
-            `duplicate` (of a kept answer to the same prompt), `outranked` (not among the best of its prompt) and
-            `over_budget`.
-        models (`dict[str, dict[str, float]]`): Weak model -> its `rows`, how many of them are `kept`, and its `share`
-            of all kept rows, in [0, 1]. Empty if rows have no `model`.
-        mean_before (`float`): Mean score of all rows with one.
-        mean_kept (`float`): Mean score of the kept rows.
+        scorer: Whose scores decided.
+        rows, kept: Rows given and kept.
+        prompts, prompts_kept: Distinct prompts in the rows given, and of which a row is kept.
+        dropped: Reason -> rows dropped for it, in the order in which the reasons are looked at; a row counts once.
+            `empty`, `truncated`, `short` (fewer than `min_tokens`), `unscored`, `beyond_threshold`, `duplicate` (of a
+            kept answer to the same prompt), `outranked` (not among the best of its prompt) and `over_budget`.
+        models: Weak model -> its `rows`, how many of them are `kept`, and its `share` of all kept rows, in [0, 1].
+        mean_before, mean_kept: Mean score of all rows with one, and of the kept rows.
     """
 
     scorer: str
@@ -79,16 +118,16 @@ def keep_rows(
     best_of: int | None = None,
     budget: int | None = None,
     min_tokens: int = 0,
-    drop_truncated: bool = True,
-    drop_duplicates: bool = True,
+    keep_truncated: bool = False,
 ) -> tuple[list[dict[str, Any]], KeepReport]:
     """Choose the answers to train on.
 
-    The answers of all models to a prompt compete with each other. Rows of equal score are put in an order that
-    depends on their ids alone, so that no model and no prompt has the advantage of coming first.
+    The answers of all models to a prompt compete with each other; of answers to one prompt that are equal but for white
+    space only one is kept. Rows of equal score are put in an order that depends on their ids alone, so that no model
+    and no prompt has the advantage of coming first.
 
     Args:
-        rows: Rows with `id`, `prompt`, `completion` and `scores`, as `scoring.score_rows` writes them; `model`,
+        rows: Rows with `id`, `prompt`, `completion` and `scores`, as `score.score_rows` writes them; `model`,
             `truncated` and `num_tokens` are used where they exist.
         scorer: Which of the `scores` decides.
         higher_is_better: Whether the best score is the highest; a scorer's attribute of that name.
@@ -96,9 +135,7 @@ def keep_rows(
         best_of: Rank: keep only so many answers a prompt, the best ones.
         budget: Keep only so many answers in all, the best ones.
         min_tokens: Drop answers of fewer tokens.
-        drop_truncated: Drop answers that were cut off by the token limit. A continuation of so many tokens is always
-            cut off: set it to false there.
-        drop_duplicates: Of answers to one prompt that are equal but for white space, keep only one.
+        keep_truncated: Keep answers that were cut off by the token limit, as continuations of so many tokens always are.
 
     Returns:
         The kept rows, unchanged and in the order given, and the report.
@@ -107,72 +144,68 @@ def keep_rows(
         ValueError: A number out of range, a row without what is asked of it (the message names it), or nothing left
             (the message says what to change).
     """
-    _check_numbers(threshold, best_of, budget, min_tokens)
+    for name, value in (("best_of", best_of), ("budget", budget)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is {value}; give at least 1, or none for no limit")
+    if min_tokens < 0:
+        raise ValueError(f"`min_tokens` is {min_tokens}; give 0 or more")
+    if threshold is not None and math.isnan(threshold):
+        raise ValueError("`threshold` is nan; give a number")
     sign = 1.0 if higher_is_better else -1.0
     scores = [_score(row, scorer) for row in rows]
-    rules = (sign, threshold, min_tokens, drop_truncated)
-    reasons = [_reason(row, score, *rules) for row, score in zip(rows, scores, strict=True)]
-    dropped = Counter({reason: reasons.count(reason) for reason in _REMEDIES})
-    order = [place for place, reason in enumerate(reasons) if reason is None]
+    dropped = Counter(dict.fromkeys(_REMEDIES, 0))
+    order = []
+    for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        if reason := _reason(row, score, sign, threshold, min_tokens, keep_truncated):
+            dropped[reason] += 1
+        else:
+            order.append(place)
     if not order:
         raise ValueError(_nothing_left(dropped, scorer, scores))
-    order.sort(key=lambda place: (-sign * scores[place], _tie(rows[place]["id"])))
-    keys = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
-    if drop_duplicates:
-        order = _distinct(order, rows, keys, dropped)
+    order.sort(key=lambda place: (-sign * scores[place], hashlib.sha256(str(rows[place]["id"]).encode()).hexdigest()))
+    prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
+    answers = [(prompts[place], " ".join(completion_text(rows[place]["completion"]).split())) for place in order]
+    order = _first_of_each(order, answers, 1, "duplicate", dropped)
     if best_of is not None:
-        order = _best(order, keys, best_of, dropped)
+        order = _first_of_each(order, [prompts[place] for place in order], best_of, "outranked", dropped)
     if budget is not None:
         dropped["over_budget"] = max(len(order) - budget, 0)
         order = order[:budget]
-    kept = sorted(order)
-    return [rows[place] for place in kept], _report(rows, keys, scorer, scores, kept, dropped)
+    kept, before = sorted(order), [score for score in scores if score is not None]
+    report = KeepReport(
+        scorer=scorer,
+        rows=len(rows),
+        kept=len(kept),
+        prompts=len(set(prompts)),
+        prompts_kept=len({prompts[place] for place in kept}),
+        dropped=dict(dropped),
+        models=_by_model(rows, kept),
+        mean_before=sum(before) / len(before),
+        mean_kept=sum(scores[place] for place in kept) / len(kept),
+    )
+    return [rows[place] for place in kept], report
 
 
-def to_sft_dataset(
-    rows: Iterable[dict[str, Any]],
-    *,
-    weight_by: str | None = None,
-    worst: float = 0.0,
-    best: float = 1.0,
-) -> Dataset:
-    """Turn kept rows into a data set for `WeakToStrongSFTTrainer` or TRL's `SFTTrainer`.
-
-    Args:
-        rows: Rows with `prompt` and `completion`, all of them chats or all of them texts; a `weight` is kept.
-        weight_by: A scorer, by whose scores the rows are weighted instead.
-        worst, best: The scores that weigh 0 and 1; those in between weigh (score - worst) / (best - worst). For a
-            probability of something unwanted `worst=1.0, best=0.0`, for a judge `worst=1.0, best=10.0`.
+def to_sft_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
+    """Turn rows with `prompt` and `completion`, all of them chats or all of them texts, into a data set for SFT.
 
     Returns:
-        Columns `prompt` and `completion`, and `weight` where rows have one or with `weight_by` (then in [0, 1]).
+        Columns `prompt` and `completion`, and `weight` where rows have one.
 
     Raises:
-        ValueError: No rows, a row without one of the columns, chats mixed with texts, or a score that is missing or
-            not between worst and best; the message names the row.
+        ValueError: No rows, a row without one of the columns, or chats mixed with texts; the message names the row.
     """
     from datasets import Dataset
 
-    if worst == best:
-        raise ValueError(f"`worst` and `best` are both {best}; give two different scores")
     rows = _training_rows(rows)
-    weighted = any("weight" in row for row in rows)
-    records: list[dict[str, Any]] = []
+    columns = ("prompt", "completion", *(["weight"] if any("weight" in row for row in rows) else []))
     for row in rows:
         kinds = {column: isinstance(row[column], str) for column in ("prompt", "completion")}
-        kinds["first prompt"] = isinstance(records[0]["prompt"], str) if records else kinds["prompt"]
+        kinds["first prompt"] = isinstance(rows[0]["prompt"], str)
         if len(set(kinds.values())) > 1:
             named = ", ".join(f"{name}: {'text' if text else 'chat'}" for name, text in kinds.items())
             raise ValueError(f"row {row.get('id')!r} mixes texts and chats ({named}); give rows of one kind")
-        record = {"prompt": row["prompt"], "completion": row["completion"]}
-        if weight_by is not None:
-            record["weight"] = _weight(row, weight_by, worst, best)
-        elif weighted:
-            record["weight"] = row.get("weight")
-        records.append(record)
-    if weight_by is not None and not any(record["weight"] for record in records):
-        raise ValueError(f"all {len(records)} rows weigh 0: every score of {weight_by!r} is {worst}; exchange them?")
-    return Dataset.from_list(records)
+    return Dataset.from_list([{column: row.get(column) for column in columns} for row in rows])
 
 
 def to_continuations(rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -204,9 +237,8 @@ def to_continuations(rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokeni
         completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
         if not row.get("truncated", True):
             completion = [*completion, tokenizer.eos_token_id]
-        records.append({
-            "input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion),
-        } | ({"weight": row.get("weight")} if weighted else {}))  # fmt: skip
+        record = {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
+        records.append(record | ({"weight": row.get("weight")} if weighted else {}))
     return Dataset.from_list(records)
 
 
@@ -222,26 +254,6 @@ def _training_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "`prompt` and `completion`"
             )
     return rows
-
-
-def _weight(row: dict[str, Any], scorer: str, worst: float, best: float) -> float:
-    score = _score(row, scorer)
-    if score is None or not min(worst, best) <= score <= max(worst, best):
-        raise ValueError(
-            f"row {row['id']!r} has the score {score} by {scorer!r}, which is not between `worst` {worst} and `best` "
-            f"{best}; set them to the ends of the scorer's range"
-        )
-    return (score - worst) / (best - worst)
-
-
-def _check_numbers(threshold: float | None, best_of: int | None, budget: int | None, min_tokens: int) -> None:
-    for name, value in (("best_of", best_of), ("budget", budget)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}; give at least 1, or none for no limit")
-    if min_tokens < 0:
-        raise ValueError(f"`min_tokens` is {min_tokens}; give 0 or more")
-    if threshold is not None and math.isnan(threshold):
-        raise ValueError("`threshold` is nan; give a number")
 
 
 def _score(row: dict[str, Any], scorer: str) -> float | None:
@@ -265,7 +277,7 @@ def _reason(
     sign: float,
     threshold: float | None,
     min_tokens: int,
-    drop_truncated: bool,
+    keep_truncated: bool,
 ) -> str | None:
     """Why a row is dropped whatever the other rows are; the first of the reasons in `_REMEDIES`."""
     missing = [column for column in ("id", "prompt", "completion") if column not in row]
@@ -277,7 +289,7 @@ def _reason(
         raise ValueError(f"row {row['id']!r}: {error}") from None
     if not text.strip():
         return "empty"
-    if drop_truncated and row.get("truncated"):
+    if row.get("truncated") and not keep_truncated:
         return "truncated"
     if min_tokens and "num_tokens" not in row:
         raise ValueError(f"row {row['id']!r} has no `num_tokens`, which `min_tokens` needs; leave `min_tokens` out")
@@ -288,66 +300,25 @@ def _reason(
     return "beyond_threshold" if threshold is not None and sign * score < sign * threshold else None
 
 
-def _tie(row_id: Any) -> str:
-    return hashlib.sha256(str(row_id).encode()).hexdigest()
-
-
-def _distinct(order: list[int], rows: Sequence[dict[str, Any]], keys: list[str], dropped: Counter[str]) -> list[int]:
-    seen: set[tuple[str, str]] = set()
+def _first_of_each(order: list[int], keys: list[Any], most: int, reason: str, dropped: Counter[str]) -> list[int]:
+    """The first `most` places of each key; the others are counted."""
+    taken: Counter[Any] = Counter()
     kept = []
-    for place in order:
-        answer = (keys[place], " ".join(completion_text(rows[place]["completion"]).split()))
-        if answer not in seen:
-            seen.add(answer)
+    for place, key in zip(order, keys, strict=True):
+        taken[key] += 1
+        if taken[key] <= most:
             kept.append(place)
-    dropped["duplicate"] = len(order) - len(kept)
+    dropped[reason] = len(order) - len(kept)
     return kept
-
-
-def _best(order: list[int], keys: list[str], best_of: int, dropped: Counter[str]) -> list[int]:
-    taken: Counter[str] = Counter()
-    kept = []
-    for place in order:
-        if taken[keys[place]] < best_of:
-            taken[keys[place]] += 1
-            kept.append(place)
-    dropped["outranked"] = len(order) - len(kept)
-    return kept
-
-
-def _report(
-    rows: Sequence[dict[str, Any]],
-    keys: list[str],
-    scorer: str,
-    scores: list[float | None],
-    kept: list[int],
-    dropped: Counter[str],
-) -> KeepReport:
-    before = [score for score in scores if score is not None]
-    return KeepReport(
-        scorer=scorer,
-        rows=len(rows),
-        kept=len(kept),
-        prompts=len(set(keys)),
-        prompts_kept=len({keys[place] for place in kept}),
-        dropped=dict(dropped),
-        models=_by_model(rows, kept),
-        mean_before=sum(before) / len(before),
-        mean_kept=sum(scores[place] for place in kept) / len(kept),
-    )
 
 
 def _by_model(rows: Sequence[dict[str, Any]], kept: list[int]) -> dict[str, dict[str, float]]:
-    numbers: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"rows": 0, "kept": 0, "share": 0.0})
-    for row in rows:
-        if "model" in row:
-            numbers[row["model"]]["rows"] += 1
-    for place in kept:
-        if "model" in rows[place]:
-            numbers[rows[place]["model"]]["kept"] += 1
-    for entry in numbers.values():
-        entry["share"] = entry["kept"] / len(kept)
-    return dict(sorted(numbers.items()))
+    given = Counter(row["model"] for row in rows if "model" in row)
+    chosen = Counter(rows[place]["model"] for place in kept if "model" in rows[place])
+    return {
+        model: {"rows": given[model], "kept": chosen[model], "share": chosen[model] / len(kept)}
+        for model in sorted(given)
+    }
 
 
 def _nothing_left(dropped: Counter[str], scorer: str, scores: list[float | None]) -> str:
