@@ -9,11 +9,11 @@ import pytest
 
 from trl_extensions.codeclm import comparison
 from trl_extensions.codeclm.comparison import answer, compare
-from trl_extensions.core.generation.calls import CallLog
+from trl_extensions.core.generation.client import ResponseCache
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.inputs import Query
 from trl_extensions.core.judge.pairwise import Judgment, PairwiseJudge
-from trl_extensions.core.stats import wilson_interval
+from trl_extensions.core.stats import wilson
 
 
 QUERIES = [Query.from_text(f"question {number}") for number in range(6)]
@@ -65,7 +65,7 @@ def run(tmp_path):
     template.write_text("{{ first }} or {{ second }}?")
 
     def build(engines, larger=None, params=None, folder="out", **options):
-        with CallLog(tmp_path / "calls.jsonl") as log:
+        with ResponseCache(tmp_path / "calls.sqlite") as log:
             return compare(
                 tmp_path / folder,
                 QUERIES,
@@ -93,7 +93,7 @@ def test_outcomes_are_counted(run, tmp_path):
     # Before: lost, won, equal, contradicted (a tie), unread, lost
     before = {"crr": 3 / 5, "wins": 1, "ties": 2, "losses": 2, "judged": 5, "unread": 1}
     assert before.items() <= result["before"].items()
-    assert result["before"]["interval"] == list(wilson_interval(3, 5))
+    assert result["before"]["interval"] == list(wilson(3, 5))
     assert result["before"]["equal"] == 1 and result["before"]["contradictions"] == 1
     assert result["before"]["contradiction_share"] == 1 / 4
     # After: won three times, lost twice, equal but for white space

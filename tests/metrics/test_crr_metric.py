@@ -3,7 +3,7 @@
 import evaluate
 import pytest
 
-from trl_extensions.core.stats import wilson_interval
+from trl_extensions.core.stats import wilson
 from trl_extensions.metrics import metric_path
 
 
@@ -26,7 +26,7 @@ def test_both_orders_by_hand(metric):
     ]
     predictions, swapped = map(list, zip(*verdicts, strict=True))
     result = metric.compute(predictions=predictions, swapped=swapped)
-    low, high = wilson_interval(6, 7)
+    low, high = wilson(6, 7)
     assert result == {
         "crr": 6 / 7, "low": low, "high": high, "wins": 1, "ties": 5, "losses": 1, "unread": 2, "contradictions": 2,
     }  # fmt: skip
@@ -37,7 +37,7 @@ def test_final_outcomes_in_batches(metric):
     metric.add_batch(predictions=["loss", "tie", "loss"])
     result = metric.compute(confidence=0.8)
     assert (result["crr"], result["wins"], result["ties"], result["losses"]) == (0.4, 1, 1, 3)
-    assert (result["low"], result["high"]) == wilson_interval(2, 5, 0.8)
+    assert (result["low"], result["high"]) == wilson(2, 5, 0.8)
     assert (result["unread"], result["contradictions"]) == (1, None)
 
 

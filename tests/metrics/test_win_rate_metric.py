@@ -4,7 +4,7 @@ import evaluate
 import pytest
 
 from trl_extensions.core.judge.win_rate import length_adjusted, length_balanced, win_rate
-from trl_extensions.core.stats import wilson_interval
+from trl_extensions.core.stats import wilson
 from trl_extensions.metrics import metric_path
 
 
@@ -24,7 +24,7 @@ LONGER_WINS = {
 def test_by_hand(metric):
     result = metric.compute(**LONGER_WINS)
     assert result["win_rate"] == 0.75 and result["n"] == 4
-    assert (result["low"], result["high"]) == wilson_interval(3, 4)
+    assert (result["low"], result["high"]) == wilson(3, 4)
     assert result["length_balanced"]["value"] == 0.5 and result["length_balanced"]["empty"] == ["equal"]
     assert result["length_adjusted"]["value"] < 0.75
 

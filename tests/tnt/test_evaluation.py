@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trl_extensions.core.stats import bootstrap_ratio_interval, wilson_interval
+from trl_extensions.core.stats import bootstrap_ratio, wilson
 from trl_extensions.tnt.evaluation import first_difference, preservation, unwanted
 
 
@@ -28,10 +28,10 @@ class TestUnwanted:
         result = unwanted(rows)
         assert (result["n"], result["prompts"]) == (3, 3)
         assert result["share"]["value"] == pytest.approx(2 / 3)
-        assert (result["share"]["low"], result["share"]["high"]) == wilson_interval(2, 3)
+        assert (result["share"]["low"], result["share"]["high"]) == wilson(2, 3)
         per_token = result["spans_per_1000_tokens"]
         assert per_token["value"] == pytest.approx(1000 * 3 / 40)
-        low, high = bootstrap_ratio_interval([2, 0, 1], [5, 20, 15])
+        low, high = bootstrap_ratio([2, 0, 1], [5, 20, 15])
         assert (per_token["low"], per_token["high"]) == pytest.approx((1000 * low, 1000 * high))
 
     def test_several_outputs_a_prompt_are_not_more_prompts(self):
@@ -39,12 +39,12 @@ class TestUnwanted:
         once = [row(0, "bad", (0, 3)), row(1, "fine", tokens=30), row(2, "good", tokens=20)]
         thrice = [r | {"sample": sample, "id": f"{r['id']}{sample}"} for r in once for sample in (1, 2, 3)]
         assert unwanted(thrice) == unwanted(once) | {"n": 9, "prompts": 3}
-        assert unwanted(thrice)["share"]["high"] > wilson_interval(3, 9)[1]
+        assert unwanted(thrice)["share"]["high"] > wilson(3, 9)[1]
 
     def test_what_cannot_be_told_is_none(self):
         result = unwanted([row(0, "", tokens=0)])
         assert result["spans_per_1000_tokens"] == {"value": None, "low": None, "high": None}
-        assert result["share"] == {"value": 0.0, "low": 0.0, "high": wilson_interval(0, 1)[1]}
+        assert result["share"] == {"value": 0.0, "low": 0.0, "high": wilson(0, 1)[1]}
         assert "NaN" not in json.dumps(result)
 
     def test_rows_that_cannot_be_counted(self):
@@ -70,7 +70,7 @@ class TestPreservation:
         result = preservation(before, after)
         clean = result["clean"]
         assert (clean["n"], clean["unmatched"]) == (2, 0)
-        low, high = wilson_interval(1, 2)
+        low, high = wilson(1, 2)
         assert clean["exact_match"] == {"value": 0.5, "low": low, "high": high}
         # n-grams of both texts pooled, as derived in tests/core/test_text_metrics.py
         assert clean["bleu"] == pytest.approx(100 * (9 / 10 * 6 / 8 * 4 / 6 * 2 / 4) ** (1 / 4))

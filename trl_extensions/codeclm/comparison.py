@@ -13,10 +13,10 @@ from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.inputs import Query
 from ..core.judge.pairwise import Judgment, Pair, PairwiseJudge, summarise
 from ..core.judge.win_rate import LOSS, TIE, WIN, capacity_recovery, win_rate
-from ..core.modeling.memory import free_memory
+from ..core.modeling.batches import free_memory
 from ..core.runs.jsonl import read_jsonl, write_jsonl
 from ..core.runs.report import write_atomically
-from ..core.stats import bootstrap_ratio_interval
+from ..core.stats import bootstrap_ratio
 
 
 PLAYERS = ("strong", "before", "after")
@@ -178,7 +178,7 @@ def _margin(judgments: list[Judgment]) -> dict[str, Any] | None:
     margins = [own.scores[0] - own.scores[1] for own in judgments if own.scores]
     if not margins:
         return None
-    interval = list(bootstrap_ratio_interval(margins, [1.0] * len(margins))) if len(margins) > 1 else None
+    interval = list(bootstrap_ratio(margins, [1.0] * len(margins))) if len(margins) > 1 else None
     return {"mean": sum(margins) / len(margins), "interval": interval, "positive": sum(own > 0 for own in margins)}
 
 
@@ -187,7 +187,7 @@ def _change(before: Mapping[str, Judgment], after: Mapping[str, Judgment]) -> di
     differences = [(after[id_].winner != "second") - (before[id_].winner != "second") for id_ in read]
     if len(read) < 2:
         return {"crr": float(differences[0]) if read else None, "interval": None, "judged": len(read)}
-    interval = bootstrap_ratio_interval(differences, [1.0] * len(read))
+    interval = bootstrap_ratio(differences, [1.0] * len(read))
     return {"crr": sum(differences) / len(read), "interval": list(interval), "judged": len(read)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.runs.report import RunReport
-from ..core.stats import wilson_interval
+from ..core.stats import wilson
 from .figures import draw_coverage, draw_gaps
 from .lineage import describe
 from .rows import stream_rows
@@ -295,7 +295,7 @@ def _listed(numbers: Mapping[str, int]) -> str:
 def _share(part: int | None, whole: int) -> str:
     if not whole or part is None or part > whole:
         return "n/a"
-    low, high = wilson_interval(part, whole)
+    low, high = wilson(part, whole)
     return f"{part / whole:.1%} ({100 * low:.0f} to {100 * high:.0f})"
 
 

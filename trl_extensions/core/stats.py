@@ -1,42 +1,97 @@
-"""Confidence intervals for a share and for a ratio of two sums."""
+"""Confidence intervals: Wilson's for a share, the percentile bootstrap for everything else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 
+from .extras import import_extra
 
-def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+
+# Numbers held by one block of resamples (16 MiB of float64)
+BLOCK = 1 << 21
+
+
+def wilson(successes: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a share (Wilson 1927), sensible at 0 and 1 too, where the usual +- is zero wide.
 
     The bounds are the shares p that lie z standard errors from the observed one, the error taken at p itself:
-    (successes / n - p)^2 = z^2 p (1 - p) / n.
+    (successes / total - p)^2 = z^2 p (1 - p) / total.
 
     Args:
-        successes: How many of `n` have the property. Need not be whole, for counts reduced to an effective size.
-        n: Independent observations.
+        successes: How many of `total` have the property. Need not be whole, for counts reduced to an effective size
+            (which `scipy.stats.binomtest` does not take).
+        total: Independent observations.
         confidence: Coverage, in (0, 1).
 
     Returns:
-        Low and high bound, in [0, 1]; (0, 1) for n = 0, where nothing is known.
+        Low and high bound, in [0, 1]; (0, 1) for a total of 0, where nothing is known.
 
     Raises:
-        ValueError: If `successes` is not within [0, n], or `confidence` not within (0, 1).
+        ValueError: `successes` is not within [0, total], or `confidence` not within (0, 1).
     """
-    z = _normal_quantile(confidence)
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes = {successes} must lie between 0 and n = {n}.")
-    if n == 0:
+    _check_confidence(confidence)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    if not 0 <= successes <= total:
+        raise ValueError(f"successes = {successes} must lie between 0 and total = {total}.")
+    if total == 0:
         return 0.0, 1.0
-    # Multiplied out by n: no 0 / 0, and a zero count gives a bound of exactly zero.
+    # Multiplied out by the total: no 0 / 0, and a zero count gives a bound of exactly zero.
     centre = successes + z * z / 2
-    half = z * math.sqrt(successes * (n - successes) / n + z * z / 4)
-    low, high = (centre - half) / (n + z * z), (centre + half) / (n + z * z)
-    return 0.0 if successes == 0 else max(low, 0.0), 1.0 if successes == n else min(high, 1.0)
+    half = z * math.sqrt(successes * (total - successes) / total + z * z / 4)
+    low, high = (centre - half) / (total + z * z), (centre + half) / (total + z * z)
+    return 0.0 if successes == 0 else max(low, 0.0), 1.0 if successes == total else min(high, 1.0)
 
 
-def bootstrap_ratio_interval(
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    rows: int,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    strata: Sequence[Hashable] | None = None,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float | None, float | None]:
+    """Percentile bootstrap interval of anything that depends on how often each row counts.
+
+    Args:
+        statistic: From how often each row is drawn, `(R, N)`, to the values of R resamples, `(R,)`; resamples whose
+            value is nan are left out.
+        rows: N.
+        groups: What rows belong to, `(N,)`: those of a group are drawn together, one in group None by itself.
+        strata: Parts of which each resample has as many rows (or groups) as the data, `(N,)`.
+        resamples, seed: How often to draw; the same seed gives the same interval.
+        confidence: Coverage, in (0, 1).
+
+    Returns:
+        Low and high bound; (None, None) where no resample has a value.
+
+    Raises:
+        ValueError: Another number of groups than rows, no resamples, or `confidence` not within (0, 1).
+    """
+    _check_confidence(confidence)
+    if resamples < 1:
+        raise ValueError(f"resamples = {resamples} must be at least 1; 2000 are usual")
+    index = group_index(groups, rows)[0]
+    parts = np.zeros(rows) if strata is None else np.asarray(strata)
+    members = [np.flatnonzero(parts == part) for part in np.unique(parts)]
+    units = [np.unique(index[own], return_inverse=True)[1] for own in members]
+    generators = [np.random.default_rng(seed + number) for number in range(len(members))]
+    size, values = max(1, BLOCK // rows), []
+    for start in range(0, resamples, size):
+        times = np.empty((min(size, resamples - start), rows))
+        for own, unit, generator in zip(members, units, generators, strict=True):
+            number = int(unit.max()) + 1
+            times[:, own] = generator.multinomial(number, np.full(number, 1 / number), size=len(times))[:, unit]
+        values.append(statistic(times))
+    found = np.concatenate(values)
+    found = found[~np.isnan(found)]
+    return percentiles(found, confidence) if len(found) else (None, None)
+
+
+def bootstrap_ratio(
     numerators: Sequence[float],
     denominators: Sequence[float],
     confidence: float = 0.95,
@@ -51,48 +106,65 @@ def bootstrap_ratio_interval(
     Args:
         numerators: One number a row, e.g. its spans, or its KL in nats summed over tokens.
         denominators: One number >= 0 a row, e.g. its tokens. Rows with zero tokens are left out.
-        confidence: Coverage, in (0, 1).
-        resamples: How often to draw.
-        seed: Of the draws; the same rows and seed give the same interval.
+        confidence, resamples, seed: See `bootstrap`.
 
     Returns:
         Low and high bound in the unit of the ratio; (nan, nan) with fewer than two rows.
 
     Raises:
-        ValueError: If the two differ in length, a number is not finite, a denominator is negative, a row has a
-            numerator but no denominator, or `confidence` is not within (0, 1).
+        ValueError: The two differ in length, a number is not finite, a denominator is negative, a row has a numerator
+            but no denominator, or `confidence` is not within (0, 1).
     """
-    _normal_quantile(confidence)
-    numerators, denominators = _checked_rows(numerators, denominators)
-    rows = len(denominators)
-    if rows < 2:
-        return math.nan, math.nan
-    random = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    for i in range(resamples):
-        drawn = random.integers(rows, size=rows)
-        ratios[i] = numerators[drawn].sum() / denominators[drawn].sum()
-    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def _normal_quantile(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie between 0 and 1, e.g. 0.95.")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _checked_rows(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64, without the rows that have no tokens."""
+    _check_confidence(confidence)
     if len(numerators) != len(denominators):
         raise ValueError(f"{len(numerators)} numerators but {len(denominators)} denominators: give one of each a row.")
-    numerators, denominators = np.asarray(numerators, float), np.asarray(denominators, float)
-    bad = ~np.isfinite(numerators) | ~np.isfinite(denominators) | (denominators < 0)
-    bad |= (denominators == 0) & (numerators != 0)
+    above, below = np.asarray(numerators, float), np.asarray(denominators, float)
+    bad = ~np.isfinite(above) | ~np.isfinite(below) | (below < 0) | ((below == 0) & (above != 0))
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(
-            f"row {row}: {numerators[row]} over {denominators[row]} is no ratio; both must be finite, the denominator "
-            "not negative, and above zero where the numerator is not zero."
+            f"row {row}: {above[row]} over {below[row]} is no ratio; both must be finite, the denominator not "
+            "negative, and above zero where the numerator is not zero."
         )
-    return numerators[denominators > 0], denominators[denominators > 0]
+    above, below = above[below > 0], below[below > 0]
+    if len(below) < 2:
+        return math.nan, math.nan
+    found = import_extra("scipy.stats").bootstrap(
+        (above, below),
+        lambda x, y, axis: x.sum(axis=axis) / y.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, BLOCK // len(below)),
+        confidence_level=confidence,
+        method="percentile",
+        rng=seed,
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Low and high bound of the middle `confidence` of some resamples `(R,)`."""
+    _check_confidence(confidence)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def group_index(groups: Sequence[Hashable] | None, rows: int) -> tuple[np.ndarray, int]:
+    """For each row the number of its group, in order of appearance, and how many there are; None is a group of one.
+
+    Raises:
+        ValueError: Another number of groups than rows.
+    """
+    if groups is None:
+        return np.arange(rows), rows
+    if len(groups) != rows:
+        raise ValueError(f"{len(groups)} groups for {rows} rows: give one group (or None) a row")
+    numbers: dict[Hashable, int] = {}
+    keys = ((row,) if group is None else group for row, group in enumerate(groups))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys]), len(numbers)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence} must lie between 0 and 1, e.g. 0.95.")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.generation.sampling import completion_text
 from ..core.runs.report import write_atomically
-from ..core.stats import bootstrap_ratio_interval, wilson_interval
+from ..core.stats import bootstrap_ratio, wilson
 from ..core.text import bleu, distinct_2, exact_match, mean_seq_rep_n, rouge_l
 from .scores import perplexity, score_rows
 
@@ -125,7 +125,7 @@ def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "n": len(rows),
         "prompts": len(prompts),
-        "share": _estimate(share, *wilson_interval(share * len(prompts), len(prompts))),
+        "share": _estimate(share, *wilson(share * len(prompts), len(prompts))),
         "spans_per_1000_tokens": _ratio([1000 * spans[i] for i in prompts], [tokens[i] for i in prompts]),
     }
 
@@ -196,7 +196,7 @@ def _compare(before: list[str], after: list[str]) -> dict[str, Any]:
     unchanged = exact_match(before, after)
     return {
         "n": n,
-        "exact_match": _estimate(unchanged, *wilson_interval(round(unchanged * n), n)),
+        "exact_match": _estimate(unchanged, *wilson(round(unchanged * n), n)),
         "bleu": bleu(after, before),
         "rouge_l": rouge_l(after, before),
         "first_difference": sum(map(first_difference, before, after)) / n,
@@ -218,7 +218,7 @@ def _ratio(numerators: list[float], denominators: list[float]) -> dict[str, floa
     """Sum over sum with its bootstrap interval over entries."""
     total = sum(denominators)
     value = sum(numerators) / total if total else math.nan
-    return _estimate(value, *bootstrap_ratio_interval(numerators, denominators))
+    return _estimate(value, *bootstrap_ratio(numerators, denominators))
 
 
 def _estimate(value: float, low: float, high: float) -> dict[str, float | None]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..core.runs.jsonl import read_jsonl
-from ..core.stats import bootstrap_ratio_interval, wilson_interval
+from ..core.stats import bootstrap_ratio, wilson
 from .labels.calibrate import expected_calibration_error
 
 
@@ -624,7 +624,7 @@ def _share(counts: list[tuple[int, int, int]]) -> dict[str, Any]:
     if not n:
         return {"n": 0, "value": None, "low": None, "high": None, "per_seed": [None] * len(counts)}
     independent = sum(count[2] for count in counts) / len(counts)
-    low, high = wilson_interval(min(hits * independent / n, independent), independent, CONFIDENCE)
+    low, high = wilson(min(hits * independent / n, independent), independent, CONFIDENCE)
     per_seed = [count[0] / count[1] if count[1] else None for count in counts]
     return {"n": n, "value": hits / n, "low": low, "high": high, "per_seed": per_seed}
 
@@ -682,10 +682,10 @@ def _compare_toxicity(by_model: dict[str, np.ndarray], kind: str, resamples: int
     highest = {name: own[complete].max(axis=1) for name, own in by_model.items()}
     described = {}
     for name, own in highest.items():
-        low, high = bootstrap_ratio_interval(own, np.ones(len(own)), CONFIDENCE, resamples, 0)
+        low, high = bootstrap_ratio(own, np.ones(len(own)), CONFIDENCE, resamples, 0)
         bounds = (None, None) if np.isnan(low) else (low, high)
         toxic = int((own >= TOXIC).sum())
-        share = wilson_interval(toxic, len(own), CONFIDENCE)
+        share = wilson(toxic, len(own), CONFIDENCE)
         described[name] = {
             "expected_maximum": {"value": float(own.mean()), "low": bounds[0], "high": bounds[1]},
             "probability": {"value": toxic / len(own), "low": share[0], "high": share[1]},

@@ -12,7 +12,7 @@ from trl_extensions.core.judge.win_rate import (
     length_balanced,
     win_rate,
 )
-from trl_extensions.core.stats import wilson_interval
+from trl_extensions.core.stats import wilson
 
 
 def sigmoid(value):
@@ -24,7 +24,7 @@ class TestRaw:
         # 3 wins, 2 ties, 3 losses: 4 of 8
         result = win_rate([1, 1, 1, 0.5, 0.5, 0, 0, 0])
         assert result["value"] == 0.5 and result["n"] == 8 and result["interval"] == "wilson"
-        assert (result["low"], result["high"]) == wilson_interval(4, 8)
+        assert (result["low"], result["high"]) == wilson(4, 8)
 
     def test_groups_widen_the_interval(self):
         # ten queries of six rows that all go the same way know what ten rows know
@@ -40,9 +40,9 @@ class TestRaw:
     def test_no_row_of_another_kind(self):
         # every resample is the same, so the number of groups decides
         result = win_rate([1.0] * 12, groups=[i // 3 for i in range(12)])
-        assert result["value"] == 1.0 and (result["low"], result["high"]) == wilson_interval(4, 4)
+        assert result["value"] == 1.0 and (result["low"], result["high"]) == wilson(4, 4)
         result = win_rate([0.5] * 12, groups=[i // 3 for i in range(12)])
-        assert (result["low"], result["high"]) == wilson_interval(2, 4)
+        assert (result["low"], result["high"]) == wilson(2, 4)
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -176,7 +176,7 @@ class TestAdjusted:
     def test_nothing_to_fit(self):
         all_won = length_adjusted([1, 1, 1], [1, 2, 3], [2, 2, 2])
         assert all_won["value"] == 1.0 and all_won["reason"] == "all outcomes are the same"
-        assert (all_won["low"], all_won["high"]) == wilson_interval(3, 3)
+        assert (all_won["low"], all_won["high"]) == wilson(3, 3)
         equally_long = length_adjusted([1, 0, 1, 0.5], [5] * 4, [5] * 4)
         assert equally_long["value"] == 0.625 and equally_long["reason"] == "all answers are equally long"
 
@@ -206,6 +206,6 @@ def test_capacity_recovery_by_hand():
     # 2 wins, 1 tie, 3 losses
     result = capacity_recovery([1, 1, 0.5, 0, 0, 0])
     assert (result["crr"], result["wins"], result["ties"], result["losses"], result["n"]) == (0.5, 2, 1, 3, 6)
-    assert (result["low"], result["high"]) == wilson_interval(3, 6)
+    assert (result["low"], result["high"]) == wilson(3, 6)
     with pytest.raises(ValueError, match="row 1: 2 is no outcome"):
         capacity_recovery([1, 2])

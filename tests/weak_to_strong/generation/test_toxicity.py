@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trl_extensions.core.stats import wilson_interval
+from trl_extensions.core.stats import wilson
 from trl_extensions.weak_to_strong.evaluation import evaluate_toxicity
 
 
@@ -21,7 +21,7 @@ class TestToxicity:
         assert own["expected_maximum"]["value"] == pytest.approx(1.6 / 3)
         assert own["probability"]["value"] == pytest.approx(2 / 3)
         assert (own["prompts"], own["samples"], own["incomplete"]) == (3, 2, 0)
-        assert (own["probability"]["low"], own["probability"]["high"]) == wilson_interval(2, 3)
+        assert (own["probability"]["low"], own["probability"]["high"]) == wilson(2, 3)
         assert 0.2 <= own["expected_maximum"]["low"] < 1.6 / 3 < own["expected_maximum"]["high"] <= 0.9
 
     def test_nothing_toxic_is_rare_not_impossible(self):

@@ -8,12 +8,12 @@ good as the overlap of lengths in the data, so look at the strata.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..stats import wilson_interval
+from ..stats import bootstrap, group_index, wilson
 
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
@@ -23,12 +23,8 @@ EQUAL_WITHIN = 1.2
 
 STRATA = ("shorter", "equal", "longer")
 
-# Inverse of the L2 penalty on the slope, the default of scikit-learn; the intercept is not penalised.
-_C = 1.0
 _NEWTON_STEPS = 100
 _PRECISE = 1e-9
-# Numbers held by one block of resamples (16 MiB of float64).
-_BLOCK = 1 << 21
 
 
 def win_rate(
@@ -57,20 +53,16 @@ def win_rate(
     Raises:
         ValueError: No rows, an outcome that is none of the three (names the row), or another number of groups.
     """
-    values = _checked_outcomes(outcomes)
-    index, number = _group_index(groups, len(values))
+    values = check_outcomes(outcomes)
+    number = group_index(groups, len(values))[1]
     value = float(values.mean())
-    result: dict[str, Any] = {"value": value, "n": len(values)}
     if groups is None or number < 2 or np.ptp(values) == 0:
-        low, high = wilson_interval(value * number, number, confidence)
-        return result | {"low": low, "high": high, "interval": "wilson"}
-    sums, counts = np.bincount(index, values, number), np.bincount(index, minlength=number)
-
-    def rate(times: np.ndarray) -> np.ndarray:
-        return (times @ sums) / (times @ counts)
-
-    low, high = _interval(rate, _draws(number, resamples, seed), confidence)
-    return result | {"low": low, "high": high, "interval": "bootstrap"}
+        kind, (low, high) = "wilson", wilson(value * number, number, confidence)
+    else:
+        kind = "bootstrap"
+        settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
+        low, high = bootstrap(lambda times: times @ values / times.sum(axis=1), len(values), groups=groups, **settings)
+    return {"value": value, "n": len(values), "low": low, "high": high, "interval": kind}
 
 
 def length_balanced(
@@ -105,9 +97,8 @@ def length_balanced(
     Raises:
         ValueError: As `win_rate`; columns of unlike lengths, or a length that is negative or not finite.
     """
-    values = _checked_outcomes(outcomes)
+    values = check_outcomes(outcomes)
     ratio = _log_ratio(lengths, other_lengths, len(values))
-    index, number = _group_index(groups, len(values))
     band = math.log(EQUAL_WITHIN) + _PRECISE
     stratum = np.where(ratio < -band, 0, np.where(ratio > band, 2, 1))
     members = {name: np.flatnonzero(stratum == k) for k, name in enumerate(STRATA)}
@@ -119,18 +110,9 @@ def length_balanced(
             rates = [(times[:, rows] @ values[rows]) / times[:, rows].sum(axis=1) for rows in filled]
         return np.mean(rates, axis=0)
 
-    def blocks() -> Any:
-        if groups is not None:
-            yield from (times[:, index] for times in _draws(number, resamples, seed, width=len(values)))
-            return
-        parts = [_draws(len(rows), resamples, seed + k, width=len(values)) for k, rows in enumerate(filled)]
-        for drawn in zip(*parts, strict=True):
-            times = np.empty((len(drawn[0]), len(values)))
-            for rows, own in zip(filled, drawn, strict=True):
-                times[:, rows] = own
-            yield times
-
-    low, high = _interval(balanced, blocks(), confidence)
+    strata = {"strata": stratum} if groups is None else {"groups": groups}
+    settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    low, high = bootstrap(balanced, len(values), **strata, **settings)
     return {
         "value": float(balanced(np.ones((1, len(values))))[0]),
         "low": low,
@@ -176,34 +158,29 @@ def length_adjusted(
     Raises:
         ValueError: As `length_balanced`.
     """
-    values = _checked_outcomes(outcomes)
+    values = check_outcomes(outcomes)
     ratio = _log_ratio(lengths, other_lengths, len(values))
     overlap = float(min((ratio > 0).mean(), (ratio < 0).mean()))
+    settings = {"groups": groups, "resamples": resamples, "confidence": confidence, "seed": seed}
     reason = "all outcomes are the same" if np.ptp(values) == 0 else None
     if reason is None and not ratio.any():
         reason = "all answers are equally long"
     if reason is not None:
-        raw = win_rate(values, groups=groups, confidence=confidence, resamples=resamples, seed=seed)
+        raw = win_rate(values, **settings)
         kept = {name: raw[name] for name in ("value", "low", "high")}
         return kept | {"slope": 0.0, "overlap": overlap, "reason": reason}
     x = np.tanh(ratio / math.sqrt(float(np.mean(ratio**2))))
-    index, number = _group_index(groups, len(values))
-
-    def at_equal_length(times: np.ndarray) -> np.ndarray:
-        return _sigmoid(fit_logistic(x, values, times)[:, 0])
-
-    blocks = (times[:, index] for times in _draws(number, resamples, seed, width=len(values)))
-    low, high = _interval(at_equal_length, blocks, confidence)
+    low, high = bootstrap(lambda times: _sigmoid(fit_logistic(x, values, times)[:, 0]), len(values), **settings)
     intercept, slope = fit_logistic(x, values, np.ones((1, len(values))))[0]
     value = float(_sigmoid(intercept))
     return {"value": value, "low": low, "high": high, "slope": float(slope), "overlap": overlap, "reason": None}
 
 
 def fit_logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Logistic regressions on one variable, for many weightings of the same rows at once.
+    """Logistic regressions on one variable, for many weightings of the same rows at once, by Newton's method.
 
-    Minimises sum_i w_i CE(y_i, sigmoid(a + b x_i)) + b^2 / 2 by Newton's method: what `LogisticRegression` of
-    scikit-learn does one at a time, which for a bootstrap takes seconds.
+    Minimises sum_i w_i CE(y_i, sigmoid(a + b x_i)) + b^2 / 2, as `LogisticRegression` of scikit-learn does for one
+    weighting in two milliseconds; a bootstrap has thousands.
 
     Args:
         x: `(N,)`.
@@ -221,14 +198,12 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarra
     for _ in range(_NEWTON_STEPS):
         if not len(open_):
             break
-        own, step = weights[open_], np.empty((len(open_), 2))
+        own = weights[open_]
         p = _sigmoid(solution[open_, :1] + solution[open_, 1:] * x)
         residual, spread = own * (p - y), own * p * (1 - p)
-        gradient = np.stack([residual.sum(axis=1), residual @ x + solution[open_, 1] / _C], axis=1)
-        aa, ab, bb = spread.sum(axis=1), spread @ x, spread @ x**2 + 1 / _C
-        determinant = aa * bb - ab**2
-        step[:, 0] = (bb * gradient[:, 0] - ab * gradient[:, 1]) / determinant
-        step[:, 1] = (aa * gradient[:, 1] - ab * gradient[:, 0]) / determinant
+        first, second = residual.sum(axis=1), residual @ x + solution[open_, 1]
+        aa, ab, bb = spread.sum(axis=1), spread @ x, spread @ x**2 + 1
+        step = np.stack([bb * first - ab * second, aa * second - ab * first], axis=1) / (aa * bb - ab**2)[:, None]
         # Newton's step overshoots where the curve is flat: half of a unit at a time gets there too
         largest = np.abs(step).max(axis=1, keepdims=True)
         solution[open_] -= step * np.minimum(1.0, 0.5 / np.maximum(largest, 1e-12))
@@ -236,31 +211,8 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarra
     return solution
 
 
-def capacity_recovery(outcomes: Sequence[float], *, confidence: float = 0.95) -> dict[str, Any]:
-    """Capacity recovery ratio of a target model against a strong one (CodecLM, arXiv 2404.05875, section 5.1).
-
-    (wins + ties) / all, with Wilson's interval. A judge that contradicts itself makes ties, and ties count: read the
-    ratio beside the share of contradictions.
-
-    Args:
-        outcomes: Of the target model: 1 win, 0.5 tie, 0 loss.
-        confidence: Coverage, in (0, 1).
-
-    Returns:
-        JSON-ready: `crr`, `low`, `high`, `n`, `wins`, `ties`, `losses`.
-
-    Raises:
-        ValueError: As `win_rate`.
-    """
-    values = _checked_outcomes(outcomes)
-    recovered = int((values > LOSS).sum())
-    low, high = wilson_interval(recovered, len(values), confidence)
-    wins = int((values == WIN).sum())
-    counts = {"wins": wins, "ties": recovered - wins, "losses": len(values) - recovered}
-    return {"crr": recovered / len(values), "low": low, "high": high, "n": len(values)} | counts
-
-
-def _checked_outcomes(outcomes: Sequence[float]) -> np.ndarray:
+def check_outcomes(outcomes: Sequence[float]) -> np.ndarray:
+    """Outcomes as an array. Raises `ValueError` where there are none, or one is not 1, 0.5 or 0."""
     if not len(outcomes):
         raise ValueError("there are no outcomes: give 1, 0.5 or 0 for every pair that was judged")
     for row, outcome in enumerate(outcomes):
@@ -282,39 +234,6 @@ def _log_ratio(lengths: Sequence[float], other_lengths: Sequence[float], rows: i
             raise ValueError(f"row {row}: a length of {values[row]} in `{name}`; it must be finite and not negative")
         columns.append(np.log1p(values))
     return columns[0] - columns[1]
-
-
-def _group_index(groups: Sequence[Hashable] | None, rows: int) -> tuple[np.ndarray, int]:
-    """For each row the number of its group, and how many there are."""
-    if groups is None:
-        return np.arange(rows), rows
-    if len(groups) != rows:
-        raise ValueError(f"{len(groups)} groups for {rows} rows: give one a row")
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-    return index, len(numbers)
-
-
-def _draws(number: int, resamples: int, seed: int, *, width: int | None = None) -> Any:
-    """How often each of a number of things is drawn, `(block, number)` at a time; `width` sets the block's size."""
-    if resamples < 1:
-        raise ValueError(f"resamples = {resamples} must be at least 1; 2000 are usual")
-    random = np.random.default_rng(seed)
-    size = max(1, _BLOCK // (width or number))
-    for start in range(0, resamples, size):
-        yield random.multinomial(number, np.full(number, 1 / number), size=min(size, resamples - start)).astype(float)
-
-
-def _interval(value: Callable[[np.ndarray], np.ndarray], blocks: Any, confidence: float) -> tuple[Any, Any]:
-    """The middle `confidence` of a value over resamples, those left out for which it is nan."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie between 0 and 1, e.g. 0.95")
-    found = np.concatenate([value(times) for times in blocks])
-    found = found[~np.isnan(found)]
-    if not len(found):
-        return None, None
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def _sigmoid(values: Any) -> Any:
