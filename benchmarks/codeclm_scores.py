@@ -4,7 +4,7 @@
 
 Takes the scored versions of a finished CodecLM run, asks for the scores of each in both ways and both orders, and says
 how often they can be read, how often the two orders contradict each other, how far apart the gaps are, and whether the
-two ways agree. Calls are kept in RUN_FOLDER/scores_calls.jsonl.
+two ways agree. Calls are kept in RUN_FOLDER/scores_calls.sqlite.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from trl_extensions.codeclm.pipeline.asking import Asker, SetAside
 from trl_extensions.codeclm.pipeline.chains import Chains
 from trl_extensions.codeclm.pipeline.filters import InstructionFilters
 from trl_extensions.codeclm.pipeline.start import gather
-from trl_extensions.core.generation.calls import CallLog
-from trl_extensions.core.generation.client import Caller
+from trl_extensions.core.generation.client import LLMClient, ResponseCache
 from trl_extensions.core.generation.endpoint import EndpointEngine
 from trl_extensions.core.runs.jsonl import read_jsonl
 
@@ -53,9 +52,9 @@ async def score_all(engine, folder: Path, way: str, versions) -> dict[str, list[
     """Both orders of scores, [strong, target] each, of every version whose scores can be read."""
     config = CodecLMConfig(seeds="unused", scoring=way, max_score_tokens=16)
     found: dict[str, list[list[float]]] = {}
-    with CallLog(folder / "scores_calls.jsonl") as log:
-        async with Caller({"scorer": engine}, log) as caller:
-            chains = Chains(Asker(caller, config, 0), config, InstructionFilters(config), 0)
+    with ResponseCache(folder / "scores_calls.sqlite") as cache:
+        async with LLMClient({"scorer": engine}, cache) as client:
+            chains = Chains(Asker(client, config, 0), config, InstructionFilters(config), 0)
 
             async def score(name: str, version: dict) -> None:
                 own = {"instruction": version["instruction"], "answers": version["answers"]}

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from trl_extensions.codeclm.config import CodecLMConfig
 from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.core.generation.client import ResponseCache
 from trl_extensions.core.generation.endpoint import EndpointEngine
 from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
 
@@ -47,7 +48,7 @@ def main() -> None:
         started, used = time.monotonic(), time.process_time()
         result = CodecLM(config, Path(folder) / "run", strong=engine, target=engine).run()
         wall, used = time.monotonic() - started, time.process_time() - used
-        calls = Counter(row["step"] for row in read_jsonl(Path(folder) / "run" / "calls.jsonl"))
+        calls = Counter(row["step"] for row in ResponseCache(Path(folder) / "run" / "calls.sqlite").rows())
         finished = {row["id"] for row in read_jsonl(Path(folder) / "run" / "items.jsonl")}
         asked = {row["id"] for row in read_jsonl(Path(folder) / "run" / "basics.jsonl")}
         with urllib.request.urlopen(url.removesuffix("/v1") + "/stats") as reply:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..core.generation import create_engine
-from ..core.generation.engine_spec import EngineSpec, parse_engine
+from ..core.generation import EngineSpec, create_engine, parse_engine
 from ..core.generation.types import GenerationEngine
 from .config import CodecLMConfig
 

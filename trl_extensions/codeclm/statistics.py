@@ -4,10 +4,11 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.generation.client import ResponseCache
 from .rows import stream_rows
 
 
@@ -45,7 +46,7 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
     for _, row in stream_rows(folder / "data.jsonl"):
         found["exported"] += 1
         coverage.add(row["metadata"], "exported")
-    steps = _count_calls(folder / "calls.jsonl", prices or {})
+    steps = _count_calls(folder / "calls.sqlite", prices or {})
     names = ("calls", "retried", "cut_off", "tokens_read", "tokens_written", "cost")
     return found | coverage.sorted() | {"steps": steps, "calls": {n: sum(step[n] for step in steps) for n in names}}
 
@@ -145,10 +146,8 @@ def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[
     """For each step and engine: `calls` in all, `retried` (those that asked again after an unreadable reply),
     `cut_off` (written replies ended by the token limit), `tokens_read`, `tokens_written`, `cost`."""
     steps: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for _, row in stream_rows(path, skip_unreadable=True):
-        reply = row.get("reply")
-        if not isinstance(reply, dict) or "step" not in row:
-            continue
+    for row in _calls_of(path):
+        reply = row["reply"]
         own = steps[row["step"].removesuffix(AGAIN), row.get("engine") or ""]
         own["calls"] += 1
         own["retried"] += row["step"].endswith(AGAIN)
@@ -162,6 +161,12 @@ def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[
         cost = (own["tokens_read"] * read + own["tokens_written"] * written) / 1e6
         rows.append({"step": step, "engine": engine} | row | {"cost": cost})
     return rows
+
+
+def _calls_of(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists() or path.with_suffix(".jsonl").exists():
+        with ResponseCache(path) as cache:
+            yield from cache.rows()
 
 
 def read_json(path: Path) -> dict[str, Any]:

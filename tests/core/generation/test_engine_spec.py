@@ -5,8 +5,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from trl_extensions.core.generation import EngineArguments
-from trl_extensions.core.generation.engine_spec import EngineSpec, parse_engine
+from trl_extensions.core.generation import EngineArguments, EngineSpec, parse_engine
 
 
 def test_a_name_is_a_model_of_this_process():
@@ -26,6 +25,7 @@ def test_every_engine_argument_has_a_key():
     values = {
         "model": "m", "dtype": "float32", "batch_tokens": 7, "tensor_parallel_size": 2, "gpu_memory_utilization": 0.5,
         "base_url": "http://localhost", "api_key_env": "KEY", "concurrency": 3, "max_retries": 1, "timeout": 9.0,
+        "extra_body": {"top_k": 5}, "max_tokens_field": "max_completion_tokens", "omit": ["seed"],
     }  # fmt: skip
     assert {f"engine_{key}" for key in values} | {"engine"} == {f.name for f in fields(EngineArguments)}
     arguments = parse_engine({"engine": "endpoint", **values}, "strong").arguments
@@ -70,7 +70,7 @@ def test_bad_setting_is_one_line(value, message):
 
 def test_importing_it_imports_no_torch():
     program = (
-        "import sys, trl_extensions.core.generation.engine_spec\n"
+        "import sys, trl_extensions.core.generation\n"
         "import trl_extensions.core.generation.client, trl_extensions.codeclm.pipeline.codec\n"
         "assert not {'torch', 'datasets', 'transformers', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.core.judges import RuleJudge, shorter
-from trl_extensions.core.generation.calls import CallLog
+from trl_extensions.core.generation.client import ResponseCache
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.judge.pairwise import CRITERION, Judgment, Pair, PairwiseJudge, summarise
 
@@ -172,9 +172,9 @@ class TestLog:
     @pytest.mark.parametrize("mode", ["scores", "logprobs"])
     def test_a_second_run_asks_nothing(self, tmp_path, mode):
         rule = shorter if mode == "scores" else lambda first, second: [-0.1, -3.0 - len(first)]
-        with CallLog(tmp_path / "calls.jsonl") as log:
+        with ResponseCache(tmp_path / "calls.sqlite") as log:
             _, first, found = judged(rule, mode=mode, log=log)
-        with CallLog(tmp_path / "calls.jsonl") as log:
+        with ResponseCache(tmp_path / "calls.sqlite") as log:
             engine, second, again = judged(rule, mode=mode, log=log)
             assert again == found and engine.questions == []
             assert (first.counts["calls"], second.counts["calls"], second.counts["reused"]) == (6, 0, 6)
@@ -184,7 +184,7 @@ class TestLog:
 
     def test_retries_are_kept_too(self, tmp_path):
         for calls in (4, 0):
-            with CallLog(tmp_path / "calls.jsonl") as log:
+            with ResponseCache(tmp_path / "calls.sqlite") as log:
                 _, judge, found = judged(lambda *_: "hm", PAIRS[:1], log=log)
             assert judge.counts["calls"] == calls and found[0].raw == ("hm",) * 4
 
@@ -197,9 +197,9 @@ class TestLog:
                 raise OSError("gone")
             return shorter(first, second)
 
-        with CallLog(tmp_path / "calls.jsonl") as log, pytest.raises(OSError, match="gone"):
+        with ResponseCache(tmp_path / "calls.sqlite") as log, pytest.raises(OSError, match="gone"):
             judged(three_times, log=log)
-        with CallLog(tmp_path / "calls.jsonl") as log:
+        with ResponseCache(tmp_path / "calls.sqlite") as log:
             assert len(log) == 3
             engine, _, found = judged(shorter, log=log)
         assert len(engine.questions) == 3 and [own.winner for own in found] == ["first", "second", "tie", "tie"]

@@ -8,9 +8,12 @@ Importing this module imports no torch; an engine's own file is imported when th
 from __future__ import annotations
 
 import importlib
+import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
 
 from .types import (
     Generation,
@@ -18,10 +21,15 @@ from .types import (
     GenerationParams,
     Prompt,
     check_integer,
+    is_adapter_directory,
+    tokenizer_source,
 )
 
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from trl import ModelConfig
+
     from .endpoint import EndpointEngine
     from .transformers import TransformersEngine
     from .vllm import VLLMEngine
@@ -30,14 +38,19 @@ if TYPE_CHECKING:
 __all__ = [
     "EndpointEngine",
     "EngineArguments",
+    "EngineSpec",
     "Generation",
     "GenerationEngine",
     "GenerationParams",
+    "ModelSource",
     "Prompt",
     "TransformersEngine",
     "VLLMEngine",
     "create_engine",
+    "parse_engine",
 ]
+
+logger = logging.getLogger(__name__)
 
 _ENGINE_MODULES = {
     "EndpointEngine": ".endpoint",
@@ -103,8 +116,29 @@ class EngineArguments:
         default=5, metadata={"help": "endpoint: how often a request that failed for a passing reason is sent again."}
     )
     engine_timeout: float = field(default=300.0, metadata={"help": "endpoint: seconds to wait for one answer."})
+    engine_extra_body: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "endpoint: further fields of every request, YAML or JSON, e.g. `{top_k: 20}`; they win over ours."
+        },
+    )
+    engine_max_tokens_field: str = field(
+        default="max_tokens",
+        metadata={"help": "endpoint: what the server calls the token limit: `max_tokens` or `max_completion_tokens`."},
+    )
+    engine_omit: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "endpoint: fields that are not sent, for models that refuse them, such as `temperature` or `seed`."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.engine_extra_body, str):
+            self.engine_extra_body = yaml.safe_load(self.engine_extra_body)
+        if not isinstance(self.engine_extra_body, dict | None):
+            raise ValueError(f"engine_extra_body must hold names and values, got {self.engine_extra_body!r}")
+        self.engine_omit = [self.engine_omit] if isinstance(self.engine_omit, str) else list(self.engine_omit)
         engines = ("transformers", "vllm", "endpoint")
         if self.engine not in engines:
             raise ValueError(f"engine must be one of {', '.join(engines)}, got {self.engine!r}")
@@ -154,6 +188,9 @@ def create_engine(
             concurrency=args.engine_concurrency,
             max_retries=args.engine_max_retries,
             timeout=args.engine_timeout,
+            extra_body=args.engine_extra_body,
+            max_tokens_field=args.engine_max_tokens_field,
+            omit=args.engine_omit,
         )
     if args.engine == "vllm":
         from .vllm import VLLMEngine
@@ -171,3 +208,111 @@ def create_engine(
     return TransformersEngine(
         model, batch_tokens=args.engine_batch_tokens, dtype=args.engine_dtype, model_init_kwargs=model_init_kwargs
     )
+
+
+_FIELDS = tuple(f.name.removeprefix("engine_") for f in fields(EngineArguments) if f.name != "engine")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What the setting of an engine says: arguments for `create_engine`, and prices of a million tokens read and a
+    million written, in any currency; zeros if nothing was said."""
+
+    arguments: EngineArguments
+    prices: tuple[float, float] = (0.0, 0.0)
+
+
+def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
+    """Read the setting of an engine, for commands that need several.
+
+    Args:
+        value: A model's id or directory, which then runs in this process with transformers; or a dict, or YAML of one,
+            with `engine`, `model`, `base_url` and whatever else `EngineArguments` calls `engine_*`, and `prices`: two
+            numbers, of a million tokens read and a million written.
+        name: The setting, for messages.
+
+    Raises:
+        ValueError: One line that names the setting and what is wrong with it.
+    """
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"`{name}` is neither a model's name nor YAML ({reason})") from None
+    if isinstance(value, str):
+        value = {"model": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a model's name or a dict such as {{model: ...}}, got {value!r}")
+    prices = value.get("prices", (0.0, 0.0))
+    good = isinstance(prices, (list, tuple)) and len(prices) == 2
+    if not good or any(isinstance(p, bool) or not isinstance(p, (int, float)) or p < 0 for p in prices):
+        raise ValueError(f"`{name}`: `prices` are two numbers, of a million tokens read and written, got {prices!r}")
+    unknown = set(value) - {"engine", "prices", *_FIELDS}
+    if unknown:
+        raise ValueError(
+            f"`{name}` has no key {min(unknown, key=str)!r}; it takes engine, prices, {', '.join(_FIELDS)}"
+        )
+    own = {f"engine_{key}": value[key] for key in _FIELDS if key in value}
+    default = "endpoint" if "base_url" in value else "transformers"
+    try:
+        arguments = EngineArguments(engine=value.get("engine", default), **own)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`{name}`: {error}") from None
+    return EngineSpec(arguments, (float(prices[0]), float(prices[1])))
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Loads the original of a run and the models made from it.
+
+    Args:
+        model_args: The original and how it is loaded.
+        engine_args: What samples.
+        trust_remote_code: As in `from_pretrained`.
+    """
+
+    model_args: ModelConfig
+    engine_args: EngineArguments
+    trust_remote_code: bool = False
+
+    def sampler(self, model: str, *, is_original: bool) -> GenerationEngine:
+        """What samples from a model: the configured engine, or transformers where an endpoint cannot serve it."""
+        if self.engine_args.engine != "endpoint" or is_original:
+            return create_engine(self.engine_args, model, self.options(model))
+        logger.warning("the endpoint serves the original only: %s samples in this process", model)
+        return self.in_process(model)
+
+    def in_process(self, model: str) -> TransformersEngine:
+        """The model loaded here, for scoring (`.model`, `.tokenizer`) or for sampling."""
+        from .transformers import TransformersEngine
+
+        return TransformersEngine(
+            model,
+            batch_tokens=self.engine_args.engine_batch_tokens,
+            dtype=self.engine_args.engine_dtype,
+            model_init_kwargs=self.options(model),
+        )
+
+    def options(self, model: str) -> dict[str, Any]:
+        """What a model is loaded with; a revision belongs to the original, or an adapter on it."""
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.model_args.attn_implementation:
+            options["attn_implementation"] = self.model_args.attn_implementation
+        if model == self.model_args.model_name_or_path or is_adapter_directory(model):
+            options["revision"] = self.model_args.model_revision
+        return options
+
+    def is_conversational(self) -> bool:
+        """Whether the original's tokenizer has a chat template."""
+        return self.tokenizer().chat_template is not None
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The original's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            tokenizer_source(self.model_args.model_name_or_path),
+            revision=self.model_args.model_revision,
+            trust_remote_code=self.trust_remote_code,
+        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .calls import Call, CallLog, Reply
+from .client import Request, Response, ResponseCache
 from .replies import Unreadable, read_reply, schema_json, without_thoughts
 from .types import GenerationEngine, GenerationParams, Prompt
 
@@ -16,7 +16,7 @@ from .types import GenerationEngine, GenerationParams, Prompt
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from .client import Caller
+    from .client import LLMClient
 
 # So that a model that failed once does not fail in the same way again
 RETRY_TEMPERATURE = 0.7
@@ -53,7 +53,7 @@ def ask_until_read(
     read: Read | None = None,
     again: Again | None = None,
     tries: int = 2,
-    cache: CallLog | None = None,
+    cache: ResponseCache | None = None,
     step: str = "ask",
     counts: Counter[str] | None = None,
 ) -> list[Answer]:
@@ -88,7 +88,7 @@ def ask_until_read(
         if turn:
             counts["retried"] += len(questions)
         name, own = _turn(step, params, turn)
-        calls = [Call(name, engine.name, prompt, own) for prompt in questions.values()]
+        calls = [Request(name, engine.name, prompt, own) for prompt in questions.values()]
         replies = cached_calls(engine, calls, cache, counts)
         unread = {}
         for place, reply in zip(list(questions), replies, strict=True):
@@ -100,7 +100,7 @@ def ask_until_read(
 
 
 async def ask_client(
-    client: Caller,
+    client: LLMClient,
     role: str,
     prompt: Prompt,
     params: GenerationParams,
@@ -110,7 +110,7 @@ async def ask_client(
     again: Again | None = None,
     tries: int = 2,
     step: str = "ask",
-    finished: Callable[[Reply], None] = lambda reply: None,
+    finished: Callable[[Response], None] = lambda reply: None,
 ) -> Answer:
     """One question of `ask_until_read` for coroutines that share a client.
 
@@ -160,8 +160,8 @@ def ask_again(prompt: Prompt, reply: str, reason: str, note: str | None = None) 
 
 
 def cached_calls(
-    engine: GenerationEngine, calls: Sequence[Call], cache: CallLog | None, counts: Counter[str]
-) -> list[Reply]:
+    engine: GenerationEngine, calls: Sequence[Request], cache: ResponseCache | None, counts: Counter[str]
+) -> list[Response]:
     """The reply to each call: from the cache, or from the engine, which is asked once for all that are missing."""
     from tqdm.auto import tqdm
 
@@ -178,15 +178,15 @@ def cached_calls(
     return [known[call.key] for call in calls]
 
 
-def _called(engine: GenerationEngine, calls: Sequence[Call]) -> Iterator[tuple[int, Reply]]:
+def _called(engine: GenerationEngine, calls: Sequence[Request]) -> Iterator[tuple[int, Response]]:
     """What the engine replies to calls that differ in nothing but their prompt, in any order."""
     prompts = [call.prompt for call in calls]
     if calls and calls[0].options:
         for place, generation, logprobs in engine.option_logprobs(prompts, calls[0].options):
-            yield place, replace(Reply.of(generation), logprobs=tuple(logprobs))
+            yield place, Response.of(generation, logprobs)
     elif calls:
         for place, generation in engine.generate(prompts, calls[0].params):
-            yield place, Reply.of(generation)
+            yield place, Response.of(generation)
 
 
 def _prepared(
@@ -206,7 +206,7 @@ def _turn(step: str, params: GenerationParams, turn: int) -> tuple[str, Generati
     return f"{step}:again", replace(params, seed=params.seed + turn, temperature=temperature)
 
 
-def _answer(before: tuple[str, ...], reply: Reply, read: Read) -> Answer:
+def _answer(before: tuple[str, ...], reply: Response, read: Read) -> Answer:
     raw, truncated = (*before, reply.text), reply.finish_reason != "stop"
     try:
         return Answer(read(reply.text, truncated=truncated), None, raw)

@@ -1,24 +1,39 @@
-"""Many calls of language models at once: bounded per engine, logged, within a budget, none made twice."""
+"""Many calls of language models at once: bounded per engine, within a budget, kept on disk and so made once."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
+import json
+import logging
+import os
+import sqlite3
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
+from typing import Any
 
-from .calls import Call, CallLog, Reply
-from .lanes import EndpointLane, LocalLane
-from .types import GenerationEngine, GenerationParams, Prompt
+from ..runs.jsonl import encode_row, parse_row
+from .types import Generation, GenerationEngine, GenerationParams, Prompt
 
+
+logger = logging.getLogger(__name__)
 
 _IN_A_ROW = 10
 _LOCAL_AT_ONCE = 64  # within a budget of tokens
+_MOST_IN_A_BATCH = 512
+_SETTLING = 0.02  # seconds in which calls that are about to come may join a batch
 _PULSE = 0.5  # seconds
-_WRONG_FOR_ALL = (401, 403, 404)
+_GRACE = 30.0  # seconds for answers under way after an error
+_WRONG_FOR_ALL = (401, 402, 403, 404)
 
 
 class BudgetSpent(Exception):  # noqa: N818 (nothing went wrong)
@@ -30,32 +45,190 @@ class CallFailed(Exception):  # noqa: N818 (it is the call that did)
 
     Args:
         message: What happened.
-        passing: Another time the same call may succeed: the server kept failing, rather than refused it.
+        retryable: Another time the same call may succeed: the server kept failing, rather than refused it.
     """
 
-    def __init__(self, message: str, *, passing: bool):
+    def __init__(self, message: str, *, retryable: bool):
         super().__init__(message)
-        self.passing = passing
+        self.retryable = retryable
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question to a language model.
+
+    Args:
+        step: What it is asked for, such as "encode".
+        engine: Name of the engine that is asked.
+        prompt: Text or chat.
+        params: How the answer is decoded; its seed tells equal questions apart.
+        options: If there are any, the answer is not written: what is asked for is the log-probability, in nats, that
+            it begins with each of them.
+    """
+
+    step: str
+    engine: str
+    prompt: Prompt
+    params: GenerationParams
+    options: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """32 hexadecimal digits that stand for all of it."""
+        content = [self.step, self.engine, self.prompt, self.params.as_dict(), self.options]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Response:
+    """What came back.
+
+    Args:
+        text: The answer; empty for a request with options.
+        finish_reason: "stop", or "length" where the token limit cut the answer off.
+        num_tokens, num_prompt_tokens: Tokens written and read.
+        logprobs: In nats, one for each option of the request.
+        estimated: The tokens were counted here, since the server does not say how many there were.
+    """
+
+    text: str = ""
+    finish_reason: str = "stop"
+    num_tokens: int = 0
+    num_prompt_tokens: int = 0
+    logprobs: tuple[float, ...] | None = None
+    estimated: bool = False
+
+    @classmethod
+    def of(cls, generation: Generation, logprobs: Sequence[float] | None = None) -> Response:
+        """What an engine gave."""
+        # Half a surrogate pair cannot be written: the run that reads it back must not see another text than this one
+        text = generation.text.encode("utf-8", errors="replace").decode("utf-8")
+        own = None if logprobs is None else tuple(logprobs)
+        return cls(text, generation.finish_reason, generation.num_tokens, generation.num_prompt_tokens, own)
+
+
+class ResponseCache:
+    """The finished calls of a run, in an SQLite file that threads and processes may share.
+
+    Each is a row of the table `calls`: its key, and JSON with `key`, `step`, `engine`, `prompt`, `params`, `reply`
+    and, where there are any, `options`. What was added survives the death of the process. The lines of a file
+    `<stem>.jsonl` beside it, in which earlier versions kept them, are taken over once.
+
+    Args:
+        path: The file; made if missing.
+
+    Raises:
+        OSError: The file cannot be read or written, or is no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._naming_the_file():
+            self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute("BEGIN IMMEDIATE")
+            if not self._database.execute("PRAGMA user_version").fetchone()[0]:
+                self._database.execute("CREATE TABLE calls (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT)")
+                self._take_over(self.path.with_suffix(".jsonl"))
+                self._database.execute("PRAGMA user_version=1")
+            self._database.execute("COMMIT")
+
+    def __len__(self) -> int:
+        return int(self._ask("SELECT count(*) FROM calls")[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read and written by all calls."""
+        totals = [f"total(json_extract(row, '$.reply.{name}'))" for name in ("num_tokens", "num_prompt_tokens")]
+        return int(self._ask(f"SELECT {' + '.join(totals)} FROM calls")[0])
+
+    def find(self, request: Request) -> Response | None:
+        """The response to a call that was made before; None if it was not."""
+        found = self._ask("SELECT row FROM calls WHERE key = ?", request.key)
+        if found is None:
+            return None
+        values = json.loads(found[0])["reply"]
+        if "logprobs" in values:
+            values["logprobs"] = tuple(float("-inf") if value is None else value for value in values["logprobs"])
+        return Response(**values)
+
+    def add(self, request: Request, response: Response) -> None:
+        """Write a finished call; it has left this process when this returns.
+
+        Raises:
+            OSError: The disk is full or gone; nothing was written.
+        """
+        row: dict[str, Any] = {"key": request.key, "step": request.step, "engine": request.engine}
+        row |= {"prompt": request.prompt, "params": request.params.as_dict()}
+        row |= {"options": request.options} if request.options else {}
+        row["reply"] = {name: value for name, value in vars(response).items() if value not in (None, False)}
+        if response.logprobs is not None:  # JSON has no infinity
+            row["reply"]["logprobs"] = [None if value == float("-inf") else value for value in response.logprobs]
+        self._ask("INSERT OR IGNORE INTO calls (key, row) VALUES (?, ?)", request.key, encode_row(row).decode())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every call with its reply, in the order they were finished in."""
+        with self._naming_the_file():
+            yield from (json.loads(row) for (row,) in self._database.execute("SELECT row FROM calls ORDER BY id"))
+
+    def close(self) -> None:
+        """Close the file. Closing twice does nothing."""
+        self._database.close()
+
+    def __enter__(self) -> ResponseCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, statement: str, *values: str) -> Any:
+        with self._naming_the_file():
+            return self._database.execute(statement, values).fetchone()
+
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError as error:
+            raise ValueError(f"{self.path} is closed ({error})") from None
+        except sqlite3.DatabaseError as error:
+            full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(self.path)) from error
+
+    def _take_over(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        with open(path, "rb") as lines:
+            rows = (row for row in map(parse_row, lines) if row is not None and {"key", "reply"} <= row.keys())
+            values = ((row["key"], encode_row(row).decode()) for row in rows)
+            self._database.executemany("INSERT OR IGNORE INTO calls (key, row) VALUES (?, ?)", values)
+        logger.info("%s: took over the calls of %s", self.path, path.name)
 
 
 @dataclass
 class Usage:
-    """What was called since the caller was made.
+    """What was called since the client was made.
 
     Args:
         calls: Calls made.
-        reused: Calls found in the log instead.
+        cache_hits: Calls found in the cache instead.
         failed: Calls that failed for good.
         num_prompt_tokens, num_tokens: Tokens read and written.
         cost: By the engines' prices.
+        estimated: Calls whose tokens were counted here, since the server does not say how many there were.
     """
 
     calls: int = 0
-    reused: int = 0
+    cache_hits: int = 0
     failed: int = 0
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     cost: float = 0.0
+    estimated: int = 0
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -64,7 +237,11 @@ class Usage:
         return time.monotonic() - self.started
 
 
-class Caller:
+def _a_quarter_of_the_bytes(text: str) -> int:
+    return -(-len(text.encode("utf-8", errors="replace")) // 4)
+
+
+class LLMClient:
     """Makes calls for any number of coroutines of one event loop.
 
     An endpoint gets as many requests at once as its `concurrency` says. Engines in this process take turns, one batch
@@ -72,79 +249,86 @@ class Caller:
 
     Args:
         engines: By the role they have. One engine may have several.
-        log: Calls that were made before are answered from it, and every finished one is added.
+        cache: Calls that were made before are answered from it, and every finished one is added.
         prices: By role: of a million tokens read, and a million written.
-        max_calls, max_tokens: Budgets, what is in the log included. Calls under way when one is reached are finished.
+        max_calls, max_tokens: Budgets, with what is in the cache. Calls under way when one is reached are finished.
+        count_tokens: Counts the tokens of a text where a server does not. Default: a quarter of its bytes.
 
     Attributes:
-        usage: What this caller has done.
+        usage: What this client has done.
     """
 
     def __init__(
         self,
         engines: Mapping[str, GenerationEngine],
-        log: CallLog,
+        cache: ResponseCache,
         *,
         prices: Mapping[str, tuple[float, float]] | None = None,
         max_calls: int | None = None,
         max_tokens: int | None = None,
+        count_tokens: Callable[[str], int] | None = None,
     ):
         self.engines = dict(engines)
         self.usage = Usage()
-        self._log = log
+        self._cache = cache
         self._prices = dict(prices or {})
         self._max_calls, self._max_tokens = max_calls, max_tokens
-        self._begun = len(log)
-        self._tokens_before = sum(map(_tokens_of, log.rows())) if max_tokens is not None else 0
-        self._under_way: dict[str, asyncio.Future[Reply]] = {}
-        self._failed_in_a_row: dict[str, int] = {}
-        self._closed = threading.Event()
-        self._lanes: dict[int, EndpointLane | LocalLane] = {}
-        self._gates: dict[int, asyncio.Semaphore] = {}
+        self._count_tokens = count_tokens or _a_quarter_of_the_bytes
+        self._begun = len(cache)
+        self._tokens_before = cache.num_tokens if max_tokens is not None else 0
+        self._under_way: dict[str, asyncio.Task[Response]] = {}
+        self._in_flight: set[str] = set()  # requests to servers, which are worth waiting for
+        self._failed_in_a_row: Counter[str] = Counter()
+        self._asking: dict[int, tuple[Any, Any]] = {}  # by engine: what bounds requests, and what makes one
+        self._open = AsyncExitStack()
         self._pulse: asyncio.TimerHandle | None = None
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wake the event loop now and then: Ctrl-C at the moment it falls asleep is heard only when it wakes up."""
         self._pulse = loop.call_later(_PULSE, self._beat, loop)
 
-    async def __aenter__(self) -> Caller:
+    async def __aenter__(self) -> LLMClient:
         loop = asyncio.get_running_loop()
         self._beat(loop)
-        local = None
-        for engine in self.engines.values():
-            if hasattr(engine, "ask"):
-                self._lanes.setdefault(id(engine), EndpointLane(engine, self._log, loop, self._closed))
-            else:
-                local = local or LocalLane(self._log, loop, self._closed)
-                self._lanes[id(engine)] = local
-            if self._max_tokens is not None:  # what a call costs is known when it is done: none may wait in a queue
-                self._gates[id(engine)] = asyncio.Semaphore(getattr(engine, "concurrency", _LOCAL_AT_ONCE))
+        self._open.callback(lambda: self._pulse.cancel())
+        worker = None
+        for engine in {id(engine): engine for engine in self.engines.values()}.values():
+            if hasattr(engine, "session"):
+                ask = await self._open.enter_async_context(engine.session())
+                self._asking[id(engine)] = asyncio.Semaphore(engine.concurrency), ask
+                continue
+            if worker is None:
+                worker = _LocalWorker(loop)
+                self._open.callback(worker.close)
+            # What a call costs is known when it is done: within a budget of tokens none may wait in a queue
+            gate = nullcontext() if self._max_tokens is None else asyncio.Semaphore(_LOCAL_AT_ONCE)
+            self._asking[id(engine)] = gate, partial(worker.ask, engine)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Answers under way are paid for: they are waited for, unless somebody is in a hurry, but after an error they
-        # are not asked for again
-        if error is not None and not isinstance(error, BudgetSpent):
-            self._closed.set()
-        try:
-            if not isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)) and self._under_way:
-                await asyncio.wait(list(self._under_way.values()))
-        finally:
-            self._closed.set()
-            self._pulse.cancel()
-            for lane in self._lanes.values():
-                lane.close()
+        # Answers under way are paid for: they are waited for, unless somebody is in a hurry, but after an error only
+        # for a while, and nothing more is asked
+        hurry = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
+        failed = error is not None and not isinstance(error, BudgetSpent)
+        async with self._open:
+            tasks = list(self._under_way.values())
+            try:
+                if failed:
+                    for key, task in self._under_way.items():
+                        if hurry or key not in self._in_flight:
+                            task.cancel()
+                if tasks:
+                    await asyncio.wait(tasks, timeout=_GRACE if failed else None)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def call(
-        self,
-        role: str,
-        step: str,
-        prompt: Prompt,
-        params: GenerationParams,
-        options: tuple[str, ...] = (),
-    ) -> Reply:
+        self, role: str, step: str, prompt: Prompt, params: GenerationParams, options: tuple[str, ...] = ()
+    ) -> Response:
         """Ask the engine of a role, or look the answer up.
 
         Raises:
@@ -152,60 +336,79 @@ class Caller:
             CallFailed: This call cannot be answered: the server refused it, or kept failing; or the prompt does not
                 fit into the model.
             EndpointError: No call can: the key or address is wrong, or ten calls in a row have failed.
-            OSError: The log cannot be written.
+            OSError: The cache cannot be written.
         """
+        name = self.engines[role].name
+        request = Request(step, name, prompt, params, options)
+        task = self._under_way.get(request.key)
+        if task is None:
+            response = self._cache.find(request)
+            if response is not None:
+                self.usage.cache_hits += 1
+                return response
+            task = self._under_way[request.key] = asyncio.create_task(self._make(role, request))
+            task.add_done_callback(partial(self._forget, request.key))
+        try:
+            return await asyncio.shield(task)
+        except (ValueError, TypeError) as error:
+            raise CallFailed(str(error), retryable=False) from None
+        except RuntimeError as error:
+            raise self._judge_failure(error, name) from None
+
+    async def _make(self, role: str, request: Request) -> Response:
         engine = self.engines[role]
-        call = Call(step, engine.name, prompt, params, options)
-        key = call.key
-        reply = self._log.find(call) if key not in self._under_way else None
-        if reply is not None:
-            self.usage.reused += 1
-            return reply
-        async with self._gates.get(id(engine), nullcontext()):
-            future = self._under_way.get(key)
-            if future is None:
-                # Waiting for the gate, another coroutine may have asked the same
-                reply = self._log.find(call) if self._gates else None
-                if reply is not None:
-                    return reply
-                self._check_budget()
-                self._begun += 1
-                future = self._lanes[id(engine)].submit(engine, call)
-                self._under_way[key] = future
-                future.add_done_callback(lambda done: self._finish(key, role, done))
+        gate, ask = self._asking[id(engine)]
+        async with gate:
+            self._check_budget()
+            self._begun += 1
+            if hasattr(engine, "session"):
+                self._in_flight.add(request.key)
             try:
-                return await asyncio.shield(future)
-            except (ValueError, TypeError) as error:
-                raise CallFailed(str(error), passing=False) from None
-            except RuntimeError as error:
-                raise self._judge_failure(error, engine.name) from None
+                answer = await ask(request.prompt, request.params, request.params.seed, request.options)
+            except Exception as error:
+                self.usage.failed += 1
+                # A prompt that this model cannot take, or an answer that its server broke off, is no sign of trouble
+                if not isinstance(error, (ValueError, TypeError)) and getattr(error, "partial", None) is None:
+                    self._failed_in_a_row[request.engine] += 1
+                raise
+            self._failed_in_a_row[request.engine] = 0
+            response = self._counted(role, request, Response.of(*answer))
+            self._cache.add(request, response)
+            return response
+
+    def _forget(self, key: str, task: asyncio.Task[Response]) -> None:
+        del self._under_way[key]
+        self._in_flight.discard(key)
+        if not task.cancelled():
+            task.exception()  # nobody may be left to hear it
 
     def _check_budget(self) -> None:
         if self._max_calls is not None and self._begun >= self._max_calls:
             raise BudgetSpent(f"the budget of {self._max_calls} calls is spent")
         used = self._tokens_before + self.usage.num_prompt_tokens + self.usage.num_tokens
         if self._max_tokens is not None and used >= self._max_tokens:
-            raise BudgetSpent(f"the budget of {self._max_tokens} tokens is spent")
+            some = f", {self.usage.estimated} calls estimated" if self.usage.estimated else ""
+            raise BudgetSpent(f"the budget of {self._max_tokens} tokens is spent{some}")
 
-    def _finish(self, key: str, role: str, future: asyncio.Future[Reply]) -> None:
-        del self._under_way[key]
-        if future.cancelled():
-            return
-        name = self.engines[role].name
-        error = future.exception()
-        if error is not None:
-            self.usage.failed += 1
-            if isinstance(error, (ValueError, TypeError)):  # a prompt that this model cannot take: no fault of it
-                return
-            self._failed_in_a_row[name] = self._failed_in_a_row.get(name, 0) + 1
-            return
-        self._failed_in_a_row[name] = 0
-        reply, usage = future.result(), self.usage
+    def _counted(self, role: str, request: Request, response: Response) -> Response:
+        """With the tokens that the server did not count, added to the usage."""
+        if not response.num_tokens and not response.num_prompt_tokens:
+            prompt = request.prompt
+            texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+            response = replace(
+                response,
+                num_tokens=1 if request.options else self._count_tokens(response.text),
+                num_prompt_tokens=sum(map(self._count_tokens, texts)),
+                estimated=True,
+            )
         read, written = self._prices.get(role, (0.0, 0.0))
+        usage = self.usage
         usage.calls += 1
-        usage.num_prompt_tokens += reply.num_prompt_tokens
-        usage.num_tokens += reply.num_tokens
-        usage.cost += (reply.num_prompt_tokens * read + reply.num_tokens * written) / 1e6
+        usage.estimated += response.estimated
+        usage.num_prompt_tokens += response.num_prompt_tokens
+        usage.num_tokens += response.num_tokens
+        usage.cost += (response.num_prompt_tokens * read + response.num_tokens * written) / 1e6
+        return response
 
     def _judge_failure(self, error: RuntimeError, engine: str) -> Exception:
         """The error of one call, or of all that would follow."""
@@ -213,13 +416,103 @@ class Caller:
 
         if not isinstance(error, EndpointError) or error.status in _WRONG_FOR_ALL:
             return error
-        if self._failed_in_a_row.get(engine, 0) >= _IN_A_ROW:
+        if self._failed_in_a_row[engine] >= _IN_A_ROW:
             return EndpointError(
                 f"{_IN_A_ROW} calls in a row have failed, the last one: {error}; finished ones are kept: the same "
                 "command resumes once the server answers"
             )
-        return CallFailed(str(error), passing=error.status is None)
+        return CallFailed(str(error), retryable=error.status is None)
 
 
-def _tokens_of(row: dict) -> int:
-    return row["reply"].get("num_tokens", 0) + row["reply"].get("num_prompt_tokens", 0)
+@dataclass(frozen=True)
+class _Waiting:
+    engine: GenerationEngine
+    prompt: Prompt
+    seed: int
+    future: asyncio.Future[tuple]
+
+
+class _LocalWorker:
+    """One thread for all models of this process, which would only slow each other down side by side.
+
+    It is a daemon, so that a program that was interrupted ends at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self._loop = loop
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._closed = threading.Event()
+        threading.Thread(target=self._work, name="calls", daemon=True).start()
+
+    async def ask(
+        self, engine: GenerationEngine, prompt: Prompt, params: GenerationParams, seed: int, options: Sequence[str]
+    ) -> tuple:
+        """A generation and, with options, their log-probabilities."""
+        future = self._loop.create_future()
+        self._queue.put(((id(engine), replace(params, seed=0), options), _Waiting(engine, prompt, seed, future)))
+        return await future
+
+    def close(self) -> None:
+        """Let the thread end after the answer it is at."""
+        self._closed.set()
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        groups: defaultdict[Any, list[_Waiting]] = defaultdict(list)
+        while not self._closed.is_set():
+            for item in self._arrivals(block=not any(groups.values())):
+                if item is not None:
+                    groups[item[0]].append(item[1])
+            if groups:
+                largest = max(groups, key=lambda group: len(groups[group]))
+                batch, rest = groups[largest][:_MOST_IN_A_BATCH], groups.pop(largest)[_MOST_IN_A_BATCH:]
+                groups |= {largest: rest} if rest else {}
+                self._run(batch, *largest[1:])
+
+    def _arrivals(self, block: bool) -> Iterator[Any]:
+        if block:
+            yield self._queue.get()
+        time.sleep(_SETTLING)
+        with suppress(Empty):
+            while True:
+                yield self._queue.get_nowait()
+
+    def _run(self, batch: Sequence[_Waiting], params: GenerationParams, options: Sequence[str]) -> None:
+        engine, prompts = batch[0].engine, [own.prompt for own in batch]
+        missing = dict(enumerate(batch))
+        try:
+            if options:
+                answers = ((place, (cost, own)) for place, cost, own in engine.option_logprobs(prompts, options))
+            else:
+                generated = engine.generate(prompts, params, [own.seed for own in batch])
+                answers = ((place, (generation,)) for place, generation in generated)
+            for place, answer in answers:
+                self._settle(missing.pop(place).future, answer)
+                if self._closed.is_set():
+                    return
+        except (ValueError, TypeError) as error:
+            if len(batch) == 1:
+                self._settle(batch[0].future, error)
+                return
+            # One prompt that does not fit into the model is no reason to refuse the others: halved, it is soon alone
+            rest = list(missing.values())
+            middle = (len(rest) + 1) // 2
+            for part in filter(None, (rest[:middle], rest[middle:])):
+                self._run(part, params, options)
+        except Exception as error:
+            for own in missing.values():
+                self._settle(own.future, error)
+
+    def _settle(self, future: asyncio.Future[tuple], result: tuple | Exception) -> None:
+        """Hand a result over to the event loop, unless nobody waits for it any more."""
+
+        def settle() -> None:
+            if future.done():
+                return
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        with suppress(RuntimeError):  # the loop is closed: an interrupted program is on its way out
+            self._loop.call_soon_threadsafe(settle)

@@ -1,72 +1,89 @@
-"""Generation on any server that speaks the OpenAI chat API: many requests in flight, patient with passing failures."""
+"""Generation on any server that speaks the OpenAI chat API, through the client of the `openai` package."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import random
-import sys
+import re
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from email.utils import parsedate_to_datetime
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
-
-from huggingface_hub import ChatCompletionOutput, InferenceClient, get_session
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from huggingface_hub.utils import hf_raise_for_status
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from .types import Generation, GenerationParams, Prompt, check_prompts, cut_at_stop, request_seed, sum_by_option
 
 
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_LONGEST_PAUSE = 3600.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds, as in the package
+_NO_SCHEMA = re.compile(r"response_format|json.?schema|structured|guided|grammar", re.IGNORECASE)
 
 
 class EndpointError(RuntimeError):
-    """A request failed for good; the message is one line with the URL, the status and which prompt it was.
+    """A request failed for good; the message is one line with the URL, the status and the server's own words.
 
     Attributes:
         status (`int`, *optional*):
-            The HTTP status of a refusal (4xx); `None` where the server could not be reached or kept failing.
+            The HTTP status of the answer that refused it, `None` where the server could not be reached or kept
+            failing, so that another time the same request may succeed.
+        partial ([`Generation`], *optional*):
+            What was written where the server ended the answer for a reason of its own, such as its content filter.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, partial: Generation | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.partial = status, partial
+
+
+class _Broken(Exception):  # noqa: N818
+    """An answer that is none, as a server or a proxy in trouble sends: worth asking again."""
 
 
 class EndpointEngine:
     """
-    Generates by asking a server, through [`huggingface_hub.InferenceClient`].
+    Generates by asking a server.
 
     Up to `concurrency` requests are in flight; results come as they finish. Rate limits (429), server errors (5xx),
-    time-outs, lost connections and broken answers are retried with growing, jittered pauses, or after the pause the
-    server asks for. Any other refusal (4xx) ends the run at once with the server's own words; answers that are under
-    way by then are still delivered first.
+    time-outs and lost connections are retried by the `openai` client, with growing pauses or after the pause the
+    server asks for (two minutes at most); broken answers likewise. Any other refusal (4xx) ends the run at once with
+    the server's own words; answers that are under way by then are still delivered first.
 
-    Sampling defaults that the OpenAI API cannot express (`top_k`, for one) stay the server's.
+    An answer is complete if the server says "stop"; "length" is cut off. One that it ended for a reason of its own,
+    such as a content filter, is delivered as cut off by `generate`, with a warning, and fails in `LLMClient`.
+
+    Sampling defaults that are not said in `extra_body` (`top_k`, for one) stay the server's.
 
     Args:
         base_url (`str`):
-            Address of the server, with or without `/v1`.
+            Address of the server. `/v1` is added unless the address has a version or a query (`?api-version=...`).
         model (`str`):
             Name the server knows the model by.
         api_key (`str`, *optional*):
-            Key the server wants. Without one none is sent, not even the Hugging Face token of this machine.
+            Key the server wants. Without one none is sent.
         concurrency (`int`, *optional*, defaults to `8`):
             Most requests in flight.
         max_retries (`int`, *optional*, defaults to `5`):
             How often one request is sent again.
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds to wait for one answer.
+        extra_body (`dict`, *optional*):
+            Further fields of every request; they win over the engine's own.
+        max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`):
+            What the server calls the token limit: `max_tokens` or `max_completion_tokens`.
+        omit (`Sequence[str]`, *optional*, defaults to `()`):
+            Fields that are never sent, for models that refuse them, such as `temperature` or `seed`.
 
     Raises:
         `ValueError`: if an argument is out of range or `base_url` is not an http address.
+        `ImportError`: if `openai` is not installed.
     """
 
     def __init__(
@@ -78,6 +95,9 @@ class EndpointEngine:
         concurrency: int = 8,
         max_retries: int = 5,
         timeout: float = 300.0,
+        extra_body: Mapping[str, Any] | None = None,
+        max_tokens_field: str = "max_tokens",
+        omit: Sequence[str] = (),
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}")
@@ -85,13 +105,19 @@ class EndpointEngine:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         if max_retries < 0:
             raise ValueError(f"max_retries must be 0 or more, got {max_retries}")
-        self.base_url = base_url
-        self.model = model
-        self.concurrency = concurrency
-        self.max_retries = max_retries
-        self.name = f"endpoint:{model}"
-        # Left without a key, the client would send the user's Hugging Face token to whatever server this is.
-        self._client = _Client(concurrency, base_url=base_url, api_key=api_key or "none", timeout=timeout)
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"the endpoint engine needs the openai package ({error}): pip install openai") from error
+        self.base_url, self.model = base_url, model
+        self.concurrency, self.max_retries, self.timeout = concurrency, max_retries, timeout
+        self.extra_body, self.max_tokens_field, self.omit = dict(extra_body or {}), max_tokens_field, tuple(omit)
+        # What else is sent may change what is answered: other settings are another engine to caches and run folders
+        extra = f" {json.dumps(self.extra_body, sort_keys=True)}" if self.extra_body else ""
+        self.name = f"endpoint:{model}{extra}"
+        self._api_key = api_key
+        self._url, self._query = _parse_address(base_url)
+        self._sends_schemas = True
 
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
@@ -109,9 +135,8 @@ class EndpointEngine:
         _check_chats(prompts)
         if seeds is None:
             seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
-        return self._run(
-            [partial(self._answer, prompt, params, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        )
+        requests = [(prompt, params, seed, ()) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return ((index, generation) for index, generation, _ in self._stream(requests))
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
@@ -127,126 +152,199 @@ class EndpointEngine:
         """
         check_prompts(prompts)
         _check_chats(prompts)
-        results = self._run([partial(self._weigh, prompt, options) for prompt in prompts])
-        return ((index, *result) for index, result in results)
+        return self._stream([(prompt, GenerationParams(1), 0, tuple(options)) for prompt in prompts])
 
-    def ask(
-        self, prompt: Prompt, params: GenerationParams, seed: int, closed: threading.Event | None = None
-    ) -> Generation:
-        """One answer, in the calling thread, with the same retries; gives up early once `closed` is set.
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Any]:
+        """A connection for one event loop, as `ask(prompt, params, seed, options=())`.
 
-        Raises:
-            `EndpointError`: when the request fails for good.
+        It gives a [`Generation`] and, with options, their log-probabilities, and raises `EndpointError`. The bound on
+        requests in flight is the caller's to keep.
         """
-        return self._try(closed or threading.Event(), "a prompt", partial(self._answer, prompt, params, seed))
+        import openai
 
-    def weigh(
-        self, prompt: Prompt, options: Sequence[str], closed: threading.Event | None = None
-    ) -> tuple[Generation, list[float]]:
-        """`option_logprobs` of one prompt, as `ask` asks."""
-        return self._try(closed or threading.Event(), "a prompt", partial(self._weigh, prompt, options))
+        async with openai.AsyncOpenAI(
+            base_url=self._url,
+            default_query=self._query,
+            api_key=self._api_key or "none",  # or it would send what it finds in the environment to any server
+            max_retries=self.max_retries,
+            timeout=self.timeout,
+        ) as client:
+            yield partial(self._ask, client)
 
-    def _run(self, requests: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T]]:
-        """Up to `concurrency` requests at once, results as they come."""
-        closed = threading.Event()
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
-        unsent = iter(enumerate(requests))
-        pending: dict[Future[T], int] = {}
-        failure: BaseException | None = None
-        try:
-            while True:
-                # Nothing new is sent after a failure, but answers under way (and paid for) are still delivered.
-                while failure is None and len(pending) < self.concurrency and (item := next(unsent, None)):
-                    index, request = item
-                    pending[pool.submit(self._try, closed, f"prompt {index}", request)] = index
-                if not pending:
-                    break
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    index, error = pending.pop(future), future.exception()
-                    if error is None:
-                        yield index, future.result()
-                    else:
-                        failure = failure or error
-                        closed.set()
-            if failure is not None:
-                raise failure
-        finally:
-            closed.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    def _stream(self, requests: Sequence[tuple]) -> Iterator[tuple[int, Generation, Any]]:
+        """Results as they come, from an event loop in a thread: it goes on while the caller writes, and in notebooks.
 
-    def _try(self, closed: threading.Event, what: str, request: Callable[[], T]) -> T:
-        """One request, tried up to `max_retries + 1` times. Runs in a worker thread."""
-        for attempt in range(self.max_retries + 1):
-            reason, retry_after = "", None
+        A request is sent when an earlier one is answered and taken, so that little is wasted if the caller leaves.
+        """
+        results: SimpleQueue[Any] = SimpleQueue()
+        unsent, failures = iter(enumerate(requests)), []
+        loop, taken = asyncio.new_event_loop(), asyncio.Semaphore(0)
+
+        async def work(ask: Any) -> None:
+            for index, request in unsent:
+                if failures:  # nothing new is sent, but answers under way (and paid for) are still delivered
+                    return
+                try:
+                    results.put((index, *await ask(*request)))
+                except EndpointError as error:
+                    if error.partial is None:
+                        failures.append(EndpointError(f"prompt {index}: {error}", error.status))
+                        return
+                    logger.warning("prompt %d: %s; it counts as cut off", index, error)
+                    results.put((index, error.partial, None))
+                await taken.acquire()
+
+        async def run() -> None:
+            async with self.session() as ask:
+                await asyncio.gather(*(work(ask) for _ in range(min(self.concurrency, len(requests)))))
+
+        task = loop.create_task(run())
+
+        def follow() -> None:
             try:
-                return request()
-            except HfHubHTTPError as error:
-                status = error.response.status_code
-                reason = f"HTTP {status}: {_server_message(error)}"
-                if status not in (408, 429) and status < 500:
-                    raise EndpointError(f"{self.base_url} refused {what}: {reason}", status) from None
-                retry_after = error.response.headers.get("retry-after")
-            except (HTTPError, TimeoutError) as error:
-                reason = f"{type(error).__name__}: {_one_line(error)}"
-            except (ValueError, TypeError, AttributeError, IndexError) as error:
-                reason = f"the answer is not a chat completion: {_one_line(error)}"
-            if closed.is_set():
-                raise EndpointError(f"{self.base_url}: gave up on {what}: {reason}")
+                loop.run_until_complete(task)
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                loop.close()
+                results.put(None)
+
+        threading.Thread(target=follow, name="endpoint", daemon=True).start()
+        try:
+            while (result := results.get()) is not None:
+                loop.call_soon_threadsafe(taken.release)
+                yield result
+            if failures:
+                raise failures[0]
+        finally:
+            with suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(task.cancel)
+
+    async def _ask(
+        self, client: AsyncOpenAI, prompt: Prompt, params: GenerationParams, seed: int, options: Sequence[str] = ()
+    ) -> tuple[Generation, list[float] | None]:
+        """One answer; the client sends again what failed by HTTP's rules, this what is no answer in spite of them."""
+        for attempt in range(self.max_retries + 1):
+            try:
+                reply = await self._post(client, self._body(prompt, params, seed, options))
+                return self._read_options(reply, options) if options else (self._read(reply, params), None)
+            except _Broken as error:
+                reason = error
             if attempt < self.max_retries:
-                delay = retry_delay(attempt, retry_after)
-                logger.warning("%s: %s: %s; trying again in %.1f s", self.base_url, what, reason, delay)
-                self._pause(closed, delay)
-        raise EndpointError(f"{self.base_url} failed on {what} after {self.max_retries + 1} tries: {reason}") from None
+                delay = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.75, 1.0)
+                logger.warning("%s: %s; trying again in %.1f s", self._url, self._safe(reason), delay)
+                await asyncio.sleep(delay)
+        raise self._error(reason, tries=True)
 
-    def _pause(self, closed: threading.Event, seconds: float) -> None:
-        """Waits, or less if the run is closed meanwhile."""
-        closed.wait(seconds)
+    def _body(self, prompt: Prompt, params: GenerationParams, seed: int, options: Sequence[str]) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self.model, "messages": prompt, "temperature": params.temperature}
+        body[self.max_tokens_field] = params.max_new_tokens
+        if options:
+            body |= {"logprobs": True, "top_logprobs": 20}
+        else:
+            body |= {"seed": seed}
+        if params.temperature > 0:
+            body["top_p"] = params.top_p
+        if params.stop:
+            body["stop"] = list(params.stop)
+        for name in self.omit:
+            body.pop(name, None)
+        if params.schema is not None and self._sends_schemas:
+            schema = json.loads(params.schema)
+            form = {"name": "reply", "schema": schema, "strict": _is_strict(schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        return body | self.extra_body
 
-    def _answer(self, prompt: Prompt, params: GenerationParams, seed: int) -> Generation:
-        reply = self._client.chat_completion(
-            prompt,
-            model=self.model,
-            max_tokens=params.max_new_tokens,
-            temperature=params.temperature,
-            top_p=params.top_p if params.temperature > 0 else None,
-            stop=list(params.stop) or None,
-            seed=seed,
-        )
-        choice = _only_choice(reply)
-        return Generation(
-            text=cut_at_stop(choice.message.content or "", params.stop),
-            finish_reason="length" if choice.finish_reason == "length" else "stop",
-            **_usage(reply),
-        )
+    async def _post(self, client: AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer as it stands: not every server's fits the package's types."""
+        import openai
 
-    def _weigh(self, prompt: Prompt, options: Sequence[str]) -> tuple[Generation, list[float]]:
-        reply = self._client.chat_completion(
-            prompt, model=self.model, max_tokens=1, temperature=0, logprobs=True, top_logprobs=20
-        )
-        content = getattr(getattr(_only_choice(reply), "logprobs", None), "content", None)
-        if not content:
-            raise EndpointError(
-                f"{self.base_url} sends no log-probabilities: have the numbers written as text, or use another engine"
+        headers: dict[str, Any] = {} if self._api_key else {"Authorization": openai.Omit()}
+        if self._api_key and "api-version" in self._query:  # Azure's own
+            headers = {"api-key": self._api_key}
+        own = {name: value for name, value in body.items() if name not in ("model", "messages")}
+        try:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=body["model"], messages=body["messages"], extra_body=own, extra_headers=headers
             )
-        listed = [(token.token, token.logprob) for token in content[0].top_logprobs]
-        return Generation("", "length", **_usage(reply)), sum_by_option(listed, options)
+        except openai.APIStatusError as error:
+            status, words = error.status_code, _words_of(error.response.content) or error.response.reason_phrase
+            if status in (400, 422) and "response_format" in body and _NO_SCHEMA.search(words):
+                if self._sends_schemas:
+                    logger.warning("%s takes no JSON schema (%s): going on without", self._url, self._safe(words))
+                self._sends_schemas = False
+                return await self._post(client, {k: v for k, v in body.items() if k != "response_format"})
+            raise self._error(f"HTTP {status}: {words}", status) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise self._error(f"{type(cause).__name__}: {cause}", tries=True) from None
+        reply = _parse(raw.content)
+        if reply is None:
+            raise _Broken(f"the answer is not a chat completion: {_words_of(raw.content)}")
+        if reply.get("error") or not reply.get("choices"):
+            self._raise_for_code(reply.get("error"), f"the answer has no choices: {_words_of(raw.content)}")
+        return reply
+
+    def _raise_for_code(self, error: Any, reason: str) -> None:
+        """An error inside a 200: refused for good if its code is that of a refusal, worth another try otherwise."""
+        code = error.get("code") if isinstance(error, dict) else None
+        code = int(code) if str(code).isdecimal() else None
+        if code is not None and 400 <= code < 500 and not _is_passing(code):
+            raise self._error(f"{code}: {_words(error)}", code)
+        raise _Broken(reason)
+
+    def _read(self, reply: dict[str, Any], params: GenerationParams) -> Generation:
+        choice, message = _choice_of(reply)
+        reason = choice.get("finish_reason")
+        if choice.get("error") or reason == "error":
+            self._raise_for_code(choice.get("error"), f"the answer broke off: {_words(choice.get('error')) or reason}")
+        usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+        text = _text_of(message.get("content")) or _text_of(message.get("refusal"))
+        generation = Generation(
+            text=cut_at_stop(text, params.stop),
+            finish_reason="stop" if reason == "stop" else "length",
+            num_tokens=_count(usage.get("completion_tokens")),
+            num_prompt_tokens=_count(usage.get("prompt_tokens")),
+        )
+        if reason not in ("stop", "length"):
+            raise self._error(f"the answer is not complete: finish_reason is {reason!r}", 200, generation)
+        return generation
+
+    def _read_options(self, reply: dict[str, Any], options: Sequence[str]) -> tuple[Generation, list[float]]:
+        choice, _ = _choice_of(reply)
+        try:
+            tokens = choice["logprobs"]["content"][0]["top_logprobs"]
+            listed = [(own["token"], float(own["logprob"])) for own in tokens]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise self._error(
+                "the server sends no log-probabilities: have the numbers written as text, or use another engine"
+            ) from None
+        usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+        cost = Generation("", "length", _count(usage.get("completion_tokens")), _count(usage.get("prompt_tokens")))
+        return cost, sum_by_option(listed, options)
+
+    def _error(
+        self, reason: object, status: int | None = None, partial: Generation | None = None, *, tries: bool = False
+    ) -> EndpointError:
+        if status is not None and _is_passing(status):
+            status, tries = None, True
+        after = f" (after {self.max_retries + 1} tries)" if tries else ""
+        return EndpointError(f"{self._url}: {self._safe(reason)}{after}", status, partial)
+
+    def _safe(self, words: object) -> str:
+        """In one line of 300 characters, without the key."""
+        line = " ".join(str(words).split()) or "no message"
+        return (line.replace(self._api_key, "***") if self._api_key else line)[:300]
 
 
-def _only_choice(reply: ChatCompletionOutput) -> Any:
-    if not getattr(reply, "choices", None):
-        raise ValueError(f"it has no choices ({getattr(reply, 'error', 'and no error message')})")
-    return reply.choices[0]
-
-
-def _usage(reply: ChatCompletionOutput) -> dict[str, int]:
-    usage = getattr(reply, "usage", None)
-    if usage is None:
-        return {"num_tokens": 0}
-    return {
-        "num_tokens": getattr(usage, "completion_tokens", None) or 0,
-        "num_prompt_tokens": getattr(usage, "prompt_tokens", None) or 0,
-    }
+def _parse_address(base_url: str) -> tuple[str, dict[str, str]]:
+    """The address and the query that the package is given."""
+    parts = urlsplit(base_url)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    if not parts.query and not re.search(r"/v\d+\w*(/|$)", path):
+        path += "/v1"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), dict(parse_qsl(parts.query))
 
 
 def _check_chats(prompts: Sequence[Prompt]) -> None:
@@ -258,66 +356,70 @@ def _check_chats(prompts: Sequence[Prompt]) -> None:
             )
 
 
-class _Client(InferenceClient):
-    """
-    The hub's client on connections of its own.
-
-    The ones all of `huggingface_hub` shares refuse every address under `HF_HUB_OFFLINE`, a local server's included.
-    """
-
-    def __init__(self, concurrency: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        session = type(get_session())
-        # 20 connections are kept open unless told otherwise, and requests beyond 100 wait for another to end. Releases
-        # of the hub's client build on httpx or httpx2, which have this in common.
-        limits = sys.modules[session.__module__.partition(".")[0]].Limits(
-            max_connections=None, max_keepalive_connections=concurrency
-        )
-        self._session = session(timeout=self.timeout, follow_redirects=True, limits=limits)
-
-    def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> bytes:
-        response = self._session.post(
-            request_parameters.url, json=request_parameters.json, headers=request_parameters.headers
-        )
-        hf_raise_for_status(response)
-        return response.content
+def _is_strict(schema: Any) -> bool:
+    """Whether OpenAI's strict mode takes a schema: every object is closed and all it may hold is required."""
+    if isinstance(schema, list):
+        return all(map(_is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    names = schema.get("properties")
+    closed = schema.get("additionalProperties") is False and set(schema.get("required", ())) == set(names or ())
+    return (names is None or closed) and all(map(_is_strict, schema.values()))
 
 
-def retry_delay(attempt: int, retry_after: str | None) -> float:
-    """
-    Seconds to wait before the next try.
-
-    Args:
-        attempt (`int`):
-            Tries that failed before this one.
-        retry_after (`str`, *optional*):
-            The server's `Retry-After` header, seconds or an HTTP date; it overrules the growing pause.
-
-    Returns:
-        `float`: the server's wish, an hour at most, or between half and all of 1, 2, 4, ... seconds, 60 at most.
-    """
-    if retry_after is not None:
-        try:
-            return min(max(0.0, float(retry_after)), _LONGEST_PAUSE)
-        except ValueError:
-            pass
-        try:
-            wish = parsedate_to_datetime(retry_after).timestamp() - time.time()
-            return min(max(0.0, wish), _LONGEST_PAUSE)
-        except ValueError:
-            logger.warning("ignoring an unreadable Retry-After header: %r", retry_after)
-    return min(60.0, 2.0**attempt) * random.uniform(0.5, 1.0)
+def _is_passing(status: int) -> bool:
+    return status in (408, 409, 429) or status >= 500
 
 
-def _server_message(error: HfHubHTTPError) -> str:
-    """What the server says went wrong, in one line."""
+def _choice_of(reply: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    choice = reply["choices"][0] if isinstance(reply["choices"], list) else None
+    if not isinstance(choice, dict) or not (isinstance(choice.get("message"), dict) or choice.get("error")):
+        raise _Broken("the answer is not a chat completion: its choice has no message")
+    return choice, choice.get("message") or {}
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message: of a list of parts, those that are text, without thoughts."""
+    if isinstance(content, list):
+        return "".join(_text_of(part) for part in content)
+    if isinstance(content, dict) and content.get("type") in ("text", "output_text", "refusal"):
+        return _text_of(content.get("text") or content.get("refusal"))
+    return content if isinstance(content, str) else ""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _parse(data: bytes) -> dict[str, Any] | None:
     try:
-        body = error.response.json()["error"]
-        message = body["message"] if isinstance(body, dict) else body
-    except (ValueError, TypeError, KeyError):
-        message = error.server_message or error.response.reason_phrase
-    return _one_line(message)
+        value = json.loads(data.decode("utf-8-sig"))
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())[:300] or "no message"
+def _words_of(data: bytes) -> str:
+    """What the server says in a body: JSON of any of the shapes in use, HTML or plain text."""
+    text = data.decode("utf-8-sig", errors="replace")
+    try:
+        return _words(json.loads(text)) or text
+    except ValueError:
+        return re.sub(r"<[^>]*>", " ", text)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_words, value)))
+    if not isinstance(value, dict):
+        return ""
+    value = {str(key).lower(): own for key, own in value.items()}
+    names = ("error", "errors", "message", "detail", "details", "msg", "error_message", "error_description", "title")
+    words = next(filter(None, (_words(value.get(name)) for name in names)), "")
+    place = value.get("loc")
+    if words and isinstance(place, list):  # FastAPI's
+        words += f" ({', '.join(map(str, place))})"
+    inner = value.get("metadata")  # of a provider behind the server
+    return f"{words}: {inner['raw']}" if isinstance(inner, dict) and inner.get("raw") else words

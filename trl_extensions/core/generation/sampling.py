@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..inputs import Query
-from ..modeling.throughput import Padding, written_in
+from ..modeling.batches import Padding, written_in
 from ..runs.jsonl import JsonlWriter, read_jsonl
 from ..runs.run import check_resume
 from .types import Generation, GenerationEngine, GenerationParams, Prompt, request_seed

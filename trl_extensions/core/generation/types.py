@@ -179,6 +179,17 @@ def is_adapter_directory(model: str | os.PathLike[str]) -> bool:
     return (Path(model) / "adapter_config.json").is_file()
 
 
+def tokenizer_source(model: str) -> str:
+    """Where a model's tokenizer lies: with the model, or with the base of an adapter that was saved without one."""
+    from ...embedded import resolve_model_name
+
+    if not is_adapter_directory(model) or (Path(model) / "tokenizer_config.json").is_file():
+        return resolve_model_name(model)
+    from peft import PeftConfig
+
+    return resolve_model_name(PeftConfig.from_pretrained(model).base_model_name_or_path)
+
+
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """The text before the first stop string in it, without trailing whitespace."""
     ends = [end for end in (text.find(string) for string in stop) if end >= 0]

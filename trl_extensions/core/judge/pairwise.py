@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from ..generation.calls import Call, CallLog, Reply
+from ..generation.client import Request, Response, ResponseCache
 from ..generation.replies import Unreadable, as_text
 from ..generation.types import GenerationEngine, GenerationParams, Prompt
 from .replies import LEAST_MASS, Verdict, parse_scores, parse_verdict
@@ -123,7 +123,7 @@ class PairwiseJudge:
         criterion: str | None = None,
         template: str | os.PathLike | None = None,
         params: GenerationParams | None = None,
-        log: CallLog | None = None,
+        log: ResponseCache | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}")
@@ -180,7 +180,7 @@ class PairwiseJudge:
         questions = dict(enumerate(chats))
         for step in ("judge", "judge:again"):
             self.counts["retried"] += len(questions) if step == "judge:again" else 0
-            replies = self._replies([Call(step, self.engine.name, chat, self.params) for chat in questions.values()])
+            replies = self._replies([Request(step, self.engine.name, chat, self.params) for chat in questions.values()])
             again = {}
             for place, reply in zip(questions, replies, strict=True):
                 try:
@@ -193,7 +193,7 @@ class PairwiseJudge:
         return [results[place] for place in range(len(chats))]
 
     def _weigh(self, chats: list[list[dict[str, str]]]) -> list[_Read]:
-        calls = [Call("judge", self.engine.name, chat, self.params, OPTIONS) for chat in chats]
+        calls = [Request("judge", self.engine.name, chat, self.params, OPTIONS) for chat in chats]
         results = []
         for reply in self._replies(calls):
             weights = [math.exp(value) for value in reply.logprobs or ()]
@@ -205,7 +205,7 @@ class PairwiseJudge:
             results.append(_Read(_larger(share, 1 - share), (share, 1 - share)))
         return results
 
-    def _parse(self, reply: Reply) -> _Read:
+    def _parse(self, reply: Response) -> _Read:
         truncated = reply.finish_reason == "length"
         try:
             if self.mode == "scores":
@@ -217,7 +217,7 @@ class PairwiseJudge:
             cut = f", and it was cut off at {self.params.max_new_tokens} tokens" if truncated else ""
             raise Unreadable(f"{error}{cut}") from None
 
-    def _again(self, chat: list[dict[str, str]], reply: Reply, reason: str) -> list[dict[str, str]]:
+    def _again(self, chat: list[dict[str, str]], reply: Response, reason: str) -> list[dict[str, str]]:
         from jinja2 import Template
 
         template = Template(_PROMPTS.joinpath("judge_again.jinja").read_text(encoding="utf-8"))
@@ -226,7 +226,7 @@ class PairwiseJudge:
         said = {"role": "assistant", "content": reply.text or "(empty)"}
         return [*chat, said, {"role": "user", "content": content}]
 
-    def _replies(self, calls: list[Call]) -> list[Reply]:
+    def _replies(self, calls: list[Request]) -> list[Response]:
         """The reply to each call: from the log, or from the engine, which is asked once for all that are missing."""
         from tqdm.auto import tqdm
 
@@ -242,16 +242,16 @@ class PairwiseJudge:
                 bar.update()
         return [known[call.key] for call in calls]
 
-    def _ask(self, calls: list[Call]) -> Iterator[tuple[int, Reply]]:
+    def _ask(self, calls: list[Request]) -> Iterator[tuple[int, Response]]:
         prompts = [call.prompt for call in calls]
         if not calls:
             return
         if self.mode == "logprobs":
             for place, generation, logprobs in self.engine.option_logprobs(prompts, OPTIONS):
-                yield place, replace(Reply.of(generation), logprobs=tuple(logprobs))
+                yield place, replace(Response.of(generation), logprobs=tuple(logprobs))
         else:
             for place, generation in self.engine.generate(prompts, self.params):
-                yield place, Reply.of(generation)
+                yield place, Response.of(generation)
 
 
 def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from ..._compat import create_model_from_path
 from ...embedded import resolve_model_name
-from ..generation.models import tokenizer_source
-from ..generation.types import is_adapter_directory
+from ..generation.types import is_adapter_directory, tokenizer_source
 
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from ...core.generation import EngineArguments
-from ...core.generation import ModelSource
+from ...core.generation import EngineArguments, ModelSource
 from ...core.generation.sampling import completion_text
 from ...core.generation.types import GenerationEngine
 from ...core.inputs import Query
