@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_extensions import SAMIConfig, SAMITrainer
 from trl_extensions.embedded import ensure_embedded_model
-from trl_extensions.sami.sampling import load_rows, to_dataset
+from trl_extensions.sami.data import load_rows, to_dataset
 
 
 def load(four_bit: bool):

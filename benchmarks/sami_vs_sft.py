@@ -19,12 +19,12 @@ from trl_extensions.cli.sami import _parse
 from trl_extensions.core.runs.report import RunReport
 from trl_extensions.sami.data import prepare_rows
 from trl_extensions.sami.run import SAMIRun
-from trl_extensions.sami.sampling import load_rows, to_dataset
+from trl_extensions.sami.data import load_rows, to_dataset
 
 
 def sft_pairs(rows: list[dict], tokenizer) -> Dataset:
     """The matching pairs in the order of the rows, with the very tokens SAMI trains on."""
-    prepared = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overflow="error")
+    prepared = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overlong_policy="error")
     return Dataset.from_list([
         {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
         for row in prepared
@@ -38,7 +38,7 @@ def train_sft(run: SAMIRun, round_: int, folder: Path) -> None:
         return
     state = json.loads((run.round_folder(round_) / "train" / "trainer_state.json").read_text())
     steps, config, model = state["global_step"], run.config, run.model_args
-    rows = load_rows(run.round_folder(round_) / "samples.jsonl")[: steps * run.args.queries_per_step]
+    rows = load_rows(run.round_folder(round_) / "samples.jsonl")[: steps * run.args.effective_batch_size]
     shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "max_grad_norm", "weight_decay", "seed",
               "use_cpu", "bf16", "max_length", "gradient_checkpointing", "report_to")  # fmt: skip
     trainer = SFTTrainer(
@@ -47,7 +47,7 @@ def train_sft(run: SAMIRun, round_: int, folder: Path) -> None:
             str(folder / "train"),
             max_steps=steps,
             per_device_train_batch_size=config.per_device_train_batch_size * run.args.num_constitutions,
-            gradient_accumulation_steps=run.args.queries_per_step // config.per_device_train_batch_size,
+            gradient_accumulation_steps=run.args.effective_batch_size // config.per_device_train_batch_size,
             save_strategy="no",
             logging_steps=1,
             model_init_kwargs={"dtype": model.dtype, "revision": model.model_revision},

@@ -8,7 +8,9 @@ from trl_extensions.sami.data import prepare_rows
 
 
 def prepare(rows, tokenizer, **settings):
-    return prepare_rows(Dataset.from_list(rows), tokenizer, **({"max_length": None, "overflow": "error"} | settings))
+    return prepare_rows(
+        Dataset.from_list(rows), tokenizer, **({"max_length": None, "overlong_policy": "error"} | settings)
+    )
 
 
 def row(**changes):
@@ -48,10 +50,10 @@ class TestTokens:
 
     def test_idempotent(self, tiny_tokenizer):
         once = prepare(sami_rows(2), tiny_tokenizer)
-        assert prepare_rows(once, tiny_tokenizer, max_length=3, overflow="error") is once
+        assert prepare_rows(once, tiny_tokenizer, max_length=3, overlong_policy="error") is once
 
 
-class TestOverflow:
+class TestOverlong:
     def rows(self):
         return [row(), row(completions=["Yes.", "Well " * 50])]
 
@@ -65,13 +67,13 @@ class TestOverflow:
             prepare(self.rows(), tiny_tokenizer, max_length=longest - 1)
 
     def test_drop_is_counted(self, tiny_tokenizer, caplog):
-        kept = prepare(self.rows(), tiny_tokenizer, max_length=60, overflow="drop")
+        kept = prepare(self.rows(), tiny_tokenizer, max_length=60, overlong_policy="drop")
         assert [r["completions"][1] for r in kept] == ["Well, yes."]
         assert "1 of 2 train rows are longer than max_length=60 and were dropped (first: row 1)" in caplog.text
 
     def test_truncation_is_counted_and_cuts_responses_only(self, tiny_tokenizer, caplog):
         whole = prepare(self.rows(), tiny_tokenizer)[1]
-        cut = prepare(self.rows(), tiny_tokenizer, max_length=60, overflow="truncate")[1]
+        cut = prepare(self.rows(), tiny_tokenizer, max_length=60, overlong_policy="truncate")[1]
         assert cut["prompt_input_ids"] == whole["prompt_input_ids"]
         room = 60 - max(map(len, whole["prompt_input_ids"]))
         assert cut["completion_input_ids"] == [ids[:room] for ids in whole["completion_input_ids"]]
@@ -79,11 +81,11 @@ class TestOverflow:
 
     def test_nothing_left(self, tiny_tokenizer):
         with pytest.raises(ValueError, match="All 2 train rows"):
-            prepare(self.rows(), tiny_tokenizer, max_length=3, overflow="drop")
+            prepare(self.rows(), tiny_tokenizer, max_length=3, overlong_policy="drop")
 
     def test_a_prompt_that_fills_everything(self, tiny_tokenizer):
         with pytest.raises(ValueError, match="no room for a response"):
-            prepare([row()], tiny_tokenizer, max_length=5, overflow="truncate")
+            prepare([row()], tiny_tokenizer, max_length=5, overlong_policy="truncate")
 
 
 @pytest.mark.parametrize(

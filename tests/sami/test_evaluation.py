@@ -11,10 +11,9 @@ from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.sami.test_scores import plain_logps
 from trl_extensions.core.runs.report import mean_and_error
-from trl_extensions.sami.data import prepare_rows
+from trl_extensions.sami.data import prepare_rows, to_dataset
 from trl_extensions.sami.evaluation import evaluate_rows, score_rows, summarise
 from trl_extensions.sami.loss import mutual_information_bound
-from trl_extensions.sami.sampling import to_dataset
 
 
 def sampled_rows(number=5):
@@ -31,7 +30,7 @@ def sampled_rows(number=5):
 def test_scores_equal_the_plain_loop_in_order(tiny_model, tiny_tokenizer, batch_tokens):
     rows = sampled_rows()
     scores = score_rows(tiny_model, tiny_tokenizer, rows, batch_tokens=batch_tokens)
-    prepared = prepare_rows(to_dataset(rows), tiny_tokenizer, max_length=None, overflow="error")
+    prepared = prepare_rows(to_dataset(rows), tiny_tokenizer, max_length=None, overlong_policy="error")
     for row, score in zip(prepared, scores, strict=True):
         tokens = [
             [plain_logps(tiny_model, p, c) for c in row["completion_input_ids"]] for p in row["prompt_input_ids"]
@@ -51,7 +50,7 @@ def test_kl_of_an_adapter_equals_kl_to_a_separate_original(tiny_tokenizer):
     ).eval()
     by_adapter = [score["kl"] for score in score_rows(adapted, tiny_tokenizer, rows)]
     merged = adapted.merge_and_unload()
-    by_copy = [score["kl"] for score in score_rows(merged, tiny_tokenizer, rows, original=make_tiny_model(384))]
+    by_copy = [score["kl"] for score in score_rows(merged, tiny_tokenizer, rows, ref_model=make_tiny_model(384))]
     assert by_adapter == pytest.approx(by_copy, rel=1e-3)
     assert min(by_adapter) > 0
 

@@ -1,14 +1,23 @@
 import itertools
+import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from trl_extensions.cli.principles import main
+from trl_extensions.core.generation.replies import read_reply
+from trl_extensions.core.generation.types import Generation, GenerationParams
+from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.sami.principles import (
+    Drafts,
     Principle,
     constitution_label,
     load_principles,
     sample_constitutions,
     save_principles,
+    write_principles,
+    writer_prompt,
 )
 
 
@@ -151,3 +160,190 @@ def test_too_few_principles_or_constitutions_are_refused():
         sample_constitutions(TWO, 1, seed=0, key="q")
     with pytest.raises(ValueError, match="same name"):
         sample_constitutions([TWO[0], TWO[0]], 2, seed=0, key="q")
+
+
+# The principle writer
+
+CONCISE = Principle("concise", "Answer in one sentence.", "Answer at length.")
+KIND = Principle("kind", "Use warm words.", "Use cold words.")
+
+
+def answer(*principles):
+    return json.dumps({"principles": [vars(principle) for principle in principles]}, ensure_ascii=False)
+
+
+BOTH = answer(CONCISE, KIND)
+
+
+class ScriptedEngine:
+    """Gives prepared answers in turn and remembers what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, *answers, finish_reason="stop"):
+        self.answers, self.finish_reason = list(answers), finish_reason
+        self.asked = []
+
+    def generate(self, prompts, params):
+        for index, prompt in enumerate(prompts):
+            self.asked.append((prompt, params))
+            yield index, Generation(text=self.answers.pop(0), finish_reason=self.finish_reason, num_tokens=1)
+
+
+def test_enough_at_once_needs_one_question():
+    engine = ScriptedEngine(BOTH)
+    params = GenerationParams(max_new_tokens=50, seed=3)
+    assert write_principles(engine, "task", 1, params=params) == [CONCISE]
+    [(_, asked)] = engine.asked
+    assert replace(asked, schema=None) == params
+    assert json.loads(asked.schema)["required"] == ["principles"]
+
+
+def test_missing_ones_are_asked_for_again_with_another_seed_and_temperature(tmp_path):
+    first = answer(CONCISE)
+    repeated = answer(CONCISE, Principle("Concise", "Other.", "Another."))
+    engine = ScriptedEngine("no idea", first, repeated, BOTH)
+    raw_path = tmp_path / "raw.jsonl"
+    assert write_principles(engine, "task", 2, raw_path=raw_path) == [CONCISE, KIND]
+    assert [params.seed for _, params in engine.asked] == [0, 1, 2, 3]
+    assert engine.asked[0][1].temperature == 0 and all(params.temperature > 0 for _, params in engine.asked[1:])
+    assert "concise" not in str(engine.asked[1][0]) and "concise" in engine.asked[2][0][-1]["content"]
+    assert [(row["answer"], row["parsed"]) for row in read_jsonl(raw_path)] == [
+        ("no idea", 0),
+        (first, 1),
+        (repeated, 0),
+        (BOTH, 1),
+    ]
+
+
+def test_giving_up_says_how_many_and_where_the_answers_are(tmp_path):
+    engine = ScriptedEngine(BOTH, "no", "no")
+    with pytest.raises(ValueError, match=r"only 2 of 3 principles could be read from 3 answers .*raw\.jsonl"):
+        write_principles(engine, "task", 3, raw_path=tmp_path / "raw.jsonl", max_attempts=3)
+    assert len(read_jsonl(tmp_path / "raw.jsonl")) == 3
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="`task` is empty"):
+        write_principles(ScriptedEngine(), " ", 1)
+    with pytest.raises(ValueError, match="`num` is 0"):
+        write_principles(ScriptedEngine(), "task", 0)
+
+
+def test_the_prompt_ends_with_task_number_and_names():
+    prompt = writer_prompt("answer {everything}\nwell", 3, ["concise", "kind"])
+    assert [message["role"] for message in prompt] == ["user", "assistant", "user", "assistant", "user"]
+    assert all(part in prompt[-1]["content"] for part in ("answer {everything} well", "3 other", "concise, kind"))
+
+
+def test_worked_examples_can_be_read_and_do_not_count_as_answers():
+    worked = [message["content"] for message in writer_prompt("task", 1) if message["role"] == "assistant"]
+    assert [len(read_reply(text, Drafts).principles) for text in worked] == [2, 1]
+    assert write_principles(ScriptedEngine(*worked, BOTH), "task", 2) == [CONCISE, KIND]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "I'm sorry, I cannot do that.",
+        "Name: kind\nDefinition: Use warm words.\nAntithesis: Use cold words.",  # not the form that was asked for
+        '{"principles": [{"name": "kind", "definition": "Use warm words."}]}',
+        '{"principles": [{"name": "kind", "definition": "Same.", "antithesis": "same. "}]}',
+        '{"principles": [{"name": " ", "definition": "Use warm words.", "antithesis": "Use cold words."}]}',
+        '{"principles": [{"name": "Always answer with kind and warm words", "definition": "a", "antithesis": "b"}]}',
+        '{"name": 1, "definition": 2, "antithesis": 3}',
+        "[1, 2]",
+    ],
+)
+def test_replies_without_a_whole_principle_give_none(reply, tmp_path):
+    with pytest.raises(ValueError, match="only 0 of 1"):
+        write_principles(ScriptedEngine(reply), "task", 1, max_attempts=1, raw_path=tmp_path / "raw.jsonl")
+    assert [row["answer"] for row in read_jsonl(tmp_path / "raw.jsonl")] == [reply]
+
+
+@pytest.mark.parametrize("cut", ["", '{"name": "third", "definition": "Be'])
+def test_of_a_reply_that_was_cut_off_what_is_whole_counts(cut):
+    engine = ScriptedEngine(BOTH.removesuffix("]}") + ", " + cut, finish_reason="length")
+    assert write_principles(engine, "task", 2) == [CONCISE, KIND]
+
+
+def test_a_fence_thoughts_and_other_scripts():
+    polite = Principle("丁寧", "敬語で書く。", "ぞんざいに書く。")
+    engine = ScriptedEngine(f"<think>Two?</think>```json\n{answer(polite, KIND)}\n```")
+    assert write_principles(engine, "質問に答える", 2) == [polite, KIND]
+
+
+@pytest.fixture
+def scripted_cli(monkeypatch):
+    """The command with an engine that answers `BOTH`; everything else is real."""
+    import trl_extensions.core.generation as generation
+
+    monkeypatch.setattr(generation, "create_engine", lambda args, model: ScriptedEngine(BOTH))
+
+
+COMMON = ["--task", "answer questions", "--num", "2", "--model_name_or_path", "unused"]
+
+
+def test_command_writes_a_file_that_loads_and_refuses_to_overwrite_it(scripted_cli, tmp_path, capsys):
+    output = tmp_path / "p.yaml"
+    assert main([*COMMON, "--output", str(output)]) == 0
+    assert load_principles(output) == [CONCISE, KIND]
+    assert output.read_text().startswith("# ") and "# Task: answer questions" in output.read_text()
+    assert [row["answer"] for row in read_jsonl(tmp_path / "p.yaml.raw.jsonl")] == [BOTH]
+    output.write_text("mine")
+    with pytest.raises(ValueError, match="exists already"):
+        main([*COMMON, "--output", str(output)])
+    assert output.read_text() == "mine"
+    main([*COMMON, "--output", str(output), "--overwrite"])
+    assert load_principles(output) == [CONCISE, KIND]
+
+
+def test_command_reads_a_config_file(scripted_cli, tmp_path):
+    output, config = tmp_path / "p.yaml", tmp_path / "c.yaml"
+    config.write_text(f"task: answer\nnum: 1\nmodel_name_or_path: unused\noutput: {output}\n")
+    assert main(["--config", str(config)]) == 0
+    assert load_principles(output) == [CONCISE]
+
+
+def test_unknown_keys_and_arguments_are_refused(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("tasc: answer\n")
+    with pytest.raises(ValueError, match="tasc"):
+        main(["--config", str(config)])
+    with pytest.raises(ValueError, match="--tasc"):
+        main(["--tasc", "answer"])
+    with pytest.raises(ValueError, match="`task` is missing"):
+        main(["--output", str(tmp_path / "p.yaml")])
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_check_shows_the_number_and_three_constitutions(tmp_path, capsys):
+    path = tmp_path / "p.yaml"
+    path.write_text(json.dumps({"principles": [vars(CONCISE), vars(KIND)]}))
+    assert main(["--check", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 principles: concise, kind" in out
+    assert out.count("\n1. ") == out.count("\n2. ") == 3
+
+
+def test_check_of_a_single_principle_shows_both_constitutions(tmp_path, capsys):
+    path = tmp_path / "p.yaml"
+    path.write_text(json.dumps({"principles": [vars(KIND)]}))
+    assert main(["--check", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "1. Use warm words." in out and "1. Use cold words." in out
+
+
+def test_check_of_a_bad_file_says_what_is_wrong(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("principles:\n- name: a\n")
+    with pytest.raises(ValueError, match="`definition` is missing"):
+        main(["--check", str(path)])
+
+
+@pytest.mark.slow
+def test_the_embedded_model_writes_a_file_that_loads(tmp_path):
+    output = tmp_path / "p.yaml"
+    assert main(["--task", "answer everyday questions", "--num", "2", "--output", str(output)]) == 0
+    assert len(load_principles(output)) == 2

@@ -6,7 +6,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from trl_extensions import SAMIConfig, SAMITrainer
-from trl_extensions.sami.templates import TRAINING_TEMPLATE, render
+from trl_extensions.sami.data import TRAINING_TEMPLATE, render
 
 
 QUESTIONS = {
@@ -31,7 +31,7 @@ def test_three_steps_teach_the_real_model_to_tell_constitutions_apart(tmp_path):
     rows = Dataset.from_list([
         {
             "prompts": [
-                [{"role": "user", "content": render(TRAINING_TEMPLATE, query=question, constitution=text)}]
+                render(TRAINING_TEMPLATE, query=question, constitution=text, conversational=True)
                 for text in CONSTITUTIONS
             ],
             "completions": [[{"role": "assistant", "content": text}] for text in answers],

@@ -33,9 +33,10 @@ def arguments(files, tiny_model_dir):
 
     def build(output: str = "run", **changes):
         settings = {
-            "model_name_or_path": tiny_model_dir, "output_dir": files / output, "queries": files / "queries.jsonl",
-            "principles": files / "principles.yaml", "num_eval_queries": 4, "max_new_tokens": 8,
-            "keep_truncated": True, "rounds": 2, "queries_per_step": 2, "steps_first_round": 1, "steps_growth": 1,
+            "model_name_or_path": tiny_model_dir, "output_dir": files / output, "prompts": files / "queries.jsonl",
+            "principles": files / "principles.yaml", "num_eval_prompts": 4, "max_new_tokens": 8,
+            "keep_truncated": True, "rounds": 2, "effective_batch_size": 2, "steps_per_round": 1,
+            "steps_per_round_increment": 1,
             "learning_rate": 0.01, "lr_scheduler_type": "constant", "per_device_train_batch_size": 1, "use_cpu": True,
             "bf16": False, "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no",
             "report_to": "none", "use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0,
@@ -174,9 +175,9 @@ class TestResuming:
         settings = {
             "save_strategy": "steps",
             "save_steps": 1,
-            "steps_first_round": 3,
+            "steps_per_round": 3,
             "rounds": 1,
-            "queries_per_step": 1,
+            "effective_batch_size": 1,
         }
         _parse("run", arguments("whole", **settings)).execute()
         _parse("run", arguments("pieces", **settings)).execute()
@@ -213,14 +214,17 @@ class TestBadInput:
         ("changes", "message"),
         [
             (
-                {"queries_per_step": 3, "per_device_train_batch_size": 2},
+                {"effective_batch_size": 3, "per_device_train_batch_size": 2},
                 "not a multiple of per_device_train_batch_size",
             ),
-            ({"num_eval_queries": 23}, "at least 2 must be left for training"),
+            ({"num_eval_prompts": 23}, "at least 2 must be left for training"),
             ({"max_steps": 5}, "`max_steps` has no effect on `run`"),
             ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` has no effect on `run`"),
             ({"engine_model": "other"}, "`engine_model` would sample from another model"),
-            ({"queries_per_step": 4, "steps_first_round": 1, "max_response_tokens": 1}, r"only 0 of \d+ sampled rows"),
+            (
+                {"effective_batch_size": 4, "steps_per_round": 1, "max_response_tokens": 1},
+                r"only 0 of \d+ sampled rows",
+            ),
         ],
     )
     def test_one_line_before_anything_is_lost(self, arguments, changes, message):
@@ -228,7 +232,7 @@ class TestBadInput:
             _parse("run", arguments(**changes)).execute()
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("missing", ["queries", "principles", "model_name_or_path"])
+    @pytest.mark.parametrize("missing", ["prompts", "principles", "model_name_or_path"])
     def test_missing_inputs_are_named(self, arguments, missing):
         given = arguments()
         at = given.index(f"--{missing}")

@@ -6,18 +6,19 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-import trl_extensions.sami.win_rate as module
+import trl_extensions.sami.evaluation as module
 from tests.core.judges import RuleJudge, shorter
 from tests.sami.test_run import arguments, digests, files  # noqa: F401 (fixtures)
 from trl_extensions.cli.main import main
 from trl_extensions.cli.sami import _parse
+from trl_extensions.core.generation.client import ResponseCache
 from trl_extensions.core.judge.pairwise import PairwiseJudge
-from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.core.runs.report import RunReport
-from trl_extensions.core.stats import wilson_interval
-from trl_extensions.sami.arguments import SAMIArguments
-from trl_extensions.sami.sampling import load_rows
-from trl_extensions.sami.win_rate import compare, pairs_of, report_win_rates
+from trl_extensions.core.stats import wilson
+from trl_extensions.sami.config import SAMIArguments
+from trl_extensions.sami.data import load_rows
+from trl_extensions.sami.evaluation import compare, pairs_of
+from trl_extensions.sami.report import report_win_rates
 
 
 def row(id_, *responses):
@@ -62,7 +63,7 @@ class TestComparison:
         # three queries that are won throughout: Wilson's of 3, not of 6
         rows = [row(str(i), "a", "b") for i in range(3)]
         result = compared(shorter, rows)
-        assert (result["raw"]["low"], result["raw"]["high"]) == wilson_interval(3, 3)
+        assert (result["raw"]["low"], result["raw"]["high"]) == wilson(3, 3)
 
     def test_a_judge_of_places(self):
         result = compared(lambda *_: "A", mode="verdict")
@@ -168,10 +169,10 @@ class TestRun:
         assert result["pairs"] == 8 and result["queries"] == 4 and result["judge"]["model"] == "some/judge"
         assert "## Win rate against the original" in report.read_text()
         assert json.loads((folder / "report.json").read_text())["rounds"][1]["win_rate"] == result
-        calls = len(read_jsonl(folder / "judge_calls.jsonl"))
+        calls = len(ResponseCache(folder / "judge_calls.sqlite"))
         assert calls == len(judges[0].questions) == 2 * (8 - result["equal"])
         after = digests(folder)
-        own = {"round_1/win_rate.json", "judge_calls.jsonl", "report.md", "report.json"}
+        own = {"round_1/win_rate.json", "judge_calls.sqlite", "report.md", "report.json"}
         assert {name: after[name] for name in before if name not in own} == {
             name: digest for name, digest in before.items() if name not in own
         }

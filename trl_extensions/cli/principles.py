@@ -61,8 +61,7 @@ def _write(args: PrincipleArguments, engine_args) -> None:
     from trl_extensions.core.generation import create_engine
     from trl_extensions.core.generation.types import GenerationParams
     from trl_extensions.embedded import resolve_model_name
-    from trl_extensions.sami.principle_writer import write_principles
-    from trl_extensions.sami.principles import load_principles, save_principles
+    from trl_extensions.sami.principles import load_principles, save_principles, write_principles
 
     output = Path(args.output)
     if not args.task or not args.task.strip():

@@ -32,8 +32,7 @@ def _parser(command: str):
 
     from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.core.generation import EngineArguments
-    from trl_extensions.sami.arguments import SAMIArguments
-    from trl_extensions.sami.config import SAMIConfig
+    from trl_extensions.sami.config import SAMIArguments, SAMIConfig
 
     return OneLineParser(
         (SAMIArguments, EngineArguments, SAMIConfig, ModelConfig), prog=f"trl-ext sami {command}", allow_abbrev=False
@@ -53,21 +52,7 @@ def _parse(command: str, argv: list[str]):
 
 
 def _sample(argv: list[str]) -> None:
-    from trl_extensions.sami.sampling import sample_rows
-    from trl_extensions.sami.templates import SAMPLING_TEMPLATE
-
-    run = _parse("sample", argv)
-    run.check_inputs()
-    report = sample_rows(
-        run.models.sampler(run.model_args.model_name_or_path, is_original=True),
-        run.queries()[0],
-        run.principles(),
-        sampling_template=run.args.sampling_template or SAMPLING_TEMPLATE,
-        output=run.folder / "samples.jsonl",
-        filters=run.args.filters(),
-        **run.sampling_settings(),
-    )
-    print(report.summary)
+    print(_parse("sample", argv).sample().summary)
 
 
 def _train(argv: list[str]) -> int:
@@ -76,17 +61,14 @@ def _train(argv: list[str]) -> int:
         launch_module(launch, ["sami", "train", *own])
         return 0
     run = _parse("train", own)
-    if not run.args.dataset_name or not run.model_args.model_name_or_path:
-        raise ValueError("`train` needs `dataset_name` (rows to train on) and `model_name_or_path`.")
-    run.train_alone()
+    run.train()
     print(f"model saved to {run.folder / 'model'}")
     return 0
 
 
 def _evaluate(argv: list[str]) -> None:
     run = _parse("evaluate", argv)
-    run.check_inputs()
-    result = run.evaluate_alone()
+    result = run.evaluate()
     bound = result["mi_bound"]
     kl = f"{result['kl']['mean']:.3f} nats per token" if "kl" in result else "not measured (set `original_model`)"
     print(

@@ -1,18 +1,27 @@
-"""Configuration of `SAMITrainer`."""
+# ruff: noqa: RUF009 (`_option` makes a field)
+"""Settings of `SAMITrainer`, and of the SAMI commands beside those of the trainer, the model and the engine."""
 
+import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import SFTConfig
 
+from ..core.generation import parse_engine
+from ..core.generation.types import GenerationParams
+from ..core.inputs import Query, load_queries
+from ..core.judge.pairwise import MODES
+from ..core.inputs import check_least
+from ..core.renamed import renamed
 from ..core.training.checks import reject_sft_settings
+from .data import check_template
 
 
-_CHOICES = {
-    "logp_reduction": ("mean", "sum"),
-    "overflow": ("error", "drop", "truncate"),
-}
+def _option(default: Any, text: str, *choices: str) -> Any:
+    return field(default=default, metadata={"help": text} | ({"choices": list(choices)} if choices else {}))
 
 
+@renamed(overflow="overlong_policy")
 @dataclass
 class SAMIConfig(SFTConfig):
     """`SFTConfig` plus what SAMI (arXiv 2404.14313) adds. A batch of `per_device_train_batch_size` counts queries.
@@ -20,113 +29,87 @@ class SAMIConfig(SFTConfig):
     Every query is scored C x C times in a step, each response under each constitution.
 
     Args:
-        beta (`float`, *optional*, defaults to `0.0`):
-            Weight of KL(policy || original), in nats per response token of the matching pairs, added to the loss.
-        logp_reduction (`str`, *optional*, defaults to `"mean"`):
-            How token log-probabilities become a response's: `"mean"` per token (the published setting) or `"sum"`
-            (makes the mutual information bound a true one; gradients grow with length).
-        prompt_template (`str` or `None`, *optional*):
-            For rows with `query` and `constitutions`: how they become a prompt, with the fields `{query}` and
-            `{constitution}`. The result is one user message if the tokenizer has a chat template, else plain text.
-            Defaults to `trl_extensions.sami.sampling.TRAINING_TEMPLATE`.
-        overflow (`str`, *optional*, defaults to `"error"`):
-            What to do with a row whose longest prompt and longest response together exceed `max_length` tokens:
-            `"error"`, `"drop"` the row, or `"truncate"` its responses on the right (never the prompts). The last two
-            are counted and logged.
-        log_kl (`bool`, *optional*, defaults to `True`):
-            Log KL to the original also when `beta` is 0. Costs a forward of the original over the matching pairs and,
-            without PEFT, the memory of a second model.
-        share_prefix (`bool`, *optional*, defaults to `True`):
-            Lay each prompt out once with its C responses behind it: the same scores for C (P + C R) tokens a query
-            instead of C^2 (P + R). Models that cannot do this exactly (sliding windows, attention kernels without
-            masks of their own, ...) use one sequence per pair, and a log line says why.
-        disable_dropout (`bool`, *optional*, defaults to `True`):
-            Switch dropout off, so that all C x C scores of a query come from the same network.
-        guard_steps (`int`, *optional*, defaults to `0`):
-            Every this many steps, sample responses to held-out prompts and look for over-optimisation; 0 is off.
-            Prompts come from `eval_dataset`.
-        guard_num_queries (`int`, *optional*, defaults to `4`):
-            Held-out queries the guard samples for, each under all of its constitutions, greedily.
-        guard_max_new_tokens (`int`, *optional*, defaults to `128`):
-            Length limit of those samples, in tokens.
-        guard_stop (`list[str]` or `None`, *optional*):
-            Strings that end those samples, for models without an end of their own.
-        guard_max_kl (`float` or `None`, *optional*):
-            Stop training when KL to the original on the fresh samples exceeds this many nats per token.
-        guard_max_length_ratio (`float` or `None`, *optional*):
-            Stop when their mean length exceeds this multiple of what it was before training.
-        guard_min_length_ratio (`float` or `None`, *optional*):
-            Stop when their mean length falls below this multiple of what it was before training.
-        guard_min_distinct_2 (`float` or `None`, *optional*):
-            Stop when the share of distinct word pairs in them falls below this (repetition, gibberish).
+        beta: Weight of KL(policy || original), in nats per response token of the matching pairs, added to the loss.
+        logp_reduction: How token log-probabilities become a response's: `"mean"` per token (the published setting) or
+            `"sum"` (makes the mutual information bound a true one; gradients grow with length).
+        prompt_template: For rows with `query` and `constitutions`: how they become a prompt, with the fields `{query}`
+            and `{constitution}`; one user message if the tokenizer has a chat template, else plain text. Default:
+            `trl_extensions.sami.data.TRAINING_TEMPLATE`.
+        overlong_policy: What to do with a row whose longest prompt and longest response together exceed `max_length`
+            tokens: `"error"`, `"drop"` the row, or `"truncate"` its responses on the right (never the prompts). The
+            last two are counted and logged.
+        log_kl: Log KL to the original also when `beta` is 0. Costs a forward of the original over the matching pairs
+            and, without PEFT, the memory of a second model.
+        share_prefix: Lay each prompt out once with its C responses behind it: the same scores for C (P + C R) tokens a
+            query instead of C^2 (P + R). Models that cannot do this exactly (sliding windows, attention kernels
+            without masks of their own, ...) use one sequence per pair, and a log line says why.
+        disable_dropout: Switch dropout off, so that all C x C scores of a query come from the same network.
+        guard_steps: Every this many steps, sample responses to held-out prompts (of `eval_dataset`) and look for
+            over-optimisation; 0 is off.
+        guard_num_queries: Held-out queries the guard samples for, each under all of its constitutions, greedily.
+        guard_max_new_tokens: Length limit of those samples, in tokens.
+        guard_stop: Strings that end those samples, for models without an end of their own.
+        guard_max_kl: Stop training when KL to the original on the fresh samples exceeds this many nats per token.
+        guard_max_length_ratio: Stop when their mean length exceeds this multiple of what it was before training.
+        guard_min_length_ratio: Stop when it falls below this multiple.
+        guard_min_distinct_2: Stop when the share of distinct word pairs in them falls below this (repetition,
+            gibberish).
 
     Raises:
         ValueError: A value outside its range or choices, or a setting of `SFTConfig` that SAMI cannot honour.
     """
 
-    beta: float = field(
-        default=0.0,
-        metadata={"help": "Weight of KL(policy || original) per response token, added to the loss."},
+    beta: float = _option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")
+    logp_reduction: str = _option(
+        "mean", "How token log-probabilities become a response's: mean per token, or sum.", "mean", "sum"
     )
-    logp_reduction: str = field(
-        default="mean",
-        metadata={
-            "help": "How token log-probabilities become a response's: mean per token, or sum.",
-            "choices": ["mean", "sum"],
-        },
+    prompt_template: str | None = _option(
+        None, "Prompt for rows with `query` and `constitutions`; fields {query} and {constitution}."
     )
-    prompt_template: str | None = field(
-        default=None,
-        metadata={"help": "Prompt for rows with `query` and `constitutions`; fields {query} and {constitution}."},
+    overlong_policy: str = _option(
+        "error", "Rows longer than `max_length`: error, drop the row, or truncate its responses (never prompts).",
+        "error", "drop", "truncate",
+    )  # fmt: skip
+    log_kl: bool = _option(True, "Log KL to the original also when `beta` is 0 (without PEFT: keeps a second model).")
+    share_prefix: bool = _option(
+        True, "Score all responses behind one copy of each prompt, where the model can do so exactly."
     )
-    overflow: str = field(
-        default="error",
-        metadata={
-            "help": "Rows longer than `max_length`: error, drop the row, or truncate its responses (never prompts).",
-            "choices": ["error", "drop", "truncate"],
-        },
+    disable_dropout: bool = _option(True, "Switch dropout off in the policy.")
+    guard_steps: int = _option(0, "Check fresh held-out samples for over-optimisation every N steps; 0 is off.")
+    guard_num_queries: int = _option(4, "Held-out queries the guard samples for.")
+    guard_max_new_tokens: int = _option(128, "Length limit of the guard's samples (tokens).")
+    guard_stop: list[str] | None = _option(None, "Strings that end the guard's samples.")
+    guard_max_kl: float | None = _option(
+        None, "Stop when KL to the original on fresh samples exceeds this (nats per token)."
     )
-    log_kl: bool = field(
-        default=True,
-        metadata={"help": "Log KL to the original also when `beta` is 0 (without PEFT: keeps a second model)."},
+    guard_max_length_ratio: float | None = _option(
+        None, "Stop when fresh samples are longer than this multiple of the untrained ones."
     )
-    share_prefix: bool = field(
-        default=True,
-        metadata={"help": "Score all responses behind one copy of each prompt, where the model can do so exactly."},
+    guard_min_length_ratio: float | None = _option(
+        None, "Stop when fresh samples are shorter than this multiple of the untrained ones."
     )
-    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the policy."})
-    guard_steps: int = field(
-        default=0, metadata={"help": "Check fresh held-out samples for over-optimisation every N steps; 0 is off."}
-    )
-    guard_num_queries: int = field(default=4, metadata={"help": "Held-out queries the guard samples for."})
-    guard_max_new_tokens: int = field(default=128, metadata={"help": "Length limit of the guard's samples (tokens)."})
-    guard_stop: list[str] | None = field(default=None, metadata={"help": "Strings that end the guard's samples."})
-    guard_max_kl: float | None = field(
-        default=None, metadata={"help": "Stop when KL to the original on fresh samples exceeds this (nats per token)."}
-    )
-    guard_max_length_ratio: float | None = field(
-        default=None, metadata={"help": "Stop when fresh samples are longer than this multiple of the untrained ones."}
-    )
-    guard_min_length_ratio: float | None = field(
-        default=None,
-        metadata={"help": "Stop when fresh samples are shorter than this multiple of the untrained ones."},
-    )
-    guard_min_distinct_2: float | None = field(
-        default=None, metadata={"help": "Stop when the share of distinct word pairs in fresh samples falls below."}
+    guard_min_distinct_2: float | None = _option(
+        None, "Stop when the share of distinct word pairs in fresh samples falls below."
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in _CHOICES.items():
+        for name in ("logp_reduction", "overlong_policy"):
+            allowed = self.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if not isinstance(self.beta, (int, float)) or self.beta < 0:
             raise ValueError(f"`beta` must be a number of at least 0, got {self.beta!r}.")
         if self.prompt_template is not None:
-            from .templates import check_template
-
             check_template(self.prompt_template, "prompt_template")
-        self._check_guard()
+        check_least(self, guard_steps=0, guard_num_queries=1, guard_max_new_tokens=1)
+        limits = ("guard_max_kl", "guard_max_length_ratio", "guard_min_length_ratio", "guard_min_distinct_2")
+        for name in limits:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or value <= 0):
+                raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
+        if self.guard_steps == 0 and any(getattr(self, name) is not None for name in limits):
+            raise ValueError("A `guard_` limit is set but `guard_steps` is 0, so it would never be looked at.")
         reject_sft_settings(
             self,
             "SAMI",
@@ -135,14 +118,104 @@ class SAMIConfig(SFTConfig):
             rows="SAMI rows are tokenised by the trainer",
         )
 
-    def _check_guard(self):
-        for name, least in (("guard_steps", 0), ("guard_num_queries", 1), ("guard_max_new_tokens", 1)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be a whole number of at least {least}, got {getattr(self, name)!r}.")
-        limits = ("guard_max_kl", "guard_max_length_ratio", "guard_min_length_ratio", "guard_min_distinct_2")
-        for name in limits:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or value <= 0):
-                raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
-        if self.guard_steps == 0 and any(getattr(self, name) is not None for name in limits):
-            raise ValueError("A `guard_` limit is set but `guard_steps` is 0, so it would never be looked at.")
+
+@renamed(
+    queries="prompts", query_column="prompt_column", query_pattern="prompt_pattern", query_split="prompt_split",
+    num_queries="num_prompts", num_eval_queries="num_eval_prompts", queries_per_step="effective_batch_size",
+    steps_first_round="steps_per_round", steps_growth="steps_per_round_increment",
+)  # fmt: skip
+@dataclass
+class SAMIArguments:
+    """Queries (`prompts`), principles, sampling and rounds. One YAML serves `sample`, `train`, `evaluate` and `run`.
+
+    The defaults of the rounds are the published ones (arXiv 2404.14313, section 4): batches of 128 queries, one
+    gradient step a batch, 2, 4 and 6 batches.
+
+    Raises:
+        ValueError: A value outside its range, naming the field.
+    """
+
+    dataset_name: str | None = _option(
+        None, "train: rows to train on, a JSONL of `sample` or a data set with SAMI columns."
+    )
+    dataset_train_split: str = _option("train", "train: split of `dataset_name`.")
+    eval_dataset_name: str | None = _option(None, "train: held-out rows, for `eval_strategy` and the guard.")
+    prompts: str | None = _option(None, "Queries: a .jsonl, .json or .csv file, or a data set on the hub.")
+    prompt_column: str | None = _option(None, "Column of the queries; guessed if left out.")
+    prompt_pattern: str | None = _option(
+        None, "Regular expression with one group that cuts the query out of the column."
+    )
+    prompt_split: str = _option("train", "Split of a data set on the hub.")
+    num_prompts: int | None = _option(None, "Use at most this many queries.")
+    num_eval_prompts: int = _option(64, "Queries held out for evaluation.")
+    max_new_tokens: int = _option(350, "Longest response, in tokens.")
+    temperature: float = _option(0.0, "Sampling temperature; 0 is greedy.")
+    top_p: float = _option(1.0, "Nucleus sampling.")
+    stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end a response."})
+    principles: str | None = _option(None, "YAML file of principles.")
+    num_constitutions: int = _option(2, "Constitutions per query (C).")
+    sampling_template: str | None = _option(
+        None, "Prompt to sample training responses with; fields {query} and {constitution}."
+    )
+    keep_truncated: bool = _option(False, "Train on rows with a response that hit `max_new_tokens` before its end.")
+    max_response_tokens: int | None = _option(None, "Drop rows with a response longer than this.")
+    rounds: int = _option(3, "run: rounds of expert iteration.")
+    effective_batch_size: int = _option(128, "Queries in one gradient step, over all processes and micro-batches.")
+    steps_per_round: int = _option(2, "run: gradient steps of the first round.")
+    steps_per_round_increment: int = _option(2, "run: further steps each round has over the one before.")
+    eval_batch_tokens: int = _option(4096, "Padded tokens per batch when scoring.")
+    original_model: str | None = _option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
+    judge: str | None = _option(
+        None,
+        "Judge each round's held-out responses against the original's: a model that runs in this process, or YAML "
+        "such as `{engine: endpoint, model: ..., base_url: ...}`.",
+    )
+    judge_mode: str = _option(
+        "scores",
+        "`scores`: the judge writes two numbers, `verdict`: A, B or tie, `logprobs`: its probabilities of A and B, "
+        "for small models.",
+    )
+    judge_max_new_tokens: int = _option(64, "Longest reply of the judge; more for one that thinks aloud.")
+    judge_against: str | None = _option(None, "evaluate: eval_samples.jsonl of the model to judge against.")
+
+    def __post_init__(self):
+        check_least(
+            self, num_constitutions=2, rounds=1, effective_batch_size=1, steps_per_round=1,
+            steps_per_round_increment=0, eval_batch_tokens=1, judge_max_new_tokens=1, max_new_tokens=1,
+            num_eval_prompts=2,
+        )  # fmt: skip
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        if self.sampling_template is not None:
+            check_template(self.sampling_template, "sampling_template")
+        if self.judge_mode not in MODES:
+            raise ValueError(f"`judge_mode` must be one of {', '.join(MODES)}, got {self.judge_mode!r}.")
+        if self.judge is not None and not parse_engine(self.judge, "judge").arguments.engine_model:
+            raise ValueError("`judge` names no model: add `model` to it.")
+
+    def params(self, seed: int) -> GenerationParams:
+        """How responses are sampled."""
+        return GenerationParams(self.max_new_tokens, self.temperature, self.top_p, tuple(self.stop), seed)
+
+    def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
+        """Training and held-out queries: one seeded shuffle, the first `num_eval_prompts` held out."""
+        queries = load_queries(
+            self.prompts,
+            column=self.prompt_column,
+            pattern=self.prompt_pattern,
+            split=self.prompt_split,
+            limit=self.num_prompts,
+        )
+        if len(queries) < self.num_eval_prompts + 2:
+            raise ValueError(
+                f"{self.prompts} holds {len(queries)} queries; with num_eval_prompts={self.num_eval_prompts} held out "
+                "at least 2 must be left for training: give more queries or lower `num_eval_prompts`."
+            )
+        random.Random(seed).shuffle(queries)
+        return queries[self.num_eval_prompts :], queries[: self.num_eval_prompts]
+
+    def steps_of(self, round_: int) -> int:
+        """Gradient steps of round 1, 2, ..."""
+        return self.steps_per_round + (round_ - 1) * self.steps_per_round_increment

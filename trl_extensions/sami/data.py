@@ -1,18 +1,90 @@
-"""From rows of prompts and responses to token ids: what `SAMITrainer` does to a dataset before the first step."""
+"""SAMI's rows: how a query becomes a prompt, where rows are read from, how they become token ids for the trainer."""
 
 import logging
+import os
+import string
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..core.generation.types import Prompt
+from ..core.runs.jsonl import read_jsonl
 from ..core.training.encoding import encode_completion, encode_prompt, end_token_id
-from .templates import TRAINING_TEMPLATE, render
 
 
 logger = logging.getLogger(__name__)
 
 TOKEN_COLUMNS = ["prompt_input_ids", "completion_input_ids"]
+TRAINING_TEMPLATE = "Question: {query}\n\nWrite an answer that follows these rules:\n{constitution}\n\nAnswer:"
+_TEMPLATE_FIELDS = ("query", "constitution")
+
+
+def check_template(template: str, name: str) -> None:
+    """Raise a one-line `ValueError`, which calls it `name`, unless a template has just {query} and {constitution}."""
+    allowed = " and ".join("{" + field + "}" for field in _TEMPLATE_FIELDS)
+    if not isinstance(template, str):
+        raise ValueError(f"`{name}` must be a text with the fields {allowed}, got {template!r}.")
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` is not a valid template ({error}): write literal braces as {{{{ and }}}}."
+        ) from None
+    found = {field for _, field, _, _ in parts}
+    unknown = sorted(found.difference(_TEMPLATE_FIELDS))
+    if unknown:
+        raise ValueError(f"`{name}` has the unknown field {{{unknown[0]}}}; it may use {allowed}.")
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise ValueError(f"`{name}` formats a field with `:` or `!`, which texts do not need: write plain {allowed}.")
+    for field in _TEMPLATE_FIELDS:
+        if field not in found:
+            raise ValueError(f"`{name}` lacks the field {{{field}}}; it needs {allowed}.")
+
+
+def render(template: str, *, query: str, constitution: str, conversational: bool) -> Prompt:
+    """A checked template filled in, as one user message or plain text; braces in what is filled in are left alone."""
+    text = template.format(query=query, constitution=constitution)
+    return [{"role": "user", "content": text}] if conversational else text
+
+
+def load_rows(path: str | os.PathLike, kept_only: bool = True) -> list[dict[str, Any]]:
+    """Read rows written by `sample_rows`, in the order of their queries; `kept_only` leaves out what filters dropped.
+
+    Raises:
+        ValueError: A line is no such row; the message names file and line.
+    """
+    columns = ("id", "index", "prompts", "completions", "truncated", "kept")
+    rows = [row for row in read_jsonl(path, required=columns) if row["kept"] or not kept_only]
+    return sorted(rows, key=lambda row: row["index"])
+
+
+def to_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
+    """Sampled rows as a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`.
+
+    Raises:
+        ValueError: There is no row.
+    """
+    if not rows:
+        raise ValueError("no rows to train on; sample more queries or loosen the filters")
+    columns = ("id", "prompts", "completions", "truncated")
+    return Dataset.from_list([{name: row[name] for name in columns} for row in rows])
+
+
+def load_training_rows(source: str, split: str) -> Dataset:
+    """Rows to train on: the kept ones of a file `sample` wrote, or a data set with the trainer's columns.
+
+    Raises:
+        ValueError: A file that is not there, or holds nothing usable.
+    """
+    if not source.endswith(".jsonl"):
+        return load_dataset(source, split=split)
+    if not Path(source).is_file():
+        raise ValueError(f"{source}: there is no such file; run `trl-ext sami sample` first.")
+    rows = read_jsonl(source)
+    return to_dataset(load_rows(source)) if rows and "kept" in rows[0] else Dataset.from_list(rows)
 
 
 def prepare_rows(
@@ -20,7 +92,7 @@ def prepare_rows(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,
-    overflow: str,
+    overlong_policy: str,
     prompt_template: str | None = None,
     name: str = "train",
     num_proc: int | None = None,
@@ -34,7 +106,7 @@ def prepare_rows(
             the sampler marks what its filters drop, are left out.
         tokenizer: The trainer's tokenizer.
         max_length: Limit on the tokens of a prompt and a response together, or None.
-        overflow: `"error"`, `"drop"` or `"truncate"` for rows beyond `max_length`.
+        overlong_policy: `"error"`, `"drop"` or `"truncate"` for rows beyond `max_length`.
         prompt_template: Rendering of `query` and `constitutions`.
         name: The dataset's name in messages.
         num_proc: Processes for `Dataset.map`.
@@ -49,42 +121,42 @@ def prepare_rows(
         return dataset
     _check_columns(dataset.column_names, name)
     dataset = _without_rejected(dataset, name)
+    template = prompt_template or TRAINING_TEMPLATE
     end_ids = {conversational: end_token_id(tokenizer, conversational) for conversational in (False, True)}
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
         where = f"{name} row {index}"
-        row = _as_prompts(row, where, tokenizer, prompt_template or TRAINING_TEMPLATE)
-        _check_row(row, where)
-        tokens = _tokenize_row(row, where, tokenizer, end_ids)
-        excess = _excess(tokens, max_length)
-        if excess > 0 and overflow == "error":
+        prompts = row.get("prompts")
+        if prompts is None:
+            prompts = _rendered(row, where, template, conversational=tokenizer.chat_template is not None)
+        texts = _checked_texts(row, prompts, where)
+        truncated = row.get("truncated") or [False] * len(texts)
+        end_id = end_ids[not isinstance(prompts[0], str)]
+        prompt_ids = [encode_prompt(tokenizer, own, f"{where}: `prompts[{k}]`") for k, own in enumerate(prompts)]
+        # Tokenised alone: the same tokens then follow every one of the C prompts
+        completion_ids = [
+            encode_completion(tokenizer, text, end_id, truncated=cut)
+            for text, cut in zip(texts, truncated, strict=True)
+        ]
+        longest = max(map(len, prompt_ids))
+        excess = 0 if max_length is None else max(longest + max(map(len, completion_ids)) - max_length, 0)
+        if excess and overlong_policy == "error":
             raise ValueError(
                 f"{where}: its longest prompt and response together are {excess} tokens over max_length={max_length}. "
-                'Raise `max_length`, or set `overflow` to "drop" or "truncate".'
+                'Raise `max_length`, or set `overlong_policy` to "drop" or "truncate".'
             )
-        if excess > 0 and overflow == "truncate":
-            tokens = _truncate(tokens, max_length, where)
-        return {**tokens, "prompts": row["prompts"], "overflow": max(excess, 0)}
+        if excess and overlong_policy == "truncate":
+            if longest >= max_length:
+                raise ValueError(
+                    f"{where}: its longest prompt alone fills max_length={max_length}, which leaves no room for a "
+                    'response: raise `max_length`, or set `overlong_policy` to "drop".'
+                )
+            completion_ids = [ids[: max_length - longest] for ids in completion_ids]
+        tokens = dict(zip(TOKEN_COLUMNS, (prompt_ids, completion_ids), strict=True))
+        return {**tokens, "prompts": prompts, "excess": excess}
 
     tokenized = dataset.map(tokenize, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
-    return _settle_overflow(tokenized, max_length, overflow, name)
-
-
-def _without_rejected(dataset: Dataset, name: str) -> Dataset:
-    """Leave out what the sampler's filters dropped: its file holds those rows too, with `kept` false."""
-    if "kept" not in dataset.column_names:
-        return dataset
-    kept = [i for i, flag in enumerate(dataset["kept"]) if flag]
-    if len(kept) == len(dataset):
-        return dataset
-    if not kept:
-        raise ValueError(
-            f"No {name} row is left: all {len(dataset)} are marked `kept: false` by the sampler's filters."
-        )
-    logger.warning(
-        "%d of %d %s rows are marked `kept: false` and left out.", len(dataset) - len(kept), len(dataset), name
-    )
-    return dataset.select(kept)
+    return _settle_overlong(tokenized, max_length, overlong_policy, name)
 
 
 def _check_columns(columns: list[str], name: str) -> None:
@@ -97,29 +169,33 @@ def _check_columns(columns: list[str], name: str) -> None:
         )
 
 
-def _as_prompts(row: dict, where: str, tokenizer: PreTrainedTokenizerBase, template: str) -> dict:
-    if row.get("prompts") is not None:
-        return row
+def _without_rejected(dataset: Dataset, name: str) -> Dataset:
+    """Leave out what the sampler's filters dropped: its file holds those rows too, with `kept` false."""
+    kept = [i for i, flag in enumerate(dataset["kept"]) if flag] if "kept" in dataset.column_names else None
+    if kept is None or len(kept) == len(dataset):
+        return dataset
+    if not kept:
+        raise ValueError(
+            f"No {name} row is left: all {len(dataset)} are marked `kept: false` by the sampler's filters."
+        )
+    logger.warning(
+        "%d of %d %s rows are marked `kept: false` and left out.", len(dataset) - len(kept), len(dataset), name
+    )
+    return dataset.select(kept)
+
+
+def _rendered(row: dict, where: str, template: str, *, conversational: bool) -> list[Prompt]:
     if not isinstance(row["query"], str) or not isinstance(row["constitutions"], list):
         raise ValueError(f"{where}: `query` must be a text and `constitutions` a list of texts.")
-    prompts = [render(template, query=row["query"], constitution=text) for text in row["constitutions"]]
-    if tokenizer.chat_template is not None:
-        prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return {**row, "prompts": prompts}
+    return [
+        render(template, query=row["query"], constitution=text, conversational=conversational)
+        for text in row["constitutions"]
+    ]
 
 
-def _text_of(completion: Any, where: str, j: int) -> str:
-    if isinstance(completion, str):
-        return completion
-    if isinstance(completion, list) and len(completion) == 1 and completion[0].get("role") == "assistant":
-        return completion[0].get("content") or ""
-    raise ValueError(
-        f"{where}: `completions[{j}]` must be a text or a list holding one assistant message, got {completion!r:.80}."
-    )
-
-
-def _check_row(row: dict, where: str) -> None:
-    prompts, completions = row["prompts"], row["completions"]
+def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:
+    """The texts of a row's completions, if they and its prompts are something to learn from."""
+    completions, truncated = row["completions"], row.get("truncated")
     if not isinstance(prompts, list) or not isinstance(completions, list):
         raise ValueError(f"{where}: `prompts` and `completions` must be lists, one entry per constitution.")
     if len(prompts) != len(completions):
@@ -133,60 +209,34 @@ def _check_row(row: dict, where: str) -> None:
         )
     if all(prompt == prompts[0] for prompt in prompts):
         raise ValueError(f"{where}: all prompts are equal, so no response can be told apart: vary the constitutions.")
-    for j, completion in enumerate(completions):
-        if not _text_of(completion, where, j).strip():
-            raise ValueError(f"{where}: `completions[{j}]` is empty: drop the row or sample it again.")
-    truncated = row.get("truncated")
     if truncated is not None and len(truncated) != len(completions):
         raise ValueError(f"{where}: `truncated` has {len(truncated)} entries for {len(completions)} completions.")
+    texts = []
+    for j, completion in enumerate(completions):
+        if isinstance(completion, list) and len(completion) == 1 and completion[0].get("role") == "assistant":
+            completion = completion[0].get("content") or ""
+        if not isinstance(completion, str):
+            raise ValueError(
+                f"{where}: `completions[{j}]` must be a text or a list holding one assistant message, got "
+                f"{completion!r:.80}."
+            )
+        if not completion.strip():
+            raise ValueError(f"{where}: `completions[{j}]` is empty: drop the row or sample it again.")
+        texts.append(completion)
+    return texts
 
 
-def _tokenize_row(
-    row: dict, where: str, tokenizer: PreTrainedTokenizerBase, end_ids: dict[bool, int]
-) -> dict[str, list[list[int]]]:
-    prompts, count = row["prompts"], len(row["prompts"])
-    truncated = row.get("truncated") or [False] * count
-    end_id = end_ids[not isinstance(prompts[0], str)]
-    return {
-        "prompt_input_ids": [encode_prompt(tokenizer, prompts[k], f"{where}: `prompts[{k}]`") for k in range(count)],
-        # Tokenised alone: the same tokens then follow every one of the C prompts
-        "completion_input_ids": [
-            encode_completion(tokenizer, _text_of(row["completions"][j], where, j), end_id, truncated=truncated[j])
-            for j in range(count)
-        ],
-    }
-
-
-def _excess(tokens: dict, max_length: int | None) -> int:
-    if max_length is None:
-        return 0
-    longest = max(map(len, tokens["prompt_input_ids"])) + max(map(len, tokens["completion_input_ids"]))
-    return longest - max_length
-
-
-def _truncate(tokens: dict, max_length: int, where: str) -> dict:
-    room = max_length - max(map(len, tokens["prompt_input_ids"]))
-    if room < 1:
-        raise ValueError(
-            f"{where}: its longest prompt alone fills max_length={max_length}, which leaves no room for a response: "
-            'raise `max_length`, or set `overflow` to "drop".'
-        )
-    return {**tokens, "completion_input_ids": [ids[:room] for ids in tokens["completion_input_ids"]]}
-
-
-def _settle_overflow(dataset: Dataset, max_length: int | None, overflow: str, name: str) -> Dataset:
-    too_long = [i for i, excess in enumerate(dataset["overflow"]) if excess > 0]
-    dataset = dataset.remove_columns("overflow")
+def _settle_overlong(dataset: Dataset, max_length: int | None, overlong_policy: str, name: str) -> Dataset:
+    too_long = [i for i, excess in enumerate(dataset["excess"]) if excess]
+    dataset = dataset.remove_columns("excess")
     if not too_long:
         return dataset
-    verb = "dropped" if overflow == "drop" else "had responses cut short"
+    dropped = overlong_policy == "drop"
     logger.warning(
-        "%d of %d %s rows are longer than max_length=%s and were %s (first: row %d).",
-        len(too_long), len(dataset), name, max_length, verb, too_long[0],
+        "%d of %d %s rows are longer than max_length=%s and %s (first: row %d).",
+        len(too_long), len(dataset), name, max_length, "were dropped" if dropped else "had responses cut short",
+        too_long[0],
     )  # fmt: skip
-    if overflow == "drop":
-        kept = sorted(set(range(len(dataset))) - set(too_long))
-        if not kept:
-            raise ValueError(f"All {len(dataset)} {name} rows are longer than max_length={max_length}: raise it.")
-        dataset = dataset.select(kept)
-    return dataset
+    if dropped and len(too_long) == len(dataset):
+        raise ValueError(f"All {len(dataset)} {name} rows are longer than max_length={max_length}: raise it.")
+    return dataset.select(sorted(set(range(len(dataset))) - set(too_long))) if dropped else dataset

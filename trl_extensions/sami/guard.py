@@ -17,18 +17,13 @@ from ..core.training.encoding import encode_completion, end_token_id
 
 logger = logging.getLogger(__name__)
 
-GUARD_FILE = "guard.jsonl"
-
 
 class OverOptimizationGuard(TrainerCallback):
     """Samples fresh greedy responses to a few held-out queries during training and stops at a configured limit.
 
-    Each check is one line of `guard.jsonl` in the output folder: step, `kl` (nats per token to the original),
-    `length` (mean tokens), `distinct_2`, `texts`, and `stopped` with the reason once a limit is passed. The checks
-    appear in the trainer's log as `guard/kl`, `guard/length` and `guard/distinct_2`.
-
-    Args:
-        trainer: The `SAMITrainer` it watches; limits come from its config, prompts from its `eval_dataset`.
+    Limits come from the config of the `SAMITrainer` it watches, prompts from its `eval_dataset`. Each check is a line
+    of `guard.jsonl` in the output folder: step, `kl` (nats per token to the original), `length` (mean tokens),
+    `distinct_2`, `texts`, and `stopped` with the reason once a limit is passed; and in the log as `guard/...`.
 
     Raises:
         ValueError: No held-out prompts, or FSDP, under which the sharded policy cannot generate here.
@@ -36,8 +31,7 @@ class OverOptimizationGuard(TrainerCallback):
 
     def __init__(self, trainer):
         dataset = trainer.eval_dataset
-        if isinstance(dataset, dict):
-            dataset = next(iter(dataset.values()))
+        dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
         if dataset is None or "prompts" not in dataset.column_names:
             raise ValueError("`guard_steps` needs held-out prompts: pass an `eval_dataset` of texts, or set it to 0.")
         if trainer.is_fsdp_enabled:
@@ -45,7 +39,7 @@ class OverOptimizationGuard(TrainerCallback):
         self.trainer = trainer
         self.rows = [dataset[i] for i in range(min(trainer.args.guard_num_queries, len(dataset)))]
         self.baseline_length = None
-        self.path = Path(trainer.args.output_dir) / GUARD_FILE
+        self.path = Path(trainer.args.output_dir) / "guard.jsonl"
 
     def on_train_begin(self, args, state, control, **kwargs):
         first = broadcast_object_list([self._first_record(state.global_step)])[0]
@@ -72,8 +66,7 @@ class OverOptimizationGuard(TrainerCallback):
 
     def _check(self, step: int) -> dict:
         record = self._measure(step)
-        reason = self._limit_passed(record) if step else None
-        if reason:
+        if step and (reason := self._limit_passed(record)):
             record["stopped"] = reason
         record = broadcast_object_list([record])[0]  # all processes must agree on whether to stop
         for name in ("kl", "length", "distinct_2"):
@@ -95,12 +88,9 @@ class OverOptimizationGuard(TrainerCallback):
         ) as model:
             answers = dict(TransformersEngine(model, trainer._tokenizer).generate(prompts, params))
         answers = [answers[i] for i in range(len(prompts))]
-        record = {
-            "step": step,
-            "length": sum(answer.num_tokens for answer in answers) / len(answers),
-            "distinct_2": distinct_2([answer.text for answer in answers]),
-            "texts": [answer.text for answer in answers],
-        }
+        texts = [answer.text for answer in answers]
+        length = sum(answer.num_tokens for answer in answers) / len(answers)
+        record = {"step": step, "length": length, "distinct_2": distinct_2(texts), "texts": texts}
         if trainer.reference is not None:
             kl = self._kl(answers)
             record["kl"] = kl if math.isfinite(kl) else None
@@ -108,7 +98,7 @@ class OverOptimizationGuard(TrainerCallback):
 
     def _kl(self, answers: list[Generation]) -> float:
         """Mean over queries of KL to the original on fresh samples, nats per response token."""
-        tokenizer, model, values = self.trainer._tokenizer, self.trainer.model_wrapped, []
+        trainer, tokenizer, values = self.trainer, self.trainer._tokenizer, []
         for row in self.rows:
             mine, answers = answers[: len(row["prompts"])], answers[len(row["prompts"]) :]
             end_id = end_token_id(tokenizer, not isinstance(row["prompts"][0], str))
@@ -117,28 +107,24 @@ class OverOptimizationGuard(TrainerCallback):
                 for answer in mine
             ]
             batch = {"prompt_input_ids": row["prompt_input_ids"], "completion_input_ids": completions}
-            inputs = self.trainer._prepare_inputs(self.trainer.data_collator([batch]))
-            values.append(self.trainer.row_statistics(model, inputs)["kl"].item())
+            inputs = trainer._prepare_inputs(trainer.data_collator([batch]))
+            values.append(trainer.row_statistics(trainer.model_wrapped, inputs)["kl"].item())
         return sum(values) / len(values)
 
     def _limit_passed(self, record: dict) -> str | None:
-        args = self.trainer.args
+        args, kl, distinct = self.trainer.args, record.get("kl"), record["distinct_2"]
+        least = args.guard_min_distinct_2
         if not any(text.strip() for text in record["texts"]):
             return "every fresh sample is empty."
-        if args.guard_max_kl is not None and record["kl"] is None:
+        if args.guard_max_kl is not None and kl is None:
             return "KL of fresh samples is not a finite number."
-        if args.guard_max_kl is not None and record["kl"] > args.guard_max_kl:
-            return f"KL of fresh samples is {record['kl']:.3f} nats per token, above guard_max_kl={args.guard_max_kl}."
-        low = args.guard_min_distinct_2
-        if low is not None and record["distinct_2"] < low:
-            return f"distinct-2 of fresh samples is {record['distinct_2']:.2f}, below guard_min_distinct_2={low}."
-        if self.baseline_length:
-            ratio = record["length"] / self.baseline_length
-            for bound, passed in (
-                ("guard_max_length_ratio", lambda limit: ratio > limit),
-                ("guard_min_length_ratio", lambda limit: ratio < limit),
-            ):
-                limit = getattr(args, bound)
-                if limit is not None and passed(limit):
-                    return f"fresh samples are {ratio:.2f} times as long as before training, past {bound}={limit}."
+        if args.guard_max_kl is not None and kl > args.guard_max_kl:
+            return f"KL of fresh samples is {kl:.3f} nats per token, above guard_max_kl={args.guard_max_kl}."
+        if least is not None and distinct < least:
+            return f"distinct-2 of fresh samples is {distinct:.2f}, below guard_min_distinct_2={least}."
+        ratio = record["length"] / self.baseline_length if self.baseline_length else 1.0
+        for name, sign in (("guard_max_length_ratio", 1), ("guard_min_length_ratio", -1)):
+            limit = getattr(args, name)
+            if self.baseline_length and limit is not None and sign * ratio > sign * limit:
+                return f"fresh samples are {ratio:.2f} times as long as before training, past {name}={limit}."
         return None

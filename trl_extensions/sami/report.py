@@ -1,36 +1,36 @@
-"""The report of a SAMI run: what the rounds changed, and at what cost."""
+"""The report of a SAMI run, written from what its stages left on disk: what the rounds changed, and at what cost."""
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core.generation.sampling import completion_text
+from ..core.judge.win_rate import EQUAL_WITHIN
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
+from .data import load_rows
 from .principles import constitution_label
-from .sampling import load_rows
-from .win_rate import report_win_rates
-
-
-if TYPE_CHECKING:
-    from .run import SAMIRun
 
 
 SIDE_BY_SIDE = 6
+_MOST_LABELS = 16
 
 
-def write_run_report(run: "SAMIRun") -> Path:
-    """Write `report.md`, `report.json` and `rounds.png` from what the stages left; returns the path of the first.
+def write_report(folder: Path) -> Path:
+    """Write `report.md`, `report.json` and `rounds.png` into a run's folder; returns the path of the first.
 
     Bounds are in nats (of at most log C), KL in nats per response token, lengths in tokens; the +- are standard errors
     over held-out queries.
     """
-    rounds = [_round_data(run, round_) for round_ in range(run.args.rounds + 1)]
-    report = RunReport(f"SAMI: {Path(run.model_args.model_name_or_path).name}")
-    report.data = {"model": run.model_args.model_name_or_path, "rounds": rounds}
+    model = _json(folder / "settings.json")["model_name_or_path"]
+    count = len(list(folder.glob("round_*/evaluation.json")))
+    rounds = [_round_data(folder / f"round_{number}", number) for number in range(count)]
+    report = RunReport(f"SAMI: {Path(model).name}")
+    report.data = {"model": model, "rounds": rounds}
     _verdict(report, rounds)
     _rounds_table(report, rounds)
-    draw_rounds([entry["evaluation"] for entry in rounds], run.folder / "rounds.png")
+    draw_rounds([entry["evaluation"] for entry in rounds], folder / "rounds.png")
     report.figure(
         "rounds.png",
         "Mutual information bound (with standard errors) and response length by round; 0 is the original.",
@@ -38,8 +38,8 @@ def write_run_report(run: "SAMIRun") -> Path:
     report_win_rates(report, rounds)
     _training_table(report, rounds)
     _lengths_table(report, rounds)
-    _samples(report, run)
-    return report.write(run.folder)
+    _samples(report, folder / "round_0", folder / f"round_{count - 1}")
+    return report.write(folder)
 
 
 def summary_of(report: Path) -> str:
@@ -49,21 +49,17 @@ def summary_of(report: Path) -> str:
     return f"{paragraphs[1]}\n\n{table}"
 
 
-def _round_data(run: "SAMIRun", round_: int) -> dict[str, Any]:
-    folder = run.round_folder(round_)
-    data = {"round": round_, "evaluation": json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))}
-    if round_:
-        data["sampling"] = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
-        state = json.loads((folder / "train" / "trainer_state.json").read_text(encoding="utf-8"))
-        data["steps"] = [entry for entry in state["log_history"] if "loss" in entry]
-        data["training_seconds"] = next(
-            (entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry), None
-        )
-        guard = folder / "train" / "guard.jsonl"
+def _round_data(folder: Path, number: int) -> dict[str, Any]:
+    data = {"round": number, "evaluation": _json(folder / "evaluation.json")}
+    if number:
+        log = _json(folder / "train" / "trainer_state.json")["log_history"]
+        guard, judged = folder / "train" / "guard.jsonl", folder / "win_rate.json"
+        data["sampling"] = _json(folder / "sampling.json")
+        data["steps"] = [entry for entry in log if "loss" in entry]
+        data["training_seconds"] = next((entry["train_runtime"] for entry in log if "train_runtime" in entry), None)
         data["guard"] = read_jsonl(guard) if guard.exists() else []
-        judged = folder / "win_rate.json"
         if judged.exists():
-            data["win_rate"] = json.loads(judged.read_text(encoding="utf-8"))
+            data["win_rate"] = _json(judged)
     return data
 
 
@@ -72,12 +68,15 @@ def _verdict(report: RunReport, rounds: list[dict]) -> None:
     rise = last["mi_bound"]["mean"] - first["mi_bound"]["mean"]
     error = math.hypot(last["mi_bound"]["se"], first["mi_bound"]["se"])
     report.data["rise"] = {"mi_bound": rise, "se": error}
+    clarity = ""
+    if error:
+        clarity = f", {'clear of' if abs(rise) > 2 * error else 'within'} twice its standard error"
     report.text(
         f"On {last['num_queries']} held-out queries the mutual information bound went from "
         f"{_pm(first['mi_bound'])} to {_pm(last['mi_bound'])} nats (at most {last['max_bound']:.2f}): a change of "
-        f"{rise:+.3f} ± {error:.3f}{', ' + _clarity(rise, error) if error else ''}. KL to the original is "
-        f"{last['kl']['mean']:.3f} nats per token, responses went from {first['length']:.0f} to {last['length']:.0f} "
-        f"tokens, distinct-2 from {first['distinct_2']:.2f} to {last['distinct_2']:.2f}."
+        f"{rise:+.3f} ± {error:.3f}{clarity}. KL to the original is {last['kl']['mean']:.3f} nats per token, "
+        f"responses went from {first['length']:.0f} to {last['length']:.0f} tokens, distinct-2 from "
+        f"{first['distinct_2']:.2f} to {last['distinct_2']:.2f}."
     )
     for entry in rounds[1:]:
         for check in entry["guard"]:
@@ -85,47 +84,77 @@ def _verdict(report: RunReport, rounds: list[dict]) -> None:
                 report.text(f"**Round {entry['round']} was stopped at step {check['step']}:** {check['stopped']}")
 
 
-def _clarity(rise: float, error: float) -> str:
-    return "clear of twice its standard error" if abs(rise) > 2 * error else "within twice its standard error"
-
-
-def _queries(evaluation: dict) -> str:
-    empty = evaluation["num_empty"]
-    return f"{evaluation['num_queries']}{f' ({empty} empty)' if empty else ''}"
-
-
-def _pm(value: dict[str, float]) -> str:
-    return f"{value['mean']:.3f} ± {value['se']:.3f}"
-
-
 def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
     report.heading("Held-out queries, by round")
-    header = [
-        "round",
-        "queries",
-        "MI bound",
-        "MI bound (sums)",
-        "same responses*",
-        "which constitution?",
-        "KL",
-        "tokens",
-    ]
     rows = []
     for entry in rounds:
         e = entry["evaluation"]
-        fixed = e.get("fixed_responses", e)
+        queries = f"{e['num_queries']} ({e['num_empty']} empty)" if e["num_empty"] else e["num_queries"]
         rows.append([
-            entry["round"], _queries(e), _pm(e["mi_bound"]), _pm(e["mi_bound_sum"]), _pm(fixed["mi_bound"]),
-            f"{e['accuracy_columns']['mean']:.0%}", e["kl"]["mean"], f"{e['length']:.0f}",
+            entry["round"], queries, _pm(e["mi_bound"]), _pm(e["mi_bound_sum"]),
+            _pm(e.get("fixed_responses", e)["mi_bound"]), f"{e['accuracy_columns']['mean']:.0%}", e["kl"]["mean"],
+            f"{e['length']:.0f}", f"{e['truncated']:.0%}", e["distinct_2"],
         ])  # fmt: skip
-    report.table([*header, "cut off", "distinct-2"], [
-        [*row, f"{entry['evaluation']['truncated']:.0%}", entry["evaluation"]["distinct_2"]]
-        for row, entry in zip(rows, rounds, strict=True)
-    ])  # fmt: skip
+    header = ["round", "queries", "MI bound", "MI bound (sums)", "same responses*", "which constitution?", "KL"]
+    report.table([*header, "tokens", "cut off", "distinct-2"], rows)
     report.text(
         '*The bound on the original\'s responses, the same texts in every round. "Which constitution?" is how often '
         "the model gives a response the highest probability under the constitution it was written for."
     )
+
+
+def report_win_rates(report: RunReport, rounds: list[dict]) -> None:
+    """The section on win rates; nothing where no round was judged."""
+    judged = [(entry["round"], entry["win_rate"]) for entry in rounds if entry.get("win_rate")]
+    if not judged:
+        return
+    report.heading("Win rate against the original")
+    header = ["round", "pairs", "wins", "ties", "losses", "unread", "win rate", "length-balanced", "at equal length"]
+    report.table(
+        [*header, "tokens", "original's tokens", "contradictions", "first place"],
+        [
+            [
+                round_, own["pairs"], own["wins"], f"{own['ties']} ({own['equal']} of equal texts)", own["losses"],
+                own["unread"], *(_rate(own[name]) for name in ("raw", "length_balanced", "length_adjusted")),
+                f"{own['tokens']:.0f}", f"{own['original_tokens']:.0f}",
+                *("none" if own[name] is None else f"{own[name]:.0%}"
+                  for name in ("contradiction_share", "first_place_share")),
+            ]
+            for round_, own in judged
+        ],
+    )  # fmt: skip
+    judge = judged[-1][1]["judge"]
+    report.text(
+        f"Judged by {judge['model']} ({judge['mode']}), each pair in both orders: a win is one in both, a tie half a "
+        "win; 95 % intervals by query. Contradictions: the share of compared pairs with another winner in each order; "
+        "first place: how often the answer shown first is preferred, 50 % for a judge without bias. Length-balanced: "
+        f"the mean over responses that are shorter, equal (within a factor {EQUAL_WITHIN}) and longer than the "
+        "original's; at equal length: by a logistic regression."
+    )
+    for round_, own in judged:
+        for remark in _remarks(own):
+            report.text(f"Round {round_}: {remark}")
+
+
+def _remarks(result: dict[str, Any]) -> list[str]:
+    """What keeps the numbers of a round from meaning what they seem to."""
+    if result["raw"] is None:
+        return ["no reply of the judge could be read."]
+    remarks = []
+    if (result["contradiction_share"] or 0) > 0.5:
+        remarks.append(
+            "the judge contradicts itself on most pairs: such ties say that it cannot tell, not that both are as good."
+        )
+    if result["low_mass"]:
+        remarks.append(
+            f"in {result['low_mass']} questions the judge gave A and B less than 1 % of the probability together."
+        )
+    small = [f"{name} {own['n']}" for name, own in result["length_balanced"]["strata"].items() if own["n"] < 5]
+    if small:
+        remarks.append(f"too few pairs to balance lengths ({', '.join(small)}).")
+    if result["length_adjusted"]["reason"] is None and result["length_adjusted"]["overlap"] < 0.05:
+        remarks.append("one side is nearly always the longer one: the rate at equal length is extrapolated.")
+    return remarks
 
 
 def _training_table(report: RunReport, rounds: list[dict]) -> None:
@@ -145,40 +174,28 @@ def _training_table(report: RunReport, rounds: list[dict]) -> None:
 
 def _lengths_table(report: RunReport, rounds: list[dict]) -> None:
     report.heading("Response length by constitution (tokens)")
-    labels = list(rounds[0]["evaluation"]["length_by_constitution"])
-    rows = []
-    for label in labels[:16]:
-        values = [entry["evaluation"]["length_by_constitution"].get(label) for entry in rounds]
-        rows.append([label, *(f"{value['mean']:.0f}" if value else "" for value in values)])
+    by_round = [entry["evaluation"]["length_by_constitution"] for entry in rounds]
+    labels = list(by_round[0])
+    rows = [
+        [label, *(f"{own[label]['mean']:.0f}" if label in own else "" for own in by_round)]
+        for label in labels[:_MOST_LABELS]
+    ]
     report.table(["constitution", *(f"round {entry['round']}" for entry in rounds)], rows)
-    if len(labels) > 16:
-        report.text(f"16 of {len(labels)} constitutions shown; all are in report.json.")
+    if len(labels) > _MOST_LABELS:
+        report.text(f"{_MOST_LABELS} of {len(labels)} constitutions shown; all are in report.json.")
 
 
-def _samples(report: RunReport, run: "SAMIRun") -> None:
+def _samples(report: RunReport, first: Path, last: Path) -> None:
     report.heading("Side by side")
-    last = run.args.rounds
-    before = {row["id"]: row for row in load_rows(run.round_folder(0) / "eval_samples.jsonl")}
-    after = {row["id"]: row for row in load_rows(run.round_folder(last) / "eval_samples.jsonl")}
-    shared = [key for key in before if key in after][:SIDE_BY_SIDE]
-    for key in shared:
+    before, after = ({row["id"]: row for row in load_rows(side / "eval_samples.jsonl")} for side in (first, last))
+    for key in [key for key in before if key in after][:SIDE_BY_SIDE]:
         old, new = before[key], after[key]
+        columns = zip(old["choices"], old["completions"], new["completions"], strict=True)
         report.text(f"**{old['query'].strip()}**")
         report.table(
-            ["constitution", "original", f"round {last}"],
-            [
-                [constitution_label(choices), _short(_text(a)), _short(_text(b))]
-                for choices, a, b in zip(old["choices"], old["completions"], new["completions"], strict=True)
-            ],
+            ["constitution", "original", last.name.replace("_", " ")],
+            [[constitution_label(choices), _short(a), _short(b)] for choices, a, b in columns],
         )
-
-
-def _text(completion) -> str:
-    return completion if isinstance(completion, str) else completion[0]["content"]
-
-
-def _short(text: str, limit: int = 600) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def draw_rounds(evaluations: list[dict[str, Any]], path: Path) -> None:
@@ -207,3 +224,23 @@ def draw_rounds(evaluations: list[dict[str, Any]], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _pm(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f} ± {value['se']:.3f}"
+
+
+def _rate(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "none"
+    interval = "" if value["low"] is None else f" [{value['low']:.0%}, {value['high']:.0%}]"
+    return f"{value['value']:.0%}{interval}"
+
+
+def _short(completion: Any, limit: int = 600) -> str:
+    text = completion_text(completion)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,59 +1,144 @@
 """Sample C responses a query, one under each of C constitutions (SAMI, arXiv 2404.14313, section 3.1).
 
-Every finished row is on disk before the next one is waited for; a run that was killed goes on where it stopped.
+Every finished row is on disk before the next one is waited for; a run that was killed goes on where it stopped. Which
+rows are worth training on is said by pure functions from the C responses of one query to a reason or None.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trl_extensions.core.generation.types import Generation, GenerationEngine, GenerationParams, Prompt
-from trl_extensions.core.inputs import Query
-from trl_extensions.core.modeling.throughput import Padding, written_in
-from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
-from trl_extensions.core.runs.run import check_resume
-from trl_extensions.sami.filters import ResponseFilters, rejection_reason
-from trl_extensions.sami.principles import Constitution, Principle, sample_constitutions
-from trl_extensions.sami.templates import SAMPLING_TEMPLATE, TRAINING_TEMPLATE, check_template, render
-
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from ..core.generation.types import Generation, GenerationEngine, GenerationParams
+from ..core.inputs import Query
+from ..core.modeling.batches import Padding, written_in
+from ..core.runs.resumable import map_rows
+from .data import TRAINING_TEMPLATE, check_template, render
+from .principles import Principle, sample_constitutions
 
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_TEMPLATE_WITH_EXAMPLE = f"""\
-Example:
-Question: What do bees make?
-Answer: Bees make honey.
+REASONS = ("empty", "equal", "evasive", "too_long", "echo")
+"""Reasons for dropping a row, in the order in which they are tried: a row is counted under the first that applies."""
 
-{TRAINING_TEMPLATE}"""
-"""For base models and larger ones, which take the form of an answer from an example. A small chat model given
-principles of tone repeats the rules more often under it, so `SAMPLING_TEMPLATE` has none."""
+EVASIVE_OPENINGS = (
+    "I'm sorry", "I am sorry", "Sorry", "I apologize", "I apologise", "My apologies", "I cannot", "I can't",
+    "I can not", "I could not", "I'm unable", "I am unable", "I'm not able", "I am not able", "I won't", "I will not",
+    "I don't feel comfortable", "I do not feel comfortable", "I must decline", "Unfortunately, I", "As an AI",
+    "As an artificial intelligence", "As a language model", "As a large language model", "As a chatbot",
+    "As a digital assistant", "I'm an AI", "I am an AI", "I'm just an AI",
+)  # fmt: skip
+
+_ECHO_MIN_WORDS = 4
+_NUMBER = re.compile(r"^\d+\.\s+")
+
+
+@dataclass(frozen=True)
+class ResponseFilters:
+    """What makes a row unfit for training.
+
+    Args:
+        evasive_openings: A response that starts with one of these is evasive; `()` switches the filter off.
+        max_tokens: Longest response allowed, in tokens; None for no limit besides the generation's own.
+        drop_truncated: Whether a response that hit the generation limit, and so never ended, counts as too long.
+        drop_echo: Whether a response that repeats its constitution is dropped.
+        drop_equal: Whether a row with two equal responses is dropped.
+
+    Raises:
+        ValueError: `max_tokens` is below 1, or an opening is empty (it would match every response).
+    """
+
+    evasive_openings: tuple[str, ...] = EVASIVE_OPENINGS
+    max_tokens: int | None = None
+    drop_truncated: bool = True
+    drop_echo: bool = True
+    drop_equal: bool = True
+
+    def __post_init__(self):
+        if isinstance(self.evasive_openings, str):
+            raise TypeError("`evasive_openings` is one string; give a list of openings")
+        object.__setattr__(self, "evasive_openings", tuple(self.evasive_openings))
+        if any(not _normalize(opening) for opening in self.evasive_openings):
+            raise ValueError("`evasive_openings` holds an empty opening, which every response matches; remove it")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"`max_tokens` is {self.max_tokens}; give at least 1, or none for no limit")
+
+
+EVERYTHING_BUT_EMPTY = ResponseFilters(evasive_openings=(), drop_truncated=False, drop_echo=False, drop_equal=False)
+"""For evaluation, which keeps every row that can be scored."""
+
+
+def rejection_reason(
+    responses: Sequence[Generation], constitutions: Sequence[str], filters: ResponseFilters
+) -> str | None:
+    """The first of `REASONS` that applies to any response of a row, None if the row is good.
+
+    Args:
+        responses: The C responses of one query; response j was sampled under constitution j.
+        constitutions: The C constitution texts.
+        filters: What to drop.
+    """
+    if len(responses) != len(constitutions):
+        raise ValueError(f"got {len(responses)} responses for {len(constitutions)} constitutions; one each is needed")
+    texts = [response.text for response in responses]
+    limit = filters.max_tokens
+    if not all(any(map(str.isalnum, text)) for text in texts):
+        return "empty"
+    if filters.drop_equal and len(set(map(_normalize, texts))) < len(texts):
+        return "equal"
+    if any(is_evasive(text, filters.evasive_openings) for text in texts):
+        return "evasive"
+    if filters.drop_truncated and any(response.finish_reason == "length" for response in responses):
+        return "too_long"
+    if limit is not None and any(response.num_tokens > limit for response in responses):
+        return "too_long"
+    if filters.drop_echo and any(is_echo(text, own) for text, own in zip(texts, constitutions, strict=True)):
+        return "echo"
+    return None
+
+
+def is_evasive(response: str, openings: Sequence[str] = EVASIVE_OPENINGS) -> bool:
+    """Whether the response starts with one of `openings`, as whole words; quotes and case do not matter."""
+    text = _normalize(response).lstrip("\"'*_“” ")
+    return any(
+        text.startswith(opening) and not text[len(opening) : len(opening) + 1].isalnum()
+        for opening in map(_normalize, openings)
+    )
+
+
+def is_echo(response: str, constitution: str) -> bool:
+    """Whether the response repeats its constitution.
+
+    It does when it contains one of the numbered lines, or starts with a line's instruction without the number, or
+    contains such an instruction of at least four words (shorter ones may well be ordinary speech).
+    """
+    text = _normalize(response)
+    for line in filter(None, map(_normalize, constitution.splitlines())):
+        instruction = _NUMBER.sub("", line)
+        if line in text or text.startswith(instruction):
+            return True
+        if len(instruction.split()) >= _ECHO_MIN_WORDS and instruction.rstrip(".!") in text:
+            return True
+    return False
+
+
+def _normalize(text: str) -> str:
+    """Lower case, single spaces, straight apostrophes: what two texts are compared by."""
+    return " ".join(text.replace("’", "'").replace("‘", "'").split()).casefold()
 
 
 @dataclass(frozen=True)
 class SamplingReport:
-    """What a call of `sample_rows` did.
-
-    Args:
-        path (`Path`): The file of rows.
-        sampled (`int`): Rows in the file, those of earlier runs included.
-        kept (`int`): Rows that passed the filters.
-        dropped (`dict[str, int]`): Reason -> number of rows dropped for it.
-        resumed (`int`): Rows found in the file at the start.
-        tokens (`int`): Tokens generated by this call.
-        seconds (`float`): Wall time of this call.
-        padding_share (`float`, *optional*): Share of the computed tokens that were padding, where the engine says.
-    """
+    """What a call of `sample_rows` did: rows in the file (`sampled`), those that passed the filters (`kept`), number
+    `dropped` by reason, rows found at the start (`resumed`); `tokens`, `seconds` and the share of padding (where the
+    engine counts it) of this call."""
 
     path: Path
     sampled: int
@@ -80,7 +165,7 @@ def sample_rows(
     principles: Sequence[Principle],
     *,
     num_constitutions: int = 2,
-    sampling_template: str = SAMPLING_TEMPLATE,
+    sampling_template: str = TRAINING_TEMPLATE,
     training_template: str = TRAINING_TEMPLATE,
     params: GenerationParams,
     output: str | os.PathLike,
@@ -118,210 +203,91 @@ def sample_rows(
         ValueError: A bad template, too few principles, a repeated query, or an `output` made with other settings or
             queries; one line with the remedy, and no row on disk is changed.
     """
+    check_template(sampling_template, "sampling_template")
+    check_template(training_template, "training_template")
+    sample_constitutions(principles, num_constitutions, seed=seed, key="")  # raises before anything is written
+    if needed is not None and needed < 1:
+        raise ValueError(f"`needed` is {needed}; give at least 1, or none to sample every query")
     filters = filters if filters is not None else ResponseFilters()
-    settings = {
-        "engine": engine.name,
-        "num_constitutions": num_constitutions,
-        "seed": seed,
-        "conversational": conversational,
-        "params": params.as_dict(),
-        "filters": asdict(filters),
-        "sampling_template": sampling_template,
-        "training_template": training_template,
-        "principles": [asdict(principle) for principle in principles],
-    }
-    sampler = _Sampler(engine, principles, settings, params, filters)
-    return _sample_missing(sampler, queries, Path(output), needed=needed, chunk_size=chunk_size)
+    output, padding = Path(output), Padding(engine)
+    outcomes: Counter[str | None] = Counter()  # reason, None for rows that are kept -> rows
+    tokens = 0
 
+    def tally(row: dict[str, Any]) -> dict[str, int]:
+        outcomes[row["reason"]] += 1
+        return {"kept": outcomes[None], "dropped": outcomes.total() - outcomes[None]}
 
-def load_rows(path: str | os.PathLike, kept_only: bool = True) -> list[dict[str, Any]]:
-    """Read rows written by `sample_rows`, in the order of their queries.
-
-    Args:
-        path (`str` or `os.PathLike`): The file of rows.
-        kept_only (`bool`): Whether to leave out the rows the filters dropped.
-
-    Raises:
-        `ValueError`: one line naming the file and the line, if a line is no such row.
-    """
-    columns = ("id", "index", "prompts", "completions", "truncated", "kept")
-    rows = [row for row in read_jsonl(path, required=columns) if row["kept"] or not kept_only]
-    return sorted(rows, key=lambda row: row["index"])
-
-
-def to_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
-    """Turn rows into a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`.
-
-    Raises:
-        `ValueError`: there is no row.
-    """
-    from datasets import Dataset
-
-    if not rows:
-        raise ValueError("no rows to train on; sample more queries or loosen the filters")
-    return Dataset.from_list(
-        [{name: row[name] for name in ("id", "prompts", "completions", "truncated")} for row in rows]
-    )
-
-
-def _sample_missing(
-    sampler: _Sampler, queries: Sequence[Query], output: Path, *, needed: int | None, chunk_size: int
-) -> SamplingReport:
-    start, padding = time.perf_counter(), Padding(sampler.engine)
-    _check_numbers(queries, needed=needed, chunk_size=chunk_size)
-    check_resume(
-        output.with_name(output.stem + ".settings.json"),
-        sampler.settings,
-        made=str(output),
-        started=output.is_file() and output.stat().st_size > 0,
-    )
-    with JsonlWriter(output) as writer:
-        done = _existing_rows(output, queries)
-        tokens = 0
-        todo = [(index, query) for index, query in enumerate(queries) if query.id not in done]
-        progress = _Progress(done, total=len(queries), needed=needed)
-        with progress.bar:
-            while todo and (needed is None or progress.kept < needed):
-                # Even if all of the chunk is kept, none of it is one too many.
-                size = chunk_size if needed is None else min(chunk_size, needed - progress.kept)
-                chunk, todo = todo[:size], todo[size:]
-                for row in sampler.sample(chunk):
-                    writer.append(row)
-                    tokens += sum(row["num_tokens"])
-                    progress.add(row)
-    if needed is not None and progress.kept < needed:
-        logger.warning(
-            f"{output}: only {progress.kept} of {needed} needed rows kept: all {len(queries)} queries are used up, "
-            f"{_dropped_text(progress.dropped)}; give more queries or loosen the filters"
-        )
-    return SamplingReport(
-        path=output,
-        sampled=progress.kept + sum(progress.dropped.values()),
-        kept=progress.kept,
-        dropped=dict(progress.dropped),
-        resumed=len(done),
-        tokens=tokens,
-        seconds=time.perf_counter() - start,
-        padding_share=padding.share,
-    )
-
-
-class _Sampler:
-    """Builds the prompts of a chunk of queries and yields each row as soon as its last response is there."""
-
-    def __init__(
-        self,
-        engine: GenerationEngine,
-        principles: Sequence[Principle],
-        settings: dict[str, Any],
-        params: GenerationParams,
-        filters: ResponseFilters,
-    ):
-        for name in ("sampling_template", "training_template"):
-            check_template(settings[name], name)
-        sample_constitutions(principles, settings["num_constitutions"], seed=settings["seed"], key="")
-        self.engine = engine
-        self.principles = principles
-        self.settings = settings
-        self.params = params
-        self.filters = filters
-
-    def sample(self, chunk: Sequence[tuple[int, Query]]) -> Iterator[dict[str, Any]]:
-        num, seed = self.settings["num_constitutions"], self.settings["seed"]
-        constitutions = [sample_constitutions(self.principles, num, seed=seed, key=query.id) for _, query in chunk]
+    def make(chunk: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        nonlocal tokens
+        drawn = [sample_constitutions(principles, num_constitutions, seed=seed, key=row["id"]) for row in chunk]
         prompts = [
-            self._render("sampling_template", query, constitution)
-            for (_, query), row in zip(chunk, constitutions, strict=True)
-            for constitution in row
+            render(sampling_template, query=row["query"], constitution=one.text, conversational=conversational)
+            for row, own in zip(chunk, drawn, strict=True)
+            for one in own
         ]
         responses: list[dict[int, Generation]] = [{} for _ in chunk]
-        for position, response in self.engine.generate(prompts, self.params):
-            place, column = divmod(position, num)
+        for position, response in engine.generate(prompts, params):
+            place, column = divmod(position, num_constitutions)
             responses[place][column] = response
-            if len(responses[place]) == num:
-                index, query = chunk[place]
-                in_order = [responses[place][column] for column in range(num)]
-                yield self._row(index, query, constitutions[place], in_order)
+            if len(responses[place]) < num_constitutions:
+                continue
+            in_order = [responses[place][column] for column in range(num_constitutions)]
+            tokens += sum(one.num_tokens for one in in_order)
+            texts, query = [one.text for one in drawn[place]], chunk[place]["query"]
+            reason = rejection_reason(in_order, texts, filters)
+            answers = [one.text for one in in_order]
+            yield (
+                place,
+                {
+                    **chunk[place],
+                    "constitutions": texts,
+                    "choices": [one.choices for one in drawn[place]],
+                    "prompts": [
+                        render(training_template, query=query, constitution=text, conversational=conversational)
+                        for text in texts
+                    ],
+                    "completions": [[{"role": "assistant", "content": text}] for text in answers]
+                    if conversational
+                    else answers,
+                    "truncated": [one.finish_reason == "length" for one in in_order],
+                    "num_tokens": [one.num_tokens for one in in_order],
+                    "kept": reason is None,
+                    "reason": reason,
+                },
+            )
 
-    def _render(self, template: str, query: Query, constitution: Constitution) -> Prompt:
-        text = render(self.settings[template], query=query.text, constitution=constitution.text)
-        return [{"role": "user", "content": text}] if self.settings["conversational"] else text
-
-    def _row(
-        self, index: int, query: Query, constitutions: Sequence[Constitution], responses: Sequence[Generation]
-    ) -> dict[str, Any]:
-        texts = [constitution.text for constitution in constitutions]
-        reason = rejection_reason(responses, texts, self.filters)
-        completions: list[Prompt] = [response.text for response in responses]
-        if self.settings["conversational"]:
-            completions = [[{"role": "assistant", "content": response.text}] for response in responses]
-        return {
-            "id": query.id,
-            "index": index,
-            "query": query.text,
-            "constitutions": texts,
-            "choices": [constitution.choices for constitution in constitutions],
-            "prompts": [self._render("training_template", query, constitution) for constitution in constitutions],
-            "completions": completions,
-            "truncated": [response.finish_reason == "length" for response in responses],
-            "num_tokens": [response.num_tokens for response in responses],
-            "kept": reason is None,
-            "reason": reason,
-        }
-
-
-class _Progress:
-    """Counts of rows kept and dropped, shown in a progress bar up to `needed` kept rows, else all queries."""
-
-    def __init__(self, done: dict[str, str | None], *, total: int, needed: int | None):
-        from tqdm.auto import tqdm
-
-        self.kept = sum(reason is None for reason in done.values())
-        self.dropped = Counter(reason for reason in done.values() if reason is not None)
-        self.counts_kept = needed is not None
-        initial = self.kept if self.counts_kept else len(done)
-        self.bar = tqdm(total=needed or total, initial=initial, desc="sampling", unit="row")
-        self._show()
-
-    def add(self, row: dict[str, Any]) -> None:
-        if row["kept"]:
-            self.kept += 1
-        else:
-            self.dropped[row["reason"]] += 1
-        if row["kept"] or not self.counts_kept:
-            self.bar.update()
-        self._show()
-
-    def _show(self) -> None:
-        self.bar.set_postfix(kept=self.kept, dropped=sum(self.dropped.values()))
+    report = map_rows(
+        [{"id": query.id, "index": index, "query": query.text} for index, query in enumerate(queries)],
+        make,
+        output,
+        chunk_size=chunk_size,
+        settings={
+            "engine": engine.name,
+            "num_constitutions": num_constitutions,
+            "seed": seed,
+            "conversational": conversational,
+            "params": params.as_dict(),
+            "filters": asdict(filters),
+            "sampling_template": sampling_template,
+            "training_template": training_template,
+            "principles": [asdict(principle) for principle in principles],
+        },
+        desc="sampling",
+        tally=tally,
+        # Even if all of a chunk is kept, none of it is one too many
+        limit=None if needed is None else lambda: needed - outcomes[None],
+    )
+    kept = outcomes.pop(None, 0)
+    if needed is not None and kept < needed:
+        logger.warning(
+            f"{output}: only {kept} of {needed} needed rows kept: all {len(queries)} queries are used up, "
+            f"{_dropped_text(outcomes)}; give more queries or loosen the filters"
+        )
+    return SamplingReport(
+        output, report.rows, kept, dict(outcomes), report.resumed, tokens, report.seconds, padding.share
+    )
 
 
 def _dropped_text(dropped: dict[str, int]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     return f"{sum(dropped.values())} dropped" + (f" ({reasons})" if reasons else "")
-
-
-def _check_numbers(queries: Sequence[Query], *, needed: int | None, chunk_size: int) -> None:
-    if not queries:
-        raise ValueError("no queries to sample for; check the source of the queries")
-    repeated = [key for key, count in Counter(query.id for query in queries).items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"query {repeated[0]!r} occurs twice; give distinct queries (load_queries drops repeated ones)"
-        )
-    if needed is not None and needed < 1:
-        raise ValueError(f"`needed` is {needed}; give at least 1, or none to sample every query")
-    if chunk_size < 1:
-        raise ValueError(f"`chunk_size` is {chunk_size}; give at least 1")
-
-
-def _existing_rows(output: Path, queries: Sequence[Query]) -> dict[str, str | None]:
-    """Id -> reason (`None` if kept) of the rows in the file."""
-    done = {row["id"]: row["reason"] for row in read_jsonl(output, required=("id", "kept", "reason"))}
-    foreign = done.keys() - {query.id for query in queries}
-    if foreign:
-        raise ValueError(
-            f"{output}: {len(foreign)} of its {len(done)} rows belong to other queries (such as {min(foreign)!r}); "
-            "give the same queries, or more, to resume, or another output"
-        )
-    return done
