@@ -22,12 +22,13 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.generation import TransformersEngine
+from trl_extensions.core.generation.sampling import completion_text
 from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
 from trl_extensions.core.runs.run import check_resume
 from trl_extensions.embedded import resolve_model_name
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
-from trl_extensions.tnt.annotate.rows import completion_text, merge_spans
+from trl_extensions.tnt.annotate import merge_spans
 from trl_extensions.tnt.data import prepare_rows
 from trl_extensions.tnt.figures import draw_tradeoff
 from trl_extensions.tnt.evaluation import preservation, unwanted
@@ -39,10 +40,10 @@ class CachingTrainer(TNTTrainer):
 
     states: ClassVar[dict] = {}
 
-    def _reference_states(self, model, inputs):
+    def _reference_states(self, model, states_of, inputs):
         key = inputs["input_ids"].numpy().tobytes()
         if key not in self.states:
-            self.states[key] = super()._reference_states(model, inputs)
+            self.states[key] = super()._reference_states(model, states_of, inputs)
         return self.states[key]
 
 

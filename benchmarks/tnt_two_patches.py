@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.generation import TransformersEngine
-from trl_extensions.core.generation.sampling import load_outputs, sample_outputs
+from trl_extensions.core.generation.sampling import completion_text, load_outputs, sample_outputs
 from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.inputs import Query
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
-from trl_extensions.tnt.annotate.rows import annotate_rows, completion_text
+from trl_extensions.tnt.annotate import annotate_rows
 from trl_extensions.tnt.data import TEXT_COLUMNS, select_rows
 from trl_extensions.tnt.evaluation import preservation, unwanted
 

@@ -144,8 +144,8 @@ class TestCommands:
         assert main(["tnt", "candidates", *arguments("logs", logs=logs)]) == 0
         candidates = tmp_path / "logs" / "candidates.yaml"
         text = candidates.read_text()
-        assert "damn" in text and "keep: false" in text  # mined from flags alone: a person decides
-        candidates.write_text(text.replace("keep: false", "keep: true"))
+        assert "damn" in text and "selected: false" in text  # mined from flags alone: a person decides
+        candidates.write_text(text.replace("selected: false", "selected: true"))
         assert main(["tnt", "annotate", *arguments("logs", logs=logs, candidates=candidates)]) == 0
         marked = read_jsonl(tmp_path / "logs" / "annotated.jsonl")
         assert sum(bool(row["negative_spans"]) for row in marked) == len(TOPICS)

@@ -38,8 +38,7 @@ def _parser(command: str):
 
     from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.core.generation import EngineArguments
-    from trl_extensions.tnt.arguments import AnnotatorArguments, TNTArguments
-    from trl_extensions.tnt.config import TNTConfig
+    from trl_extensions.tnt.config import AnnotatorArguments, TNTArguments, TNTConfig
 
     return OneLineParser(
         (TNTArguments, AnnotatorArguments, EngineArguments, TNTConfig, ModelConfig),
@@ -69,9 +68,7 @@ def _sample(argv: list[str]) -> None:
 
 
 def _candidates(argv: list[str]) -> None:
-    from trl_extensions.tnt.logs.candidate_file import write_candidates
-    from trl_extensions.tnt.logs.candidates import find_candidates
-    from trl_extensions.tnt.logs.read import read_logs
+    from trl_extensions.tnt.logs import find_candidates, read_logs, write_candidates
 
     run = _parse("candidates", argv)
     if not run.args.logs:
@@ -83,7 +80,7 @@ def _candidates(argv: list[str]) -> None:
 
 def _annotate(argv: list[str]) -> None:
     from trl_extensions.core.runs.jsonl import read_jsonl
-    from trl_extensions.tnt.annotate.rows import annotate_rows
+    from trl_extensions.tnt.annotate import annotate_rows
 
     run = _parse("annotate", argv)
     output = run.folder / "annotated.jsonl"
@@ -96,9 +93,8 @@ def _annotate(argv: list[str]) -> None:
 
 
 def _annotate_logs(run, output) -> None:
-    from trl_extensions.tnt.annotate.rows import annotate_rows
-    from trl_extensions.tnt.logs.candidate_file import load_candidates
-    from trl_extensions.tnt.logs.read import read_logs, rows_from_logs
+    from trl_extensions.tnt.annotate import annotate_rows
+    from trl_extensions.tnt.logs import load_candidates, read_logs, rows_from_logs
 
     if not run.annotator_args.candidates:
         raise ValueError("`logs` needs `candidates`: write the file with `trl-ext tnt candidates` and edit it.")

@@ -329,14 +329,14 @@ def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
 # From characters to tokens
 
 
-def check_spans(spans: Any, length: int, where: str) -> list[tuple[int, int]]:
+def check_spans(spans: Any, length: int, where: str, column: str = "negative_spans") -> list[tuple[int, int]]:
     """The negative spans of one row as pairs of Python integers, in the given order.
 
     Args:
         spans: Pairs `[start, end]`, as lists, tuples or numpy arrays; None means no spans. Spans may overlap, touch
             and be empty (`start == end`).
         length: Characters of the text that the spans point into.
-        where: What messages call the row.
+        where, column: What messages call the row and the column.
 
     Raises:
         ValueError: A span that is no pair of integers, is reversed, or points outside the text.
@@ -344,10 +344,10 @@ def check_spans(spans: Any, length: int, where: str) -> list[tuple[int, int]]:
     if spans is None:
         return []
     if isinstance(spans, (str, bytes, dict)) or not hasattr(spans, "__len__"):
-        raise ValueError(f"{where}: `negative_spans` must be a list of [start, end] pairs, got {_short(spans)}.")
+        raise ValueError(f"{where}: `{column}` must be a list of [start, end] pairs, got {_short(spans)}.")
     checked = []
     for i, span in enumerate(spans):
-        name = f"{where}: `negative_spans[{i}]`"
+        name = f"{where}: `{column}[{i}]`"
         if isinstance(span, (str, bytes, dict)) or not hasattr(span, "__len__") or len(span) != 2:
             raise ValueError(f"{name} must be a pair [start, end] of character offsets, got {_short(span)}.")
         if not all(isinstance(offset, Integral) and not isinstance(offset, bool) for offset in span):

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.generation.sampling import completion_text
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
-from .annotate.rows import completion_text
 from .figures import draw_two_axes
 
 

@@ -17,21 +17,18 @@ from typing import Any
 
 from trl import ModelConfig
 
-from ..core.generation import EngineArguments
-from ..core.generation.models import ModelSource
+from ..core.generation import EngineArguments, ModelSource
 from ..core.generation.sampling import load_outputs, sample_outputs
 from ..core.generation.types import is_adapter_directory
-from ..core.inputs import Query
-from ..core.prompt_arguments import PromptArguments
+from ..core.inputs import PromptArguments, Query
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, mark_done, run_stages, training_settings
 from ..core.training.load import fit, last_checkpoint
-from .annotate.rows import Annotator, annotate_rows
-from .arguments import AnnotatorArguments, TNTArguments
-from .config import TNTConfig
+from .annotate import Annotator, annotate_rows
+from .config import AnnotatorArguments, TNTArguments, TNTConfig
+from .data import load_training_rows
 from .evaluation import evaluate_patch
 from .trainer import TNTTrainer
-from .data import load_training_rows
 
 
 # Settings that may change between a kill and the restart: they decide where and how fast, not what

@@ -2,10 +2,12 @@ import json
 
 import pytest
 
+from trl_extensions.core.generation.replies import Unreadable, read_reply, schema_json
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.tnt.annotate.judge import JudgeAnnotator, find_quote, parse_quotes
-from trl_extensions.tnt.annotate.rows import annotate_rows, failures_path
+from trl_extensions.core.runs.resumable import failures_path
+from trl_extensions.tnt.annotate import annotate_rows
+from trl_extensions.tnt.annotate.judge import JudgeAnnotator, Quotes, find_quote
 
 
 class ScriptedJudge:
@@ -20,9 +22,13 @@ class ScriptedJudge:
     def generate(self, prompts, params):
         self.calls.append((prompts, params))
         for index in reversed(range(len(prompts))):
-            question = prompts[index][-1]["content"]
-            [text] = [text for text in self.script if f"<answer>\n{text}\n</answer>" in question]
+            asked = "".join(message["content"] for message in prompts[index])
+            [text] = [text for text in self.script if f"<answer>\n{text}\n</answer>" in asked]
             yield index, Generation(self.script[text].pop(0), "stop", 5)
+
+
+def quotes(*found):
+    return json.dumps({"quotes": found}, ensure_ascii=False)
 
 
 def annotate(script, *, prompts=None, **options):
@@ -35,14 +41,19 @@ def annotate(script, *, prompts=None, **options):
 
 def test_quotes_become_spans_at_every_occurrence():
     text = "You idiot. What an idiot! Idiots."
-    judge = JudgeAnnotator(ScriptedJudge({text: ['["idiot", "What an idiot"]']}), "insults")
+    judge = JudgeAnnotator(ScriptedJudge({text: [quotes("idiot", "What an idiot")]}), "insults")
     assert judge.annotate([text], [""]) == [[(4, 9, "unwanted"), (11, 24, "unwanted"), (19, 24, "unwanted")]]
     assert +judge.counts == {}
     assert judge.failures == []
 
 
+def test_quotes_of_a_japanese_text():
+    _, _, [found] = annotate({"これは「馬鹿」な話だ。馬鹿げている。": [quotes("馬鹿", "話だ。")]})
+    assert found == ["馬鹿", "話だ。"]  # the first in quotation marks, where it stands alone
+
+
 def test_the_judge_sees_task_prompt_and_output():
-    script = {"plain {x}": ["[]"], "chat": ["[]"]}
+    script = {"plain {x}": [quotes()], "chat": [quotes()]}
     prompts = ["why {y}?", [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how?"}]]
     _, engine, found = annotate(script, prompts=prompts, max_quotes=3)
     assert found == [[], []]
@@ -53,119 +64,81 @@ def test_the_judge_sees_task_prompt_and_output():
         assert part in first
     for part in ("insults", "system: be kind\nuser: how?", "chat"):
         assert part in second
-    assert params == GenerationParams(max_new_tokens=300)
+    assert params == GenerationParams(max_new_tokens=300, schema=schema_json(Quotes))
 
 
 def test_the_worked_examples_are_right():
     """What the judge is shown must be what it is asked for: readable, and quoted from the text."""
-    _, engine, _ = annotate({"text": ["[]"]})
+    _, engine, _ = annotate({"text": [quotes()]})
     [([chat], _)] = engine.calls
     shown = list(zip(chat[:-1:2], chat[1::2], strict=True))
     assert len(shown) == 2
     for question, reply in shown:
         answer = question["content"].split("<answer>\n")[1].removesuffix("\n</answer>")
-        assert all(quote in answer for quote in json.loads(reply["content"]))
+        assert all(quote in answer for quote in read_reply(reply["content"], Quotes).quotes)
 
 
 def test_quotes_that_are_not_there_are_counted_and_dropped():
-    judge, engine, found = annotate({"You idiot.": ['["idiot", "moron", "You are"]'], "Fine.": ["[]"]})
+    judge, engine, found = annotate({"You idiot.": [quotes("idiot", "moron", "You are")], "Fine.": [quotes()]})
     assert found == [["idiot"], []]
     assert +judge.counts == {"not_in_text": 2}
     assert len(engine.calls) == 1
 
 
 def test_a_text_of_which_no_quote_can_be_placed_is_asked_about_again_and_is_never_clean():
-    judge, engine, found = annotate({"Some evil.": ['["bad"]', '["evil"]'], "Fine.": ['["bad"]', '["mad", "sad"]']})
+    script = {"Some evil.": [quotes("bad"), quotes("evil")], "Fine.": [quotes("bad"), quotes("mad", "sad")]}
+    judge, engine, found = annotate(script)
     assert found == [["evil"], []]
-    assert judge.failures == [(1, ('["bad"]', '["mad", "sad"]'))]
+    assert judge.failures == [(1, (quotes("bad"), quotes("mad", "sad")))]
     assert +judge.counts == {"not_in_text": 4, "misquoted": 1}
     assert [len(asked) for asked, _ in engine.calls] == [2, 2]
 
 
 def test_quotes_beyond_the_limit_are_counted_and_repeated_ones_are_one():
-    judge, _, found = annotate({"a b c d": ['["a", "a", "b", "c", "d"]']}, max_quotes=2)
+    judge, _, found = annotate({"a b c d": [quotes("a", "a", "b", "c", "d")]}, max_quotes=2)
     assert found == [["a", "b"]]
     assert +judge.counts == {"over_limit": 2}
 
 
-def test_an_unreadable_answer_is_asked_for_again_in_other_words_and_with_another_seed():
-    params = GenerationParams(max_new_tokens=9, temperature=0.5, seed=4)
-    script = {"one idiot": ["Hmm, hard to say."], "two": ["[]"], "three": ["??"], "": [], "four": ["[]"]}
+def test_an_unreadable_answer_is_asked_for_again_and_then_set_aside():
+    params = GenerationParams(max_new_tokens=9, temperature=0.9, seed=4)
+    script = {"one idiot": ["Hmm, hard to say."], "two": [quotes()], "three": ["??"], "": [], "four": [quotes()]}
     script["one idiot"].append('["idiot"]')
     script["three"].append("I would rather not.")
     judge, engine, found = annotate(script, params=params)
     assert found == [["idiot"], [], [], [], []]
-    assert judge.counts["unparsed"] == 1
+    assert judge.counts["unread"] == 1
     assert judge.failures == [(2, ("??", "I would rather not."))]
     (asked, first), (again, second) = engine.calls
     assert (len(asked), len(again)) == (4, 2)  # the empty text is never asked about
-    assert (first, second) == (params, GenerationParams(max_new_tokens=9, temperature=0.5, seed=5))
-    assert again[0][-1] != asked[0][-1]
-    assert "one idiot" in again[0][-1]["content"] and "three" in again[1][-1]["content"]
-    engine.script["one idiot"] = ["[]"]
+    assert (first.seed, first.max_new_tokens, second.seed) == (4, 9, 5)
+    assert "Hmm, hard to say." in again[0][-2]["content"] and again[0][-3] == asked[0][-1]
+    engine.script["one idiot"] = [quotes()]
     assert judge.annotate(["one idiot"], [""]) == [[]]
     assert judge.failures == []  # of the last call
-    assert judge.counts["unparsed"] == 1  # of all
+    assert judge.counts["unread"] == 1  # of all
 
 
 def test_the_report_counts_what_the_judge_got_wrong_and_keeps_its_words(tmp_path):
     rows = [{"id": text, "completion": text} for text in ("good evil", "bad idiot", "odd")]
-    engine = ScriptedJudge({"good evil": ['["evil", "bad"]'], "bad idiot": ['["idiot"]'], "odd": ["well", "well?"]})
-    report = annotate_rows(rows, [JudgeAnnotator(engine, "insults")], tmp_path / "out.jsonl")
-    assert report.counts == {"judge": {"not_in_text": 1, "unparsed": 1}}
+    script = {"good evil": [quotes("evil", "bad")], "bad idiot": [quotes("idiot")], "odd": ["well", "well?"]}
+    report = annotate_rows(rows, [JudgeAnnotator(ScriptedJudge(script), "insults")], tmp_path / "out.jsonl")
+    assert report.counts == {"judge": {"not_in_text": 1, "unread": 1}}
     assert (report.rows, report.with_span, report.set_aside) == (2, 2, 1)
-    assert "judge: 1 not_in_text, 1 unparsed" in report.summary
+    assert "judge: 1 not_in_text, 1 unread" in report.summary
     [aside] = read_jsonl(failures_path(tmp_path / "out.jsonl"))
     assert aside["failures"] == [{"by": "judge", "answers": ["well", "well?"]}]
 
 
-@pytest.mark.parametrize(
-    ("answer", "quotes"),
-    [
-        ('["a b", "c"]', ["a b", "c"]),
-        ("[]", []),
-        (' [ "a" , " " , "" ] ', ["a"]),
-        ('Sure! Here it is:\n```json\n["a",\n "b"]\n```\nI hope this helps [1].', ["a", "b"]),
-        ('```\n["a"]', ["a"]),
-        ('The unwanted parts [of it] are ["say \\"hi\\"", "b\\nc"].', ['say "hi"', "b\nc"]),
-        ('{"quotes": ["a", "b"]}', ["a", "b"]),
-        ('[{"quote": "a", "reason": "rude"}, {"text": "b"}]', ["a", "b"]),
-        ("['a', \"it's\"]", ["a", "it's"]),
-        ('["a", "b c", "cut of', ["a", "b c"]),
-        ('["a",\n"b"', ["a", "b"]),
-        ('["a\nb"]', ["a\nb"]),
-        ('<think>maybe ["x", "y", "z"]</think>["a"]', ["a"]),
-        ('First I thought [], but then ["a"]', ["a"]),
-        ('1. "a b" - an insult\n2) “c’s d”: rude\n3. plain words\n', ["a b", "c’s d", "plain words"]),
-        ("Here:\n- 'don't do'\n* `b`\n• **c**", ["don't do", "b", "c"]),
-        ('"a b",\n“c”', ["a b", "c"]),
-        ("None", []),
-        ("There are no unwanted passages in the answer.", []),
-        ("No unwanted content was found.", []),
-        ("**Nothing.**", []),
-    ],
-)
-def test_answers_that_can_be_read(answer, quotes):
-    assert parse_quotes(answer) == quotes
+@pytest.mark.parametrize("reply", ['["a b", "c"]', '```json\n{"quotes": ["a b", "c"]}\n```', '1. a b\n2. c'])
+def test_replies_of_engines_without_schemas(reply):
+    assert read_reply(reply, Quotes).quotes == ["a b", "c"]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "   ",
-        "I cannot help with that.",
-        "No idea what you mean",
-        "There is an insult in it.",
-        "[1, 2]",
-        '[{"reason": "rude"}]',
-        "<think>still thinking",
-        '{\n  "type": "json",\n  "items": "none",\n}',
-        "No one should say what it says there, and that is why I find all of it rather rude, sadly, really.",
-    ],
-)
-def test_answers_that_cannot_be_read(answer):
-    assert parse_quotes(answer) is None
+@pytest.mark.parametrize("reply", ["", "None", "I cannot help with that.", "[1, 2]", '{"passages": ["a"]}'])
+def test_replies_that_cannot_be_read(reply):
+    with pytest.raises(Unreadable):
+        read_reply(reply, Quotes)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,250 @@
+"""Mark the unwanted parts of sampled outputs: what every annotator offers, and the file of annotated rows.
+
+Targeted negative training (arXiv 2406.13660) learns from a model's own outputs with the unwanted tokens marked. Here
+they are marked in characters; several annotators compose, since a part is unwanted as soon as one of them marks it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ...core.generation.sampling import completion_text
+from ...core.generation.types import Prompt
+from ...core.runs.resumable import Failed, failures_path, map_rows
+from ..data import check_spans
+
+
+GIVEN = "given"
+"""Who marked the spans that a row came with."""
+
+
+class Span(NamedTuple):
+    """Unwanted characters of a text, `text[start:end]`, and why: the phrase, the class or the like."""
+
+    start: int
+    end: int
+    label: str
+
+
+class Failure(NamedTuple):
+    """A text that an annotator could not annotate: its position in the call's `texts`, and the raw answers to it."""
+
+    index: int
+    answers: tuple[str, ...]
+
+
+class Annotator(Protocol):
+    """What every annotator offers.
+
+    Two more attributes are read where they exist: `counts` (a `Counter` of what went wrong, by kind, over all calls)
+    and `failures` (the `Failure`s of the last call).
+
+    Attributes:
+        name: Who marked a span, in the rows and the report.
+        settings: JSON-ready values that the spans depend on; a resumed run must have the same ones.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+    def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
+        """The spans of each text, in characters of it. `prompts[i]` is what `texts[i]` answers or continues."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnnotationReport:
+    """What a call of `annotate_rows` did.
+
+    Args:
+        path (`Path`): The file of annotated rows.
+        rows (`int`): Rows in the file, those of earlier runs included.
+        with_span (`int`): Of these, rows in which something is unwanted.
+        spans (`int`): Spans in the file, after merging.
+        by_annotator (`dict[str, int]`): Annotator (or `"given"`) -> spans it marked, before merging.
+        set_aside (`int`): Rows that an annotator could not judge, kept out of the file, by earlier runs too.
+        counts (`dict[str, dict[str, int]]`): Annotator -> what went wrong in this call, by kind (quotes that are
+            not in the text, ...).
+        resumed (`int`): Rows that earlier runs had annotated or set aside.
+        seconds (`float`): Wall time of this call.
+    """
+
+    path: Path
+    rows: int
+    with_span: int
+    spans: int
+    by_annotator: dict[str, int]
+    set_aside: int
+    counts: dict[str, dict[str, int]]
+    resumed: int
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
+        marked = ", ".join(f"{count} by {name}" for name, count in sorted(self.by_annotator.items()))
+        parts = [
+            f"{self.path}: {self.rows} rows annotated{earlier}, {self.with_span} with a span",
+            f"{self.spans} spans" + (f" ({marked} before merging)" if marked else ""),
+        ]
+        if self.set_aside:
+            parts.append(f"{self.set_aside} rows set aside in {failures_path(self.path).name}")
+        for name, counts in sorted(self.counts.items()):
+            parts.append(f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
+        return "; ".join([*parts, f"{self.seconds:.1f} s"])
+
+
+def merge_spans(spans: Iterable[Sequence[Any]]) -> list[list[int]]:
+    """Sorted [start, end) pairs that cover the same characters, of which no two overlap or touch; none is empty.
+
+    Args:
+        spans: `Span`s or pairs with `start <= end`, in any order; what follows start and end is ignored.
+    """
+    merged: list[list[int]] = []
+    for start, end in sorted((span[0], span[1]) for span in spans):
+        if start == end:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    return merged
+
+
+def annotate_rows(
+    rows: Sequence[dict[str, Any]],
+    annotators: Sequence[Annotator],
+    output: str | os.PathLike,
+    *,
+    chunk_size: int = 64,
+) -> AnnotationReport:
+    """Annotate rows with every annotator and append each to a JSON-lines file.
+
+    A row keeps its columns and gets `negative_spans` (sorted and merged [start, end) character offsets into the text
+    of the completion, or of the assistant message that ends it) and `annotations` (`start`, `end`, `by` and `label` of
+    each mark, before merging). Spans that a row has already stay, as marked by `"given"`, or by those named in its
+    `annotations` where these make up the same spans.
+
+    A row that an annotator fails on is no clean row. It goes to `<output stem>.failures.jsonl` with the raw answers;
+    delete that file to try such rows again. The annotators' settings are written to `<output stem>.settings.json`, and
+    all rows of a chunk are on disk before the next one begins: running again with the same settings goes on where an
+    earlier run was stopped.
+
+    Args:
+        rows: Rows with `id` (distinct), `completion`, and optionally `prompt` and `negative_spans`.
+        annotators: Who marks. May be empty if rows bring their spans.
+        output: The `.jsonl` file to append to.
+        chunk_size: Rows handed to each annotator at once.
+
+    Raises:
+        ValueError: A row that cannot be used (the message names it), given spans that are no integers, reversed or
+            outside the text, two annotators of one name, spans outside the text from an annotator, or an `output` made
+            with other settings or rows; no row on disk is changed.
+    """
+    _check(rows, annotators)
+    before = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
+    sums = {"with_span": 0, "spans": 0}
+    by_annotator = Counter({annotator.name: 0 for annotator in annotators})  # who marks nothing at all should be seen
+
+    def tally(row: dict[str, Any]) -> dict[str, int]:
+        sums["with_span"] += bool(row["negative_spans"])
+        sums["spans"] += len(row["negative_spans"])
+        by_annotator.update(mark["by"] for mark in row["annotations"])
+        return sums
+
+    report = map_rows(
+        rows,
+        lambda chunk: _annotated(chunk, annotators),
+        output,
+        chunk_size=chunk_size,
+        settings={annotator.name: annotator.settings for annotator in annotators},
+        desc="annotating",
+        same=("completion",),
+        tally=tally,
+    )
+    after = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
+    counts = {a.name: dict(now - then) for a, now, then in zip(annotators, after, before, strict=True) if now - then}
+    return AnnotationReport(
+        path=report.path,
+        rows=report.rows,
+        **sums,
+        by_annotator=dict(by_annotator),
+        set_aside=report.failed,
+        counts=counts,
+        resumed=report.resumed,
+        seconds=report.seconds,
+    )
+
+
+def _check(rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator]) -> None:
+    """Refuse what cannot be annotated before anything is written."""
+    for index, row in enumerate(rows):
+        where = f"row {row.get('id', index)!r}"
+        if "completion" not in row:
+            raise ValueError(f"{where} has no `completion`, only {sorted(row)}; name the column of the output so")
+        try:
+            text = completion_text(row["completion"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        check_spans(row.get("negative_spans"), len(text), where)
+    if not annotators and rows and all(row.get("negative_spans") is None for row in rows):
+        raise ValueError("no annotator, and no row has `negative_spans`; give at least one annotator")
+    for name, count in Counter(annotator.name for annotator in annotators).items():
+        if count > 1 or name == GIVEN:
+            what = "two annotators are called" if count > 1 else "an annotator is called"
+            raise ValueError(
+                f"{what} {name!r}; give `name=` another value, so that the report can tell who marked what"
+            )
+
+
+def _annotated(
+    chunk: list[dict[str, Any]], annotators: Sequence[Annotator]
+) -> Iterator[tuple[int, dict[str, Any] | Failed]]:
+    texts = [completion_text(row["completion"]) for row in chunk]
+    marks = [_given(row, text) for row, text in zip(chunk, texts, strict=True)]
+    failed: dict[int, list[dict[str, Any]]] = {}
+    for annotator in annotators:
+        found = annotator.annotate(texts, [row.get("prompt") or "" for row in chunk])
+        if len(found) != len(chunk):
+            raise ValueError(
+                f"annotator {annotator.name!r} gave {len(found)} lists of spans for {len(chunk)} texts; one each"
+            )
+        for place, spans in enumerate(found):
+            for span in spans:
+                if not 0 <= span.start < span.end <= len(texts[place]):  # an annotator may be the user's own
+                    raise ValueError(
+                        f"annotator {annotator.name!r} marked [{span.start}, {span.end}) in row "
+                        f"{chunk[place]['id']!r}, whose text has {len(texts[place])} characters; it must mark at "
+                        "least one of them, and no others"
+                    )
+                marks[place].append({**span._asdict(), "by": annotator.name})
+        for place, answers in getattr(annotator, "failures", ()):
+            failed.setdefault(place, []).append({"by": annotator.name, "answers": list(answers)})
+    for place, row in enumerate(chunk):
+        if place in failed:
+            names = ", ".join(failure["by"] for failure in failed[place])
+            yield place, Failed(f"not understood: {names}", {"failures": failed[place]})
+        else:
+            spans = merge_spans((mark["start"], mark["end"]) for mark in marks[place])
+            ordered = sorted(marks[place], key=lambda mark: (mark["start"], mark["end"]))
+            yield place, {**row, "negative_spans": spans, "annotations": ordered}
+
+
+def _given(row: dict[str, Any], text: str) -> list[dict[str, Any]]:
+    """Marks for the spans a row came with; the recorded ones, if nobody has edited the spans since."""
+    spans = check_spans(row.get("negative_spans"), len(text), f"row {row['id']!r}")
+    try:
+        recorded = [
+            {key: mark[key] for key in ("start", "end", "by", "label")} for mark in row.get("annotations") or []
+        ]
+        if merge_spans((mark["start"], mark["end"]) for mark in recorded) == merge_spans(spans):
+            return recorded
+    except (TypeError, KeyError):
+        pass  # a column of another kind that happens to have this name
+    return [{"start": start, "end": end, "by": GIVEN, "label": ""} for start, end in spans if start < end]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ...core.classifiers import TextClassifier, load_profanity_check
 from ...core.generation.types import Prompt
-from .rows import Span, merge_spans
+from . import Span, merge_spans
 
 
 _MAX_SENTENCE_WORDS = 60
@@ -71,14 +71,9 @@ class ClassifierAnnotator:
     first tokens if there are more of them than it takes.
 
     Args:
-        model: Model id or directory of a sequence classifier, for the `text-classification` pipeline of transformers.
-        label: The label that means unwanted, as in `id2label` of the model's config. May be left out if the model has
-            one label, or two: then it is the second.
+        model, label, batch_size: See `core.classifiers.TextClassifier`; the label is the one that means unwanted.
         threshold: A piece is marked if its score is above this; a probability, between 0 and 1.
-        unit: `"sentence"` or `"window"`.
-        window: Words in a window.
-        stride: Words from the start of one window to that of the next.
-        batch_size: Pieces scored at once.
+        unit, window, stride: See `Units`.
         name: Who marked the spans.
 
     Raises:
@@ -125,9 +120,7 @@ class ProfanityAnnotator:
 
     Args:
         threshold: A piece is marked if its probability is above this, between 0 and 1.
-        unit: `"sentence"` or `"window"`.
-        window: Words in a window.
-        stride: Words from the start of one window to that of the next.
+        unit, window, stride: See `Units`.
         narrow: Whether to mark, in a piece above the threshold, only the words that are above it by themselves; the
             whole piece if none is. Training then removes few tokens, which is what leaves the rest in place.
         name: Who marked the spans.

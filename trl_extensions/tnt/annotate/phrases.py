@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.generation.types import Prompt
-from .rows import Span
+from . import Span
 
 
 _APOSTROPHES = "'’‘ʼ＇"
@@ -33,11 +33,9 @@ class PhraseAnnotator:
     in "can't". No such limit holds on the side of a character like "#" or "+". Languages that do not put spaces
     between words need `whole_words=False`.
 
-    Inflections: with `inflections`, the last word of a phrase also matches with the regular English endings: plural
-    and third person (-s, -es, -ies), -ed and -ing (with e dropped, y to i, consonant doubled) and the possessive 's,
-    which is then part of the span. Only the last: list "kicks the bucket" yourself. Not -er and -est, which make other
-    words ("butt", "butter"), and no irregular forms ("men", "ran"). Ordinary words may still be met by accident
-    ("even", "evening"): look at the annotations of a sample.
+    Inflections: the regular English endings of the last word (-s, -es, -ies, -ed, -ing, with e dropped, y to i,
+    consonant doubled) and the possessive 's, which is then part of the span. Neither -er and -est nor irregular forms.
+    Ordinary words may be met by accident ("even", "evening"): look at the annotations of a sample.
 
     Args:
         phrases: Words and phrases; also the spans' labels.

@@ -7,7 +7,9 @@ import pytest
 
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
-from trl_extensions.tnt.annotate.rows import Failure, Span, annotate_rows, completion_text, failures_path, merge_spans
+from trl_extensions.core.generation.sampling import completion_text
+from trl_extensions.core.runs.resumable import failures_path
+from trl_extensions.tnt.annotate import Failure, Span, annotate_rows, merge_spans
 
 
 class KilledError(Exception):
@@ -171,6 +173,7 @@ def test_rows_nobody_could_judge_are_set_aside_with_the_answers(tmp_path):
     report = annotate_rows(data, [Finder("cd", "x"), finder], path, chunk_size=2)
     assert [row["id"] for row in read_jsonl(path)] == ["r0", "r2"]
     [aside] = read_jsonl(failures_path(path))
+    assert aside.pop("reason") == "not understood: finder"
     assert aside == {**data[1], "failures": [{"by": "finder", "answers": ["??", "ab muddy"]}]}
     assert (report.rows, report.set_aside, report.counts) == (2, 1, {"finder": {"muddled": 1}})
     assert "1 rows set aside in out.failures.jsonl; finder: 1 muddled" in report.summary

@@ -1,0 +1,672 @@
+"""From the logs of a deployed model, with flags or complaints, to candidates for a person to judge, to training rows.
+
+The way of the data: `read_logs` -> `find_candidates` -> `write_candidates` -> a person edits the file ->
+`load_candidates` -> `rows_from_logs`. The outputs must be the model's own: the method takes its targets from the
+distribution that wrote them (arXiv 2406.13660, section 4).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from ..core.generation.sampling import completion_text
+from ..core.generation.types import Prompt
+from ..core.renamed import message, renamed
+from ..core.runs.jsonl import read_jsonl
+from ..core.runs.report import write_atomically
+from .annotate import GIVEN, Span, merge_spans
+from .annotate.phrases import PhraseAnnotator, inflected_forms
+from .data import check_spans, is_chat
+
+
+logger = logging.getLogger(__name__)
+
+FOUND = "logs"
+"""Who marked the spans in training rows where a selected candidate was found; those that the log marked are `GIVEN`."""
+DEFAULT_SEVERITY = 3.0
+"""Of what nobody gave a severity: the middle of 1 to 5."""
+
+
+# The log
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """An output of a deployed model and what was said about it."""
+
+    index: int  # position in the log, from 0
+    prompt: Prompt
+    completion: Prompt
+    text: str  # of the completion; what spans point into
+    flagged: bool = False  # whether there is any sign of a problem
+    spans: tuple[tuple[int, int], ...] = ()  # parts of `text` that are marked as bad
+    complaint: str = ""
+    severity: float | None = None  # 1 to 5
+    truncated: bool = False  # whether the output hit the generation limit, so that it has no end
+
+
+def read_logs(path: str | os.PathLike) -> list[LogRow]:
+    """Read logged outputs from a JSON-lines file.
+
+    Columns besides `prompt` and `completion`, all optional, null where unknown: `flagged` (bool), `spans` ([start, end)
+    character offsets into the completion), `complaint` (free text, in which quotation marks tell what the output said),
+    `severity` (1 to 5), `truncated` (bool). A row is flagged if `flagged` is true or there is a span or a complaint;
+    `severity` alone does it too, unless `flagged` is false. All others are clean, and training keeps them as they are.
+
+    Raises:
+        ValueError, FileNotFoundError: One line naming the file, the row (from 1), the column and what is wrong.
+    """
+    rows = read_jsonl(path, required=("prompt", "completion"))
+    if not rows:
+        raise ValueError(f"{path}: no rows; each line needs a `prompt` and a `completion`")
+    logs = []
+    for index, row in enumerate(rows):
+        try:
+            logs.append(_log_row(row, index))
+        except ValueError as error:
+            raise ValueError(f"{path}: row {index + 1}: {error}") from None
+    return logs
+
+
+def _log_row(row: dict[str, Any], index: int) -> LogRow:
+    prompt, text = row["prompt"], completion_text(row["completion"])
+    flagged, truncated, complaint, severity = map(row.get, ("flagged", "truncated", "complaint", "severity"))
+    for column, expected, valid in (
+        ("prompt", "a text or a list of chat messages", isinstance(prompt, str) or is_chat(prompt)),
+        ("flagged", "true or false", flagged in (None, False, True)),
+        ("truncated", "true or false", truncated in (None, False, True)),
+        ("complaint", "text", complaint is None or isinstance(complaint, str)),
+        ("severity", "a number from 1 to 5", severity is None or _is_severity(severity)),
+    ):
+        if not valid:
+            raise ValueError(f"`{column}` must be {expected}, got {row[column]!r:.80}")
+    spans, complaint = check_spans(row.get("spans"), len(text), "the log", "spans"), (complaint or "").strip()
+    flagged = bool(flagged or spans or complaint or (severity is not None and flagged is None))
+    return LogRow(
+        index, prompt, row["completion"], text, flagged, tuple(spans), complaint, severity, bool(truncated)
+    )
+
+
+def _is_severity(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 5
+
+
+# The file of candidates
+
+
+@renamed(keep="selected")
+@dataclass(frozen=True)
+class Candidate:
+    """Something that may be unwanted, and what the logs say about it."""
+
+    text: str  # its most frequent form
+    selected: bool = True  # whether it is unwanted indeed, and to be removed from the model
+    severity: float = DEFAULT_SEVERITY  # 1 to 5: the mean over the rows it was found in
+    kind: Literal["span", "quote", "phrase"] = "phrase"  # marked in an output; in a complaint; mined
+    count: int = 0  # flagged outputs that hold it, in any form
+    clean_count: int = 0  # outputs without any sign of a problem that hold it
+    examples: tuple[str, ...] = ()  # where it occurs, with the text around it
+    variants: tuple[str, ...] = ()  # other forms, the most frequent first; case and white space make no form
+
+    @property
+    def score(self) -> float:
+        """Frequency x severity: what candidates are ranked by."""
+        return self.count * self.severity
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Every form to look for."""
+        return (self.text, *self.variants)
+
+
+_KINDS = ("span", "quote", "phrase")
+_TEXT = ("text that is not empty, in quotes", lambda v: isinstance(v, str) and bool(v.strip()))
+_TEXTS = ("a list of texts, each in quotes", lambda v: isinstance(v, list) and all(map(_TEXT[1], v)))
+_COUNT = ("a number of outputs, 0 or more", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0)
+_FIELDS = {
+    "text": _TEXT, "selected": ("true or false", lambda v: isinstance(v, bool)),
+    "severity": ("a number from 1 to 5", _is_severity), "kind": (f"one of {', '.join(_KINDS)}", _KINDS.__contains__),
+    "count": _COUNT, "clean_count": _COUNT, "examples": _TEXTS, "variants": _TEXTS,
+}  # fmt: skip
+
+_HEADER = """\
+# What may be unwanted in the logged outputs: first what is selected by default, and of each part the worst first (count
+# x severity). Read it before you train. For each entry:
+#   selected  true: remove it from the model, wherever it occurs, flagged or not. false: it is fine as it is.
+#             Set false rather than delete the entry: what a log marks is unwanted unless an entry says that it is not.
+#   text, variants   what is looked for: whole words, any case and white space. Add forms, or delete wrong ones.
+#   severity  1 (a blemish) to 5 (must never happen).
+# You can add entries: `- text: ...` is enough. For your information only: kind (span: marked in an output; quote: from
+# a complaint; phrase: more frequent in flagged outputs), count and clean_count (flagged and other outputs with it) and
+# examples. A phrase that only flagged outputs share may be their subject, not their fault: look at the examples.
+"""
+
+
+def write_candidates(path: str | os.PathLike, candidates: Sequence[Candidate]) -> None:
+    """Write candidates as YAML, under a comment that says how to edit them; a file that is there is refused."""
+    import yaml
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else round(value, 2) if isinstance(value, float) else value
+
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists and may have been edited; move it away, or write to another file")
+    if not candidates:
+        raise ValueError(f"no candidate to write to {path}; add complaints that quote the output, or more logs")
+    entries = [{f.name: plain(getattr(candidate, f.name)) for f in fields(Candidate)} for candidate in candidates]
+    body = yaml.safe_dump({"candidates": entries}, sort_keys=False, allow_unicode=True, width=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _HEADER + "\n" + body)
+
+
+def load_candidates(path: str | os.PathLike) -> list[Candidate]:
+    """Read a file of candidates: `candidates: [{text: ..., selected: true, severity: 4}, ...]`.
+
+    Every field but `text` is optional. `keep`, as `selected` was called, works with a warning.
+
+    Raises:
+        ValueError, FileNotFoundError: One line naming the file, the entry (from 1), the field and the remedy.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; check the path")
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not valid YAML; put texts with special characters in quotes ({' '.join(str(error).split())})"
+        ) from None
+    entries = document.get("candidates") if isinstance(document, dict) and len(document) == 1 else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected only the key `candidates`, with a list of entries `- text: ...`")
+    if any(isinstance(entry, dict) and "keep" in entry for entry in entries):
+        warnings.warn(f"{path}: {message('keep', 'selected')}", FutureWarning, stacklevel=2)
+    candidates: list[Candidate] = []
+    owners: dict[str, int] = {}
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}: entry {number} ({entry!r:.40})"
+        if not isinstance(entry, dict) or "text" not in entry:
+            raise ValueError(f"{where} is no mapping with `text`; write `- text: <what is unwanted>`")
+        entry = {"selected" if name == "keep" else name: value for name, value in entry.items()}
+        for name, value in entry.items():
+            expected, is_valid = _FIELDS.get(name, (f"left out; the fields are {', '.join(_FIELDS)}", lambda v: False))
+            if not is_valid(value):
+                raise ValueError(f"{where}: `{name}` must be {expected}, got {value!r:.80}")
+        candidates.append(Candidate(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
+        for form in candidates[-1].forms:
+            owner = owners.setdefault(form_key(form), number)
+            if owner != number:
+                raise ValueError(f"{where}: {form!r:.80} is in entry {owner} too; leave it in one of them")
+    return candidates
+
+
+# Looking for phrases
+
+# Not "*", "$", "@" and the like, which stand for letters in what people rather not write out
+_PUNCTUATION = " \t\r\n.,;:!?\"'()[]{}“”„‘’«»`…–—-"
+_APOSTROPHES = str.maketrans("’‘ʼ＇", "'" * 4)
+_RUN = re.compile(r"[^\W_]+")
+_MARKUP = re.compile(r"(\*{1,3}|_{1,3})(?=[^*_])(.+)(?<=[^*_])\1")
+_QUOTE = re.compile(r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|`([^`]+)`|(?<!\w)['‘](.+?)['’](?!\w)", re.DOTALL)
+_LEFT_OUT = re.compile(r"\[?(?:\.{3,}|…)\]?")
+
+
+class PhraseIndex:
+    """Texts in which phrases are found fast: only those that have all of its words are searched."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = texts
+        self._with_word: defaultdict[str, set[int]] = defaultdict(set)
+        for index, text in enumerate(texts):
+            for word in set(_RUN.findall(text.lower())):
+                self._with_word[word].add(index)
+
+    def find(self, phrase: str) -> dict[int, list[Span]]:
+        """Position of a text -> where it holds the phrase, as a whole word, whatever the case and white space."""
+        sets = [self._with_word.get(word, set()) for word in _RUN.findall(phrase.lower())]
+        indices = sorted(set.intersection(*sets)) if sets else range(len(self.texts))
+        found = PhraseAnnotator([phrase]).annotate([self.texts[index] for index in indices], [])
+        return {index: spans for index, spans in zip(indices, found, strict=True) if spans}
+
+
+def fold(text: str) -> str:
+    """Lower case, single spaces, straight apostrophes: texts that are equal so are found by the same search."""
+    return " ".join(text.translate(_APOSTROPHES).lower().split())
+
+
+def form_key(text: str) -> str:
+    """The text in lower case and without punctuation around its words: equal for forms that differ in no more."""
+    words = (word.strip(_PUNCTUATION) for word in fold(text).split())
+    return " ".join(filter(None, words)) or fold(text)
+
+
+def marked_text(text: str, start: int, end: int) -> str:
+    """What a span marks, as something to look for elsewhere: widened to whole words, without punctuation around it."""
+    if not text[start:end].strip():
+        return ""
+    while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
+        start -= 1
+    while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
+        end += 1
+    words = " ".join(text[start:end].split())
+    words = words.strip(_PUNCTUATION) or words
+    return _MARKUP.sub(r"\2", words) if _MARKUP.fullmatch(words) else words
+
+
+def find_quotes(complaint: str, text: str) -> list[Span]:
+    """Where an output holds what a complaint about it quotes.
+
+    Quotation marks of any kind count, and "..." for words left out; case, white space, the kind of apostrophe and
+    punctuation at either end do not matter.
+    """
+    parts = [
+        part.strip(_PUNCTUATION) or part.strip()
+        for match in _QUOTE.finditer(complaint)
+        for part in _LEFT_OUT.split(next(group for group in match.groups() if group is not None))
+    ]
+    return [span for part in parts if part for span in PhraseAnnotator([part]).annotate([text], [])[0]]
+
+
+# Phrases that flagged outputs use more than clean ones: where a log says that an output is bad, but not what in it.
+# Outputs are compared by the share of them that holds a phrase, not by how often they repeat it: one long, repetitive
+# output must not outvote a hundred others.
+
+MAX_WORDS = 60  # of a mined phrase
+MIN_Z = 1.96
+MIN_LIFT = 2.0  # a phrase is in so many times the share of flagged outputs as of clean ones, so that no common word is
+SAME_SHARE = 0.9  # a longer phrase stands for one inside it if it is in this share of the outputs that hold that one
+
+# An underscore is no part of a word: Markdown writes _word_
+_WORD = re.compile(r"[^\W_]+(?:['’‘ʼ＇-][^\W_]+)*")
+_BREAK = re.compile(r"[.!?;:…][\"'”’)\]*_]*\s|[\n。！？；：]")
+
+Gram: TypeAlias = tuple[str, ...]
+Spots: TypeAlias = list[tuple[int, list[tuple[str, int, int]], int]]
+"""Where a phrase occurs: the output, a sentence (for each word its folded text, start and end), its first word."""
+
+
+class MinedPhrase(NamedTuple):
+    """A phrase that separates flagged outputs from clean ones."""
+
+    forms: dict[str, int]  # how the outputs write it, and how often
+    outputs: frozenset[int]  # positions of the flagged outputs that hold it
+    z: float  # its log-odds ratio in standard deviations
+
+
+def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> list[MinedPhrase]:
+    """Phrases that are over-represented in flagged outputs, the clearest first; none if either group is empty.
+
+    Every phrase within a sentence that two flagged outputs hold is tried; it must separate the groups (`separates`) and
+    have log-odds of `MIN_Z` standard deviations (`log_odds`). Of two, one inside the other, the longer stays if it is
+    nearly as frequent (`SAME_SHARE`) or has the higher z; otherwise it is the shorter one with some neighbour, and goes.
+    """
+    if not flagged or not clean:
+        return []
+    scores: dict[Gram, float] = {}
+    found: dict[Gram, Spots] = {}
+    spots, in_clean = {(): _beginnings(flagged)}, {(): _beginnings(clean)}
+    for _ in range(MAX_WORDS):
+        spots = {gram: where for gram, where in _longer(spots).items() if len(_outputs(where)) >= 2}
+        in_clean = {gram: where for gram, where in _longer(in_clean).items() if gram in spots}
+        for gram, where in spots.items():
+            counts = len(_outputs(where)), len(flagged), len(_outputs(in_clean.get(gram, []))), len(clean)
+            z = log_odds(*counts)[1]
+            if z >= MIN_Z and separates(*counts):
+                scores[gram], found[gram] = z, where
+    phrases = []
+    for gram in _without_nested(scores, {gram: len(_outputs(where)) for gram, where in found.items()}):
+        forms: Counter[str] = Counter()
+        for output, words, first in found[gram]:
+            forms[" ".join(flagged[output][words[first][1] : words[first + len(gram) - 1][2]].split())] += 1
+        phrases.append(MinedPhrase(dict(forms), _outputs(found[gram]), scores[gram]))
+    return sorted(phrases, key=lambda phrase: (-phrase.z, min(phrase.forms)))
+
+
+def _beginnings(texts: Sequence[str]) -> Spots:
+    """Every word of every text. A line break or a colon ends a sentence too; commas are skipped."""
+    spots: Spots = []
+    for index, text in enumerate(texts):
+        words: list[tuple[str, int, int]] = []
+        for match in _WORD.finditer(text):
+            if words and _BREAK.search(text, words[-1][2], match.start()):
+                words = []
+            spots.append((index, words, len(words)))
+            words.append((fold(match.group()), match.start(), match.end()))
+    return spots
+
+
+def _longer(spots: dict[Gram, Spots]) -> dict[Gram, Spots]:
+    """The same phrases with the word behind them."""
+    longer: defaultdict[Gram, Spots] = defaultdict(list)
+    for gram, where in spots.items():
+        for output, words, first in where:
+            if first + len(gram) < len(words):
+                longer[(*gram, words[first + len(gram)][0])].append((output, words, first))
+    return longer
+
+
+def _outputs(spots: Spots) -> frozenset[int]:
+    return frozenset(output for output, _, _ in spots)
+
+
+def _without_nested(scores: dict[Gram, float], counts: dict[Gram, int]) -> list[Gram]:
+    """One of each pair of n-grams of which one lies inside the other, longest first."""
+    left = dict.fromkeys(sorted(scores, key=lambda gram: (-len(gram), -scores[gram], gram)))
+    for gram in list(left):
+        parts = (gram[i : i + size] for size in range(len(gram) - 1, 0, -1) for i in range(len(gram) - size + 1))
+        for part in parts:
+            if gram not in left:
+                break
+            if part in left:
+                longer_stays = counts[gram] >= SAME_SHARE * counts[part] or scores[gram] >= scores[part]
+                del left[part if longer_stays else gram]
+    return list(left)
+
+
+def log_odds(flagged_count: int, flagged: int, clean_count: int, clean: int) -> tuple[float, float]:
+    """How much more flagged outputs hold an n-gram than clean ones: delta (nats) and z (standard deviations).
+
+    Monroe, Colaresi and Quinn, "Fightin' Words" (2008), with their informative Dirichlet prior, for outputs instead of
+    word tokens. With y of n outputs in each group, the share s of all outputs that hold it, a prior worth
+    a0 = min(n_flagged, n_clean) outputs and a = a0 s:
+
+        delta = log((y_f + a) / (n_f + a0 - y_f - a)) - log((y_c + a) / (n_c + a0 - y_c - a))
+        var   = 1 / (y_f + a) + 1 / (n_f + a0 - y_f - a) + 1 / (y_c + a) + 1 / (n_c + a0 - y_c - a)
+        z     = delta / sqrt(var), and both are 0 if all outputs hold it, or none does
+
+    The paper leaves out the second and fourth term of the variance, which vanish for a rare word; a phrase may well be
+    in most of the flagged outputs. The prior keeps what was seen once or twice from coming out on top.
+    """
+    share = (flagged_count + clean_count) / (flagged + clean)
+    if share in (0.0, 1.0):
+        return 0.0, 0.0
+    prior = min(flagged, clean)
+    delta = variance = 0.0
+    for sign, count, total in ((1, flagged_count, flagged), (-1, clean_count, clean)):
+        with_it = count + prior * share
+        without = total + prior - with_it
+        delta += sign * math.log(with_it / without)
+        variance += 1 / with_it + 1 / without
+    return delta, delta / math.sqrt(variance)
+
+
+def separates(flagged_count: int, flagged: int, clean_count: int, clean: int) -> bool:
+    """Whether the share of flagged outputs that hold something is at least `MIN_LIFT` times that of clean ones."""
+    return flagged_count * clean >= MIN_LIFT * clean_count * flagged
+
+
+# From complaints to candidates: what flagged outputs have in common, ranked, for a person to select
+
+SELECT_Z = 3.0  # of thousands of n-grams tried a few reach 2 standard deviations by chance
+MAX_CANDIDATES = 200
+NUM_EXAMPLES = 3
+
+_CONTEXT = 40
+_LONGEST_EXAMPLE = 160
+_NEGATIONS = frozenset(["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"])
+
+
+@dataclass
+class _Group:
+    """Forms of one candidate, and the flagged rows they come from."""
+
+    kind: Literal["span", "quote", "phrase"]
+    z: float = math.inf
+    forms: Counter[str] = field(default_factory=Counter)
+    rows: set[int] = field(default_factory=set)
+
+    def absorb(self, other: _Group) -> None:
+        self.kind = min(self.kind, other.kind, key=_KINDS.index)
+        self.z = max(self.z, other.z)
+        self.forms += other.forms
+        self.rows |= other.rows
+
+
+def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
+    """What may be unwanted in logged outputs, ranked by frequency x severity, near-duplicates merged.
+
+    Candidates are the spans that rows mark, the quotes of their complaints that are found in the output and, for
+    flagged rows with neither, the phrases that such outputs use more than clean ones (`mine_phrases`). Forms that
+    differ in case, punctuation, inflection, spelling or one of four or more words become one candidate, unless it is by
+    a negation or a number.
+
+    Selected by default are those that separate flagged outputs from clean ones (`MIN_LIFT`, and `MIN_Z`, or `SELECT_Z`
+    for a phrase that nobody pointed at), and spans and quotes that at least half of the flagged outputs which hold them
+    point at: "the", marked once by mistake, is not.
+
+    Returns:
+        At most `MAX_CANDIDATES` (a warning counts the others), those selected first, and then by score.
+
+    Raises:
+        ValueError: No row is flagged.
+    """
+    flagged, clean = [row for row in logs if row.flagged], [row for row in logs if not row.flagged]
+    if not flagged:
+        raise ValueError(
+            f"none of the {len(logs)} logged outputs has a sign of a problem; bad ones need `flagged: true`, `spans`, "
+            "a `complaint` or a `severity`"
+        )
+    indices = PhraseIndex([row.text for row in flagged]), PhraseIndex([row.text for row in clean])
+    candidates = [_as_candidate(group, flagged, *indices) for group in _merge_similar(_groups(flagged, clean))]
+    candidates = [candidate for candidate in candidates if candidate.count]
+    candidates.sort(key=lambda c: (not c.selected, -c.score, c.clean_count, c.text))
+    if left_out := candidates[MAX_CANDIDATES:]:
+        selected = sum(candidate.selected for candidate in left_out)
+        logger.warning(
+            "%d of %d candidates left out, %d of which would be selected", len(left_out), len(candidates), selected
+        )
+    return candidates[:MAX_CANDIDATES]
+
+
+def _groups(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, _Group]:
+    """Key of a form -> what spans and quotes say of it; then the phrases that rows with neither have in common."""
+    groups: dict[str, _Group] = {}
+    explained = set()
+    for index, row in enumerate(flagged):
+        for kind, spans in (("span", row.spans), ("quote", find_quotes(row.complaint, row.text))):
+            for start, end, *_ in spans:
+                if text := marked_text(row.text, start, end):
+                    explained.add(index)
+                    group = _Group(kind, forms=Counter([text]), rows={index})
+                    groups.setdefault(form_key(text), _Group(kind)).absorb(group)
+    rest = [index for index in range(len(flagged)) if index not in explained]
+    if rest and not clean:
+        logger.warning(
+            "%d flagged outputs have neither a span nor a quote, and there is no clean output to compare them with; "
+            "add outputs that nobody flagged",
+            len(rest),
+        )
+    for phrase in mine_phrases([flagged[index].text for index in rest], [row.text for row in clean]):
+        for form, count in phrase.forms.items():
+            group = _Group("phrase", phrase.z, Counter({form: count}), {rest[index] for index in phrase.outputs})
+            groups.setdefault(form_key(form), _Group("phrase", phrase.z)).absorb(group)
+    return groups
+
+
+def _merge_similar(groups: dict[str, _Group]) -> list[_Group]:
+    """Put each form, the most frequent first, to a more frequent one that it is a near-duplicate of."""
+    heads: list[tuple[list[str], set[str], _Group]] = []
+    for key, group in sorted(groups.items(), key=lambda item: (-len(item[1].rows), item[0])):
+        words = [word.removesuffix("'s").strip("*_") or word for word in key.split()]
+        beginnings = {word[:2] for word in words}  # of which half must be the same, which is fast to tell
+        for head, known, of_head in heads:
+            if 2 * len(beginnings & known) >= len(beginnings) and _near_duplicates(words, head):
+                of_head.absorb(group)
+                break
+        else:
+            heads.append((words, beginnings, group))
+    return [group for _, _, group in heads]
+
+
+def _near_duplicates(one: list[str], other: list[str]) -> bool:
+    """Whether the words are the same, up to spelling, but for added ones: at most a quarter of the longer text."""
+    added = 0
+    for tag, i, j, k, m in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        same_length = tag == "replace" and j - i == m - k
+        if tag == "equal" or (same_length and all(map(_same_word, one[i:j], other[k:m]))):
+            continue
+        words = one[i:j] + other[k:m]
+        if tag == "replace" or any(map(_never_ignored, words)):
+            return False
+        added += len(words)
+    return 4 * added <= max(len(one), len(other))
+
+
+def _same_word(one: str, other: str) -> bool:
+    """Whether two words are inflections or misspellings of each other; the first letter tells "safe" from "unsafe"."""
+    if _never_ignored(one) or _never_ignored(other) or one[0] != other[0]:
+        return False
+    if one.isalpha() and other.isalpha() and (other in inflected_forms(one) or one in inflected_forms(other)):
+        return True
+    return min(len(one), len(other)) >= 6 and SequenceMatcher(None, one, other, autojunk=False).ratio() >= 0.85
+
+
+def _never_ignored(word: str) -> bool:
+    return word in _NEGATIONS or word.endswith("n't") or any(char.isdigit() for char in word)
+
+
+def _as_candidate(group: _Group, flagged: Sequence[LogRow], in_flagged: PhraseIndex, in_clean: PhraseIndex) -> Candidate:
+    alike: defaultdict[str, Counter[str]] = defaultdict(Counter)  # forms that the search does not tell apart
+    for form, count in group.forms.items():
+        alike[fold(form)][form] += count
+    ordered = sorted(alike, key=lambda key: (-alike[key].total(), key))
+    forms = [min(alike[key], key=lambda form: (-alike[key][form], form)) for key in ordered]
+    places: dict[int, Span] = {}
+    for form in forms:
+        places = {index: spans[0] for index, spans in in_flagged.find(form).items()} | places
+    clean_count = len({index for form in forms for index in in_clean.find(form)})
+    counts = len(places), len(flagged), clean_count, len(in_clean.texts)
+    if group.kind == "phrase":
+        selected = group.z >= SELECT_Z and separates(*counts)
+    else:
+        pointed_at = 2 * len(group.rows) >= len(places)
+        selected = pointed_at or (counts[3] > 0 and separates(*counts) and log_odds(*counts)[1] >= MIN_Z)
+    severities = [flagged[index].severity for index in sorted(group.rows) if flagged[index].severity is not None]
+    # Rows that point at it come first
+    ordered_rows = sorted(places, key=lambda index: (index not in group.rows, index))
+    contexts = dict.fromkeys(_context(flagged[index].text, *places[index][:2]) for index in ordered_rows)
+    return Candidate(
+        text=forms[0],
+        kind=group.kind,
+        selected=selected,
+        severity=sum(severities) / len(severities) if severities else DEFAULT_SEVERITY,
+        count=len(places),
+        clean_count=clean_count,
+        examples=tuple(contexts)[:NUM_EXAMPLES],
+        variants=tuple(forms[1:]),
+    )
+
+
+def _context(text: str, start: int, end: int) -> str:
+    """The text around a span in one line, "..." where it is cut."""
+    first, last = max(0, start - _CONTEXT), min(len(text), end + _CONTEXT)
+    last = min(last, first + _LONGEST_EXAMPLE)
+    inside = " ".join(text[first:last].split())
+    return ("..." if first else "") + inside + ("..." if last < len(text) else "")
+
+
+# From candidates to training rows
+
+
+@dataclass(frozen=True)
+class LogsReport:
+    """What `rows_from_logs` made of a log."""
+
+    rows: int
+    with_span: int
+    newly_marked: int  # rows with a span that nobody had flagged
+    clean: int
+    spans: int  # after merging
+    unknown: int  # rows left out: flagged, and nothing in them is marked; what is bad must not be trained as wanted
+
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        return (
+            f"{self.rows} training rows: {self.with_span} with {self.spans} spans ({self.newly_marked} of them nobody "
+            f"had flagged), {self.clean} clean; {self.unknown} left out because their bad part is unknown"
+        )
+
+
+class _Mark(NamedTuple):
+    start: int
+    end: int
+    by: str
+    label: str
+    severity: float
+
+
+def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> tuple[list[dict[str, Any]], LogsReport]:
+    """Training rows with everything marked that is unwanted.
+
+    Marked are all forms of every selected candidate in every output, also where nobody flagged it, and the spans that
+    the log marks, unless these are a form of a candidate that is not selected. What the log says of an output holds for
+    another row with the same prompt and output too.
+
+    Returns:
+        Rows as `annotate.annotate_rows` writes them, `by` being `"given"` or `"logs"` and `label` the candidate, with
+        `index` (position in the log) and `severity` (the highest of what is marked, 0 for a clean row); and a count.
+    """
+    index = PhraseIndex([row.text for row in logs])
+    found: defaultdict[int, set[_Mark]] = defaultdict(set)
+    for candidate in candidates:
+        for form in candidate.forms if candidate.selected else ():
+            for place, spans in index.find(form).items():
+                found[place] |= {_Mark(s.start, s.end, FOUND, candidate.text, candidate.severity) for s in spans}
+    given = _given(logs, candidates)
+    rows, newly_marked, unknown = [], 0, 0
+    for place, row in enumerate(logs):
+        key = _same_output(row)
+        marks = sorted(found[place] | given.get(key, set()))
+        if not marks and key in given:
+            unknown += 1
+            continue
+        newly_marked += bool(marks) and key not in given
+        rows.append(
+            {
+                "id": f"log-{row.index}",
+                "index": row.index,
+                "prompt": row.prompt,
+                "completion": row.completion,
+                "truncated": row.truncated,
+                "negative_spans": merge_spans(marks),
+                "annotations": [dict(zip(_Mark._fields[:4], mark, strict=False)) for mark in marks],
+                "severity": max((mark.severity for mark in marks), default=0.0),
+            }
+        )
+    with_span, spans = sum(bool(row["negative_spans"]) for row in rows), sum(len(r["negative_spans"]) for r in rows)
+    return rows, LogsReport(len(rows), with_span, newly_marked, len(rows) - with_span, spans, unknown)
+
+
+def _given(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> dict[str, set[_Mark]]:
+    """Prompt and output of a flagged row -> what the log marks in it, less candidates that are not selected."""
+    of_form = {form_key(form): candidate for candidate in candidates for form in candidate.forms}
+    marks: dict[str, set[_Mark]] = {}
+    for row in logs:
+        if not row.flagged:
+            continue
+        own = marks.setdefault(_same_output(row), set())
+        for start, end in row.spans:
+            candidate = of_form.get(form_key(marked_text(row.text, start, end)))
+            if start == end or (candidate and not candidate.selected):
+                continue
+            severity = candidate.severity if candidate else row.severity or DEFAULT_SEVERITY
+            own.add(_Mark(start, end, GIVEN, candidate.text if candidate else "", severity))
+    return marks
+
+
+def _same_output(row: LogRow) -> str:
+    return json.dumps([row.prompt, row.text], sort_keys=True)
