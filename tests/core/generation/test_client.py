@@ -1,13 +1,17 @@
 import asyncio
 import errno
+import hashlib
+import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from contextlib import asynccontextmanager
 
 import pytest
 
-from trl_extensions.core.generation.client import BudgetSpent, CallFailed, LLMClient, Response, ResponseCache
+from trl_extensions.core.generation.client import BudgetSpent, CallFailed, LLMClient, Request, Response, ResponseCache
 from trl_extensions.core.generation.endpoint import EndpointError
 from trl_extensions.core.generation.types import Generation, GenerationParams
 
@@ -395,6 +399,41 @@ def test_budget_of_tokens(path):
         assert client.usage.calls == made
 
 
+def test_tokens_are_counted_here_where_the_server_does_not(path):
+    """3 words read and 4 written by the given counter: seven a call, of which a budget of 8 allows two."""
+
+    class Silent(Server):
+        async def ask(self, prompt, params, seed, options=()):
+            return Generation("one two three four", "stop", 0, 0), [0.0] if options else None
+
+    async def one_by_one(client):
+        return [result for number in range(4) for result in await ask(client, f"{number} a b")]
+
+    own = {"max_tokens": 8, "count_tokens": lambda text: len(text.split())}
+    results, client = run(path, {"strong": Silent()}, one_by_one, **own)
+    assert [type(result) for result in results] == [Response] * 2 + [BudgetSpent] * 2
+    assert results[0] == Response("one two three four", "stop", 4, 3, estimated=True)
+    assert (client.usage.estimated, client.usage.num_prompt_tokens, client.usage.num_tokens) == (2, 6, 8)
+    assert "estimated" in str(results[-1])
+    again, client = run(path, {"strong": Silent()}, one_by_one, **own)
+    assert [type(result) for result in again] == [Response] * 2 + [BudgetSpent] * 2 and client.usage.calls == 0
+    # Without a counter: a quarter of the bytes, 18 / 4 and 5 / 4 rounded up; a choice is one token
+    (result,), _ = run(path.with_name("other"), {"strong": Silent()}, lambda client: ask(client, "0 a b"))
+    assert (result.num_tokens, result.num_prompt_tokens) == (5, 2)
+    (result,), _ = run(path.with_name("other"), {"strong": Silent()}, lambda c: ask(c, "0 a b", options=("A",)))
+    assert (result.num_tokens, result.num_prompt_tokens) == (1, 2)
+
+
+def test_an_answer_the_server_broke_off_fails_alone(path):
+    """Eleven in a row are no sign of a server in trouble: it has answered."""
+    server = Server(concurrency=1)
+    partial = Generation("half", "length", 3, 2)
+    server.script = {str(n): [EndpointError("content_filter", 200, partial)] for n in range(11)}
+    results, _ = run(path, {"strong": server}, lambda client: ask(client, *map(str, range(12))))
+    assert [type(result) for result in results] == [CallFailed] * 11 + [Response]
+    assert not any(result.retryable for result in results[:11]) and logged(path) == ["11"]
+
+
 # Models in this process
 
 
@@ -537,3 +576,155 @@ def test_leaving_may_be_interrupted_and_nothing_runs_on(path):
         server.held.set()
 
     asyncio.run(main())
+
+
+# The cache
+
+
+def request(prompt="hi", step="encode", engine="endpoint:m", options=(), **params):
+    return Request(step, engine, prompt, GenerationParams(**params), options)
+
+
+def chat(text):
+    return [{"role": "user", "content": text}]
+
+
+ROUND_TRIPS = {
+    "text": (request("hi"), Response("there", "stop", 3, 5)),
+    "chat": (request(chat("hi"), temperature=0.7, seed=4, stop=("END", "\n")), Response("cut", "length", 9, 0)),
+    "options": (request(options=("7", "8")), Response("", "length", 1, 4, (-0.25, -math.inf))),
+    "unicode": (request(chat("日本 🦊 \u2028 \x00"), step="é"), Response('"q"\nlines \u2029 \r\n 🦊', "stop", 1, 1)),
+    "half a surrogate pair": (request("half \ud83d pair"), Response("fine", "stop", 1, 1)),
+    "estimated": (request("e", schema='{"type": "object"}'), Response("{}", "stop", 1, 1, estimated=True)),
+}
+
+
+@pytest.mark.parametrize("name", list(ROUND_TRIPS))
+def test_what_was_added_is_found(path, name):
+    made, response = ROUND_TRIPS[name]
+    with ResponseCache(path) as cache:
+        assert cache.find(made) is None and len(cache) == cache.num_tokens == 0
+        cache.add(made, response)
+        assert cache.find(made) == response and len(cache) == 1
+    with ResponseCache(path) as cache:
+        assert cache.find(made) == response and len(cache) == 1
+        assert cache.num_tokens == response.num_tokens + response.num_prompt_tokens
+        (row,) = cache.rows()
+    assert (row["key"], row["step"], row["engine"]) == (made.key, made.step, made.engine)
+    assert ("options" in row) == bool(made.options) and row["params"]["seed"] == made.params.seed
+
+
+def test_the_key_stands_for_all_of_a_request():
+    different = [
+        request(), request("ho"), request(chat("hi")), request(step="decode"), request(engine="endpoint:n"),
+        request(options=("7",)), request(options=("7", "8")), request(seed=1), request(temperature=0.5),
+        request(top_p=0.5), request(max_new_tokens=9), request(stop=("x",)), request(schema="{}"),
+    ]  # fmt: skip
+    assert len({own.key for own in different}) == len(different)
+    assert all(len(own.key) == 32 and int(own.key, 16) >= 0 for own in different)
+    assert request(chat("hi")).key == request(chat("hi")).key
+
+
+def test_keys_without_a_schema_are_those_of_earlier_versions():
+    """Or no call of an old file would be found again: the digest of what was hashed before there were schemas."""
+    params = {"max_new_tokens": 350, "temperature": 0.0, "top_p": 1.0, "stop": (), "seed": 0}
+    content = json.dumps(["encode", "endpoint:m", "hi", params, ()], sort_keys=True)
+    assert request().key == hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def test_a_response_is_the_same_before_and_after_the_cache(path):
+    """Half a surrogate pair, which a file cannot hold: a run that was killed must not go on with another text."""
+    response = Response.of(Generation("half \ud83d pair", "stop", 3, 2))
+    with ResponseCache(path) as cache:
+        cache.add(request(), response)
+        assert cache.find(request()) == response
+
+
+def test_lines_of_an_earlier_version_are_taken_over_once(path):
+    old = path.with_suffix(".jsonl")
+    rows = []
+    for number in range(5):
+        own = request(str(number), seed=number)
+        reply = {"text": f"reply {number}", "finish_reason": "stop", "num_tokens": 2, "num_prompt_tokens": 1}
+        row = {"key": own.key, "step": own.step, "engine": own.engine, "prompt": own.prompt}
+        rows.append({**row, "params": {"seed": number}, "reply": reply})
+    weights = request("w", options=("A", "B"))
+    rows.append({"key": weights.key, "step": "s", "options": ["A", "B"], "reply": {"logprobs": [-0.5, None]}})
+    lines = [json.dumps(row) for row in rows]
+    lines[3] = lines[3][:40]
+    old.write_text("\n".join(lines) + "\n" + lines[0][:-10])  # one line is broken, and the last was cut short
+    for _ in range(2):
+        with ResponseCache(path) as cache:
+            found = [cache.find(request(str(number), seed=number)) for number in range(5)]
+            assert found == [Response(f"reply {n}", "stop", 2, 1) if n != 3 else None for n in range(5)]
+            assert cache.find(weights) == Response(logprobs=(-0.5, -math.inf))
+            assert [row.get("prompt") for row in cache.rows()] == ["0", "1", "2", "4", None] and len(cache) == 5
+            assert cache.num_tokens == 12
+        old.write_text(json.dumps(rows[3]) + "\n")
+
+
+def test_threads_and_processes_share_a_cache(path):
+    program = f"""
+from tests.core.generation.test_client import fill
+fill({str(path)!r}, 9)
+"""
+    other = subprocess.Popen([sys.executable, "-c", program])
+    threads = [threading.Thread(target=fill, args=(path, number)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert other.wait(60) == 0
+    with ResponseCache(path) as cache:
+        assert len(cache) == 5 * 100
+        assert all(cache.find(request(f"{t}/{n}")).text.startswith(f"{t} {n} ") for t in (0, 3, 9) for n in range(100))
+
+
+def fill(path, number):
+    """A hundred calls, each looked up at once, with those of others in between."""
+    with ResponseCache(path) as cache:
+        for place in range(100):
+            own = Response(f"{number} {place} " + "x" * (place * 7 % 300))
+            cache.add(request(f"{number}/{place}"), own)
+            assert cache.find(request(f"{number}/{place}")) == own
+
+
+def test_calls_survive_a_kill(path):
+    program = f"""
+import os, signal
+from tests.core.generation.test_client import fill
+fill({str(path)!r}, 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    with ResponseCache(path) as cache:
+        assert len(cache) == 100 and cache.find(request("1/99")).text.startswith("1 99 ")
+
+
+def test_rows_in_the_order_they_finished(path):
+    with ResponseCache(path) as cache:
+        for number in (3, 1, 2):
+            cache.add(request(str(number), max_new_tokens=number), Response("r", "stop", number, 10))
+        cache.add(request("1", max_new_tokens=1), Response("of another process"))
+        rows = list(cache.rows())
+    assert [row["prompt"] for row in rows] == ["3", "1", "2"]
+    assert [row["reply"]["text"] for row in rows] == ["r"] * 3
+    assert [row["params"]["max_new_tokens"] for row in rows] == [3, 1, 2]
+
+
+def test_what_json_cannot_hold_is_refused(path):
+    with ResponseCache(path) as cache:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            cache.add(request("1"), Response(logprobs=(math.nan,)))
+        assert cache.find(request("1")) is None
+
+
+def test_a_closed_cache_and_a_file_that_is_none(path):
+    cache = ResponseCache(path)
+    cache.close()
+    cache.close()
+    with pytest.raises(ValueError, match=r"calls\.sqlite is closed"):
+        cache.add(request(), Response("late"))
+    path.write_text("no database, but a text of some length " * 100)
+    with pytest.raises(OSError, match=r"not a database.*calls\.sqlite"):
+        ResponseCache(path)
