@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from trl_extensions.codeclm import comparison
-from trl_extensions.codeclm.comparison import answer, compare
+from trl_extensions.codeclm.comparison import answer, capacity_recovery, compare
 from trl_extensions.core.generation.client import ResponseCache
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.inputs import Query
@@ -189,3 +189,12 @@ def test_margin_is_the_mean_difference_of_scores():
     assert -0.11 < margin["interval"][0] <= 0.2 <= margin["interval"][1] < 0.51
     assert comparison._margin(judgments[3:]) is None
     assert comparison._margin(judgments[:1])["interval"] is None
+
+
+def test_capacity_recovery_by_hand():
+    # 2 wins, 1 tie, 3 losses
+    result = capacity_recovery([1, 1, 0.5, 0, 0, 0])
+    assert (result["crr"], result["wins"], result["ties"], result["losses"], result["n"]) == (0.5, 2, 1, 3, 6)
+    assert (result["low"], result["high"]) == wilson(3, 6)
+    with pytest.raises(ValueError, match="row 1: 2 is no outcome"):
+        capacity_recovery([1, 2])

@@ -12,11 +12,11 @@ from ..core.generation.sampling import COLUMNS, as_prompt, completion_text, samp
 from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.inputs import Query
 from ..core.judge.pairwise import Judgment, Pair, PairwiseJudge, summarise
-from ..core.judge.win_rate import LOSS, TIE, WIN, capacity_recovery, win_rate
+from ..core.judge.win_rate import LOSS, TIE, WIN, check_outcomes, win_rate
 from ..core.modeling.batches import free_memory
 from ..core.runs.jsonl import read_jsonl, write_jsonl
 from ..core.runs.report import write_atomically
-from ..core.stats import bootstrap_ratio
+from ..core.stats import bootstrap_ratio, wilson
 
 
 PLAYERS = ("strong", "before", "after")
@@ -151,6 +151,29 @@ def summary(judgments: Iterable[Judgment], answers: Mapping[str, Mapping[str, Ma
         for name, own in answers.items()
     }
     return result
+
+
+def capacity_recovery(outcomes: Sequence[float], *, confidence: float = 0.95) -> dict[str, Any]:
+    """Capacity recovery ratio of a target model against a strong one (arXiv 2404.05875, section 5.1).
+
+    (wins + ties) / all, with Wilson's interval. A judge that contradicts itself makes ties, and ties count: read the
+    ratio beside the share of contradictions.
+
+    Args:
+        outcomes: Of the target model: 1 win, 0.5 tie, 0 loss.
+        confidence: Coverage, in (0, 1).
+
+    Returns:
+        JSON-ready: `crr`, `low`, `high`, `n`, `wins`, `ties`, `losses`.
+
+    Raises:
+        ValueError: There are no outcomes, or one is none of the three (names the row).
+    """
+    values = check_outcomes(outcomes)
+    recovered, wins = int((values > LOSS).sum()), int((values == WIN).sum())
+    low, high = wilson(recovered, len(values), confidence)
+    counts = {"wins": wins, "ties": recovered - wins, "losses": len(values) - recovered}
+    return {"crr": recovered / len(values), "low": low, "high": high, "n": len(values)} | counts
 
 
 def _outcome(judgments: list[Judgment], share: str) -> dict[str, Any]:

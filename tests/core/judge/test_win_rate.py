@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from trl_extensions.core.judge.win_rate import (
-    capacity_recovery,
     fit_logistic,
     length_adjusted,
     length_balanced,
@@ -200,12 +199,3 @@ def test_the_same_seed_gives_the_same_interval(rate):
     columns = random.choice([0, 0.5, 1], 50), random.integers(1, 90, 50), random.integers(1, 90, 50)
     assert rate(*columns, seed=3) == rate(*columns, seed=3)
     assert rate(*columns, seed=3)["low"] != rate(*columns, seed=4)["low"]
-
-
-def test_capacity_recovery_by_hand():
-    # 2 wins, 1 tie, 3 losses
-    result = capacity_recovery([1, 1, 0.5, 0, 0, 0])
-    assert (result["crr"], result["wins"], result["ties"], result["losses"], result["n"]) == (0.5, 2, 1, 3, 6)
-    assert (result["low"], result["high"]) == wilson(3, 6)
-    with pytest.raises(ValueError, match="row 1: 2 is no outcome"):
-        capacity_recovery([1, 2])

@@ -3,7 +3,8 @@
 import datasets
 import evaluate
 
-from trl_extensions.core.judge.win_rate import LOSS, TIE, WIN, capacity_recovery
+from trl_extensions.codeclm.comparison import capacity_recovery
+from trl_extensions.core.judge.win_rate import LOSS, TIE, WIN
 
 
 _CITATION = """\
