@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_extensions.core.inputs import FIRST_HUMAN_TURN, load_queries
+from trl_extensions.core.inputs import FIRST_HUMAN_TURN, PromptArguments, load_queries, read_rows
 
 
 def jsonl(tmp_path, rows, name="q.jsonl"):
@@ -27,21 +27,58 @@ def test_id_is_the_start_of_the_sha256_of_the_stripped_text(tmp_path):
     assert (query.text, query.id) == ("Why?", hashlib.sha256(b"Why?").hexdigest()[:12])
 
 
-def test_all_kinds_of_files_give_the_same(tmp_path):
-    rows = [{"prompt": 'One, "two"\nthree?'}, {"prompt": "Zwölf?"}]
-    paths = [jsonl(tmp_path, rows, name) for name in ("a.jsonl", "a.jsonl.gz")]
-    paths.append(tmp_path / "a.json")
-    paths[-1].write_text(json.dumps(rows), encoding="utf-8")
-    paths.append(tmp_path / "a.csv")
-    with open(paths[-1], "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, ["prompt"])
-        writer.writeheader()
-        writer.writerows(rows)
-    for path in paths:
-        assert texts(load_queries(path)) == ['One, "two"\nthree?', "Zwölf?"]
+ROWS = [{"prompt": 'One, "two"\nthree?', "n": "1"}, {"prompt": "卵の茹で方は？", "n": "2"}]
 
 
-def test_a_saved_dataset_folder_is_read_by_split(tmp_path):
+def write(path, rows=ROWS):
+    """Rows in the format that the name of a file says."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        pytest.importorskip("datasets").Dataset.from_list(rows).to_parquet(path)
+        return path
+    with opener(path, "wt", encoding="utf-8-sig" if "csv" in name else "utf-8", newline="") as file:
+        if name.endswith(".json"):
+            json.dump(rows, file, ensure_ascii=False)
+        elif name.endswith(".jsonl"):
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, ["prompt", "n"], delimiter="\t" if "tsv" in name else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.tsv.gz"])
+def test_all_kinds_of_files_give_the_same_rows(tmp_path, name):
+    assert list(read_rows(write(tmp_path / name))) == ROWS
+
+
+def test_a_text_file_has_a_row_a_line(tmp_path):
+    path = tmp_path / "seeds.txt"
+    path.write_text("卵の茹で方は？\n\n  Why\u2028so?  \n", encoding="utf-8")
+    assert list(read_rows(path)) == [{"text": "卵の茹で方は？"}, {"text": "Why\u2028so?"}]
+    assert texts(load_queries(path)) == ["卵の茹で方は？", "Why\u2028so?"]
+
+
+def test_a_saved_dataset_is_read_by_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    one, many = datasets.Dataset.from_list(ROWS), datasets.DatasetDict()
+    one.save_to_disk(tmp_path / "one")
+    many["train"], many["test"] = one, one.select([1])
+    many.save_to_disk(tmp_path / "many")
+    assert list(read_rows(tmp_path / "one")) == ROWS
+    assert list(read_rows(tmp_path / "many", "test")) == ROWS[1:]
+    with pytest.raises(ValueError, match=r"many.*'dev'"):
+        list(read_rows(tmp_path / "many", "dev"))
+
+
+def test_a_law_in_one_cell_is_read(tmp_path):
+    path = write(tmp_path / "laws.csv", [{"prompt": "条" * 200_000, "n": "1"}])
+    assert len(next(read_rows(path))["prompt"]) == 200_000
+
+
+def test_a_folder_of_files_is_read_by_split(tmp_path):
     datasets = pytest.importorskip("datasets")
     folder = tmp_path / "set"
     folder.mkdir()
@@ -111,11 +148,14 @@ def test_bad_options_are_refused_in_one_line(tmp_path, options, message):
     [
         ("a.jsonl", '{"query": "a"}\n{"query": ', "line 2 is not JSON"),
         ("a.jsonl", '["a"]\n', "row 1 is not an object"),
+        ("a.jsonl", '[{"query": "a"}]', "name it .json"),
+        ("a.csv", "query\na,b\n", "row 1 has more cells"),
+        ("a.parquet", "no parquet", "cannot be read as parquet"),
         ("a.jsonl", '{"queri": "a", "b": 1}\n', "available: queri, b"),
         ("a.json", '{"query": "a"}\n{"query": "b"}\n', "name it .jsonl"),
         ("a.json", '{"query": "a"}', "expected a list of objects, got dict"),
         ("a.jsonl.gz", "not gzip", "cannot be read"),
-        ("a.txt", "a", "unknown kind of file"),
+        ("a.xlsx", "a", "unknown kind of file"),
         ("a.jsonl", "", "no query left"),
     ],
 )
@@ -125,6 +165,14 @@ def test_bad_files_are_refused_in_one_line(tmp_path, name, content, message):
     with pytest.raises(ValueError) as error:
         load_queries(path)
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("utf-16", "UTF-16"), ("cp932", "Shift_JIS")])
+def test_another_encoding_is_named(tmp_path, encoding, named):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"query": "卵"}\n', encoding=encoding)
+    with pytest.raises(ValueError, match=named):
+        load_queries(path)
 
 
 def test_a_missing_file_and_an_unknown_dataset_are_refused(tmp_path):
@@ -162,10 +210,58 @@ class TestChats:
         assert first.text == second.text == "Why?" and first.id != second.id
         assert [message["role"] for message in first.messages] == ["system", "user", "assistant", "user"]
 
-    def test_they_are_refused_where_texts_are_needed(self, tmp_path):
-        with pytest.raises(ValueError, match="holds list, not text"):
-            load_queries(self.write(tmp_path / "chats.jsonl", self.CHAT))
+    def test_where_texts_are_needed_they_count_with_the_first_turn_of_the_user(self, tmp_path):
+        assert texts(load_queries(self.write(tmp_path / "chats.jsonl", self.CHAT))) == ["Hi"]
 
-    def test_a_chat_ends_with_what_is_to_be_answered(self, tmp_path):
-        with pytest.raises(ValueError, match="row 1, column 'prompt': the chat ends with an answer"):
-            load_queries(self.write(tmp_path / "chats.jsonl", self.CHAT[:3]), chats=True)
+    def test_answers_at_the_end_are_cut_off_and_counted(self, tmp_path, caplog):
+        source = self.write(tmp_path / "chats.jsonl", self.CHAT[:3], self.CHAT, self.CHAT[2:3])
+        with caplog.at_level(logging.WARNING):
+            first, second = load_queries(source, chats=True)
+        assert [message["content"] for message in first.messages] == ["Be kind.", "Hi"]
+        assert len(second.messages) == 4
+        assert "2 chats end with an answer" in caplog.text and "1 empty" in caplog.text
+
+    def test_other_names_of_roles_and_contents_in_parts(self, tmp_path):
+        rows = [
+            {"conversations": [{"from": "human", "value": "卵は？"}, {"from": "gpt", "value": "茹でる。"}]},
+            {"conversations": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]},
+        ]
+        queries = load_queries(jsonl(tmp_path, rows), chats=True)
+        assert [query.messages for query in queries] == [
+            [{"role": "user", "content": "卵は？"}],
+            [{"role": "user", "content": "Why?"}],
+        ]
+
+    def test_a_message_without_text_is_refused_with_its_row(self, tmp_path):
+        rows = [
+            {"messages": [{"role": "user", "content": "a"}]},
+            {"messages": [{"role": "assistant", "tool_calls": []}]},
+        ]
+        with pytest.raises(ValueError, match="row 2, column 'messages': a message needs"):
+            load_queries(jsonl(tmp_path, rows), chats=True)
+
+
+def test_an_input_goes_behind_its_instruction(tmp_path):
+    rows = [{"instruction": "Translate.", "input": "卵", "text": "###"}, {"instruction": "Sing.", "input": ""}]
+    assert texts(load_queries(jsonl(tmp_path, rows))) == ["Translate.\n\n卵", "Sing."]
+
+
+class TestPromptArguments:
+    def test_prompts_are_shuffled_and_held_out(self, tmp_path):
+        path = tmp_path / "p.txt"
+        path.write_text("\n".join(f"Question {number}?" for number in range(6)))
+        arguments = PromptArguments(prompts=str(path), num_eval_prompts=2)
+        rest, held_out = arguments.load_prompts(seed=3)
+        assert (len(rest), len(held_out)) == (4, 2) and not {q.id for q in rest} & {q.id for q in held_out}
+        assert arguments.load_prompts(seed=3) == (rest, held_out) != arguments.load_prompts(seed=4)
+        with pytest.raises(ValueError, match="6 prompts, of which num_eval_prompts=6"):
+            PromptArguments(prompts=str(path), num_eval_prompts=6).load_prompts(seed=3)
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [({"num_eval_prompts": 1}, "num_eval_prompts"), ({"num_prompts": 0}, "num_prompts"),
+         ({"num_samples": True}, "num_samples"), ({"temperature": -1.0}, "temperature")],
+    )  # fmt: skip
+    def test_values_out_of_range_are_refused_by_name(self, options, named):
+        with pytest.raises(ValueError, match=named):
+            PromptArguments(**options)

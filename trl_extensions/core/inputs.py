@@ -1,4 +1,4 @@
-"""Read the queries that responses are sampled for."""
+"""Read what users bring: rows of any usual format, and the prompts or chats in them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .generation.types import GenerationParams
 
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_COLUMNS = ("query", "prompt", "text", "instruction", "post", "question")
+DEFAULT_COLUMNS = (
+    "query", "prompt", "messages", "conversations", "instruction", "text", "post", "question",
+)  # fmt: skip
+"""Columns tried in this order where none is named; `input` goes behind `instruction`, as in Alpaca."""
 FIRST_HUMAN_TURN = r"\n\nHuman: (.*?)\n\nAssistant:"
 """`pattern` that takes the first question out of a transcript such as Anthropic/hh-rlhf's column `chosen`."""
 
-_JSON_LINES = (".jsonl", ".jsonl.gz")
-_JSON = (".json", ".json.gz")
-_CSV = (".csv", ".csv.gz")
-_SUFFIXES = (*_JSON_LINES, *_JSON, *_CSV)
+_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+_SUFFIXES = (*_KINDS, *(f"{kind}.gz" for kind in _KINDS[:-1]))
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,122 @@ class Query:
         return cls(cls.from_text(json.dumps(own)).id, own[-1]["content"], own)
 
 
+def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict[str, Any]]:
+    """The rows of a file or a data set.
+
+    Args:
+        source: A `.jsonl`, `.json` (a list), `.csv`, `.tsv`, `.txt` (a text a line, in column `text`) or `.parquet`
+            file, all but the last also gzipped; a folder written by `save_to_disk`; the id of a data set on the hub,
+            or one file of such a data set as `hf://datasets/<owner>/<name>/<file>`.
+        split: Split of a data set; a file is always read whole.
+
+    Raises:
+        ValueError: One line naming the source, the row or line (counted from 1), and the remedy.
+    """
+    source = os.fspath(source)
+    rows: Iterable[Any] = _read_file(Path(source)) if is_file(source) else read_dataset(source, split)
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, str):
+            row = {"text": row}
+        if not isinstance(row, dict):
+            raise ValueError(f"{source}: row {number} is not an object with named columns; write one per row")
+        if None in row:
+            raise ValueError(f"{source}: row {number} has more cells than there are columns; put them into quotes")
+        yield row
+
+
+def is_file(source: str | os.PathLike) -> bool:
+    """Whether `source` is meant as a file on this machine; raises where it is one that cannot be read."""
+    source = os.fspath(source)
+    if source.startswith("hf://"):
+        return False
+    if Path(source).is_file():
+        if not source.endswith(_SUFFIXES):
+            raise ValueError(f"{source}: unknown kind of file; use one of {', '.join(_KINDS)}")
+        return True
+    if source.endswith(_SUFFIXES):
+        raise ValueError(f"{source}: no such file; check the path")
+    return False
+
+
+def read_dataset(source: str, split: str) -> Any:
+    """A saved data set, one of the hub, or one file of that, as a `datasets.Dataset`."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    try:
+        if source.startswith("hf://"):
+            kind = next((kind[1:] for kind in _KINDS if kind in source[-12:]), "json")
+            builder = {"jsonl": "json", "tsv": "csv", "txt": "text"}.get(kind, kind)
+            options = {"sep": "\t"} if kind == "tsv" else {}
+            return load_dataset(builder, data_files=source, split="train", **options)
+        if any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            saved = load_from_disk(source)
+            return saved[split] if isinstance(saved, DatasetDict) else saved
+        return load_dataset(source, split=split)
+    except Exception as error:  # the library raises many kinds, some of them only with its optional dependencies
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{source}: neither a file here nor a data set that can be loaded (split {split!r}): {reason}; check the "
+            "name, the split and the network"
+        ) from error
+
+
+def _read_file(path: Path) -> Iterator[Any]:
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind == ".parquet":
+        from pyarrow import ArrowException, parquet
+
+        try:
+            for batch in parquet.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+        except ArrowException as error:
+            raise ValueError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+        return
+    csv.field_size_limit(sys.maxsize)  # a law in one cell is longer than the default
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            if kind == ".json":
+                yield from _json_list(file.read(), path)
+            elif kind == ".jsonl":
+                yield from _json_lines(file, path)
+            elif kind == ".txt":
+                yield from (line.strip() for line in file if line.strip())
+            else:
+                yield from csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
+    except UnicodeDecodeError as error:
+        marks = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+        encoding = "UTF-16" if marks else "perhaps Shift_JIS or Latin-1"
+        raise ValueError(f"{path}: not UTF-8 but {encoding} ({error.reason}); save it as UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as {''.join(path.suffixes)} ({error}); rewrite the file") from None
+
+
+def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error.msg}); correct or delete it") from None
+        if number == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
+            raise ValueError(f"{path}: one JSON list, not an object a line; name it .json")
+        yield row
+
+
+def _json_list(content: str, path: Path) -> list[Any]:
+    try:
+        rows = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not JSON ({error.msg}, line {error.lineno}); if it has one object a line, name it .jsonl"
+        ) from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of objects, got {type(rows).__name__}; write `[{{...}}, ...]`")
+    return rows
+
+
 def load_queries(
     source: str | os.PathLike,
     *,
@@ -63,23 +185,22 @@ def load_queries(
     limit: int | None = None,
     chats: bool = False,
 ) -> list[Query]:
-    r"""Read queries from a file or from the hub.
+    r"""Read queries from a file or a data set.
 
-    Empty, unmatched and repeated queries are dropped, and their number is logged.
+    Empty, unmatched and repeated queries are dropped; of a chat that ends with answers these are cut off. How often is
+    logged.
 
     Args:
-        source (`str` or `os.PathLike`):
-            A `.jsonl`, `.json` or `.csv` file (also gzipped), the id of a data set on the hub, or one file of such a
-            data set as `hf://datasets/<owner>/<name>/<file>`.
+        source (`str` or `os.PathLike`): See `read_rows`.
         column (`str`, *optional*):
-            Column that holds the query. Defaults to the first present of query, prompt, text, instruction, post,
-            question.
+            Column that holds the query, as text or as a chat (`role` and `content`, or `from` and `value`). Defaults
+            to the first present of `DEFAULT_COLUMNS`.
         pattern (`str`, *optional*):
             Regular expression with exactly one group, which is the query; `.` matches line breaks too. For the first
             human turn of a transcript use `FIRST_HUMAN_TURN`, `r"\n\nHuman: (.*?)\n\nAssistant:"`.
-        split (`str`): Split of a data set on the hub; a file is always read whole.
+        split (`str`): Split of a data set; a file is always read whole.
         limit (`int`, *optional*): Stop after this many queries.
-        chats (`bool`): Whether the column may hold lists of chat messages, as TRL's conversational prompts do.
+        chats (`bool`): Whether chats are taken as they are; otherwise they count with their first turn of the user.
 
     Returns:
         Distinct queries in the order of the source.
@@ -91,33 +212,79 @@ def load_queries(
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; give at least 1, or none for all queries")
     expression = _compile(pattern)
-    rows = read_file(Path(source)) if is_file(source) else read_dataset(source, split)
-    dropped: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     queries: dict[str, Query] = {}
-    for value in _values(rows, source, column, chats):
+    for number, row in enumerate(read_rows(source, split), start=1):
+        column = column or next((name for name in DEFAULT_COLUMNS if name in row), None)
+        if column is None or column not in row:
+            missing = f"column {column!r}" if column else f"column for queries ({', '.join(DEFAULT_COLUMNS)})"
+            raise ValueError(
+                f"{source}: row {number} has no {missing}; available: {', '.join(map(str, row)) or 'none'}"
+            )
+        value = row_value(row, column, f"{source}: row {number}, column {column!r}")
         if isinstance(value, list):
-            query = Query.from_messages(value)
+            query = _from_chat(value, chats, counts)
         else:
             if expression is not None:
                 if not (match := expression.search(value)):
-                    dropped["unmatched"] += 1
+                    counts["unmatched"] += 1
                     continue
                 value = match.group(1) or ""
             query = Query.from_text(value.strip())
-        if not query.text:
-            dropped["empty"] += 1
+        if not query.text.strip():
+            counts["empty"] += 1
         elif query.id in queries:
-            dropped["repeated"] += 1
+            counts["repeated"] += 1
         else:
             queries[query.id] = query
             if len(queries) == limit:
                 break
-    if dropped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        logger.warning("%s: %d queries kept, dropped: %s", source, len(queries), counts)
+    cut = counts.pop("cut", 0)
+    if cut:
+        logger.warning("%s: %d chats end with an answer, which is cut off", source, cut)
+    if counts:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+        logger.warning("%s: %d queries kept, dropped: %s", source, len(queries), dropped)
     if not queries:
-        raise ValueError(f"{source}: no query left ({dict(dropped) or 'no rows'}); check the column and the pattern")
+        raise ValueError(f"{source}: no query left ({dict(counts) or 'no rows'}); check the column and the pattern")
     return list(queries.values())
+
+
+def row_value(row: dict[str, Any], column: str, where: str) -> str | list[dict[str, str]]:
+    """A column's text, with `input` behind an `instruction`, or its chat as `role` and `content`; "" where it is null.
+
+    Raises:
+        ValueError: It is neither, or a message is none; begins with `where`.
+    """
+    value = row[column]
+    if isinstance(value, (list, tuple)) and len(value):
+        return [_message(message, where) for message in value]
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where} holds {type(value).__name__}, not text or a chat; name a text column")
+    more = row.get("input") if column == "instruction" else None
+    if value and isinstance(more, str) and more.strip():
+        return f"{value.strip()}\n\n{more.strip()}"
+    return value or ""
+
+
+def _message(message: Any, where: str) -> dict[str, str]:
+    given = message if isinstance(message, dict) else {}
+    role, content = given.get("role", given.get("from")), given.get("content", given.get("value"))
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError(f"{where}: a message needs the texts `role` and `content`, got {message!r:.80}")
+    return {"role": _ROLES.get(role, role), "content": content}
+
+
+def _from_chat(messages: list[dict[str, str]], chats: bool, counts: Counter[str]) -> Query:
+    if not chats:
+        return Query.from_text(next((m["content"].strip() for m in messages if m["role"] == "user"), ""))
+    length = len(messages)
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    counts["cut"] += len(messages) < length
+    return Query.from_messages(messages) if messages else Query.from_text("")
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:
@@ -134,105 +301,75 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
     return expression
 
 
-def _values(
-    rows: Iterable[dict[str, Any]], source: str, column: str | None, chats: bool
-) -> Iterator[str | list[dict[str, str]]]:
-    """The chosen column of each row; a missing value counts as empty text."""
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}: row {number} is not an object with named columns; write one per row")
-        if column is None:
-            column = next((name for name in DEFAULT_COLUMNS if name in row), None)
-            if column is None:
-                raise ValueError(
-                    f"{source}: none of the columns {', '.join(DEFAULT_COLUMNS)} is there; name the column of the "
-                    f"queries, available: {', '.join(map(str, row))}"
-                )
-        if column not in row:
+@dataclass
+class PromptArguments:
+    """Prompts, held-out prompts and how they are answered: the arguments of every method that samples outputs.
+
+    Raises:
+        ValueError: A value outside its range, naming the field.
+    """
+
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "Prompts: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a data set."},
+    )
+    prompt_column: str | None = field(default=None, metadata={"help": "Column of the prompts; guessed if left out."})
+    prompt_pattern: str | None = field(
+        default=None, metadata={"help": "Regular expression with one group that cuts the prompt out of the column."}
+    )
+    prompt_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Use at most this many prompts."})
+    num_eval_prompts: int = field(default=200, metadata={"help": "Prompts held out for evaluation."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of every chat."})
+    plain_prompts: bool = field(
+        default=False, metadata={"help": "Continue prompts as they stand, even if the model has a chat template."}
+    )
+    greedy: bool = field(default=True, metadata={"help": "Sample one greedy output a prompt."})
+    num_samples: int = field(default=1, metadata={"help": "Random outputs a prompt, beside the greedy one."})
+    num_eval_samples: int = field(default=1, metadata={"help": "Random outputs a held-out prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of random outputs."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of random outputs."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest output, in tokens."})
+    stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end an output."})
+
+    def __post_init__(self):
+        check_least(self, num_eval_prompts=2, num_samples=0, num_eval_samples=0, max_new_tokens=1)
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        self.params()
+
+    def params(self, seed: int = 0) -> GenerationParams:
+        """How outputs are sampled."""
+        return GenerationParams(self.max_new_tokens, self.temperature, self.top_p, tuple(self.stop), seed)
+
+    def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
+        """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out.
+
+        Raises:
+            ValueError: Too few prompts, or as `load_queries`.
+        """
+        prompts = load_queries(
+            self.prompts,
+            column=self.prompt_column,
+            pattern=self.prompt_pattern,
+            split=self.prompt_split,
+            limit=self.num_prompts,
+            chats=True,
+        )
+        if len(prompts) < self.num_eval_prompts + 1:
             raise ValueError(
-                f"{source}: row {number} has no column {column!r}; available: {', '.join(map(str, row)) or 'none'}"
+                f"{self.prompts} holds {len(prompts)} prompts, of which num_eval_prompts={self.num_eval_prompts} are "
+                "held out: give more prompts or lower `num_eval_prompts`."
             )
-        value = row[column]
-        if chats and isinstance(value, list) and value:
-            _check_chat(value, f"{source}: row {number}, column {column!r}")
-        elif value is not None and not isinstance(value, str):
-            raise ValueError(
-                f"{source}: row {number}, column {column!r} holds {type(value).__name__}, not text; name a text column"
-            )
-        yield value or ""
+        random.Random(seed).shuffle(prompts)
+        return prompts[self.num_eval_prompts :], prompts[: self.num_eval_prompts]
 
 
-def _check_chat(messages: list[Any], where: str) -> None:
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise ValueError(f"{where}: a message needs the texts `role` and `content`, got {message!r:.80}")
-    if messages[-1]["role"] == "assistant":
-        raise ValueError(f"{where}: the chat ends with an answer; end it with what is to be answered")
-
-
-def is_file(source: str) -> bool:
-    """Whether `source` is meant as a file on this machine; raises where it is one that cannot be read."""
-    if source.startswith("hf://"):
-        return False
-    if Path(source).is_file():
-        if not source.endswith(_SUFFIXES):
-            raise ValueError(f"{source}: unknown kind of file; use one of {', '.join(_SUFFIXES)}")
-        return True
-    if source.endswith(_SUFFIXES):
-        raise ValueError(f"{source}: no such file; check the path")
-    return False
-
-
-def read_file(path: Path) -> Iterator[dict[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            if path.name.endswith(_CSV):
-                yield from csv.DictReader(file)
-            elif path.name.endswith(_JSON_LINES):
-                yield from _json_lines(file, path)
-            else:
-                yield from _json_list(file.read(), path)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise ValueError(
-            f"{path}: cannot be read as UTF-8 {''.join(path.suffixes)} ({error}); rewrite the file"
-        ) from None
-
-
-def _json_lines(lines: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error.msg}); correct or delete it") from None
-
-
-def _json_list(content: str, path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error.msg}, line {error.lineno}); if it has one object a line, name it .jsonl"
-        ) from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of objects, got {type(rows).__name__}; write `[{{...}}, ...]`")
-    return rows
-
-
-def read_dataset(source: str, split: str) -> Iterable[dict[str, Any]]:
-    """A data set of the hub, or one file of it."""
-    from datasets import load_dataset
-
-    try:
-        if source.startswith("hf://"):
-            builder = "csv" if source.endswith(_CSV) else "json"
-            return load_dataset(builder, data_files=source, split="train")
-        return load_dataset(source, split=split)
-    except Exception as error:  # the library raises many kinds, some of them only with its optional dependencies
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{source}: neither a file here nor a data set that can be loaded (split {split!r}): {reason}; check the "
-            "name and the network"
-        ) from error
+def check_least(arguments: Any, **least: int) -> None:
+    """Raise a one-line `ValueError` for a field that is no whole number, or a smaller one than given here."""
+    for name, minimum in least.items():
+        value = getattr(arguments, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")

@@ -9,9 +9,8 @@ from trl import SFTConfig
 
 from ..core.generation import parse_engine
 from ..core.generation.types import GenerationParams
-from ..core.inputs import Query, load_queries
+from ..core.inputs import Query, check_least, load_queries
 from ..core.judge.pairwise import MODES
-from ..core.inputs import check_least
 from ..core.renamed import renamed
 from ..core.training.checks import reject_sft_settings
 from .data import check_template

@@ -10,12 +10,11 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ...core.inputs import is_file, read_dataset, read_file
+from ...core.inputs import is_file, read_dataset, read_rows
 
 
 logger = logging.getLogger(__name__)
@@ -219,7 +218,7 @@ def _divide(examples: Sequence[Row], share: float, seed: int, stream: int) -> tu
 def _open_source(source: str | os.PathLike, split: str) -> tuple[str, list[tuple[str, dict[str, Any]]], dict]:
     """Name of the source, its rows with what to call each in messages, and the class names it declares, by column."""
     source = os.fspath(source)
-    rows: Iterable[dict[str, Any]] = read_file(Path(source)) if is_file(source) else read_dataset(source, split)
+    rows: Iterable[dict[str, Any]] = read_rows(source) if is_file(source) else read_dataset(source, split)
     features = getattr(rows, "features", None) or {}
     declared = {column: list(feature.names) for column, feature in features.items() if hasattr(feature, "names")}
     numbered = []

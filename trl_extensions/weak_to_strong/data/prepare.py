@@ -12,7 +12,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ...core.inputs import is_file, read_dataset, read_file
+from ...core import inputs
+from ...core.inputs import is_file, read_dataset
 from ..labels.calibrate import confidence
 from .row_values import check_row_values
 
@@ -30,14 +31,10 @@ _OVERLONG = "_w2s_overlong"
 
 def read_rows(source: str, split: str) -> list[dict[str, Any]]:
     """All rows of a file or a data set; a `ValueError` names the source and the row that cannot be read."""
-    given = read_file(Path(source)) if is_file(source) else read_dataset(source, split)
-    rows = list(given)
-    for place, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}: row {place} is not an object with named columns; write one per row.")
+    rows = list(inputs.read_rows(source, split))
     if not rows:
         raise ValueError(f"{source} has no rows: check where they come from.")
-    if ".csv" in Path(source).suffixes:
+    if {".csv", ".tsv"} & set(Path(source).suffixes):
         rows = [{name: _from_csv(name, value) for name, value in row.items()} for row in rows]
     return rows
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ...core.prompt_arguments import PromptArguments
+from ...core.inputs import PromptArguments
 
 
 @dataclass
