@@ -113,7 +113,8 @@ def test_full_disk_leaves_whole_lines_only(tmp_path):
     """A limit of 100 bytes on the file stops the write in the middle of the row, as a full disk would."""
     path = tmp_path / "rows.jsonl"
     program = (
-        "import resource, sys\nfrom trl_extensions.core.runs.jsonl import JsonlWriter\nwriter = JsonlWriter(sys.argv[1])\n"
+        "import resource, sys\nfrom trl_extensions.core.runs.jsonl import JsonlWriter\n"
+        "writer = JsonlWriter(sys.argv[1])\n"
         "writer.append({'id': 0})\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
         "try:\n    writer.append({'text': 'x' * 1000})\nexcept OSError:\n    writer.append({'id': 1})\n"
     )
