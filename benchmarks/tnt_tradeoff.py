@@ -30,7 +30,6 @@ from trl_extensions.embedded import resolve_model_name
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.annotate import merge_spans
 from trl_extensions.tnt.data import prepare_rows
-from trl_extensions.tnt.figures import draw_tradeoff
 from trl_extensions.tnt.evaluation import preservation, unwanted
 from trl_extensions.tnt.scores import score_rows
 
@@ -194,6 +193,36 @@ def answer(model, tokenizer, held_out: list[dict], args) -> list[dict]:
         }
         for i, row in enumerate(held_out)
     ]
+
+
+# Colours of Okabe and Ito, told apart by colour-blind readers, and a marker each; targeted variants first.
+STYLES = {
+    "ff": ("#0072B2", "o"), "rr": ("#D55E00", "s"), "rf": ("#009E73", "^"), "fll": ("#CC79A7", "D"),
+    "rll": ("#56B4E9", "v"), "ul": ("#E69F00", "P"), "nl": ("#000000", "X"), "sft": ("#808080", "*"),
+}  # fmt: skip
+BASELINES = ("ul", "nl", "sft")
+
+
+def draw_tradeoff(points: list[dict], path: Path) -> None:
+    """Reduction of the unwanted rate against preservation in percent, a line per variant over alpha."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for variant, (colour, marker) in STYLES.items():
+        own = sorted((point for point in points if point["variant"] == variant), key=lambda point: point["alpha"])
+        x, y = ([100 * point[name] for point in own] for name in ("reduction", "preservation"))
+        ends = [[abs(100 * point["preservation_interval"][i] - at) for point, at in zip(own, y, strict=True)] for i in (0, 1)]
+        if own:
+            style = {"color": colour, "marker": marker, "linestyle": "--" if variant in BASELINES else "-"}
+            axes.errorbar(x, y, ends, elinewidth=0.6, label=variant, **style)
+        for point, *place in zip(own, x, y, strict=True):
+            if variant != "sft":
+                axes.annotate(f"{point['alpha']:g}", place, (5, 5), textcoords="offset points", fontsize=7.5)
+    axes.set(xlabel="unwanted rate removed (% of the original's)", ylabel="clean greedy outputs unchanged (%)")
+    axes.grid(color="0.9", linewidth=0.6)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9, title="loss; numbers: alpha")
+    figure.savefig(path, dpi=150, format="png")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _evaluate(argv: list[str]) -> None:
     from trl_extensions.tnt.report import verdict
 
     run = _parse("evaluate", argv)
-    run.check_inputs()
+    run.check()
     print(f"{run.folder / 'evaluation.json'}: {verdict(run.evaluate_alone())}")
 
 

@@ -1,41 +1,43 @@
-"""The report of a patch: what it removed, what it left alone, and at what cost."""
+"""The report of a patch: what it removed, what it left alone, and at what cost; written from what lies in the folder."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.generation.sampling import completion_text
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
-from .figures import draw_two_axes
-
-
-if TYPE_CHECKING:
-    from .run import TNTRun
 
 
 SIDE_BY_SIDE = 5
 
 
-def write_run_report(run: "TNTRun") -> Path:
-    """Write `report.md`, `report.json` and `two_axes.png` from what the stages left; returns the path of the first.
+def write_report(folder: Path) -> Path:
+    """Write `report.md`, `report.json` and `two_axes.png` of a run's folder; returns the path of the first.
 
     Intervals are 95 %: Wilson's for shares, a bootstrap over prompts for KL and spans per 1,000 tokens. KL in nats per
     token.
     """
-    evaluation = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
-    report = RunReport(f"Targeted negative training: {Path(run.original).name}")
-    report.data = {"model": run.original, "variant": run.config.variant, "alpha": run.config.alpha} | evaluation
+    evaluation, settings, training = (
+        _read(folder / name) for name in ("evaluation.json", "settings.json", "training_settings.json")
+    )
+    model = settings["model_name_or_path"]
+    report = RunReport(f"Targeted negative training: {Path(model).name}")
+    report.data = {"model": model, "variant": training["variant"], "alpha": training["alpha"]} | evaluation
     report.text(verdict(evaluation))
-    draw_two_axes(evaluation, run.folder / "two_axes.png")
+    draw_two_axes(evaluation, folder / "two_axes.png")
     report.figure(
         "two_axes.png", "Left: outputs with something unwanted. Right: how like the original's clean outputs."
     )
     _unwanted_table(report, evaluation)
     _preservation_table(report, evaluation)
-    _making_table(report, run)
-    _samples(report, run)
-    return report.write(run.folder)
+    _making_table(report, folder, training)
+    _samples(report, folder)
+    return report.write(folder)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
@@ -69,9 +71,44 @@ def _percent(estimate: dict[str, float | None]) -> str:
 def _number(estimate: dict[str, float | None], digits: int = 4) -> str:
     if estimate["value"] is None:
         return "n/a"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.{digits}f}"
-    return f"{estimate['value']:.{digits}f} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
+    low, high = estimate["low"], estimate["high"]
+    return f"{estimate['value']:.{digits}f}" + ("" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})")
+
+
+def draw_two_axes(evaluation: dict[str, Any], path: Path) -> Any:
+    """The unwanted rate before and after, and what is left of the original's behaviour, in percent: figure and PNG."""
+    from matplotlib.figure import Figure
+
+    sides = {"original": "#999999", "patched": "#0072B2"}
+    kinds = [kind for kind in ("greedy", "sampled") if all(kind in evaluation[side] for side in sides)]
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for shift, (side, colour) in zip((-0.19, 0.19), sides.items(), strict=True):
+        shares = [evaluation[side][kind]["share"] for kind in kinds]
+        _bars(left, [place + shift for place in range(len(kinds))], shares, 0.34, color=colour, label=side)
+    counts = [evaluation["patched"][kind]["n"] for kind in kinds]
+    left.set_xticks(range(len(kinds)), [f"{kind}\n(n = {n})" for kind, n in zip(kinds, counts, strict=True)])
+    left.set(title="unwanted: should fall", ylabel="outputs with an unwanted span (%)", ylim=(0, None))
+    left.legend(frameon=False)
+    clean = evaluation["preservation"]["clean"]
+    if clean["n"]:
+        values = [clean["exact_match"]["value"], clean["bleu"] / 100, clean["rouge_l"], clean["first_difference"]]
+        estimates = [clean["exact_match"], *({"value": value} for value in values[1:])]
+        _bars(right, list(range(4)), estimates, 0.6, color="#009E73")
+    right.set_xticks(range(4), ["unchanged\nword for word", "BLEU", "ROUGE-L", "words before\na difference"])
+    right.set(title="preserved: should stay at 100", ylabel="likeness to the original (%)", ylim=(0, 105))
+    right.set_xlabel(f"{clean['n']} greedy outputs that were clean")
+    figure.savefig(path, dpi=150, format="png")
+    return figure
+
+
+def _bars(axes: Any, places: list[float], estimates: list[dict[str, Any]], width: float, **style: Any) -> None:
+    heights = [100 * (estimate["value"] or 0.0) for estimate in estimates]
+    axes.bar(places, heights, width, **style)
+    for place, height, estimate in zip(places, heights, estimates, strict=True):
+        if estimate.get("high") is not None:
+            ends = [[height - 100 * estimate["low"]], [100 * estimate["high"] - height]]
+            axes.errorbar(place, height, ends, color="0.2", capsize=3, linewidth=1)
 
 
 def _unwanted_table(report: RunReport, evaluation: dict[str, Any]) -> None:
@@ -116,64 +153,59 @@ def _preservation_table(report: RunReport, evaluation: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _making_table(report: RunReport, run: "TNTRun") -> None:
+def _making_table(report: RunReport, folder: Path, training: dict[str, Any]) -> None:
     report.heading("How it was made")
-    state = json.loads((run.folder / "train" / "trainer_state.json").read_text(encoding="utf-8"))
+    state = _read(folder / "train" / "trainer_state.json")
     steps = [entry for entry in state["log_history"] if "loss" in entry]
     seconds = next((entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry), None)
     report.text(
-        f"`variant: {run.config.variant}`, `alpha: {run.config.alpha}`, learning rate {run.config.learning_rate:g}, "
-        f"{state['global_step']} steps" + (f" in {float(seconds):.0f} seconds." if seconds else ".")
+        f"`variant: {training['variant']}`, `alpha: {training['alpha']}`, learning rate "
+        f"{training['learning_rate']:g}, {state['global_step']} steps"
+        + (f" in {float(seconds):.0f} seconds." if seconds else ".")
     )
-    annotation = run.folder / "original" / "annotation.json"
-    if not run.args.dataset_name and annotation.exists():
-        made = json.loads(annotation.read_text(encoding="utf-8"))
+    annotation = folder / "original" / "annotation.json"
+    if not training["dataset_name"] and annotation.exists():
+        made = _read(annotation)
         report.text(f"{made['with_span']} of {made['rows']} sampled outputs had a span, {made['spans']} spans in all.")
     names = ("loss", "prob/negative", "prob/negative_ref", "kl/negative", "kl/kept", "entropy", "tokens/negative")
     if steps:
         report.table(
             ["log entry", *names],
-            [[f"step {entry['step']}", *(_logged(entry, name) for name in names)] for entry in (steps[0], steps[-1])],
+            [
+                [f"step {entry['step']}", *(f"{float(entry[name]):.4f}" if name in entry else "" for name in names)]
+                for entry in (steps[0], steps[-1])
+            ],
         )
 
 
-def _logged(entry: dict[str, Any], name: str) -> str:
-    return f"{float(entry[name]):.4f}" if name in entry else ""
-
-
-def _samples(report: RunReport, run: "TNTRun") -> None:
+def _samples(report: RunReport, folder: Path) -> None:
     before, after = (
-        {row["id"]: row for row in read_jsonl(run.folder / side / "eval_annotated.jsonl") if row["sample"] == 0}
+        {row["id"]: row for row in read_jsonl(folder / side / "eval_annotated.jsonl") if row["sample"] == 0}
         for side in ("original", "patched")
     )
     shared = [key for key in before if key in after]
+    texts = {key: [completion_text(side[key]["completion"]) for side in (before, after)] for key in shared}
+    clean = [key for key in shared if not before[key]["negative_spans"]]
     groups = {
         "Unwanted before": [key for key in shared if before[key]["negative_spans"]],
-        "Clean before, and changed": [
-            key for key in shared if not before[key]["negative_spans"] and _text(before[key]) != _text(after[key])
-        ],
+        "Clean before, and changed": [key for key in clean if texts[key][0] != texts[key][1]],
     }
     for heading, keys in groups.items():
         if keys:
             report.heading(heading)
             report.table(
                 ["prompt", "original", "patched"],
-                [[_asked(before[k]), _marked(before[k]), _marked(after[k])] for k in keys[:SIDE_BY_SIDE]],
+                [[_asked(before[key]), _marked(before[key]), _marked(after[key])] for key in keys[:SIDE_BY_SIDE]],
             )
 
 
-def _text(row: dict[str, Any]) -> str:
-    return completion_text(row["completion"])
-
-
 def _asked(row: dict[str, Any]) -> str:
-    prompt = row["prompt"]
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
 
 
 def _marked(row: dict[str, Any]) -> str:
     """The output with its spans in bold."""
-    text, parts, end = _text(row), [], 0
+    text, parts, end = completion_text(row["completion"]), [], 0
     for start, stop in row["negative_spans"]:
         parts += [text[end:start], f"**{text[start:stop]}**"]
         end = stop

@@ -22,20 +22,20 @@ from ..core.generation.sampling import load_outputs, sample_outputs
 from ..core.generation.types import is_adapter_directory
 from ..core.inputs import PromptArguments, Query
 from ..core.runs.jsonl import read_jsonl
-from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, mark_done, run_stages, training_settings
+from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_done, training_settings
 from ..core.training.load import fit, last_checkpoint
 from .annotate import Annotator, annotate_rows
 from .config import AnnotatorArguments, TNTArguments, TNTConfig
 from .data import load_training_rows
 from .evaluation import evaluate_patch
+from .report import write_report
 from .trainer import TNTTrainer
 
 
-# Settings that may change between a kill and the restart: they decide where and how fast, not what
+_SAMPLING = {f.name for f in fields(PromptArguments)}
 _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs",
 }  # fmt: skip
-_SAMPLING_ARGUMENTS = tuple(f.name for f in fields(PromptArguments))
 
 _STAGES = {
     "sample": "sampling the original's outputs to train on",
@@ -47,7 +47,7 @@ _STAGES = {
 
 
 @dataclass
-class TNTRun:
+class TNTRun(Run):
     """One run: its settings, its folder, and a method for each stage.
 
     Args:
@@ -66,48 +66,46 @@ class TNTRun:
 
     def __post_init__(self):
         self.folder = Path(self.config.output_dir)
+        self.patched = str(self.folder / "model")
+        self.models = ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
         self._annotators: list[Annotator] | None = None
-
-    @property
-    def models(self) -> ModelSource:
-        return ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
 
     @property
     def original(self) -> str:
         return self.model_args.model_name_or_path
 
-    @property
-    def patched(self) -> str:
-        return str(self.folder / "model")
+    def check(self) -> None:
+        if not self.args.prompts:
+            raise ValueError("`prompts` is missing: name a file or data set.")
+        if not self.original:
+            raise ValueError("`model_name_or_path` is missing: give a hub id, a directory or the embedded model.")
+        if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
+            raise ValueError("`engine_model` would sample from another model than is trained: leave it out.")
+        if self.config.chat_template_path:
+            raise ValueError("`chat_template_path` would apply to training only: put the template into the model.")
+        if not self.args.greedy:
+            raise ValueError("`greedy: false` leaves nothing to compare word for word: only `sample` takes it.")
+        self.annotator_args.check()
+        self.prompts()
 
-    def claim(self) -> None:
-        """Write the run's settings, or refuse to resume a run that was started with others.
-
-        What only training depends on may still change as long as nothing has been trained.
-        """
-        args = asdict(self.args)
-        sampling = {name: args[name] for name in _SAMPLING_ARGUMENTS} | {"seed": self.config.seed}
-        sampling |= {name: getattr(self.model_args, name) for name in ("model_name_or_path", "model_revision")}
+    def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        """What only training depends on binds once there is a checkpoint or a model."""
+        args, model = asdict(self.args), asdict(self.model_args)
+        sampling = {name: args[name] for name in sorted(_SAMPLING)} | {"seed": self.config.seed}
+        sampling |= {name: model[name] for name in ("model_name_or_path", "model_revision")}
         sampling |= {"engine": self.engine_args.engine, "unwanted": self.annotator_args.settings()}
-        check_resume(
-            self.folder / "settings.json", sampling, made=str(self.folder), started=(self.folder / "original").exists()
-        )
-        self.claim_training()
+        training = training_settings(self.config, _MUTABLE_ON_RESUME) | model
+        training |= {name: args[name] for name in sorted(args.keys() - _SAMPLING - _MUTABLE_ON_RESUME)}
+        trained = Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None
+        return {
+            "settings.json": (sampling, (self.folder / "original").exists()),
+            "training_settings.json": (training, trained),
+        }
 
     def claim_training(self) -> None:
-        """The part of `claim` that training depends on; binding once there is a checkpoint or a model."""
-        check_resume(
-            self.folder / "training_settings.json",
-            self._training_settings(),
-            made=self.patched,
-            started=Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None,
-        )
-
-    def _training_settings(self) -> dict[str, Any]:
-        settings = training_settings(self.config, _MUTABLE_ON_RESUME)
-        other = _MUTABLE_ON_RESUME | set(_SAMPLING_ARGUMENTS)
-        settings |= {name: value for name, value in asdict(self.args).items() if name not in other}
-        return settings | asdict(self.model_args)
+        """The part of `claim` for training alone."""
+        values, trained = self.settings()["training_settings.json"]
+        check_resume(self.folder / "training_settings.json", values, made=self.patched, started=trained)
 
     def stages(self) -> Iterator[Stage]:
         """Every stage in order: its method's name, the model it is about, and the file that says it is done."""
@@ -124,28 +122,12 @@ class TNTRun:
         yield stage("evaluate", "patched", "evaluation.json")
 
     def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
-        """Carry out what is not done yet and write the report.
-
-        Args:
-            perform: Carries out one stage given its method's name and side; in this process when left out.
-
-        Returns:
-            The path of `report.md`.
-        """
-        from .report import write_run_report
-
-        self.check_inputs()
-        if perform is None:
+        if perform is None:  # else every stage has a process of its own, and this one has no use for models
             self.annotators()
-        else:  # every stage has a process of its own, and this one has no use for models
-            self.annotator_args.check()
-        self.claim()
-        run_stages(self.stages(), perform or self.perform)
-        return write_run_report(self)
+        return super().execute(perform)
 
-    def perform(self, name: str, side: str) -> None:
-        """Carry out one stage in this process."""
-        getattr(self, name)(side)
+    def write_report(self) -> Path:
+        return write_report(self.folder)
 
     # The stages
 
@@ -170,12 +152,8 @@ class TNTRun:
 
     def sample_held_out(self, side: str) -> None:
         """Sample the answers of one model to the held-out prompts and mark what is unwanted in them."""
-        folder = self.folder / side
-        model = self.patched if side == "patched" else self.original
-        report = self.sample_held_out_to(model, folder / "eval_outputs.jsonl")
-        rows = load_outputs(folder / "eval_outputs.jsonl")
-        print(annotate_rows(rows, self.annotators(), folder / "eval_annotated.jsonl").summary)
-        mark_done(folder / "eval_sampling.json", report)
+        report = self._answer_held_out(self.patched if side == "patched" else self.original, side)
+        mark_done(self.folder / side / "eval_sampling.json", report)
 
     def train(self, side: str = "patched") -> None:
         """Train on the annotated outputs and leave the model at `output_dir/model`."""
@@ -196,18 +174,15 @@ class TNTRun:
 
     def evaluate(self, side: str = "patched") -> dict[str, Any]:
         """Compare the two models' answers to the held-out prompts."""
-        return self._compare(self.original, self.patched, self.folder / "original", self.folder / side)
+        return self._compare(self.original, self.patched)
 
     def evaluate_alone(self) -> dict[str, Any]:
         """Sample and compare `model_name_or_path` with `original_model`, outside of a run."""
-        patched = self.model_args.model_name_or_path
+        patched = self.original
         original = self.args.original_model or _base_of(patched)
         for side, model in (("original", original), ("patched", patched)):
-            folder = self.folder / side
-            outputs = folder / "eval_outputs.jsonl"
-            print(self.sample_held_out_to(model, outputs).summary)
-            print(annotate_rows(load_outputs(outputs), self.annotators(), folder / "eval_annotated.jsonl").summary)
-        return self._compare(original, patched, self.folder / "original", self.folder / "patched")
+            print(self._answer_held_out(model, side).summary)
+        return self._compare(original, patched)
 
     # What the stages share
 
@@ -234,38 +209,27 @@ class TNTRun:
             conversational=not self.args.plain_prompts and self.models.is_conversational(),
         )
 
-    def sample_held_out_to(self, model: str, output: Path):
-        """Sample a model's answers to the held-out prompts; both sides with the same engine, so that they compare."""
-        return self.sample_to(
-            model, self.prompts()[1], output, self.args.num_eval_samples, self.engine_args.engine != "endpoint"
-        )
+    def _answer_held_out(self, model: str, side: str):
+        """Sample and mark answers to the held-out prompts; both sides with the same engine, so that they compare."""
+        outputs = self.folder / side / "eval_outputs.jsonl"
+        same = self.engine_args.engine != "endpoint"
+        report = self.sample_to(model, self.prompts()[1], outputs, self.args.num_eval_samples, same)
+        rows = load_outputs(outputs)
+        print(annotate_rows(rows, self.annotators(), self.folder / side / "eval_annotated.jsonl").summary)
+        return report
 
-    def _compare(self, original: str, patched: str, before: Path, after: Path) -> dict[str, Any]:
+    def _compare(self, original: str, patched: str) -> dict[str, Any]:
         engine = self.models.in_process(patched)
         behind_adapter = is_adapter_directory(patched) and _base_of(patched) == original
         return evaluate_patch(
             engine.model,
             engine.tokenizer,
-            read_jsonl(before / "eval_annotated.jsonl"),
-            read_jsonl(after / "eval_annotated.jsonl"),
+            read_jsonl(self.folder / "original" / "eval_annotated.jsonl"),
+            read_jsonl(self.folder / "patched" / "eval_annotated.jsonl"),
             self.folder / "evaluation.json",
             original=None if behind_adapter else self.models.in_process(original).model,
             batch_tokens=self.args.eval_batch_tokens,
         )
-
-    def check_inputs(self) -> None:
-        """Raise a one-line `ValueError` for what is missing before anything is loaded."""
-        if not self.args.prompts:
-            raise ValueError("`prompts` is missing: name a file or data set.")
-        if not self.model_args.model_name_or_path:
-            raise ValueError("`model_name_or_path` is missing: give a hub id, a directory or the embedded model.")
-        if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
-            raise ValueError("`engine_model` would sample from another model than is trained: leave it out.")
-        if self.config.chat_template_path:
-            raise ValueError("`chat_template_path` would apply to training only: put the template into the model.")
-        if not self.args.greedy:
-            raise ValueError("`greedy: false` leaves nothing to compare word for word: only `sample` takes it.")
-        self.prompts()
 
 
 def _base_of(model: str) -> str:
