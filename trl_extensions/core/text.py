@@ -1,8 +1,12 @@
-"""Small measures of generated text."""
+"""Measures of generated text: how it repeats itself, how like another it is, and what classifiers say of it."""
+
+from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from .extras import import_extra
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -48,10 +52,9 @@ def exact_match(a: Sequence[str], b: Sequence[str]) -> float:
     """Share of texts equal word for word to their partner, in [0, 1]; white space does not count. nan without texts.
 
     Raises:
-        ValueError: If the two differ in length.
+        ValueError: The two differ in length.
     """
-    _check_pairs(a, b)
-    return _mean([left.split() == right.split() for left, right in zip(a, b, strict=True)])
+    return _mean([left.split() == right.split() for left, right in _pairs(a, b)])
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -61,16 +64,15 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     texts get 100 whatever their length. nan without texts. The tokenizer does not divide Chinese, Japanese or Thai.
 
     Raises:
-        ValueError: If the two differ in length.
+        ValueError: The two differ in length.
     """
-    from sacrebleu import corpus_bleu
-
-    _check_pairs(hypotheses, references)
-    if not hypotheses:
+    if not _pairs(hypotheses, references):
         return math.nan
     # force: a warning less, about full stops that stand apart, which a model may well write.
-    score = corpus_bleu(list(hypotheses), [list(references)], force=True, use_effective_order=True).score
-    return min(score, 100.0)  # it can come out an ulp above
+    score = import_extra("sacrebleu").corpus_bleu(
+        list(hypotheses), [list(references)], force=True, use_effective_order=True
+    )
+    return min(score.score, 100.0)  # it can come out an ulp above
 
 
 def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -80,15 +82,12 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     which the package drops, are kept. Texts equal word for word count 1, empty ones too.
 
     Raises:
-        ValueError: If the two differ in length.
+        ValueError: The two differ in length.
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    _check_pairs(hypotheses, references)
-    scorer = RougeScorer(["rougeL"], tokenizer=_RougeWords())
+    scorer = import_extra("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_RougeWords())
     return _mean([
         1.0 if hypothesis.split() == reference.split() else scorer.score(reference, hypothesis)["rougeL"].fmeasure
-        for hypothesis, reference in zip(hypotheses, references, strict=True)
+        for hypothesis, reference in _pairs(hypotheses, references)
     ])  # fmt: skip
 
 
@@ -99,12 +98,62 @@ class _RougeWords:
         return re.findall(r"[^\W_]+", text.lower())
 
 
+class TextClassifier:
+    """The probability of one label under a sequence classifier, for the whole text or as much as the model takes.
+
+    Args:
+        model: Model id or directory of a sequence classifier, for the `text-classification` pipeline of transformers.
+        label: A label, as in `id2label` of the model's config. May be left out if the model has one label, or two:
+            then it is the second. It is in the attribute `label`.
+        batch_size: Texts scored at once.
+
+    Raises:
+        ValueError: A batch size below 1, or a label that the model does not have (the message lists those it has).
+        OSError: The model cannot be found.
+    """
+
+    def __init__(self, model: str, label: str | None = None, batch_size: int = 32):
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; give at least 1")
+        from transformers import pipeline
+
+        self._pipeline = pipeline("text-classification", model=model)
+        config, tokenizer = self._pipeline.model.config, self._pipeline.tokenizer
+        labels = [config.id2label[i] for i in range(config.num_labels)]
+        if label is None and len(labels) <= 2:
+            label = labels[-1]
+        if label not in labels:
+            problem = "it has more than two labels" if label is None else f"it has no label {label!r}"
+            raise ValueError(f"classifier {model}: {problem}; set `label` to one of {', '.join(map(repr, labels))}")
+        self.label = label
+        # Some tokenizers know no limit, and some models keep two positions from the text
+        positions = getattr(config, "max_position_embeddings", None) or 514
+        self._call = {
+            "top_k": None,
+            "truncation": True,
+            "max_length": min(tokenizer.model_max_length, positions - 2),
+            "batch_size": batch_size if tokenizer.pad_token_id is not None else 1,
+        }
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        """The probability of the label for each text, in [0, 1]."""
+        results = self._pipeline(list(texts), **self._call)
+        return [next(entry["score"] for entry in entries if entry["label"] == self.label) for entries in results]
+
+
+def load_profanity_check() -> Callable[[Sequence[str]], list[float]]:
+    """A function from texts to the probability that each is profane, by the linear model of `alt-profanity-check`."""
+    predict_prob = import_extra("profanity_check", "profanity").predict_prob
+    return lambda texts: [float(probability) for probability in predict_prob(list(texts))] if texts else []
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _check_pairs(a: Sequence[str], b: Sequence[str]) -> None:
+def _pairs(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
     if isinstance(a, str) or isinstance(b, str):
         raise TypeError("texts are compared in pairs: give two lists of texts, not a single text.")
     if len(a) != len(b):
         raise ValueError(f"{len(a)} texts against {len(b)}: texts are compared in pairs, so give as many of each.")
+    return list(zip(a, b, strict=True))

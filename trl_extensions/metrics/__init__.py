@@ -4,13 +4,8 @@ from pathlib import Path
 
 
 def metric_path(name: str) -> str:
-    """The path that `evaluate.load` takes, e.g. `evaluate.load(metric_path("pgr"))`.
-
-    Raises:
-        ValueError: There is no such metric.
-    """
-    here = Path(__file__).parent
-    known = sorted(path.name for path in here.iterdir() if (path / f"{path.name}.py").is_file())
+    """The path that `evaluate.load` takes: `evaluate.load(metric_path("pgr"))`. `ValueError` for an unknown name."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("*/*.py"))
     if name not in known:
         raise ValueError(f"no metric {name!r}; there are {', '.join(known)}")
-    return str(here / name)
+    return str(Path(__file__).parent / name)

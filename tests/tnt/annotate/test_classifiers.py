@@ -303,6 +303,6 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
         return real(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match="pip install alt-profanity-check") as error:
+    with pytest.raises(ImportError, match=r"pip install .trl-extensions\[profanity\]") as error:
         ProfanityAnnotator()
     assert "\n" not in str(error.value)

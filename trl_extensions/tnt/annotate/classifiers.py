@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ...core.classifiers import TextClassifier, load_profanity_check
+from ...core.text import TextClassifier, load_profanity_check
 from ...core.generation.types import Prompt
 from . import Span, merge_spans
 
@@ -71,7 +71,7 @@ class ClassifierAnnotator:
     first tokens if there are more of them than it takes.
 
     Args:
-        model, label, batch_size: See `core.classifiers.TextClassifier`; the label is the one that means unwanted.
+        model, label, batch_size: See `core.text.TextClassifier`; the label is the one that means unwanted.
         threshold: A piece is marked if its score is above this; a probability, between 0 and 1.
         unit, window, stride: See `Units`.
         name: Who marked the spans.

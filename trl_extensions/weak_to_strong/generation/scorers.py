@@ -1,24 +1,29 @@
-"""What says how good an answer of a weak model is: a number a text, by a classifier, a measurement or a phrase list.
+"""What says how good an answer of a weak model is, a number a text: a classifier, a measurement, phrases, or a judge.
 
-`create_scorer` builds any of them, the judge of `judge_scorer.py` included, from what stands in a config;
-`plan_scorer` only checks what stands there.
+`plan_scorer` reads what a config says of one and checks it without loading anything.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from ...core.classifiers import TextClassifier, load_profanity_check
-from ...core.generation.types import Prompt
-from .evaluate_scorer import EvaluateScorer
-from .judge_scorer import JudgeScorer, check_judge, judge_by_name
-from .scorer_range import checked_range
+import yaml
+from pydantic import BaseModel, Field
+
+from ...core.text import TextClassifier, load_profanity_check
+from ...core.generation import create_engine, parse_engine
+from ...core.generation.ask import ask_until_read
+from ...core.generation.replies import as_text
+from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
+from ..labels.learners import digest
 
 
 class Scorer(Protocol):
@@ -46,14 +51,7 @@ class Scorer(Protocol):
 
 
 class ProfanityScorer:
-    """The probability that a text is profane, by the linear model of `alt-profanity-check`; lower is better.
-
-    Args:
-        name: Key of the scores.
-
-    Raises:
-        ImportError: `alt-profanity-check` is not installed.
-    """
+    """The probability that a text is profane, by the linear model of `alt-profanity-check`; lower is better."""
 
     higher_is_better = False
     range = (0.0, 1.0)
@@ -123,8 +121,7 @@ class PhraseScorer:
         name: Key of the scores.
 
     Raises:
-        ValueError: Nothing to look for, an empty phrase, or a pattern that is no regular expression.
-        TypeError: A list that is a single text, or holds something else.
+        ValueError: Nothing to look for, no list of texts, an empty one, or a pattern that is no regular expression.
     """
 
     higher_is_better = True
@@ -139,16 +136,18 @@ class PhraseScorer:
         name: str = "phrases",
     ):
         for field, values in (("phrases", phrases), ("patterns", patterns)):
-            if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-                raise TypeError(f"`{field}` is {values!r:.60}; give a list of texts")
-            if not all(value.strip() for value in values):
-                raise ValueError(f"`{field}` holds an empty text; leave it out")
+            if isinstance(values, str) or not all(isinstance(value, str) and value.strip() for value in values):
+                raise ValueError(f"`{field}` is {values!r:.60}; give a list of texts, none of them empty")
         if not phrases and not patterns:
             raise ValueError("scorer of kind phrases: give `phrases` or `patterns` to look for")
         self.name = name
         flags = re.IGNORECASE if ignore_case else re.NOFLAG
         self._expressions = [re.compile(_phrase_pattern(phrase), flags) for phrase in phrases]
-        self._expressions += [_compile(pattern, flags) for pattern in patterns]
+        for pattern in patterns:
+            try:
+                self._expressions.append(re.compile(pattern, flags))
+            except re.error as error:
+                raise ValueError(f"pattern {pattern!r} is not a regular expression ({error}); correct it") from None
         self.settings: dict[str, Any] = {
             "kind": "phrases",
             "phrases": list(phrases),
@@ -164,75 +163,252 @@ class PhraseScorer:
         ]
 
 
-class CallableScorer:
-    """A function of your own as a scorer.
+def _phrase_pattern(phrase: str) -> str:
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    first, last = phrase.split()[0][0], phrase.split()[-1][-1]
+    return (r"(?<![^\W_])" if first.isalnum() else "") + words + (r"(?![^\W_])" if last.isalnum() else "")
+
+
+class EvaluateScorer:
+    """A number for each text from any module of the library `evaluate`, such as the measurement `toxicity`.
 
     Args:
-        function: From prompts and completions (texts, as many of each) to a number or `None` for each.
-        name: Key of the scores.
+        module: Path of the module's `.py` file or folder, which works offline, or its name.
+        key: Which output to take. May be left out if there is one. Where the module gives one number for all texts,
+            it is asked about each text alone.
         higher_is_better: Whether a higher number means a better text.
-        range: The lowest and the highest number the function returns.
-        settings: JSON-ready values that the function depends on, so that a resumed run does not mix two of them.
+        range: The lowest and the highest number the module gives.
+        input_name: What the module calls its texts. May be left out if it has one input, or `predictions`.
+        config_name: Configuration of the module, if it has several.
+        module_type: `"metric"`, `"measurement"` or `"comparison"`; needed for some names, never for paths.
+        arguments: Further arguments of the module's `compute`, such as `{"model_id": "gpt2"}`.
+        name: Key of the scores; the module's own name when left out.
+
+    Raises:
+        ValueError: The module cannot be loaded, or needs an input beside the texts; a range that is none.
     """
 
     def __init__(
         self,
-        function: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]],
-        name: str,
+        module: str,
+        key: str | None = None,
         *,
         higher_is_better: bool,
         range: tuple[float, float] = (0.0, 1.0),
-        settings: Mapping[str, Any] | None = None,
+        input_name: str | None = None,
+        config_name: str | None = None,
+        module_type: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        name: str | None = None,
     ):
-        self._function = function
-        self.name = name
-        self.higher_is_better = higher_is_better
         self.range = checked_range(range)
+        self._module = _load_module(module, config_name, module_type)
+        self.name = name or self._module.name.replace("--", "/").split("/")[-1]
+        self.higher_is_better = higher_is_better
+        self.key = key
+        self._input = _input_name(module, self._module, input_name)
+        self._arguments = dict(arguments or {})
         self.settings: dict[str, Any] = {
-            "kind": "callable",
+            "kind": "evaluate",
+            "module": str(module),
+            "config_name": config_name,
+            "key": key,
+            "input_name": self._input,
+            "arguments": self._arguments,
             "higher_is_better": higher_is_better,
-            **(settings or {}),
         }
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """What the function returns."""
-        return self._function(prompts, completions)
+        """Numbers as the module gives them; prompts are not looked at.
+
+        Raises:
+            ValueError: The output `key` is not there, or is neither a number nor one for each text.
+        """
+        value = self._compute(completions)
+        if isinstance(value, (int, float)):  # of all texts together
+            value = [value] if len(completions) == 1 else [self._compute([text]) for text in completions]
+        return list(value)
+
+    def _compute(self, texts: Sequence[str]) -> Any:
+        output = self._module.compute(**{self._input: list(texts)}, **self._arguments)
+        output = output if isinstance(output, dict) else {}
+        key = next(iter(output)) if self.key is None and len(output) == 1 else self.key
+        value = output.get(key)
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(value, str) or not isinstance(value, (int, float, Sequence)):
+            problem = f"output {key!r} is {type(value).__name__}" if key in output else f"the module gives no {key!r}"
+            raise ValueError(
+                f"scorer {self.name!r}: {problem}; set `key` to one with numbers, of: {', '.join(map(repr, output))}"
+            )
+        return value
+
+
+def _load_module(module: str, config_name: str | None, module_type: str | None) -> Any:
+    import evaluate
+
+    try:
+        # In memory: two runs on one machine would otherwise wait for each other's cache file
+        return evaluate.load(str(module), config_name, module_type=module_type, keep_in_memory=True)
+    except Exception as error:  # of many kinds: no network, no such module, a package that it imports
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"evaluate module {module}: it cannot be loaded ({type(error).__name__}: {reason:.200}); give the path of "
+            "its .py file, or a name that the hub knows"
+        ) from error
+
+
+def _input_name(path: str, module: Any, name: str | None) -> str:
+    features = module.features if isinstance(module.features, list) else [module.features]
+    names = list(features[0])
+    name = name or (names[0] if len(names) == 1 else "predictions")
+    if name not in names:
+        raise ValueError(f"evaluate module {path}: it has no input {name!r}; set `input_name` to one of {names}")
+    needed = [other for other in names if other != name]
+    if needed:
+        raise ValueError(
+            f"evaluate module {path}: it needs {needed} beside the texts; a scorer has only texts to give, so use a "
+            "module that measures them alone"
+        )
+    return name
+
+
+class Rating(BaseModel):
+    """What the judge replies."""
+
+    rating: int = Field(ge=1, le=10)
+
+
+QUESTION = """\
+Below are a request and an answer to it. Rate the answer by one criterion, from 1 to 10.
+
+Criterion: {criterion}
+
+10 means that the answer meets the criterion entirely, 1 that it does not meet it at all. Nothing else counts: an \
+answer is not better for being longer, or for agreeing with you.
+
+<request>
+{prompt}
+</request>
+
+<answer>
+{text}
+</answer>
+
+Reply with JSON and nothing else: {{"rating": N}}, where N is a whole number from 1 to 10."""
+"""What the judge is asked, as the only message of a chat."""
+
+
+class JudgeScorer:
+    """Asks a language model for a rating from 1 to 10; higher is better.
+
+    The question is `QUESTION`, the reply a `Rating`, to which engines that can are held. A reply that cannot be read, or
+    was cut off, is asked for once more. If that fails too, the text has no score and both replies are in `failures`.
+
+    A small model is no judge. Rate a few answers yourself before training on what one keeps.
+
+    Attributes:
+        counts: Over all calls: texts `retried`, and of these those `unparsed` in the end.
+        failures: Of the last call: index of a text -> both replies.
+
+    Args:
+        engine: The judge; it is given chat messages.
+        criterion: What a good answer is, in words that complete "Criterion: ...", such as "polite, without insults".
+        params: Also as a dict of its fields. Defaults to greedy decoding with up to 24 new tokens; a judge that
+            thinks aloud needs more.
+        name: Key of the scores.
+
+    Raises:
+        ValueError: The criterion is empty, or `params` has a field that there is not.
+    """
+
+    higher_is_better = True
+    range = (1.0, 10.0)
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        criterion: str,
+        *,
+        params: GenerationParams | dict[str, Any] | None = None,
+        name: str = "judge",
+    ):
+        self.engine = engine
+        self.criterion, self.params = _checked_judge(criterion, params)
+        self.name = name
+        self.counts: Counter[str] = Counter()
+        self.failures: dict[int, list[str]] = {}
+        self.settings: dict[str, Any] = {
+            "kind": "judge",
+            "engine": engine.name,
+            "criterion": self.criterion,
+            "params": self.params.as_dict(),
+            "question": digest([QUESTION.encode()]),
+        }
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+        """Ratings in [1, 10], `None` where none could be read."""
+        questions = [
+            QUESTION.format(criterion=self.criterion, prompt=as_text(prompt), text=text)
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        counts: Counter[str] = Counter()
+        answers = ask_until_read(self.engine, chats, self.params, Rating, step="rate", counts=counts)
+        self.failures = {i: list(answer.raw) for i, answer in enumerate(answers) if answer.value is None}
+        self.counts += Counter(retried=counts["retried"], unparsed=len(self.failures))
+        return [None if answer.value is None else float(answer.value.rating) for answer in answers]
+
+
+def judge_by_name(
+    criterion: str,
+    *,
+    params: GenerationParams | dict[str, Any] | None = None,
+    name: str = "judge",
+    **engine: Any,
+) -> JudgeScorer:
+    """A judge that is loaded here (`model`) or asked at an endpoint (`base_url` too); `engine` may say all that
+    `parse_engine` knows."""
+    return JudgeScorer(create_engine(_judge_engine(engine)), criterion, params=params, name=name)
+
+
+def _judge_engine(engine: dict[str, Any]) -> Any:
+    if not engine.get("model"):
+        raise ValueError("scorer of kind judge: give the `model` that judges")
+    return parse_engine(engine, "scorer of kind judge").arguments
+
+
+def _checked_judge(
+    criterion: Any, params: GenerationParams | dict[str, Any] | None = None
+) -> tuple[str, GenerationParams]:
+    if not isinstance(criterion, str) or not criterion.strip():
+        raise ValueError("scorer of kind judge: `criterion` is empty; say in a few words what a good answer is")
+    if not isinstance(params, GenerationParams):
+        try:
+            params = GenerationParams(**{"max_new_tokens": 24, **(params or {})})
+        except TypeError as error:
+            raise ValueError(f"scorer of kind judge: `params`: {error}; correct it") from None
+    return " ".join(criterion.split()), params
+
+
+# From a config to a scorer
 
 
 @dataclass(frozen=True)
 class ScorerPlan:
-    """A scorer that a config describes, nothing of it loaded yet.
-
-    Args:
-        settings: `kind` and arguments, as given.
-        build: Loads what it needs and returns it.
-    """
+    """A scorer that a config describes, as given, and what loads it; nothing of it is loaded yet."""
 
     settings: dict[str, Any]
     build: Callable[[], Scorer]
-
-
-def create_scorer(settings: str | Mapping[str, Any]) -> Scorer:
-    """Build the scorer that a config describes.
-
-    Args:
-        settings: A dict with `kind` and the arguments of the class: `profanity` (`ProfanityScorer`), `classifier`
-            (`ClassifierScorer`), `judge` (`JudgeScorer`, with `engine`, or the `model` that judges, and the `base_url`
-            of the endpoint that serves it, if any), `evaluate` (`EvaluateScorer`) or `phrases` (`PhraseScorer`). As a
-            text: the kind alone, or the dict in YAML (`"{kind: classifier, model: ./toxic, label: toxic}"`).
-
-    Raises:
-        ValueError: An unknown kind or argument, a missing one, or what the class refuses.
-        ImportError: The kind needs a package that is not installed.
-    """
-    return plan_scorer(settings).build()
 
 
 def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
     """Check what a config says of a scorer as far as that goes without loading any model.
 
     Args:
-        settings: See `create_scorer`.
+        settings: A dict with `kind` and the arguments of the class: `profanity` (`ProfanityScorer`), `classifier`
+            (`ClassifierScorer`), `judge` (`judge_by_name`), `evaluate` (`EvaluateScorer`) or `phrases`
+            (`PhraseScorer`). As a text: the kind alone, or the dict in YAML
+            (`"{kind: classifier, model: ./toxic, label: toxic}"`).
 
     Raises:
         ValueError: An unknown kind or argument, a missing one, or a value that is out of range.
@@ -245,7 +421,7 @@ def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
         "classifier": ClassifierScorer,
         "evaluate": EvaluateScorer,
         "phrases": PhraseScorer,
-        "judge": JudgeScorer if "engine" in arguments else judge_by_name,
+        "judge": judge_by_name,
     }
     kind = given["kind"]
     if kind not in kinds:
@@ -263,14 +439,13 @@ def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
     elif kind == "phrases":
         plan.build()  # loads nothing
     elif kind == "judge":
-        check_judge(arguments)
+        _checked_judge(arguments["criterion"], arguments.get("params"))
+        _judge_engine({n: value for n, value in arguments.items() if n not in ("criterion", "params", "name")})
     return plan
 
 
 def _read_settings(settings: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(settings, str):
-        import yaml
-
         try:
             read = yaml.safe_load(settings)
         except yaml.YAMLError:
@@ -283,14 +458,28 @@ def _read_settings(settings: str | Mapping[str, Any]) -> dict[str, Any]:
     return dict(settings)
 
 
-def _phrase_pattern(phrase: str) -> str:
-    words = r"\s+".join(map(re.escape, phrase.split()))
-    first, last = phrase.split()[0][0], phrase.split()[-1][-1]
-    return (r"(?<![^\W_])" if first.isalnum() else "") + words + (r"(?![^\W_])" if last.isalnum() else "")
+# The range of a scorer
 
 
-def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
+def checked_range(values: Sequence[float]) -> tuple[float, float]:
+    """The lowest and the highest score as floats; a `ValueError` unless they are finite, the lower one first."""
     try:
-        return re.compile(pattern, flags)
-    except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is not a regular expression ({error}); correct it") from None
+        low, high = map(float, values)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"`range` of a scorer is {values!r:.60}; give its lowest and highest score, such as [0, 1]")
+    return low, high
+
+
+def check_scores(rows: Iterable[dict[str, Any]], scorer: Scorer) -> None:
+    """Make sure that scored rows have scores in the scorer's range, or none; a `ValueError` names the row."""
+    low, high = scorer.range
+    for row in rows:
+        score = row["scores"][scorer.name]
+        if score is not None and not low <= score <= high:
+            raise ValueError(
+                f"scorer {scorer.name!r} gave row {row['id']!r} the score {score:g}, outside of its range {low:g} to "
+                f"{high:g}: set `range` of the scorer to the lowest and highest score it can give (what is scored "
+                "already is kept), or use another scorer."
+            )
