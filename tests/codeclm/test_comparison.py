@@ -70,7 +70,7 @@ def run(tmp_path):
                 tmp_path / folder,
                 QUERIES,
                 engines,
-                lambda: PairwiseJudge(larger or Larger(), mode="verdict", template=template, log=log),
+                lambda: PairwiseJudge(larger or Larger(), mode="verdict", template=template, cache=log),
                 params or GenerationParams(8),
                 **options,
             )

@@ -259,7 +259,7 @@ def judge_samples(
             mode=args.judge_mode,
             criterion=CRITERION,
             params=GenerationParams(args.judge_max_new_tokens),
-            log=log,
+            cache=log,
         )
         result = compare(judge.judge(pairs), rows, others)
     result |= {"judge": judge_settings(args), "low_mass": judge.counts["low_mass"]}

@@ -1,206 +1,222 @@
-"""What judges really write, and what is to be read out of it."""
+"""What models really write, and what is to be read out of it by a schema."""
 
-import math
+import json
+import time
 
 import pytest
+from pydantic import BaseModel
 
-from trl_extensions.core.generation.replies import Unreadable, as_text, fenced_parts, without_fences, without_thoughts
-from trl_extensions.core.judge.replies import SCALE, expected_score, parse_scores, parse_verdict
-
-
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        ("plain", "plain"),
-        ("<think>a\nb</think>yes", "yes"),
-        ("no <think>never closed", "no "),
-        ("begun by the template</think>yes", "yes"),
-        ("<think>a</think>x<think>b</think>y", "xy"),
-        ("a</think>x<think>b</think>y", "xy"),
-        ("", ""),
-    ],
+from trl_extensions.core.generation.replies import (
+    Unreadable,
+    answer_text,
+    as_text,
+    read_reply,
+    schema_json,
+    without_thoughts,
 )
-def test_thoughts(text, left):
-    assert without_thoughts(text) == left
 
 
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        ("```\nx\n```", "x\n"),
-        ("```json\n[1]\n```", "[1]\n"),
-        ("```c++\nint x;\n```", "int x;\n"),
-        ("before ```text x``` after", "before x after"),
-        ("```python\ncut off", "cut off"),
-        ("```x```", "x"),
-        ("none", "none"),
-    ],
-)
-def test_fences(text, left):
-    assert without_fences(text) == left
-    if "```" in text:
-        assert [part.strip() for part in fenced_parts(text)] == [
-            left.replace("before", "").replace("after", "").strip()
-        ]
+class Items(BaseModel):
+    items: list[str]
+
+
+class Text(BaseModel):
+    new_text: str
+
+
+class Rule(BaseModel):
+    rule: str
+    title: str = "none"
+
+
+class Rules(BaseModel):
+    """A docstring that no request depends on."""
+
+    rules: list[Rule]
+
+
+class Skills(BaseModel):
+    task: str
+    skills: list[str]
+
+
+MARKS = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel>thought\n", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("analysis", "assistantfinal"),
+]
+
+
+class TestThoughts:
+    @pytest.mark.parametrize(("start", "end"), MARKS)
+    @pytest.mark.parametrize("said", ["9 2", "結論：九。"])
+    def test_marks_of_many_models(self, start, end, said):
+        thoughts = "So 3 for it.\n第一は九点。"
+        assert without_thoughts(f"{start}{thoughts}{end}{said}") == said
+        if start != "analysis":
+            assert without_thoughts(f"{thoughts}{end}{said}") == said  # the chat template began them
+            assert without_thoughts(f"{start}{thoughts}") == ""  # cut off
+
+    @pytest.mark.parametrize(
+        ("text", "left"),
+        [
+            ("plain", "plain"),
+            ("", ""),
+            ("no <think>never closed", "no "),
+            ("<think>a</think>x<think>b</think>y", "xy"),
+            ("a</think>x<think>b</think>y", "xy"),
+            ("<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b<|END_RESPONSE|>", "b"),
+            ("<|channel|>final<|message|>b<|return|>", "b"),
+            ("a<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>[]", "[]"),
+        ],
+    )  # fmt: skip
+    def test_taken_off(self, text, left):
+        assert without_thoughts(text) == left
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "<think>a<think>b</think>c</think>d", "a</think>b</think>c", "9 2<|end|><|start|>assistant",
+            "a [/THINK] b [/THINK] c", "", "<think>a", " \n"
+        ],
+    )  # fmt: skip
+    def test_what_is_left_is_no_answer(self, text):
+        with pytest.raises(Unreadable):
+            answer_text(text)
+        with pytest.raises(Unreadable):
+            read_reply(text, Items)
+
+    def test_long_replies_cost_no_time(self):
+        begun = time.perf_counter()
+        for text in ("<think>" * 20_000, "a" * 500_000 + "</think>b", "<|channel|>" * 20_000):
+            without_thoughts(text)
+        assert time.perf_counter() - begun < 5
+
+
+GOOD = '"good morning"'
+
+
+class TestRead:
+    @pytest.mark.parametrize(
+        ("text", "items"),
+        [
+            ('{"items": ["a", "b"]}', ["a", "b"]),
+            ('["a", "b"]', ["a", "b"]),
+            ('```json\n["a", "b"]\n```', ["a", "b"]),
+            ('```\n{"items": ["a"]}\n```\n\nI hope this helps!', ["a"]),
+            ('["a"]\n\nThese are all.', ["a"]),
+            ("<think>[1, 2]</think>[]", []),
+            ('["Run ```ls``` now.\\nThen stop.", "b"]', ["Run ```ls``` now.\nThen stop.", "b"]),
+            # mistakes that leave no doubt
+            (f'["Say {GOOD} in French.", "Sing."]', [f"Say {GOOD} in French.", "Sing."]),
+            (f'["Sing.", "Why do we say {GOOD}?", "Dance."]', ["Sing.", f"Why do we say {GOOD}?", "Dance."]),
+            (f'```json\n{{"items": ["Say {GOOD} twice.", "b"]}}\n```', [f"Say {GOOD} twice.", "b"]),
+            ('["「"朝"」という語を説明して。", "詩を書いて。"]', ['「"朝"」という語を説明して。', "詩を書いて。"]),
+            ('["one, "two", three", "four"]', ['one, "two", three', "four"]),
+            ("['a', 'b']", ["a", "b"]),
+            ("[“a”, “b”]", ["a", "b"]),
+            ('["a", "b",]', ["a", "b"]),
+            ('["first\nsecond", "b"]', ["first\nsecond", "b"]),
+            ('{items: ["a \\u00e9 "b" c"]}', ['a é "b" c']),
+            # a numbered list and nothing else
+            ("1. Sing.\n2. Dance.\n", ["Sing.", "Dance."]),
+            ("1) Sing.\n\n2) Dance in gear 3.", ["Sing.", "Dance in gear 3."]),
+            ("１．歌って。\n２．踊って。", ["歌って。", "踊って。"]),
+            ("1、雨の詩を書いて。\n2、鳥を三つ挙げて。", ["雨の詩を書いて。", "鳥を三つ挙げて。"]),
+        ],
+    )
+    def test_lists(self, text, items):
+        assert read_reply(text, Items).items == items
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "I can't help with that.", "Here are [some] ideas.", 'Here you are:\n["a", "b"]', "Read this: [1, 2]",
+            "[Your name], hi", '["a", "b"] and more', '["a", "b"]\n["c"]', '["a", 3]', '["a" "b"]', '["a", NaN]',
+            '{"items": ["a"], "items": ["b"]}', '{"things": ["a"]}', '["a", "b"', '["one", "two", "thr',
+            '["a" is good, "b"]', "[It's good, b]",
+            # where does a string end?
+            '["He said "yes", "no" and "so"."]', '["Write about "A", "B", "C"."]', '["a "b", "c"]',
+            "1. a 2. b", "1. a\n3. b", "2. a\n3. b", "Ideas:\n1. a\n2. b", "1. a\n2. b\nThat is all.",
+            "- a\n- b", "a\nb", "以下の通りです。\n1. 歌って。", "申し訳ありませんが、できません。",
+        ],
+    )  # fmt: skip
+    def test_not_read(self, text):
+        with pytest.raises(Unreadable) as caught:
+            read_reply(text, Items)
+        assert "\n" not in str(caught.value)
+
+    def test_objects(self):
+        assert read_reply(f'{{"new_text": "Say {GOOD} and why."}}', Text).new_text == f"Say {GOOD} and why."
+        assert read_reply('{"new_text": "「"朝"」を訳して。"}', Text).new_text == '「"朝"」を訳して。'
+        [one, two] = read_reply('[{rule: "Be "kind" now", title: "K"}, {"rule": "b"}]', Rules).rules
+        assert (one.rule, one.title, two.rule) == ('Be "kind" now', "K", "b")
+        for text in ('["a"]', "1. a", '{"new_text": 3}', '{"new_text": "a", "b": "c" d "}', '{"new_text": "a": "b"}'):
+            with pytest.raises(Unreadable):
+                read_reply(text, Text)
+
+    def test_says_what_is_wrong(self):
+        with pytest.raises(Unreadable, match=r"rules\.1\.rule"):
+            read_reply('{"rules": [{"rule": "a"}, {"title": "b"}]}', Rules)
+
+
+class TestCut:
+    @pytest.mark.parametrize(
+        ("text", "items"),
+        [
+            ('["one", "two", "thr', ["one", "two"]),
+            ('["one", "two", "three"', ["one", "two"]),
+            ('["one", "two",', ["one", "two"]),
+            ('{"items": ["one", "two", "thr', ["one", "two"]),
+            ('["one", "two"]', ["one", "two"]),
+            ('{"items": ["one", "two" an', ["one"]),
+            ('["Sing.", "Explain how, when and wh', ["Sing."]),
+            (f'["Sing.", "Say {GOOD}, then wh', ["Sing."]),
+            (f'["Say {GOOD} twice.", "b", "c', [f"Say {GOOD} twice.", "b"]),
+            ('```json\n["歌って。", "踊って。", "走', ["歌って。", "踊って。"]),
+            ("1. Sing.\n2. Dance.\n3. Ru", ["Sing.", "Dance."]),
+        ],
+    )
+    def test_the_last_one_is_dropped(self, text, items):
+        assert read_reply(text, Items, truncated=True).items == items
+
+    @pytest.mark.parametrize("text", ['["on', '["one"', '{"items": [', "1. Si"])
+    def test_nothing_is_complete(self, text):
+        with pytest.raises(Unreadable):
+            read_reply(text, Items, truncated=True)
+
+    def test_objects(self):
+        # one that is cut inside does not count, though what is missing could be left out
+        text = '{"rules": [{"rule": "a", "title": "A"}, {"rule": "b", "tit'
+        assert [rule.rule for rule in read_reply(text, Rules, truncated=True).rules] == ["a"]
+        assert read_reply('{"task": "x", "skills": ["a", "b', Skills, truncated=True).skills == ["a"]
+        for schema, text in (
+            (Text, '{"new_text": "Say it, tw'),
+            (Skills, '{"task": "x", "skills'),
+            (Skills, '{"task": "x",'),
+        ):
+            with pytest.raises(Unreadable):
+                read_reply(text, schema, truncated=True)
+
+
+def test_schema_in_the_strict_form():
+    schema = json.loads(schema_json(Rules))
+    rule = schema["$defs"]["Rule"]
+    assert list(rule["properties"]) == rule["required"] == ["rule", "title"]  # a field may be called title
+    assert rule["additionalProperties"] is schema["additionalProperties"] is False
+    assert schema["required"] == ["rules"] and "docstring" not in schema_json(Rules)
 
 
 def test_prompts_as_text():
     chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi\nyou"}]
     assert as_text(chat) == "system: Be kind.\nuser: Hi\nyou"
     assert (as_text("Hi"), as_text(""), as_text([])) == ("Hi", "(none)", "(none)")
-
-
-class TestScores:
-    @pytest.mark.parametrize(
-        ("text", "scores"),
-        [
-            ("8 7", (8, 7)),
-            ("8, 7", (8, 7)),
-            ("8,7", (8, 7)),
-            ("8.5 7", (8.5, 7)),
-            ("8,5 7,5", (8.5, 7.5)),
-            ("10 10", (10, 10)),
-            ("1 10", (1, 10)),
-            ("8/10, 7/10", (8, 7)),
-            ("8 out of 10 and 7 out of 10", (8, 7)),
-            ("**8** **7**", (8, 7)),
-            ("[8, 7]", (8, 7)),
-            ("| 8 | 7 |", (8, 7)),
-            ("8\n7", (8, 7)),
-            ("Scores: **8** and **7**.", (8, 7)),
-            ("The scores are 8 and 7.", (8, 7)),
-            ("Scores:\n8 7", (8, 7)),
-            ("8 7\n\nAssistant 1 gives 3 examples, assistant 2 none.", (8, 7)),
-            ("The first has 3 examples, the second 1.\n\n8 7", (8, 7)),
-            ("Assistant 1: 8\nAssistant 2: 7", (8, 7)),
-            ("Assistant 2: 7, Assistant 1: 8", (8, 7)),
-            ("**Answer A:** 8/10\n**Answer B:** 10/10", (8, 10)),
-            ('{"assistant_1": 8, "assistant_2": 7}', (8, 7)),
-            ("Assistant 1's score is 8. Assistant 2's score is 9.", (8, 9)),
-            ("Assistant 1 (8), Assistant 2 (6)", (8, 6)),
-            ("Antwort 1: 8\nAntwort 2: 6", (8, 6)),
-            ("Réponse 1 : 8\nRéponse 2 : 6", (8, 6)),
-            ("Assistant 1:\n1. It is clear.\n2. It is short.\nScore 1: 6\nAssistant 2:\n1. No.\nScore 2: 9", (6, 9)),
-            ("<think>9 9? no, 1 2</think>\n5 6", (5, 6)),
-            ("```\n8 7\n```", (8, 7)),
-            ("７　８", (7, 8)),
-        ],
-    )
-    def test_read(self, text, scores):
-        assert parse_scores(text) == scores
-
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            ("both are great", "no two scores"),
-            ("", "empty"),
-            ("<think>8 7", "empty"),
-            ("8", "no two scores"),
-            ("8/10", "no two scores"),
-            ("I give both 8", "no two scores"),
-            ("7-8", "no two scores"),
-            ("8 7 6", "no two scores"),
-            ("4/5 3/5", "no two scores"),
-            ("Assistant 1: 4/5\nAssistant 2: 3/5", "no two scores"),
-            ("Assistant 1: 80%\nAssistant 2: 70%", "no two scores"),
-            ("Assistant 1: 8", "no two scores"),
-            ("Assistant 1:\n1. It is clear.\n2. Short.\nAssistant 2:\n1. It is wrong.", "no two scores"),
-            ("Assistant 1: 8\nAssistant 2: 7\nAssistant 1: 6", "several scores for one answer"),
-            ("Reasons.\n8 7\n7 8", "several pairs"),
-            ("12 5", "12 is not within 1 to 10"),
-            ("0 5", "0 is not within 1 to 10"),
-        ],
-    )
-    def test_not_read(self, text, reason):
-        with pytest.raises(Unreadable, match=reason) as caught:
-            parse_scores(text)
-        assert "\n" not in str(caught.value)
-
-    def test_a_number_at_a_cut_may_be_half_of_one(self):
-        assert parse_scores("9 1") == (9, 1)
-        with pytest.raises(Unreadable):
-            parse_scores("9 1", truncated=True)
-        assert parse_scores("9 1\nThe first", truncated=True) == (9, 1)
-
-    def test_long_runs_of_marks_cost_no_time(self):
-        assert parse_scores("*" * 200_000 + "8 7") == (8, 7)
-
-
-class TestVerdicts:
-    @pytest.mark.parametrize(
-        ("text", "verdict"),
-        [
-            ("A", "A"),
-            ("**B**", "B"),
-            ("(A)", "A"),
-            ("a", "A"),
-            ("Ｂ", "B"),
-            ("[[A]]", "A"),
-            ("Because it is short, [[B]].", "B"),
-            ("[[C]]", "tie"),
-            ("tie", "tie"),
-            ("It's a tie.", "tie"),
-            ("neither", "tie"),
-            ("Both answers are equally helpful.", "tie"),
-            ("A and B are equally good", "tie"),
-            ("Answer A", "A"),
-            ("Winner: B", "B"),
-            ("Final verdict: **tie**", "tie"),
-            ("The better answer is B.", "B"),
-            ("A is clearly better than B, since it has more.", "A"),
-            ("Answer B wins!", "B"),
-            ("A, because it lists three reasons.", "A"),
-            ("B\nAnswer A: it is too long.", "B"),
-            ("Answer A: It is detailed.\nAnswer B: It is short.\n\nVerdict: A", "A"),
-            ("<think>B?</think>\nA", "A"),
-        ],
-    )
-    def test_read(self, text, verdict):
-        assert parse_verdict(text) == verdict
-
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            ("", "empty"),
-            ("A good answer is one that helps.", "no verdict"),
-            ("As an AI, I have no opinion.", "no verdict"),
-            ("Both are great!", "no verdict"),
-            ("Answer B is worse.", "no verdict"),
-            ("A is not better", "no verdict"),
-            ("A is as good as B", "no verdict"),
-            ("A\nor rather\nB", "different verdicts"),
-            ("A: Hello!\nB: Good day.", "different verdicts"),
-            ("[[A]] or [[B]]", "different verdicts"),
-        ],
-    )
-    def test_not_read(self, text, reason):
-        with pytest.raises(Unreadable, match=reason):
-            parse_verdict(text)
-
-
-class TestExpectedScore:
-    def test_by_hand(self):
-        # 0.2 on the digit 3 and 0.6 on 7: (0.2 * 4 + 0.6 * 8) / 0.8 = 7
-        logprobs = [-math.inf] * 10
-        logprobs[3], logprobs[7] = math.log(0.2), math.log(0.6)
-        assert expected_score(logprobs) == pytest.approx((7.0, 0.8))
-
-    @pytest.mark.parametrize("digit", range(10))
-    def test_one_digit_alone(self, digit):
-        logprobs = [0.0 if number == digit else -math.inf for number in range(10)]
-        assert expected_score(logprobs) == (digit + 1, 1.0)
-        assert SCALE[digit] == str(digit)
-
-    def test_uniform_is_the_middle(self):
-        assert expected_score([math.log(0.05)] * 10) == pytest.approx((5.5, 0.5))
-
-    def test_a_model_that_would_not_write_a_digit(self):
-        assert expected_score([math.log(0.0011)] * 10) == pytest.approx((5.5, 0.011))
-        for logprob in (math.log(0.0009), -math.inf):
-            with pytest.raises(Unreadable, match="the digits have less than 1% of the probability"):
-                expected_score([logprob] * 10)
-
-    @pytest.mark.parametrize("logprobs", [[0.0] * 9, [math.nan] * 10])
-    def test_what_is_no_distribution(self, logprobs):
-        with pytest.raises(ValueError, match="ten log-probabilities"):
-            expected_score(logprobs)

@@ -3,12 +3,23 @@
 import math
 from dataclasses import replace
 
+import jinja2
 import pytest
 
 from tests.core.judges import RuleJudge, shorter
 from trl_extensions.core.generation.client import ResponseCache
+from trl_extensions.core.generation.replies import Unreadable
 from trl_extensions.core.generation.types import Generation, GenerationParams
-from trl_extensions.core.judge.pairwise import CRITERION, Judgment, Pair, PairwiseJudge, summarise
+from trl_extensions.core.judge.pairwise import (
+    CRITERION,
+    Judgment,
+    Pair,
+    PairwiseJudge,
+    read_score,
+    read_scores,
+    read_verdict,
+    summarise,
+)
 
 
 PAIRS = [
@@ -81,7 +92,7 @@ class TestVerdict:
         assert counts["contradiction_share"] == 1.0 and counts["first_place_share"] == 1.0
 
 
-class TestLogprobs:
+class TestCacheprobs:
     def test_by_hand(self):
         # p(A) = 0.6 / 0.8 where the shorter is first, 0.2 / 0.8 where it is second: 0.75 for it in both orders
         def rule(first, second):
@@ -142,7 +153,7 @@ class TestUnreadable:
         assert engine.batches == 2
         _, said, again = engine.questions[-1]
         assert said == {"role": "assistant", "content": "both are great"}
-        assert "there are no two scores" in again["content"] and "two whole numbers" in again["content"]
+        assert "there are no two scores" in again["content"]
 
     def test_in_vain(self):
         replies = {("No.", "Because of this and that."): "hm"}
@@ -158,7 +169,7 @@ class TestUnreadable:
             (index, Generation("9 1", "length", 3)) for index in range(len(prompts))
         )
         [found] = PairwiseJudge(engine, params=GenerationParams(3)).judge(PAIRS[:1])
-        assert found.winner is None and "cut off at 3 tokens" in found.reason
+        assert found.winner is None and "length" in found.reason
 
     def test_failures_of_the_engine_are_not_swallowed(self):
         def refuse(*_):
@@ -168,24 +179,24 @@ class TestUnreadable:
             judged(refuse)
 
 
-class TestLog:
+class TestCache:
     @pytest.mark.parametrize("mode", ["scores", "logprobs"])
     def test_a_second_run_asks_nothing(self, tmp_path, mode):
         rule = shorter if mode == "scores" else lambda first, second: [-0.1, -3.0 - len(first)]
-        with ResponseCache(tmp_path / "calls.sqlite") as log:
-            _, first, found = judged(rule, mode=mode, log=log)
-        with ResponseCache(tmp_path / "calls.sqlite") as log:
-            engine, second, again = judged(rule, mode=mode, log=log)
+        with ResponseCache(tmp_path / "calls.sqlite") as cache:
+            _, first, found = judged(rule, mode=mode, cache=cache)
+        with ResponseCache(tmp_path / "calls.sqlite") as cache:
+            engine, second, again = judged(rule, mode=mode, cache=cache)
             assert again == found and engine.questions == []
-            assert (first.counts["calls"], second.counts["calls"], second.counts["reused"]) == (6, 0, 6)
+            assert (first.counts["calls"], second.counts["calls"], second.counts["cache_hits"]) == (6, 0, 6)
             # another criterion, engine or length of the reply is another question
-            engine, *_ = judged(rule, mode=mode, log=log, criterion="how short it is")
+            engine, *_ = judged(rule, mode=mode, cache=cache, criterion="how short it is")
             assert len(engine.questions) == 6
 
     def test_retries_are_kept_too(self, tmp_path):
         for calls in (4, 0):
-            with ResponseCache(tmp_path / "calls.sqlite") as log:
-                _, judge, found = judged(lambda *_: "hm", PAIRS[:1], log=log)
+            with ResponseCache(tmp_path / "calls.sqlite") as cache:
+                _, judge, found = judged(lambda *_: "hm", PAIRS[:1], cache=cache)
             assert judge.counts["calls"] == calls and found[0].raw == ("hm",) * 4
 
     def test_what_was_answered_before_a_failure_is_kept(self, tmp_path):
@@ -197,11 +208,11 @@ class TestLog:
                 raise OSError("gone")
             return shorter(first, second)
 
-        with ResponseCache(tmp_path / "calls.sqlite") as log, pytest.raises(OSError, match="gone"):
-            judged(three_times, log=log)
-        with ResponseCache(tmp_path / "calls.sqlite") as log:
-            assert len(log) == 3
-            engine, _, found = judged(shorter, log=log)
+        with ResponseCache(tmp_path / "calls.sqlite") as cache, pytest.raises(OSError, match="gone"):
+            judged(three_times, cache=cache)
+        with ResponseCache(tmp_path / "calls.sqlite") as cache:
+            assert len(cache) == 3
+            engine, _, found = judged(shorter, cache=cache)
         assert len(engine.questions) == 3 and [own.winner for own in found] == ["first", "second", "tie", "tie"]
 
     def test_one_question_is_asked_once(self):
@@ -226,6 +237,155 @@ def test_summary_by_hand():
     assert summarise([])["contradiction_share"] is None and summarise([])["first_place_share"] is None
 
 
+class TestReadScores:
+    @pytest.mark.parametrize(
+        ("text", "scores"),
+        [
+            # JSON, whatever the sides are called
+            ('{"score_1": 8, "score_2": 7}', (8, 7)),
+            ('```json\n{"score_1": 6.5, "score_2": 3}\n```', (6.5, 3)),
+            ('{"scores": {"answer_a": 4, "answer_b": "9/10"}}', (4, 9)),
+            ('{"scores": [2, 7]}', (2, 7)),
+            ("[8, 7]", (8, 7)),
+            ('{"Assistant 1": {"score": 3, "why": "8 slips"}, "Assistant 2": {"score": 5}}', (3, 5)),
+            ('{"first": 1, "second": 10, "remark": "close"}', (1, 10)),
+            ('{"score_1": 8, "score_2": 7}\n\nThe first lists 5 towns, the second 2.', (8, 7)),
+            # a line of two numbers
+            ("8 7", (8, 7)),
+            ("8,7", (8, 7)),
+            ("8.5 7", (8.5, 7)),
+            ("10 10", (10, 10)),
+            ("8/10, 7/10", (8, 7)),
+            ("6/10 and 10/10.", (6, 10)),
+            ("8 out of 10 and 7 out of 10", (8, 7)),
+            ("**8** **7**", (8, 7)),
+            ("| 8 | 7 |", (8, 7)),
+            ("8\n7", (8, 7)),
+            ("Scores: **8** and **7**.", (8, 7)),
+            ("The scores are 8 and 7.", (8, 7)),
+            ("```\n8 7\n```", (8, 7)),
+            ("<think>9 9? no, 1 2</think>\n5 6", (5, 6)),
+            ("７　８", (7, 8)),
+            ("スコア：７／１０、４／１０。", (7, 4)),
+            ("9点と3点です。", (9, 3)),
+            # with an explanation, whose numbers do not count
+            ("8 7\n\nAssistant 1 gives 3 examples, assistant 2 none.", (8, 7)),
+            ("3 8\n\n**Assistant 1:** 7 claims, 6 of them wrong.\n**Assistant 2:** 1 claim, right.", (3, 8)),
+            ("Answer 1: 4 steps.\nAnswer 2: 9 steps, 2 too many.\n\nRatings: 8 5", (8, 5)),
+            ("Answer 1: 1. It is short.\nAnswer 2: 2. It is long.\n6 4", (6, 4)),
+            ("7 4\n\n回答1は例が3つあります。回答2は1つだけです。", (7, 4)),
+            # labelled
+            ("Assistant 1: 8\nAssistant 2: 7", (8, 7)),
+            ("Assistant 2: 7, Assistant 1: 8", (8, 7)),
+            ("**Answer A:** 8/10.\n**Answer B:** 10/10.", (8, 10)),
+            ("- Response 1: Score: 4 out of 10\n- Response 2: Score: 6 out of 10", (4, 6)),
+            ("Assistant 1's score is 8. Assistant 2's score is 9.", (8, 9)),
+            ("Answer 1 deserves 3 out of 10. Answer 2 deserves 8 out of 10.", (3, 8)),
+            ("Assistant 1 (8), Assistant 2 (6)", (8, 6)),
+            ("Réponse 1 : 8\nRéponse 2 : 6", (8, 6)),
+            ("Assistant 1:\n1. Clear.\n2. Short.\nScore 1: 6\nAssistant 2:\n1. No.\nScore 2: 9", (6, 9)),
+            ("回答１：８点\n回答２：５点", (8, 5)),
+            ("回答Aは4点、回答Bは9点です。", (4, 9)),
+        ],
+    )
+    def test_read(self, text, scores):
+        assert read_scores(text) == scores
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "both are great", "", "<think>8 7", "8", "8/10", "I give both 8", "7-8", "7 - 8", "8 7 6", "4/5 3/5",
+            "[[8 7]]", "Assistant 1: 4/5\nAssistant 2: 3/5", "Assistant 1: 80%\nAssistant 2: 70%", "Assistant 1: 8",
+            "Answer 1: 6-7\nAnswer 2: 5",
+            "Answer 1: 7/10 for style, 5/10 for facts.\nAnswer 2: 6",
+            "Answer 1: 9 for style and 4 for facts\nAnswer 2: 6",
+            "Style: 8 7\nFacts: 3 9",
+            "Assistant 1: 5 arguments\nAssistant 2: 1 argument",
+            "Assistant 1:\n1. It is clear.\n2. Short.\nAssistant 2:\n1. It is wrong.",
+            "Assistant 1: 8\nAssistant 2: 7\nAssistant 1: 6",
+            "Assistant 1: 3\nAssistant 2: 5\n\n9 2",
+            "Reasons.\n8 7\n7 8",
+            "12 5", "0 5", '{"score_1": 8, "score_2": 11}', '{"score_1": 8}', '{"score_1": 8, "score_2": true}',
+            '{"style": {"answer_1": 8, "answer_2": 5}, "facts": {"answer_1": 7, "answer_2": 6}}',
+            '{"score_1": 8, "answer_1": 6, "score_2": 7}',
+            "回答1：7～8点\n回答2：5点",
+            "どちらも良い回答です。",
+        ],
+    )  # fmt: skip
+    def test_not_read(self, text):
+        with pytest.raises(Unreadable) as caught:
+            read_scores(text)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["9 1", "8/10, 7/10", "Answer 1: 9\nAnswer 2: 1", '{"score_1": 9, "score_2": 1'])
+    def test_a_number_at_a_cut_may_be_half_of_one(self, text):
+        with pytest.raises(Unreadable):
+            read_scores(text, truncated=True)
+        assert read_scores("9 1\nThe first", truncated=True) == (9, 1)
+
+    @pytest.mark.parametrize(
+        "text", ["*" * 200_000 + "8 7", "8 7\n" + "Assistant 1: " * 20_000, " " * 200_000 + "8 7"]
+    )
+    def test_long_runs_cost_no_time(self, text):
+        assert read_scores(text) == (8, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("7", 7), ("**7.5**", 7.5), ("8/10.", 8), ("Score: 8 out of 10", 8), ("The rating is 7.", 7), ("評価：８点。", 8)]
+    + [(text, None) for text in ("", "11", "0", "7 of 8", "I'd say 7", "7-8", "7\n8", "6 7", "良い")],
+)
+def test_read_score(text, score):
+    if score is None:
+        with pytest.raises(Unreadable):
+            read_score(text)
+    else:
+        assert read_score(text) == score
+
+
+class TestReadVerdict:
+    @pytest.mark.parametrize(
+        ("text", "verdict"),
+        [
+            ('{"better": "B"}', "B"),
+            ('```json\n{"better": "tie"}\n```', "tie"),
+            ("A", "A"),
+            ("**B**", "B"),
+            ("(A)", "A"),
+            ("Ｂ", "B"),
+            ("[[A]]", "A"),
+            ("<think>[[B]]</think>[[A]]", "A"),
+            ("Because it is short, [[B]].", "B"),
+            ("[[C]]", "tie"),
+            ("It's a tie.", "tie"),
+            ("Answer A", "A"),
+            ("Winner: B", "B"),
+            ("Final verdict: **tie**", "tie"),
+            ("The better answer is B.", "B"),
+            ("B\nAnswer A: it is too long.", "B"),
+            ("Answer A: It is detailed.\nAnswer B: It is short.\n\nVerdict: A", "A"),
+            ("<think>B?</think>\nA", "A"),
+            ("勝者：回答B。", "B"),
+            ("引き分け", "tie"),
+        ],
+    )
+    def test_read(self, text, verdict):
+        assert read_verdict(text) == {"A": (1, 0), "B": (0, 1), "tie": (0.5, 0.5)}[verdict]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "A good answer is one that helps.", "As an AI, I have no opinion.", "Both are great!",
+            "A is not better", "Answer B is worse.", "A is as good as B", "A\nor rather\nB", "A: Hello!\nB: Good day.",
+            "[[A]] or [[B]]",
+            '{"better": "C"}', '{"worse": "A"}', "Aの方が詳しいとは言えません。",
+        ],
+    )  # fmt: skip
+    def test_not_read(self, text):
+        with pytest.raises(Unreadable):
+            read_verdict(text)
+
+
 class TestSettings:
     def test_template_of_the_user(self, tmp_path):
         path = tmp_path / "mine.jinja"
@@ -248,6 +408,12 @@ class TestSettings:
         with pytest.raises(ValueError, match=message) as caught:
             PairwiseJudge(RuleJudge(shorter), template=path)
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+    def test_templates_reach_nothing_else(self, tmp_path):
+        path = tmp_path / "mine.jinja"
+        path.write_text("{{ first.__class__.__mro__ }}{{ second }}")
+        with pytest.raises(jinja2.exceptions.SecurityError):
+            judged(shorter, PAIRS[:1], template=path)
 
     def test_missing_template(self, tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):

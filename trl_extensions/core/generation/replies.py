@@ -248,7 +248,8 @@ def _validated(value: Any, schema: type[Model]) -> Model:
     except ValidationError as error:
         [first, *_] = error.errors(include_url=False)
         place = ".".join(map(str, first["loc"]))
-        raise Unreadable(f"{place}: {first['msg']}" if place else first["msg"]) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise Unreadable(f"{place}: {message}" if place else message) from None
 
 
 def _strict(node: Any) -> Any:

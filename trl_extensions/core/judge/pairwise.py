@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from ..generation.client import Request, Response, ResponseCache
-from ..generation.replies import Unreadable, as_text
+from pydantic import BaseModel, Field, model_validator
+
+from ..generation.ask import Answer, ask_until_read, cached_calls
+from ..generation.client import Request, ResponseCache
+from ..generation.replies import Unreadable, answer_text, as_text, read_reply
 from ..generation.types import GenerationEngine, GenerationParams, Prompt
-from .replies import LEAST_MASS, Verdict, parse_scores, parse_verdict
 
 
-Side = Literal["first", "second"]
 Vote = Literal["first", "second", "tie"]
 
 MODES = ("scores", "verdict", "logprobs")
@@ -26,20 +30,69 @@ CRITERION = (
     "how helpful and accurate the answer is, whether its level of detail fits, and how well it does what the request "
     "asks for. Length is no merit."
 )
+LEAST_MASS = 0.01
+"""Least probability of all options together: small models seldom write one and yet rank by it; below this is noise."""
 
 _PROMPTS = files("trl_extensions.core.judge").joinpath("prompts")
 _VARIABLES = {"criterion", "prompt", "first", "second"}
 
+# The forms of scores outside of JSON, in plain characters and without emphasis: "8/10", "8 out of 10", "8点"
+_SCORE = r"(\d{1,3}(?:\.\d+)?)(?:\s?(?:/|out of)\s?10(?:\.0)?|\s?点)?"
+_SCORES_ARE = r"(?:(?:my |the )?(?:final )?(?:scores?|ratings?|評価|スコア|点数)\s?(?:is|are|は)?\s?:?\s?)?"
+_END = r"\s?\)?\s?(?:です)?[.。]?\s?"
+_ONE = re.compile(rf"\s?{_SCORES_ARE}{_SCORE}{_END}", re.IGNORECASE)
+_PAIR = re.compile(rf"\s?{_SCORES_ARE}\(?{_SCORE}(?:\s?(?:[,;、&]|and|と)\s?|\s){_SCORE}{_END}", re.IGNORECASE)
+_LABEL = r"(?:(?i:the )?(?i:score|rating) (?:of|for) )?([^\W\d_]+)\s?#?([12]|[AB](?![A-Za-z0-9]))"
+_LABELLED = re.compile(
+    rf"\s?{_LABEL}\s?(?:['’]s )?(?:score |rating )?(?:[:=(は]|is|gets|receives|deserves)\s?(?:Score: ?)?{_SCORE}{_END}"
+    r"[,;、]?\s?"
+)
+_BETWEEN = re.compile(rf"\n|(?:[.。,;、]|\band\b)\s?(?={_LABEL})")
+_VERDICT = re.compile(
+    r"\s?(?:(?:the |my )?(?:final )?(?:winner|verdict|better answer|answer|勝者|判定)\s?(?:is|は|:)\s?)?"
+    r"(?:(?:answer|回答)\s?(?=[AB]))?\(?(A|B|(?:it['’]s |it is )?(?:a )?(?:tie|draw)|引き分け)\)?\s?[.!。]?\s?",
+    re.IGNORECASE,
+)
+_BRACKETED = re.compile(r"\[\[\s?(A|B|C|tie)\s?\]\]", re.IGNORECASE)
+_SIDES = {"1": "score_1", "a": "score_1", "first": "score_1", "2": "score_2", "b": "score_2", "second": "score_2"}
+
+
+class Scores(BaseModel):
+    """Of the first and of the second answer; also read from a list of two, and under other names ending in 1 and 2."""
+
+    # Whole numbers are asked for, since grammars can bound them; others are read too
+    score_1: float = Field(ge=1, le=10, json_schema_extra={"type": "integer"})
+    score_2: float = Field(ge=1, le=10, json_schema_extra={"type": "integer"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_side(cls, value: Any) -> Any:
+        while isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), (dict, list)):
+            [value] = value.values()
+        if isinstance(value, list) and len(value) == 2 and not any(isinstance(score, dict) for score in value):
+            value = dict(zip("12", value, strict=True))
+        if not isinstance(value, dict):
+            raise ValueError("there are no two scores")
+        scores: dict[str, Any] = {}
+        for key, score in value.items():
+            sides = {_SIDES[word] for word in re.findall(r"[a-z]+|\d+", key.lower()) if word in _SIDES}
+            if len(sides) == 1:
+                [side] = sides
+                if side in scores:
+                    raise ValueError("several scores for one answer")
+                scores[side] = _number(score)
+        return scores
+
+
+class Verdict(BaseModel):
+    """Which answer is better."""
+
+    better: Literal["A", "B", "tie"]
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt.
-
-    Args:
-        id: What the judgment is found by.
-        prompt: What was asked: a text or a chat.
-        first, second: The answers.
-    """
+    """Two answers to one prompt; a judgment is found by the id."""
 
     id: str
     prompt: Prompt
@@ -75,16 +128,6 @@ class Judgment:
         return set(self.votes) == {"first", "second"}
 
 
-@dataclass(frozen=True)
-class _Read:
-    """What one order says: a vote, and the scores of the first and of the second answer of the pair."""
-
-    vote: Vote | None
-    scores: tuple[float, float] | None = None
-    reason: str | None = None
-    raw: tuple[str, ...] = ()
-
-
 class PairwiseJudge:
     """Asks which of two answers is better, in both orders; a side wins only if it wins in both.
 
@@ -104,12 +147,12 @@ class PairwiseJudge:
         template: A Jinja file in place of the question that comes along, with the variables `prompt`, `first`,
             `second` (the answers in the order they are shown in) and `criterion`.
         params: Defaults to greedy decoding with up to 64 new tokens; a judge that thinks aloud needs more.
-        log: Where calls are kept: none that is in there is made again. The caller closes it.
+        cache: Where calls are kept: none that is in there is made again. The caller closes it.
 
     Attributes:
-        counts: Over all calls of `judge`: `calls` made, those `reused` from the log, replies `retried`; `low_mass`:
-            in mode "logprobs" orders in which A and B had less than 1 % of the probability together, so that the
-            preference is one between two things the model would not say.
+        counts: Over all calls of `judge`: `calls` made, `cache_hits`, replies `retried`; `low_mass`: in mode
+            "logprobs" orders in which A and B had less than 1 % of the probability together, so that the preference is
+            one between two things the model would not say.
 
     Raises:
         ValueError: An unknown mode, an empty criterion, or a template that cannot be used; one line.
@@ -121,9 +164,9 @@ class PairwiseJudge:
         *,
         mode: str = "scores",
         criterion: str | None = None,
-        template: str | os.PathLike | None = None,
+        template: str | os.PathLike[str] | None = None,
         params: GenerationParams | None = None,
-        log: ResponseCache | None = None,
+        cache: ResponseCache | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}")
@@ -134,7 +177,7 @@ class PairwiseJudge:
         self.criterion = " ".join((criterion or CRITERION).split())
         self.params = GenerationParams(1) if mode == "logprobs" else params or GenerationParams(64)
         self.counts: Counter[str] = Counter()
-        self._log = log
+        self._cache = cache
         self._question = _load_template(template, mode)
         self.settings: dict[str, Any] = {
             "engine": engine.name,
@@ -147,111 +190,135 @@ class PairwiseJudge:
     def judge(self, pairs: Sequence[Pair]) -> list[Judgment]:
         """A judgment for each pair, in their order.
 
-        Every finished call is in the log before the next one is waited for, so that a run that was killed goes on
+        Every finished call is in the cache before the next one is waited for, so that a run that was killed goes on
         where it stopped.
 
         Raises:
-            ValueError, EndpointError, OSError: The engine refuses a question, or the log cannot be written; what was
-                answered before is in the log.
+            ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written; what was
+                answered before is in the cache.
         """
-        asked = [(i, swapped) for i, pair in enumerate(pairs) if not _equal(pair) for swapped in (False, True)]
+        asked = [(i, swapped) for i, pair in enumerate(pairs) if not _is_equal(pair) for swapped in (False, True)]
         chats = [self._chat(pairs[i], swapped) for i, swapped in asked]
-        read = self._weigh(chats) if self.mode == "logprobs" else self._write(chats)
-        by_order = {
-            place: _seen_from_pair(own, swapped=place[1]) for place, own in zip(asked, read, strict=True)
-        }  # fmt: skip
+        if self.mode == "logprobs":
+            answers = self._weigh(chats)
+        else:
+            schema, read = (Scores, read_scores) if self.mode == "scores" else (Verdict, read_verdict)
+            answers = ask_until_read(
+                self.engine, chats, self.params, schema, read=read, cache=self._cache, step="judge", counts=self.counts
+            )
+        found = dict(zip(asked, answers, strict=True))
         return [
-            _judgment(pair.id, by_order[i, False], by_order[i, True])
-            if (i, False) in by_order
+            self._judgment(pair.id, found[i, False], found[i, True])
+            if (i, False) in found
             else Judgment(pair.id, "tie", None, ("tie", "tie"), "the answers are equal")
             for i, pair in enumerate(pairs)
         ]
 
     def _chat(self, pair: Pair, swapped: bool) -> list[dict[str, str]]:
         first, second = (pair.second, pair.first) if swapped else (pair.first, pair.second)
-        content = self._question.render(
-            criterion=self.criterion, prompt=as_text(pair.prompt), first=first, second=second
-        )
-        return [{"role": "user", "content": content}]
+        values = {"criterion": self.criterion, "prompt": as_text(pair.prompt), "first": first, "second": second}
+        return [{"role": "user", "content": self._question.render(values)}]
 
-    def _write(self, chats: list[list[dict[str, str]]]) -> list[_Read]:
-        """What the replies say of the answers as they are shown, asked again where one says nothing."""
-        results: dict[int, _Read] = {}
-        questions = dict(enumerate(chats))
-        for step in ("judge", "judge:again"):
-            self.counts["retried"] += len(questions) if step == "judge:again" else 0
-            replies = self._replies([Request(step, self.engine.name, chat, self.params) for chat in questions.values()])
-            again = {}
-            for place, reply in zip(questions, replies, strict=True):
-                try:
-                    results[place] = self._parse(reply)
-                except Unreadable as error:
-                    earlier = results[place].raw if place in results else ()
-                    results[place] = _Read(None, reason=str(error), raw=(*earlier, reply.text))
-                    again[place] = self._again(chats[place], reply, str(error))
-            questions = again
-        return [results[place] for place in range(len(chats))]
-
-    def _weigh(self, chats: list[list[dict[str, str]]]) -> list[_Read]:
-        calls = [Request("judge", self.engine.name, chat, self.params, OPTIONS) for chat in chats]
-        results = []
-        for reply in self._replies(calls):
-            weights = [math.exp(value) for value in reply.logprobs or ()]
+    def _weigh(self, chats: list[list[dict[str, str]]]) -> list[Answer]:
+        """The share of A and of B in their probability together."""
+        requests = [Request("judge", self.engine.name, chat, self.params, OPTIONS) for chat in chats]
+        answers = []
+        for response in cached_calls(self.engine, requests, self._cache, self.counts):
+            weights = [math.exp(value) for value in response.logprobs or ()]
             self.counts["low_mass"] += sum(weights) < LEAST_MASS
-            if not sum(weights):
-                results.append(_Read(None, reason="neither A nor B is among the likeliest tokens"))
-                continue
-            share = weights[0] / sum(weights)
-            results.append(_Read(_larger(share, 1 - share), (share, 1 - share)))
-        return results
+            if sum(weights):
+                share = weights[0] / sum(weights)
+                answers.append(Answer((share, 1 - share), None, ()))
+            else:
+                answers.append(Answer(None, "neither A nor B is among the likeliest tokens", ()))
+        return answers
 
-    def _parse(self, reply: Response) -> _Read:
-        truncated = reply.finish_reason == "length"
-        try:
-            if self.mode == "scores":
-                scores = parse_scores(reply.text, truncated=truncated)
-                return _Read(_larger(*scores), scores)
-            names: dict[Verdict, Vote] = {"A": "first", "B": "second", "tie": "tie"}
-            return _Read(names[parse_verdict(reply.text)])
-        except Unreadable as error:
-            cut = f", and it was cut off at {self.params.max_new_tokens} tokens" if truncated else ""
-            raise Unreadable(f"{error}{cut}") from None
+    def _judgment(self, id_: str, given: Answer, swapped: Answer) -> Judgment:
+        orders = (given.value, swapped.value and swapped.value[::-1])
+        votes = tuple(own and _larger(*own) for own in orders)
+        if None in votes:
+            unread = [own for own in (given, swapped) if own.value is None]
+            reasons = dict.fromkeys(own.reason for own in unread)
+            return Judgment(
+                id_, None, None, votes, "; ".join(reasons), tuple(text for own in unread for text in own.raw)
+            )
+        scores = None if self.mode == "verdict" else tuple((one + two) / 2 for one, two in zip(*orders, strict=True))
+        return Judgment(id_, votes[0] if votes[0] == votes[1] else "tie", scores, votes)
 
-    def _again(self, chat: list[dict[str, str]], reply: Response, reason: str) -> list[dict[str, str]]:
-        from jinja2 import Template
 
-        template = Template(_PROMPTS.joinpath("judge_again.jinja").read_text(encoding="utf-8"))
-        content = template.render(mode=self.mode, reason=reason)
-        # Some chat templates refuse a turn without text
-        said = {"role": "assistant", "content": reply.text or "(empty)"}
-        return [*chat, said, {"role": "user", "content": content}]
+def read_scores(text: str, *, truncated: bool = False) -> tuple[float, float]:
+    """Read two scores from 1 to 10, for the first answer and for the second.
 
-    def _replies(self, calls: list[Request]) -> list[Response]:
-        """The reply to each call: from the log, or from the engine, which is asked once for all that are missing."""
-        from tqdm.auto import tqdm
+    Strict, since a number somewhere in a text may mean anything. Understood are JSON (see `Scores`); a line of nothing
+    but two numbers (`8 7`, `8/10 and 7/10.`, `Scores: 8, 7`), whatever is explained before or behind it; and scores
+    labelled with the answers they are for (`Assistant 1: 8/10.`, `Answer B: 7`), one for each. Where these disagree,
+    nothing is read.
 
-        known = {call.key: reply for call in calls if self._log is not None and (reply := self._log.find(call))}
-        missing = list({call.key: call for call in calls if call.key not in known}.values())
-        self.counts["reused"] += len(known)
-        with tqdm(total=len(missing), desc="judging", unit="call", disable=not missing) as bar:
-            for place, reply in self._ask(missing):
-                if self._log is not None:
-                    self._log.add(missing[place], reply)
-                known[missing[place].key] = reply
-                self.counts["calls"] += 1
-                bar.update()
-        return [known[call.key] for call in calls]
+    Args:
+        text: The reply; thoughts are not read.
+        truncated: It was cut off, so that a number at its end may be half of one.
 
-    def _ask(self, calls: list[Request]) -> Iterator[tuple[int, Response]]:
-        prompts = [call.prompt for call in calls]
-        if not calls:
-            return
-        if self.mode == "logprobs":
-            for place, generation, logprobs in self.engine.option_logprobs(prompts, OPTIONS):
-                yield place, replace(Response.of(generation), logprobs=tuple(logprobs))
-        else:
-            for place, generation in self.engine.generate(prompts, self.params):
-                yield place, Response.of(generation)
+    Raises:
+        Unreadable: There are no two such numbers, there are several, or one is outside of 1 to 10.
+    """
+    lines, json_text = _lines(text, truncated)
+    if json_text:
+        scores = read_reply(json_text, Scores, truncated=truncated)
+        return scores.score_1, scores.score_2
+    pairs = {match.groups() for line in lines if (match := _PAIR.fullmatch(line))}
+    if not pairs and len(lines) == 2 and all(map(_ONE.fullmatch, lines)):
+        pairs = {tuple(_ONE.fullmatch(line)[1] for line in lines)}
+    labelled: dict[str, set[str]] = {"1": set(), "2": set()}
+    names = set()
+    for piece in _BETWEEN.split("\n".join(lines))[:: _BETWEEN.groups + 1]:
+        if match := _LABELLED.fullmatch(piece):
+            names.add(match[1].casefold())
+            labelled[{"A": "1", "B": "2"}.get(match[2], match[2])].add(match[3])
+    if len(names) == 1 and all(labelled.values()) and not pairs:
+        pairs = {(first, second) for first in labelled["1"] for second in labelled["2"]}
+    if len(pairs) != 1:
+        raise Unreadable("several scores for one answer" if pairs else "there are no two scores")
+    [pair] = pairs
+    if any(scores - {score} for scores, score in zip(labelled.values(), pair, strict=True)):
+        raise Unreadable("several scores for one answer")
+    scores = read_reply(json.dumps([float(score) for score in pair]), Scores)
+    return scores.score_1, scores.score_2
+
+
+def read_score(text: str, *, truncated: bool = False) -> float:
+    """Read one score from 1 to 10 out of a reply that is nothing else: `7`, `8/10.`, `Score: 8 out of 10`.
+
+    Raises:
+        Unreadable: It is anything else, or outside of 1 to 10.
+    """
+    lines, _ = _lines(text, truncated)
+    match = _ONE.fullmatch(lines[0]) if len(lines) == 1 else None
+    if match is None:
+        raise Unreadable("it is not one score and nothing else")
+    if not 1 <= float(match[1]) <= 10:
+        raise Unreadable(f"{match[1]} is not within 1 to 10")
+    return float(match[1])
+
+
+def read_verdict(text: str, *, truncated: bool = False) -> tuple[float, float]:
+    """Read which of two answers is better, as (1, 0) for A, (0, 1) for B and (0.5, 0.5) for a tie.
+
+    Understood are JSON (see `Verdict`), `[[A]]`, and a line of nothing but a letter or "tie", also behind "Winner:" or
+    "Answer", whatever is explained before or behind it.
+
+    Raises:
+        Unreadable: There is no verdict, or there are different ones.
+    """
+    lines, json_text = _lines(text, truncated)
+    if json_text:
+        found = [read_reply(json_text, Verdict, truncated=truncated).better]
+    else:
+        found = _BRACKETED.findall("\n".join(lines))
+        found = found or [match[1] for line in lines if (match := _VERDICT.fullmatch(line))]
+    verdicts = {word.upper() if word.upper() in OPTIONS else "tie" for word in found}
+    if len(verdicts) != 1:
+        raise Unreadable("different verdicts" if verdicts else "there is no verdict")
+    return {"A": (1.0, 0.0), "B": (0.0, 1.0), "tie": (0.5, 0.5)}[verdicts.pop()]
 
 
 def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
@@ -263,31 +330,49 @@ def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
         equal; and `first_place_share`: of all replies that prefer an answer, the share that prefer the one shown
         first, 0.5 for a judge without bias. Shares of nothing are None.
     """
-    winners = Counter(judgment.winner for judgment in judgments)
-    compared = [own for own in judgments if None not in own.votes and not _is_equal(own)]
+    winners = Counter(own.winner for own in judgments)
+    equal = sum(own.winner == "tie" and own.reason is not None for own in judgments)
+    compared = len(judgments) - winners[None] - equal
     contradictions = sum(own.contradicts for own in judgments)
-    places = Counter(
-        vote == place for own in judgments for vote, place in zip(own.votes, ("first", "second"), strict=True)
-        if vote in ("first", "second")
-    )  # fmt: skip
+    votes = [(vote, place) for own in judgments for vote, place in zip(own.votes, ("first", "second"), strict=True)]
+    places = [vote == place for vote, place in votes if vote in ("first", "second")]
     return {
         "pairs": len(judgments),
         "first": winners["first"],
         "second": winners["second"],
         "ties": winners["tie"],
         "unread": winners[None],
-        "equal": sum(map(_is_equal, judgments)),
+        "equal": equal,
         "contradictions": contradictions,
-        "contradiction_share": contradictions / len(compared) if compared else None,
-        "first_place_share": places[True] / places.total() if places else None,
+        "contradiction_share": contradictions / compared if compared else None,
+        "first_place_share": sum(places) / len(places) if places else None,
     }
 
 
-def _is_equal(judgment: Judgment) -> bool:
-    return judgment.winner == "tie" and judgment.reason is not None
+def _lines(text: str, truncated: bool) -> tuple[list[str], str | None]:
+    """The lines of a reply in plain characters, without emphasis and a number at a cut; or the reply if it is JSON."""
+    plain = unicodedata.normalize("NFKC", answer_text(text))
+    if re.match(r"(?:```\w*\s*)?[\[{](?!\[)", plain):
+        return [], plain
+    plain = re.sub(r"[ \t|]+", " ", re.sub(r"[*_`#\"“”]|^\s*[-•]\s", "", plain, flags=re.MULTILINE))
+    if truncated:
+        plain = re.sub(r"[\d./]+\Z", "", plain)
+    return [line for line in plain.splitlines() if line.strip()], None
 
 
-def _equal(pair: Pair) -> bool:
+def _number(value: Any) -> float:
+    """A score inside of JSON: 8, "8/10" or {"score": 8}."""
+    if isinstance(value, dict):
+        value = [item for key, item in value.items() if key.lower() in ("score", "rating")][-1:]
+        value = value[0] if value else None
+    if isinstance(value, str):
+        return read_score(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("a score is no number")
+    return value
+
+
+def _is_equal(pair: Pair) -> bool:
     return pair.first.strip() == pair.second.strip()
 
 
@@ -295,32 +380,14 @@ def _larger(first: float, second: float) -> Vote:
     return "tie" if first == second else "first" if first > second else "second"
 
 
-def _seen_from_pair(read: _Read, *, swapped: bool) -> _Read:
-    """What a reply says of the answers as they are shown, said of the pair's first and second answer."""
-    if not swapped or read.vote is None:
-        return read
-    other: dict[Vote, Vote] = {"first": "second", "second": "first", "tie": "tie"}
-    return replace(read, vote=other[read.vote], scores=read.scores and read.scores[::-1])
-
-
-def _judgment(id_: str, given: _Read, swapped: _Read) -> Judgment:
-    votes = (given.vote, swapped.vote)
-    if None in votes:
-        reasons = dict.fromkeys(own.reason for own in (given, swapped) if own.reason)
-        return Judgment(id_, None, None, votes, "; ".join(reasons), (*given.raw, *swapped.raw))
-    scores = None
-    if given.scores and swapped.scores:
-        scores = tuple((one + two) / 2 for one, two in zip(given.scores, swapped.scores, strict=True))
-    return Judgment(id_, given.vote if given.vote == swapped.vote else "tie", scores, votes)
-
-
-def _load_template(path: str | os.PathLike | None, mode: str) -> Any:
+def _load_template(path: str | os.PathLike[str] | None, mode: str) -> Any:
     """The question, from the user's file or from the one that comes along."""
     import jinja2
     from jinja2 import meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     file = _PROMPTS.joinpath(f"judge_{mode}.jinja") if path is None else Path(path)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
     try:
         source = file.read_text(encoding="utf-8")
         used = meta.find_undeclared_variables(environment.parse(source))
