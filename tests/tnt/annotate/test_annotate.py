@@ -239,7 +239,7 @@ def test_bad_calls(tmp_path):
         ([], [Finder("a")], "no rows"),
         ([{"id": 1, "text": "a"}], [Finder("a")], r"row 1 has no `completion`, only \['id', 'text'\]"),
         (good, [Finder("a"), Finder("b")], "two annotators are called 'finder'"),
-        (good, [Finder("a", name="given")], "an annotator is called 'given'"),
+        (good, [Finder("a", name="given")], "two annotators are called 'given'"),
     ):
         with pytest.raises(ValueError, match=message):
             annotate_rows(data, annotators, path)

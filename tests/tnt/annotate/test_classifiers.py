@@ -1,5 +1,5 @@
-import builtins
 import json
+import sys
 from itertools import pairwise
 
 import pytest
@@ -295,14 +295,7 @@ def test_profanity_arguments():
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest, **options):
-        if name == "profanity_check":
-            raise ModuleNotFoundError("No module named 'profanity_check'")
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "profanity_check", None)
     with pytest.raises(ImportError, match=r"pip install .trl-extensions\[profanity\]") as error:
         ProfanityAnnotator()
     assert "\n" not in str(error.value)

@@ -59,29 +59,16 @@ class Annotator(Protocol):
 
 @dataclass(frozen=True)
 class AnnotationReport:
-    """What a call of `annotate_rows` did.
-
-    Args:
-        path (`Path`): The file of annotated rows.
-        rows (`int`): Rows in the file, those of earlier runs included.
-        with_span (`int`): Of these, rows in which something is unwanted.
-        spans (`int`): Spans in the file, after merging.
-        by_annotator (`dict[str, int]`): Annotator (or `"given"`) -> spans it marked, before merging.
-        set_aside (`int`): Rows that an annotator could not judge, kept out of the file, by earlier runs too.
-        counts (`dict[str, dict[str, int]]`): Annotator -> what went wrong in this call, by kind (quotes that are
-            not in the text, ...).
-        resumed (`int`): Rows that earlier runs had annotated or set aside.
-        seconds (`float`): Wall time of this call.
-    """
+    """What a call of `annotate_rows` did; rows and spans of earlier runs are counted too."""
 
     path: Path
     rows: int
     with_span: int
-    spans: int
-    by_annotator: dict[str, int]
-    set_aside: int
-    counts: dict[str, dict[str, int]]
-    resumed: int
+    spans: int  # after merging
+    by_annotator: dict[str, int]  # annotator (or `"given"`) -> spans it marked, before merging
+    set_aside: int  # rows that an annotator could not judge
+    counts: dict[str, dict[str, int]]  # annotator -> what went wrong in this call, by kind
+    resumed: int  # rows that earlier runs had annotated or set aside
     seconds: float
 
     @property
@@ -101,40 +88,26 @@ class AnnotationReport:
 
 
 def merge_spans(spans: Iterable[Sequence[Any]]) -> list[list[int]]:
-    """Sorted [start, end) pairs that cover the same characters, of which no two overlap or touch; none is empty.
-
-    Args:
-        spans: `Span`s or pairs with `start <= end`, in any order; what follows start and end is ignored.
-    """
+    """Sorted [start, end) pairs that cover the same characters, of which no two overlap or touch; none is empty."""
     merged: list[list[int]] = []
     for start, end in sorted((span[0], span[1]) for span in spans):
-        if start == end:
-            continue
         if merged and start <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], end)
-        else:
+        elif start < end:
             merged.append([start, end])
     return merged
 
 
 def annotate_rows(
-    rows: Sequence[dict[str, Any]],
-    annotators: Sequence[Annotator],
-    output: str | os.PathLike,
-    *,
-    chunk_size: int = 64,
+    rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator], output: str | os.PathLike, *, chunk_size: int = 64
 ) -> AnnotationReport:
-    """Annotate rows with every annotator and append each to a JSON-lines file.
+    """Annotate rows with every annotator and append each to a JSON-lines file, resumable (see `map_rows`).
 
     A row keeps its columns and gets `negative_spans` (sorted and merged [start, end) character offsets into the text
     of the completion, or of the assistant message that ends it) and `annotations` (`start`, `end`, `by` and `label` of
     each mark, before merging). Spans that a row has already stay, as marked by `"given"`, or by those named in its
-    `annotations` where these make up the same spans.
-
-    A row that an annotator fails on is no clean row. It goes to `<output stem>.failures.jsonl` with the raw answers;
-    delete that file to try such rows again. The annotators' settings are written to `<output stem>.settings.json`, and
-    all rows of a chunk are on disk before the next one begins: running again with the same settings goes on where an
-    earlier run was stopped.
+    `annotations` where these make up the same spans. A row that an annotator fails on is no clean row: it goes to
+    `<output stem>.failures.jsonl` with the raw answers; delete that file to try such rows again.
 
     Args:
         rows: Rows with `id` (distinct), `completion`, and optionally `prompt` and `negative_spans`.
@@ -158,27 +131,21 @@ def annotate_rows(
         by_annotator.update(mark["by"] for mark in row["annotations"])
         return sums
 
+    settings = {annotator.name: annotator.settings for annotator in annotators}
     report = map_rows(
-        rows,
-        lambda chunk: _annotated(chunk, annotators),
-        output,
-        chunk_size=chunk_size,
-        settings={annotator.name: annotator.settings for annotator in annotators},
-        desc="annotating",
-        same=("completion",),
-        tally=tally,
-    )
-    after = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
-    counts = {a.name: dict(now - then) for a, now, then in zip(annotators, after, before, strict=True) if now - then}
+        rows, lambda chunk: _annotated(chunk, annotators), output,
+        chunk_size=chunk_size, settings=settings, desc="annotating", same=("completion",), tally=tally,
+    )  # fmt: skip
+    new = {a.name: Counter(getattr(a, "counts", {})) - then for a, then in zip(annotators, before, strict=True)}
     return AnnotationReport(
         path=report.path,
         rows=report.rows,
-        **sums,
         by_annotator=dict(by_annotator),
         set_aside=report.failed,
-        counts=counts,
+        counts={name: dict(counts) for name, counts in new.items() if counts},
         resumed=report.resumed,
         seconds=report.seconds,
+        **sums,
     )
 
 
@@ -195,12 +162,10 @@ def _check(rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator]) -> N
         check_spans(row.get("negative_spans"), len(text), where)
     if not annotators and rows and all(row.get("negative_spans") is None for row in rows):
         raise ValueError("no annotator, and no row has `negative_spans`; give at least one annotator")
-    for name, count in Counter(annotator.name for annotator in annotators).items():
-        if count > 1 or name == GIVEN:
-            what = "two annotators are called" if count > 1 else "an annotator is called"
-            raise ValueError(
-                f"{what} {name!r}; give `name=` another value, so that the report can tell who marked what"
-            )
+    names = [GIVEN, *(annotator.name for annotator in annotators)]
+    for name in names[1:]:
+        if names.count(name) > 1:
+            raise ValueError(f"two annotators are called {name!r}; give one another `name=`, and not {GIVEN!r}")
 
 
 def _annotated(
@@ -209,19 +174,17 @@ def _annotated(
     texts = [completion_text(row["completion"]) for row in chunk]
     marks = [_given(row, text) for row, text in zip(chunk, texts, strict=True)]
     failed: dict[int, list[dict[str, Any]]] = {}
-    for annotator in annotators:
+    for annotator in annotators:  # which may be the user's own
+        who = f"annotator {annotator.name!r}"
         found = annotator.annotate(texts, [row.get("prompt") or "" for row in chunk])
         if len(found) != len(chunk):
-            raise ValueError(
-                f"annotator {annotator.name!r} gave {len(found)} lists of spans for {len(chunk)} texts; one each"
-            )
+            raise ValueError(f"{who} gave {len(found)} lists of spans for {len(chunk)} texts; one each")
         for place, spans in enumerate(found):
             for span in spans:
-                if not 0 <= span.start < span.end <= len(texts[place]):  # an annotator may be the user's own
+                if not 0 <= span.start < span.end <= len(texts[place]):
                     raise ValueError(
-                        f"annotator {annotator.name!r} marked [{span.start}, {span.end}) in row "
-                        f"{chunk[place]['id']!r}, whose text has {len(texts[place])} characters; it must mark at "
-                        "least one of them, and no others"
+                        f"{who} marked [{span.start}, {span.end}) in row {chunk[place]['id']!r}, whose text has "
+                        f"{len(texts[place])} characters; it must mark at least one of them, and no others"
                     )
                 marks[place].append({**span._asdict(), "by": annotator.name})
         for place, answers in getattr(annotator, "failures", ()):
@@ -231,8 +194,8 @@ def _annotated(
             names = ", ".join(failure["by"] for failure in failed[place])
             yield place, Failed(f"not understood: {names}", {"failures": failed[place]})
         else:
-            spans = merge_spans((mark["start"], mark["end"]) for mark in marks[place])
             ordered = sorted(marks[place], key=lambda mark: (mark["start"], mark["end"]))
+            spans = merge_spans((mark["start"], mark["end"]) for mark in ordered)
             yield place, {**row, "negative_spans": spans, "annotations": ordered}
 
 
@@ -240,11 +203,9 @@ def _given(row: dict[str, Any], text: str) -> list[dict[str, Any]]:
     """Marks for the spans a row came with; the recorded ones, if nobody has edited the spans since."""
     spans = check_spans(row.get("negative_spans"), len(text), f"row {row['id']!r}")
     try:
-        recorded = [
-            {key: mark[key] for key in ("start", "end", "by", "label")} for mark in row.get("annotations") or []
-        ]
+        recorded = [{key: mark[key] for key in ("start", "end", "by", "label")} for mark in row["annotations"]]
         if merge_spans((mark["start"], mark["end"]) for mark in recorded) == merge_spans(spans):
             return recorded
     except (TypeError, KeyError):
-        pass  # a column of another kind that happens to have this name
+        pass  # no such column, or one of another kind that happens to have this name
     return [{"start": start, "end": end, "by": GIVEN, "label": ""} for start, end in spans if start < end]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -63,6 +63,15 @@ class Units:
             for first, last in word_windows(text[start:end], _MAX_SENTENCE_WORDS, _MAX_SENTENCE_WORDS)
         ]
 
+    def above(
+        self, texts: Sequence[str], threshold: float, score: Callable[[list[str]], list[float]]
+    ) -> list[list[tuple[int, int]]]:
+        """The pieces of each text that score above the threshold. Equal ones are scored once, in order of length."""
+        pieces = [[(text[start:end], (start, end)) for start, end in self.split(text)] for text in texts]
+        distinct = sorted({piece for row in pieces for piece, _ in row}, key=lambda piece: (len(piece), piece))
+        scores = dict(zip(distinct, score(distinct), strict=True)) if distinct else {}
+        return [[span for piece, span in row if scores[piece] > threshold] for row in pieces]
+
 
 class ClassifierAnnotator:
     """Marks the sentences or windows of words to which a sequence classifier gives a label.
@@ -71,7 +80,7 @@ class ClassifierAnnotator:
     first tokens if there are more of them than it takes.
 
     Args:
-        model, label, batch_size: See `core.text.TextClassifier`; the label is the one that means unwanted.
+        model, label, batch_size: See `core.classifiers.TextClassifier`; the label is the one that means unwanted.
         threshold: A piece is marked if its score is above this; a probability, between 0 and 1.
         unit, window, stride: See `Units`.
         name: Who marked the spans.
@@ -99,20 +108,13 @@ class ClassifierAnnotator:
         self.name = name
         self.label = self._classifier.label
         self.threshold = threshold
-        self.settings: dict[str, Any] = {
-            "kind": "classifier",
-            "model": str(model),
-            "label": self.label,
-            "threshold": threshold,
-            **asdict(self._units),
-        }
+        self.settings: dict[str, Any] = {"kind": "classifier", "model": str(model), "label": self.label}
+        self.settings |= {"threshold": threshold, **asdict(self._units)}
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The spans of each text; prompts are not looked at."""
-        return [
-            [Span(start, end, self.label) for start, end in merge_spans(flagged)]
-            for flagged in _flagged(texts, self._units, self.threshold, self._classifier.score)
-        ]
+        flagged = self._units.above(texts, self.threshold, self._classifier.score)
+        return [[Span(start, end, self.label) for start, end in merge_spans(spans)] for spans in flagged]
 
 
 class ProfanityAnnotator:
@@ -146,32 +148,27 @@ class ProfanityAnnotator:
         self.name = name
         self.threshold = threshold
         self.narrow = narrow
-        self._words: dict[str, float] = {}
-        self.settings: dict[str, Any] = {
-            "kind": "profanity",
-            "threshold": threshold,
-            "narrow": narrow,
-            **asdict(self._units),
-        }
+        self.settings: dict[str, Any] = {"kind": "profanity", "threshold": threshold, "narrow": narrow}
+        self.settings |= asdict(self._units)
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The spans of each text, sorted; prompts are not looked at."""
-        flagged = _flagged(texts, self._units, self.threshold, self._score)
+        flagged = self._units.above(texts, self.threshold, self._score)
         if self.narrow:
-            pairs = list(zip(texts, flagged, strict=True))
-            self._learn(text[start:end] for text, spans in pairs for start, end in spans)
-            flagged = [[part for span in spans for part in self._narrowed(text, *span)] for text, spans in pairs]
+            flagged = self._narrowed(texts, flagged)
         return [[Span(start, end, "profanity") for start, end in merge_spans(spans)] for spans in flagged]
 
-    def _learn(self, pieces: Iterator[str]) -> None:
-        """Score the words that have not been met yet, all at once."""
-        new = list(dict.fromkeys(word for piece in pieces for word in _WORD.findall(piece) if word not in self._words))
-        if new:
-            self._words.update(zip(new, self._score(new), strict=True))
-
-    def _narrowed(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
-        words = [match for match in _WORD.finditer(text, start, end) if self._words[match[0]] > self.threshold]
-        return [match.span() for match in words] or [(start, end)]
+    def _narrowed(self, texts: Sequence[str], flagged: list[list[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
+        found = [
+            [(span, [(match[0], match.span()) for match in _WORD.finditer(text, *span)]) for span in spans]
+            for text, spans in zip(texts, flagged, strict=True)
+        ]
+        words = list(dict.fromkeys(word for row in found for _, matches in row for word, _ in matches))
+        scores = dict(zip(words, self._score(words), strict=True)) if words else {}
+        return [
+            [part for span, m in row for part in [at for word, at in m if scores[word] > self.threshold] or [span]]
+            for row in found
+        ]
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:
@@ -179,8 +176,8 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 
     A line break always ends a sentence; bullets, numbers, quotation marks and headings at the start of a line belong
     to none. Inside a line `.`, `!`, `?` and `…` do, with closing quotes and brackets, before white space; not after a
-    title ("Dr."), an initial, a dotted abbreviation ("e.g.", but "p.m.") or "No." before a number, and not where the
-    text goes on in lower case after a full stop or a closing quote.
+    title ("Dr."), an initial, a dotted abbreviation ("e.g.") or "No." before a number, and not where the text goes on
+    in lower case after a full stop or a closing quote. Chinese and Japanese marks always do.
     """
     sentences = []
     for line in _LINE.finditer(text):
@@ -190,14 +187,15 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
                 sentences.append((start, stop.end()))
                 start = stop.end()
         sentences.append((start, line.end()))
-    return [trimmed for start, end in sentences if (trimmed := _trimmed(text, start, end))]
+    trimmed = [
+        (start + len(text[start:end]) - len(text[start:end].lstrip()), start + len(text[start:end].rstrip()))
+        for start, end in sentences
+    ]
+    return [(start, end) for start, end in trimmed if start < end]
 
 
 def word_windows(text: str, window: int, stride: int) -> list[tuple[int, int]]:
-    """Offsets [start, end) of runs of `window` words, a word being what stands between white space.
-
-    One run begins every `stride` words; the last ends with the text, and so may overlap more. A shorter text is one.
-    """
+    """Offsets [start, end) of runs of `window` words, one every `stride` words; the last ends with the text."""
     words = [match.span() for match in _BLANK_WORD.finditer(text)]
     if not words:
         return []
@@ -218,23 +216,6 @@ def _ends_sentence(text: str, start: int, stop: re.Match[str]) -> bool:
     if following.isdigit() and _BEFORE_NUMBER.fullmatch(word):
         return False
     return not (_TITLE.fullmatch(word) or _DOTTED.fullmatch(word))
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
-    piece = text[start:end]
-    if not piece.strip():
-        return None
-    return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
-
-
-def _flagged(
-    texts: Sequence[str], units: Units, threshold: float, score: Callable[[list[str]], list[float]]
-) -> list[list[tuple[int, int]]]:
-    """The pieces of each text that score above the threshold. Equal pieces are scored once, in order of length."""
-    pieces = [[(text[start:end], (start, end)) for start, end in units.split(text)] for text in texts]
-    distinct = sorted({piece for row in pieces for piece, _ in row}, key=lambda piece: (len(piece), piece))
-    scores = dict(zip(distinct, score(distinct), strict=True)) if distinct else {}
-    return [[span for piece, span in row if scores[piece] > threshold] for row in pieces]
 
 
 def _check_threshold(threshold: float) -> None:

@@ -58,8 +58,8 @@ _SPELLINGS |= {"–": "-", "—": "-", "‑": "-", "…": "..."}
 class JudgeAnnotator:
     """Asks a language model for exact quotes of what is unwanted, and marks every occurrence of them.
 
-    An answer that cannot be read, or none of whose quotes is in the text, is asked for once more. If that fails too, the
-    text is in `failures`; it has no spans, but that does not make it clean. `annotate_rows` sets such rows aside.
+    An answer that cannot be read, or none of whose quotes is in the text, is asked for once more. If that fails too,
+    the text is in `failures`; it has no spans, but that does not make it clean.
 
     A small model is no judge: of two tried on insults, one of 135M parameters called every text clean, and one of 0.5B
     marked clean texts as often as insults. Look at what a judge marks and misses before training on it.
@@ -100,34 +100,28 @@ class JudgeAnnotator:
         self.name = name
         self.counts: Counter[str] = Counter()
         self.failures: list[Failure] = []
-        self.settings: dict[str, Any] = {
-            "kind": "judge",
-            "engine": engine.name,
-            "task": self.task,
-            "max_quotes": max_quotes,
-            "params": asdict(self.params),
-        }
+        self.settings: dict[str, Any] = {"kind": "judge", "engine": engine.name, "task": self.task}
+        self.settings |= {"max_quotes": max_quotes, "params": asdict(self.params)}
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The spans of each text, sorted. Texts of white space alone are not asked about."""
         found: list[list[Span]] = [[] for _ in texts]
+        raw: list[tuple[str, ...]] = [()] * len(texts)
         self.failures = []
         questions = {i: self._question(texts[i], prompts[i]) for i, text in enumerate(texts) if text.strip()}
-        raw: dict[int, tuple[str, ...]] = dict.fromkeys(questions, ())
         for tries in (2, 1):  # the second time those that quoted, and nothing of it is in the text
-            misquoted = {}
             answers = ask_until_read(self.engine, list(questions.values()), self.params, Quotes, tries=tries)
+            misquoted = {}
             for (i, question), answer in zip(questions.items(), answers, strict=True):
                 raw[i] += answer.raw
-                if answer.value is None:
-                    self._set_aside(i, raw[i], "unread")
-                    continue
-                found[i] = self._spans(answer.value.quotes, texts[i])
-                if answer.value.quotes and not found[i]:
+                found[i] = [] if answer.value is None else self._spans(answer.value.quotes, texts[i])
+                why = "unread" if answer.value is None else "misquoted" if answer.value.quotes else None
+                if why == "misquoted" and not found[i] and tries == 2:
                     misquoted[i] = ask_again(question, answer.raw[-1], "none of the quotes is in the answer")
+                elif why and not found[i]:
+                    self.counts[why] += 1
+                    self.failures.append(Failure(i, raw[i]))
             questions = misquoted
-        for i in questions:
-            self._set_aside(i, raw[i], "misquoted")
         return found
 
     def _question(self, text: str, prompt: Prompt) -> list[dict[str, str]]:
@@ -139,10 +133,6 @@ class JudgeAnnotator:
             if quotes is not None:
                 messages.append({"role": "assistant", "content": json.dumps({"quotes": quotes})})
         return messages
-
-    def _set_aside(self, index: int, raw: tuple[str, ...], why: str) -> None:
-        self.counts[why] += 1
-        self.failures.append(Failure(index, raw))
 
     def _spans(self, quotes: list[str], text: str) -> list[Span]:
         quotes = list(dict.fromkeys(quotes))
@@ -156,11 +146,10 @@ class JudgeAnnotator:
 
 
 def find_quote(quote: str, text: str) -> list[tuple[int, int]]:
-    """Every occurrence of a quote in a text, as offsets [start, end).
+    """Every occurrence of a quote in a text, as offsets [start, end); inside longer words only if nowhere else.
 
     Runs of white space, curly and straight quotation marks, dashes, and the two ellipses are equal. If the quote is
-    not there, it is looked for without quotation marks around it. Occurrences inside longer words do not count where
-    there are others.
+    not there, it is looked for without quotation marks around it.
     """
     characters, places = _one_spelling(text)
     quote = _one_spelling(quote)[0].strip()
@@ -174,9 +163,7 @@ def find_quote(quote: str, text: str) -> list[tuple[int, int]]:
 
 def _cuts_word(text: str, start: int, end: int) -> bool:
     """Whether a span begins or ends between two letters or digits."""
-    return (text[start - 1 : start].isalnum() and text[start].isalnum()) or (
-        text[end - 1].isalnum() and text[end : end + 1].isalnum()
-    )
+    return any(text[i - 1 : i].isalnum() and text[i : i + 1].isalnum() for i in (start, end))
 
 
 def _one_spelling(text: str) -> tuple[str, list[tuple[int, int]]]:

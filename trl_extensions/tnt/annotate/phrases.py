@@ -30,12 +30,7 @@ class PhraseAnnotator:
     Phrases: a stretch of white space matches any other, straight and curly apostrophes are equal. With `whole_words`,
     a phrase that begins or ends with a letter or digit must not go on with another one: "cat" is not in "category",
     but is in "_cat_", "(cat)", "cat-like" and before an apostrophe ("cat's", and "he" in "he'll"); only "can" is not
-    in "can't". No such limit holds on the side of a character like "#" or "+". Languages that do not put spaces
-    between words need `whole_words=False`.
-
-    Inflections: the regular English endings of the last word (-s, -es, -ies, -ed, -ing, with e dropped, y to i,
-    consonant doubled) and the possessive 's, which is then part of the span. Neither -er and -est nor irregular forms.
-    Ordinary words may be met by accident ("even", "evening"): look at the annotations of a sample.
+    in "can't". Languages that do not put spaces between words need `whole_words=False`.
 
     Args:
         phrases: Words and phrases; also the spans' labels.
@@ -43,7 +38,8 @@ class PhraseAnnotator:
             is marked, and the pattern is the label.
         ignore_case: Whether case is ignored, in phrases and patterns.
         whole_words: Whether phrases only match whole words.
-        inflections: Whether the last word of a phrase may be inflected.
+        inflections: Whether the last word of a phrase may have a regular English ending (-s, -ed, -ing and the
+            possessive 's). Ordinary words may be met by accident ("even", "evening"): look at a sample.
         first_word: Whether to mark of a phrase only the word it begins with ("Here" of "Here's"). What is trained
             away is then the step into the phrase, and what follows other words stays as it was.
         name: Who marked the spans.
@@ -73,26 +69,14 @@ class PhraseAnnotator:
         self.whole_words = whole_words
         self.first_word = first_word
         self.settings: dict[str, Any] = {
-            "kind": "phrases",
-            "phrases": phrases,
-            "patterns": patterns,
-            "ignore_case": ignore_case,
-            "whole_words": whole_words,
-            "inflections": inflections,
-            "first_word": first_word,
-        }
-        self._phrases = [
-            (phrase, re.compile(_phrase_regex(phrase, whole_words=whole_words, inflections=inflections), flags))
-            for phrase in phrases
-        ]
+            "kind": "phrases", "phrases": phrases, "patterns": patterns, "ignore_case": ignore_case,
+            "whole_words": whole_words, "inflections": inflections, "first_word": first_word,
+        }  # fmt: skip
+        self._phrases = [(phrase, re.compile(_regex(phrase, whole_words, inflections), flags)) for phrase in phrases]
         self._patterns = [(pattern, _compile(pattern, flags)) for pattern in patterns]
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
-        """The occurrences in each text, those that overlap included; prompts are not looked at.
-
-        Raises:
-            ValueError: A pattern matches the empty string somewhere in a text.
-        """
+        """The occurrences in each text, those that overlap included; prompts are not looked at."""
         return [sorted(self._spans(text)) for text in texts]
 
     def _spans(self, text: str) -> Iterator[Span]:
@@ -100,29 +84,23 @@ class PhraseAnnotator:
             position = 0
             while match := regex.search(text, position):
                 start, end = match.span()
-                if not self.whole_words or not _cuts_a_letter(text, start, end):
-                    yield Span(start, _end_of_first_word(text, start, end) if self.first_word else end, phrase)
                 position = start + 1  # "ha ha" is in "ha ha ha" twice
+                if self.whole_words and _cuts_a_letter(text, start, end):
+                    continue
+                first = _LETTERS.match(text, start, end) if self.first_word else None
+                yield Span(start, first.end() if first else end, phrase)
         for pattern, regex in self._patterns:
             for match in regex.finditer(text):
-                if match.start() == match.end():
+                if not match[0]:
                     raise ValueError(_matches_nothing(pattern))
                 yield Span(match.start(), match.end(), pattern)
 
 
 def load_phrases(path: str | os.PathLike) -> list[str]:
-    """Read a list of phrases.
-
-    Args:
-        path (`str` or `os.PathLike`): A `.txt` file with one phrase a line, where `#` at the start of a line or after
-            white space begins a comment, or a `.json` file with a list of strings, where it does not.
-
-    Returns:
-        The phrases in their order, without surrounding white space, empty lines and repetitions.
+    """Read the distinct phrases of a `.txt` file (one a line, `#` begins a comment) or a `.json` list of strings.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is of another kind, cannot be read, or holds no phrase.
+        ValueError, FileNotFoundError: There is no such file, it is of another kind, or holds no phrase.
     """
     path = Path(path)
     if path.suffix not in (".txt", ".json"):
@@ -144,10 +122,9 @@ def load_phrases(path: str | os.PathLike) -> list[str]:
 
 
 def inflected_forms(word: str) -> list[str]:
-    """A word and its regular English inflections: plural or third person, past tense and -ing form.
+    """A word and its regular English inflections: plural or third person, past tense and -ing form, if long enough.
 
-    Some forms are no words ("stupids"): they do not occur, so matching them does no harm. Words of fewer than three
-    letters only get the plural.
+    Some forms are no words ("stupids"): they do not occur, so matching them does no harm.
     """
     forms = {word[: len(word) - cut] + ending for cut, ending in _endings(word.lower())}
     if word.isupper() and len(word) > 1:
@@ -180,7 +157,7 @@ def _endings(word: str) -> set[tuple[int, str]]:
     return ends | {(0, stem + ending) for stem in stems for ending in ("ed", "ing")}
 
 
-def _phrase_regex(phrase: str, *, whole_words: bool, inflections: bool) -> str:
+def _regex(phrase: str, whole_words: bool, inflections: bool) -> str:
     words = phrase.split()
     body = r"\s+".join(map(_literal, words))
     letters = _LAST_LETTERS.search(words[-1])
@@ -188,10 +165,8 @@ def _phrase_regex(phrase: str, *, whole_words: bool, inflections: bool) -> str:
         forms = sorted(inflected_forms(letters[0]), key=len, reverse=True)  # the longest first
         rest = r"\s+".join(map(_literal, [*words[:-1], words[-1][: letters.start()]]))
         body = f"{rest}(?:{'|'.join(map(re.escape, forms))})(?:[{_APOSTROPHES}][sS](?!{_LETTER}))?"
-    if not whole_words:
-        return body
-    left = rf"(?<!{_LETTER})" if re.match(_LETTER, phrase[0]) else ""
-    right = rf"(?!{_LETTER}){_NOT_CONTRACTED}" if re.match(_LETTER, phrase[-1]) else ""
+    left = rf"(?<!{_LETTER})" if whole_words and re.match(_LETTER, phrase[0]) else ""
+    right = rf"(?!{_LETTER}){_NOT_CONTRACTED}" if whole_words and re.match(_LETTER, phrase[-1]) else ""
     return left + body + right
 
 
@@ -206,12 +181,6 @@ def _cuts_a_letter(text: str, start: int, end: int) -> bool:
     return any(unicodedata.category(char) in ("Mn", "Mc") and not first <= char <= last for char in neighbours)
 
 
-def _end_of_first_word(text: str, start: int, end: int) -> int:
-    """Where the letters and digits that a phrase begins with end; its end if it begins with something else."""
-    match = _LETTERS.match(text, start, end)
-    return match.end() if match else end
-
-
 def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
     try:
         regex = re.compile(pattern, flags)
@@ -223,9 +192,7 @@ def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
 
 
 def _matches_nothing(pattern: str) -> str:
-    return (
-        f"the pattern {pattern!r} matches the empty string, which marks nothing; require at least one character in it"
-    )
+    return f"the pattern {pattern!r} matches the empty string, which marks nothing; require a character in it"
 
 
 def _strings(values: Sequence[str], name: str) -> list[str]:
