@@ -12,12 +12,13 @@ The scorer likes the first answer better by a point, so that only the mean over 
 """
 
 import hashlib
+import json
 import math
 import random
 import re
 from dataclasses import dataclass
 
-from trl_extensions.codeclm.pipeline.templates import load_template
+from trl_extensions.codeclm.pipeline.steps import load_template
 from trl_extensions.core.generation.types import Generation, sum_by_option
 
 
@@ -76,7 +77,7 @@ class Rules:
 
     def encode(self, instruction, **_):
         draw = random.Random(instruction)
-        return f"Use case: {draw.choice(USES)}\nSkills: {', '.join(draw.sample(SKILLS, 2))}"
+        return json.dumps({"use_case": draw.choice(USES), "skills": draw.sample(SKILLS, 2)})
 
     def decode(self, use_case, skills, seed, number=1, **_):
         if self.basics is not None:
@@ -84,17 +85,18 @@ class Rules:
         else:
             draw = random.Random(f"{use_case}/{skills}/{seed}")
             own = [_made_up(draw) for _ in range(int(number))]
-        return "\n".join(f"{place}. {text}" for place, text in enumerate(own, start=1))
+        return json.dumps({"instructions": own})
 
     def rubrics(self, use_case, skills, number=1, **_):
         draw = random.Random(f"{use_case}/{skills}")
-        return "\n".join(
-            f"{place}. Rubric: Depth of {_word(draw)}\n   Action: Ask for more about {_word(draw)} and {_word(draw)}."
-            for place in range(1, int(number) + 1)
-        )
+        return json.dumps({"rubrics": [
+            {"rubric": f"Depth of {_word(draw)}", "action": f"Ask for more about {_word(draw)} and {_word(draw)}."}
+            for _ in range(int(number))
+        ]})  # fmt: skip
 
     def rewrite(self, instruction, action, **_):
-        return f"New instruction: {instruction} Also mention {_word(random.Random(instruction + action))}."
+        word = _word(random.Random(instruction + action))
+        return json.dumps({"new_instruction": f"{instruction} Also mention {word}."})
 
     evol = rewrite
 
@@ -109,7 +111,7 @@ class Rules:
     def score(self, instruction, first, second, again, **_):
         if "flattery" in instruction or ("wavering" in instruction and not again):
             return "Both are great."
-        return f"{_quality(first) + 1} {_quality(second)}"
+        return json.dumps({"score_1": _quality(first) + 1, "score_2": _quality(second)})
 
 
 class FakeEngine:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from tests.codeclm.fake import Rules, digest
+from trl_extensions.core.generation.client import ResponseCache
 
 
 FAILURES = ("500", "429", "drop", "html", "half")
@@ -121,8 +122,14 @@ def request_key(body):
     return (*about, digest(json.dumps(body["messages"])))
 
 
+def finished_calls(folder):
+    """The calls that a run has made, in the order they were finished in."""
+    with ResponseCache(folder / "calls.sqlite") as cache:
+        return list(cache.rows())
+
+
 def key_of_call(row):
-    """The request that a row of calls.jsonl was."""
+    """The request that a finished call was."""
     params, prompt, model = row["params"], digest(json.dumps(row["prompt"])), row["engine"].removeprefix("endpoint:")
     if row.get("options"):
         return model, None, 1, 0, True, prompt

@@ -11,8 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tests.codeclm.exported import exported_rows
 from trl_extensions import DataCollatorForCodecLM
-from trl_extensions.codeclm.weighted_loss import RowWeighing
-from trl_extensions.codeclm.weights import pair_of
+from trl_extensions.codeclm.weighted_loss import RowWeighing, pair_of
 
 
 def texts():

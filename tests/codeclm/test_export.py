@@ -2,10 +2,11 @@ import json
 import random
 
 import pytest
+import yaml
 
 from tests.codeclm.handmade import item, read_rows, unkept, version, write_rows
 from trl_extensions.codeclm.config import CodecLMConfig
-from trl_extensions.codeclm.export import export
+from trl_extensions.codeclm.export import describe, export
 
 
 EGGS = "How long does an egg take to boil soft?"
@@ -104,7 +105,7 @@ def many_items():
 def test_the_order_of_the_items_does_not_matter(tmp_path):
     items = many_items()
     write_rows(tmp_path / "metadata.jsonl", [{"use_case": "a", "skills": [], "seeds": ["word1 word2 word3 word4"]}])
-    first, rows = exported(tmp_path, items, seed=3, max_rows=20, benchmarks=[])
+    first, rows = exported(tmp_path, items, seed=3, max_rows=20, decontaminate_against=[])
     names = ("data.jsonl", "export.json", "export_drops.jsonl")
     contents = [(tmp_path / name).read_bytes() for name in names]
     assert len(rows) == 20 and 0 < first.reasons["near-duplicate"] < 16 and first.reasons["not drawn"] > 0
@@ -124,16 +125,16 @@ def test_numbers_in_ids_are_compared_as_numbers(tmp_path):
 
 def test_rows_are_drawn_with_the_seed(tmp_path):
     items = many_items()
-    report, rows = exported(tmp_path, items, near_duplicates=1.0)
+    report, rows = exported(tmp_path, items, dedup_threshold=1.0)
     assert (report.rows, report.reasons) == (60, {})
-    draws = [ids(exported(tmp_path, items, seed=seed, max_rows=10, near_duplicates=1.0)[1]) for seed in (1, 1, 2)]
+    draws = [ids(exported(tmp_path, items, seed=seed, max_rows=10, dedup_threshold=1.0)[1]) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
     order = {id: place for place, id in enumerate(ids(rows))}
     for drawn in draws:
         assert len(drawn) == len(set(drawn)) == 10 and sorted(drawn, key=order.get) == drawn
-    report, _ = exported(tmp_path, items, max_rows=10, near_duplicates=1.0)
+    report, _ = exported(tmp_path, items, max_rows=10, dedup_threshold=1.0)
     assert (report.rows, report.reasons) == (10, {"not drawn": 50})
-    assert exported(tmp_path, items, max_rows=60, near_duplicates=1.0)[0].reasons == {}
+    assert exported(tmp_path, items, max_rows=60, dedup_threshold=1.0)[0].reasons == {}
 
 
 def test_answers_that_are_cut_off_or_too_long(tmp_path):
@@ -159,7 +160,7 @@ def test_the_kept_version_is_filtered_not_the_basic_one(tmp_path):
         item("b", version(POEM), version("Say: what is the tax on a shop", "x", scores=(9, 1))),
         item("c", version(TAXES), version("too short", "x", scores=(9, 1))),
     ]
-    report, rows = exported(tmp_path, items, benchmarks=[str(bench)])
+    report, rows = exported(tmp_path, items, decontaminate_against=[str(bench)])
     assert ids(rows) == ["a"]
     assert report.reasons == {"contaminated": 1, "too short": 1} and report.contaminated == {str(bench): 1}
     assert read_rows(tmp_path / "export_drops.jsonl") == [
@@ -190,10 +191,10 @@ def test_the_screen(tmp_path):
     rude = {"strong": "You are a fucking idiot.", "target": "-"}
     items = [item(f"i{n:03d}", version(f"{POEM} Take {n} of them.", scores=(9, 1))) for n in range(70)]
     items[66]["rounds"][0]["answers"] = items[5]["rounds"][0]["answers"] = rude
-    report, rows = exported(tmp_path, items, near_duplicates=1.0, screen="profanity")
+    report, rows = exported(tmp_path, items, dedup_threshold=1.0, safety_classifier="profanity")
     assert report.reasons == {"screened": 2}
     assert ids(rows) == [f"i{n:03d}" for n in range(70) if n not in (5, 66)]
-    assert exported(tmp_path, items, near_duplicates=1.0)[0].reasons == {}
+    assert exported(tmp_path, items, dedup_threshold=1.0)[0].reasons == {}
 
 
 def test_nothing_finished_yet_gives_an_empty_file(tmp_path):
@@ -245,3 +246,101 @@ def test_loads_as_a_data_set(tmp_path):
     assert list(rows["winner"]) == ["strong", "target", "strong"]
     assert rows[1]["prompt"] == [{"role": "user", "content": TAXES}]
     assert rows[1]["metadata"] == {"use_case": "tax", "skills": ["law", "sums"]}
+
+
+# The history of one
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rounds = [
+        version("Boil an egg now please", scores=(7.0, 6.5), orders=[[8, 6], [6, 7]], truncated=["target"]),
+        version("Boil an egg on a mountain\nand say why", "Move it up.", scores=(9.0, 4.0), orders=[[9, 3], [9, 5]]),
+    ]
+    items = [
+        item("m000-i0000", *rounds, seed="How are eggs boiled?", skills=["recipes", "physics"]),
+        unkept("m000-i0001", version("Never mind the gap here", scores=(5, 5))),
+        unkept(
+            "m000-i0002",
+            version("Scored by a friendly one"),
+            outcome="set_aside",
+            reason="score: no numbers",
+            raw=["Both are great!", "Really, both."],
+        ),
+        item("m001-i0000", version("boil an egg on a mountain and say why", scores=(9, 1))),
+        item("m001-i0001", version("Write a poem about the rain", scores=(1, 9)), winner="target"),
+    ]
+    write_rows(tmp_path / "items.jsonl", items)
+    unfinished = {"id": "m002-i0000", "metadata": {"use_case": "tax", "skills": ["law"]}, "seed": None}
+    write_rows(tmp_path / "basics.jsonl", [unfinished | {"instruction": "Explain how a tax works"}])
+    aside = {"step": "rewrite", "about": "m002-i0000", "reason": "the server is down", "raw": ["half a rep"]}
+    write_rows(tmp_path / "set_aside.jsonl", [aside, aside | {"about": "m001-i0000", "reason": "of another one"}])
+    return tmp_path
+
+
+def read(text):
+    """The lines in front of the YAML, and what is in it."""
+    lines = text.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith(("seed:", "metadata:")))
+    return lines[:start], yaml.safe_load("\n".join(lines[start:]))
+
+
+def test_from_seed_to_outcome(folder):
+    export(folder, CodecLMConfig(min_words=4))
+    said, shown = read(describe(folder, "m000-i0000"))
+    assert said == [
+        "m000-i0000: kept in round 2, with the strong model's answer", "exported as row 1 of data.jsonl"
+    ]  # fmt: skip
+    assert shown["seed"] == "How are eggs boiled?" and shown["metadata"]["skills"] == ["recipes", "physics"]
+    first, second = shown["rounds"]
+    assert first["truncated"] == {"strong": False, "target": True} and first["orders"] == [[8, 6], [6, 7]]
+    assert second["action"] == "Move it up." and second["scores"]["gap"] == 5
+    assert second["answers"]["strong"] == "Strong on: Boil an egg on a mountain\nand say why"
+    assert "    Strong on: Boil an egg on a mountain\n" in describe(folder, "m000-i0000"), "as it is, without quotes"
+
+
+def test_a_row_of_the_data_by_its_number(folder):
+    with pytest.raises(ValueError, match=r"data\.jsonl has 0 rows, no row 1"):
+        describe(folder, 1)
+    export(folder, CodecLMConfig())
+    assert describe(folder, 2) == describe(folder, "2") == describe(folder, "m001-i0001")
+    assert "exported as row 2 of data.jsonl" in describe(folder, "2")
+    for number in (0, 3):
+        with pytest.raises(ValueError, match=f"data.jsonl has 2 rows, no row {number}"):
+            describe(folder, number)
+    said, _ = read(describe(folder, "m001-i0000"))
+    assert said[1] == "not exported: near-duplicate (1.00 of m000-i0000)"
+
+
+def test_those_that_were_not_kept(folder):
+    assert read(describe(folder, "m000-i0001"))[0] == ["m000-i0001: dropped: no gap"]
+    said, shown = read(describe(folder, "m000-i0002"))
+    assert said == ["m000-i0002: set aside: score: no numbers"]
+    assert shown["raw"] == ["Both are great!", "Really, both."]
+    said, shown = read(describe(folder, "m002-i0000"))
+    assert "not finished yet" in said[0] and shown["instruction"] == "Explain how a tax works"
+    assert shown["set_aside"]["reason"] == "the server is down" and shown["set_aside"]["raw"] == ["half a rep"]
+
+
+def test_an_id_that_is_not_there(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"no instruction 'm001-i001'; the closest ids are m001-i000\d") as error:
+        describe(folder, "m001-i001")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="not come to any"):
+        describe(tmp_path / "elsewhere", "m001-i0001")
+
+
+def test_long_texts_are_cut_on_request(folder):
+    _, shown = read(describe(folder, "m000-i0000", longest=10))
+    first = shown["rounds"][0]
+    assert first["instruction"] == "Boil an eg [... 22 characters]"
+    assert first["answers"]["strong"] == "Strong on: [... 33 characters]".replace("on:", "on:")
+
+
+def test_nothing_steers_the_terminal(folder):
+    answers = {"strong": "a\r\nb\tc\x00é\u3000日本", "target": "-"}
+    rude = version("Say \x1b[31mred\x07 \u202eback", scores=(9, 1), answers=answers)
+    write_rows(folder / "items.jsonl", [item("m000-i0000", rude)])
+    text = describe(folder, "m000-i0000")
+    assert "[31mred" in text and "back" in text and "é" in text and "日本" in text
+    assert all(character.isprintable() or character in "\n\t\u3000" for character in text)

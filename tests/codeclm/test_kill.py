@@ -9,11 +9,13 @@ import signal
 import time
 from collections import Counter
 
+import openai
 import pytest
 
-from tests.codeclm.server import Server, key_of_call, serving
+from tests.codeclm.server import Server, finished_calls, key_of_call, serving
 from trl_extensions.codeclm.config import CodecLMConfig
 from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.core.generation import endpoint
 from trl_extensions.core.generation.endpoint import EndpointEngine
 from trl_extensions.core.runs.jsonl import read_jsonl
 
@@ -25,19 +27,16 @@ FILES = ("metadata.jsonl", "basics.jsonl", "basics.json", "data.jsonl", "export.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 
 
-class QuickEngine(EndpointEngine):
-    def _pause(self, closed, seconds):
-        closed.wait(0.001)
-
-
 def work(url, folder, name):
     """A run in a process of its own, which tells the server its name."""
     # A shell that runs this in the background hands on that interrupts are ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.disable(logging.WARNING)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    openai._base_client.MAX_RETRY_DELAY = openai._base_client.INITIAL_RETRY_DELAY = 0.001
+    endpoint._FIRST_PAUSE = endpoint._LONGEST_PAUSE = 0.001
     engines = (
-        QuickEngine(url, model, api_key=name, concurrency=CONCURRENCY, max_retries=50)
+        EndpointEngine(url, model, api_key=name, concurrency=CONCURRENCY, max_retries=50)
         for model in ("strong", "target")
     )
     config = CodecLMConfig(seeds=str(folder.parent / "seeds.jsonl"), num_instructions=16, max_rounds=3)
@@ -74,13 +73,11 @@ def start(processes, tmp_path):
 
 def made(folder):
     """The requests whose answers are in the log, as the next process will find it."""
-    path = folder / "calls.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [key_of_call(json.loads(line)) for line in lines if line.endswith(b"}\n")]
+    return list(map(key_of_call, finished_calls(folder))) if (folder / "calls.sqlite").exists() else []
 
 
 def phase(folder):
-    names = ("data.jsonl", "items.jsonl", "basics.jsonl", "calls.jsonl")
+    names = ("data.jsonl", "items.jsonl", "basics.jsonl", "calls.sqlite")
     return next((name for name in names if size(folder / name)), "nothing")
 
 
@@ -104,7 +101,7 @@ def test_killed_at_random_moments(start, tmp_path, seed):
     assert total > 150
 
     folder, server = tmp_path / "pieces", Server(delay=0.004, spread=1.0, failures=0.1, seed=seed)
-    moments = ["calls.jsonl", *["requests"] * (KILLS - 3), "data.jsonl", "export.json"]
+    moments = ["calls.sqlite", *["requests"] * (KILLS - 3), "data.jsonl", "export.json"]
     phases, logged = [], {}
     with serving(server) as url:
         for number, what in enumerate(moments):
@@ -131,7 +128,7 @@ def test_killed_at_random_moments(start, tmp_path, seed):
         sorted(read_jsonl(tmp_path / name / "items.jsonl"), key=lambda row: row["id"]) for name in ("whole", "pieces")
     ]
     assert by_id[0] == by_id[1], "each instruction once, whatever came before"
-    assert {"calls.jsonl", "items.jsonl", "data.jsonl"} <= set(phases), phases
+    assert {"calls.sqlite", "items.jsonl", "data.jsonl"} <= set(phases), phases
 
     # What was in the log at a kill was not asked for by any process after it
     runs = [*map(str, range(len(moments))), "last"]

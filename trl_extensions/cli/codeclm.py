@@ -31,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser(command: str, argv: list[str]):
     """With the options of a trainer only where there is one: its defaults ask for a GPU."""
     from trl_extensions.cli.parser import OneLineParser
-    from trl_extensions.codeclm.arguments import CodecLMArguments, FolderArguments
-    from trl_extensions.codeclm.config import CodecLMConfig
+    from trl_extensions.codeclm.config import CodecLMArguments, CodecLMConfig, FolderArguments
 
     own: tuple[type, ...] = (FolderArguments,)
     if {"true", "yes", "t", "y", "1"} & {value.lower() for value in peek(argv, "train")}:

@@ -1,9 +1,11 @@
 """Batches of CodecLM's pairs: templated, the prompt masked, padded, and weighed by row where that is asked for."""
 
+import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollatorMixin
 
 from .._compat import pad
-from .pairs import IGNORED, PairEncoder
-from .weighted_loss import LOSS_WEIGHTS, RowWeighing
-from .weights import WEIGHT_BY, Pair, count_pairs, mean_one, raw_weight, read_pair
+from ..core.training.encoding import end_token_id
+from .weighted_loss import LOSS_WEIGHTS, WEIGHT_BY, Pair, RowWeighing, count_pairs, mean_one, raw_weight, read_pair
 
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -100
 MEAN_OVER = ("batch", "data")
 
 
@@ -48,8 +50,8 @@ class DataCollatorForCodecLM(DataCollatorMixin):
         mean_over: What the mean of the weights is 1 over: the "batch", or the "data" given to `fit`. A batch of one
             row weighs 1 whatever its gap is, so with batches of a few rows, accumulated or spread over devices, take
             "data": it does not depend on how a step is cut.
-        pair_counts: Rows of each pair of use case and skills (`weights.pair_of`), in place of `fit`. Pairs that are
-            not in it, as held-out data may have, weigh as one of a single row.
+        pair_counts: Rows of each pair of use case and skills (`weighted_loss.pair_of`), in place of `fit`. Pairs that
+            are not in it, as held-out data may have, weigh as one of a single row.
         max_length: Tokens of a row that are kept, from the start, as in `SFTConfig`; `None`: all. Does not apply to
             rows with `input_ids`.
         chat_template: Jinja template used in place of the tokenizer's.
@@ -75,12 +77,19 @@ class DataCollatorForCodecLM(DataCollatorMixin):
     return_tensors: str = "pt"
 
     def __post_init__(self):
-        self._check()
+        if self.weight_by not in WEIGHT_BY:
+            raise ValueError(f'`weight_by` must be None, "gap" or "metadata", got {self.weight_by!r}.')
+        if self.mean_over not in MEAN_OVER:
+            raise ValueError(f'`mean_over` must be "batch" or "data", got {self.mean_over!r}.')
+        low, high = self.gap_range
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"`gap_range` must be two finite numbers, 0 < low <= high, got {self.gap_range!r}.")
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
+            raise ValueError(f"`max_length` must be None or a whole number of at least 2, got {self.max_length!r}.")
         pad_id = self.tokenizer.pad_token_id
         self._pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id
         if self._pad_id is None:
             raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
-        self._encoder = PairEncoder(self.tokenizer, self.max_length, self.chat_template)
         self._data_mean: float | None = None
         self._logged: set[str] = set()
 
@@ -111,7 +120,7 @@ class DataCollatorForCodecLM(DataCollatorMixin):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         names = [f"row {place} of the batch" for place in range(len(examples))]
-        encoded = [_of_row(self._encoder.encode, row, name) for row, name in zip(examples, names, strict=True)]
+        encoded = [_of_row(self._encode, row, name) for row, name in zip(examples, names, strict=True)]
         batch = {
             "input_ids": self._pad([ids for ids, _ in encoded], self._pad_id),
             "attention_mask": self._pad([[1] * len(ids) for ids, _ in encoded], 0),
@@ -121,6 +130,12 @@ class DataCollatorForCodecLM(DataCollatorMixin):
             raw = [self._raw(row, name) for row, name in zip(examples, names, strict=True)]
             batch[LOSS_WEIGHTS] = torch.tensor(self._rescaled(raw), dtype=torch.float32)
         return batch
+
+    def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(row) for row in rows]
+        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+
+    # Weights
 
     def _raw(self, row: Mapping[str, Any], name: str) -> float:
         if self.weight_by == "metadata" and self.pair_counts is None:
@@ -147,23 +162,137 @@ class DataCollatorForCodecLM(DataCollatorMixin):
             self._logged.add(message)
             logger.warning("%s", message)
 
-    def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
-        tensors = [torch.tensor(row) for row in rows]
-        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+    # From a row to tokens, as `SFTTrainer` makes them
 
-    def _check(self) -> None:
-        if self.weight_by not in WEIGHT_BY:
-            raise ValueError(f'`weight_by` must be None, "gap" or "metadata", got {self.weight_by!r}.')
-        if self.mean_over not in MEAN_OVER:
-            raise ValueError(f'`mean_over` must be "batch" or "data", got {self.mean_over!r}.')
-        low, high = self.gap_range
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"`gap_range` must be two finite numbers, 0 < low <= high, got {self.gap_range!r}.")
-        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
-            raise ValueError(f"`max_length` must be None or a whole number of at least 2, got {self.max_length!r}.")
+    def _encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """Token ids of a row and its labels."""
+        if row.get("input_ids") is not None:
+            ids, labels = _prepared(row)
+        else:
+            ids, start = self._ids_and_start(row)
+            labels = ([IGNORED] * start + ids[start:])[: self.max_length]
+            ids = ids[: self.max_length]
+        if all(label == IGNORED for label in labels[1:]):
+            limit = f" within the first {self.max_length} tokens (max_length)" if self.max_length else ""
+            raise ValueError(f"nothing is left to learn{limit}; shorten the prompt, raise max_length or drop the row")
+        return ids, labels
+
+    def _ids_and_start(self, row: Mapping[str, Any]) -> tuple[list[int], int]:
+        """Token ids, and the place of the first that is learned."""
+        if row.get("prompt") is not None or row.get("completion") is not None:
+            prompt, completion = row.get("prompt"), row.get("completion")
+            if isinstance(prompt, str) and isinstance(completion, str):
+                if not completion.strip():
+                    raise ValueError("`completion` is empty")
+                return self._texts(prompt, completion)
+            _check_chat("prompt", prompt, completion)
+            _check_chat("completion", completion, prompt)
+            return self._chat(list(prompt), list(completion), row)
+        if row.get("messages") is not None:
+            messages = row["messages"]
+            _check_chat("messages", messages, messages)
+            start = max((i for i, message in enumerate(messages, 1) if message["role"] != "assistant"), default=0)
+            if not start:
+                raise ValueError("`messages` has no turn before the answer")
+            return self._chat(list(messages[:start]), list(messages[start:]), row)
+        if isinstance(row.get("text"), str):
+            opener = self._opener
+            start = row["text"].rfind(opener) + len(opener)
+            if start < len(opener):
+                raise ValueError(f"`text` has no answer: {opener!r}, which begins one in this template, is not in it")
+            return self._texts(row["text"][:start], row["text"][start:])
+        raise ValueError(
+            "neither `prompt` and `completion`, nor `messages`, `text` or `input_ids`; it has "
+            f"{sorted(name for name, value in row.items() if value is not None)}"
+        )
+
+    def _texts(self, prompt: str, completion: str) -> tuple[list[int], int]:
+        """Plain or already templated text: an end is added where there is none, a beginning is not repeated."""
+        tokenizer = self.tokenizer
+        if not completion.rstrip().endswith(self._ends):
+            completion += tokenizer.eos_token
+        with_special = not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
+        ids = list(tokenizer(text=prompt + completion, add_special_tokens=with_special)["input_ids"])
+        return ids, _common_length(tokenizer(text=prompt, add_special_tokens=with_special)["input_ids"], ids)
+
+    def _chat(self, prompt: list, completion: list, row: Mapping[str, Any]) -> tuple[list[int], int]:
+        if not (self.chat_template or self.tokenizer.chat_template):
+            raise ValueError(
+                "a chat, but the tokenizer has no chat template; set tokenizer.chat_template, or give `prompt` and "
+                "`completion` as texts"
+            )
+        tools = row.get("tools")
+        options = {
+            "chat_template": self.chat_template,
+            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            "return_dict": True,
+            **(row.get("chat_template_kwargs") or {}),
+        }
+        own = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"]
+        ids = list(self.tokenizer.apply_chat_template(prompt + completion, **options)["input_ids"])
+        return ids, _common_length(own, ids)
+
+    @cached_property
+    def _ends(self) -> tuple[str, ...]:
+        end = self.tokenizer.decode([end_token_id(self.tokenizer, conversational=True)])
+        return self.tokenizer.eos_token, end
+
+    @cached_property
+    def _opener(self) -> str:
+        """What the template writes before an answer."""
+        opener = ""
+        if self.chat_template or self.tokenizer.chat_template:
+            options = {"chat_template": self.chat_template, "tokenize": False}
+            probe = [{"role": "user", "content": "a"}]
+            bare = self.tokenizer.apply_chat_template(probe, **options)
+            opener = self.tokenizer.apply_chat_template(probe, add_generation_prompt=True, **options)
+            opener = opener[len(bare) :] if opener.startswith(bare) else ""
+        if not opener.strip():
+            raise ValueError(
+                "`text` alone does not tell where the answer begins, for the chat template has no mark of its own "
+                "there; give `prompt` and `completion`"
+            )
+        return opener
 
 
-def _of_row(read, row: Mapping[str, Any], name: str):
+def _prepared(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """A row that a trainer prepared: its labels and its length stand."""
+    if row.get("seq_lengths") is not None:
+        raise ValueError("`seq_lengths` says that rows were packed into one; leave `packing` off")
+    ids = [int(token) for token in row["input_ids"]]
+    labels = row.get("labels")
+    if labels is None and row.get("completion_mask") is not None:
+        labels = [token if of else IGNORED for token, of in zip(ids, row["completion_mask"], strict=False)]
+    labels = ids if labels is None else [int(label) for label in labels]
+    if len(labels) != len(ids):
+        raise ValueError(f"{len(ids)} `input_ids` but {len(labels)} labels; give one for each token")
+    return ids, labels
+
+
+def _check_chat(name: str, value: Any, other: Any) -> None:
+    """Raise `ValueError` unless a value is a list of messages with text, the last of a completion an assistant's."""
+    if not isinstance(value, list | tuple) or not value:
+        both = ", or both as texts" if isinstance(value, str) or isinstance(other, str) else ""
+        raise ValueError(f"`{name}` must be a list of messages{both}, got {value!r:.60}")
+    for message in value:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+        if not isinstance(role, str) or not (isinstance(content, str) or message.get("tool_calls")):
+            raise ValueError(f"a message of `{name}` needs the texts `role` and `content`, got {message!r:.80}")
+    if name == "prompt":
+        return
+    if value[-1]["role"] != "assistant":
+        raise ValueError(f"`{name}` ends with the turn of {value[-1]['role']!r}; there is no answer to learn")
+    if not (value[-1].get("content") or "").strip() and not value[-1].get("tool_calls"):
+        raise ValueError(f"the answer that ends `{name}` is empty")
+
+
+def _common_length(ids: list[int], other: list[int]) -> int:
+    """How many tokens two sequences begin with alike: a template may render a prompt alone in another way."""
+    pairs = enumerate(zip(ids, other, strict=False))
+    return next((place for place, (one, two) in pairs if one != two), min(len(ids), len(other)))
+
+
+def _of_row(read: Callable[[Mapping[str, Any]], Any], row: Any, name: str) -> Any:
     """What `read` makes of a row; where it cannot be read, an error that says which one it is."""
     try:
         if not isinstance(row, Mapping):

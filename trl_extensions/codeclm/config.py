@@ -1,18 +1,20 @@
-"""Configuration of CodecLM (arXiv 2404.05875)."""
+"""Settings of CodecLM (arXiv 2404.05875): what is made, and what the commands do with it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core.prompt_arguments import check_least
+from ..core.inputs import check_least
+from ..core.renamed import renamed
 
 
+@renamed(near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="safety_classifier")
 @dataclass
 class CodecLMConfig:
     """What is made, from what, and what is kept. The defaults are the published ones where there are any.
 
     Engines are named by three settings: a model (an id or directory, which runs in this process), or a dict with
     `engine` (transformers, vllm, endpoint), `model` and what `EngineArguments` calls `engine_*`, without that prefix;
-    see `core.engine_spec.parse_engine`. Prices are in a currency of your choice.
+    see `core.generation.parse_engine`. Prices are in a currency of your choice.
 
     Raises:
         ValueError: A value outside its range or choices, or two that exclude each other; names the field.
@@ -99,18 +101,18 @@ class CodecLMConfig:
     keep_truncated: bool = field(
         default=False, metadata={"help": "Keep answers that were cut off by `max_answer_tokens`."}
     )
-    near_duplicates: float = field(
+    dedup_threshold: float = field(
         default=0.7,
         metadata={"help": "Drop instructions whose word 3-grams overlap by this Jaccard similarity; 1: only copies."},
     )
-    benchmarks: list[str] = field(
+    decontaminate_against: list[str] = field(
         default_factory=list,
         metadata={"help": "Files of evaluation prompts: instructions that share 13 words in a row are dropped."},
     )
     languages: list[str] = field(
         default_factory=list, metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en)."}
     )
-    screen: str | None = field(
+    safety_classifier: str | None = field(
         default=None,
         metadata={"help": "Drop toxic pairs: `profanity`, or a sequence classifier as `model` or `model:label`."},
     )
@@ -137,12 +139,12 @@ class CodecLMConfig:
         check_least(self, **{name: 1 for name in optional if getattr(self, name) is not None})
         for name, low, high in (
             ("temperature", 0, 2), ("answer_temperature", 0, 2), ("score_temperature", 0, 2), ("top_p", 1e-6, 1),
-            ("gap_threshold", 0, 9), ("near_duplicates", 0.01, 1), ("screen_threshold", 0, 1),
+            ("gap_threshold", 0, 9), ("dedup_threshold", 0.01, 1), ("screen_threshold", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ValueError(f"`{name}` must be between {low:g} and {high:g}, got {value!r}.")
-        for name in ("benchmarks", "languages"):
+        for name in ("decontaminate_against", "languages"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
         if self.prompt_folder and not Path(self.prompt_folder).is_dir():
@@ -152,8 +154,9 @@ class CodecLMConfig:
 
 
 # What may change between a kill and the restart: budgets, and what is looked at only when pairs are exported
-FREE_FIELDS = {
-    "max_calls", "max_tokens", "max_rows", "max_answer_words", "keep_truncated", "screen", "screen_threshold",
+MUTABLE_FIELDS = {
+    "max_calls", "max_tokens", "max_rows", "max_answer_words", "keep_truncated", "safety_classifier",
+    "screen_threshold",
 }  # fmt: skip
 
 _CHOICES = {
@@ -163,3 +166,74 @@ _CHOICES = {
     "selection": ("gap", "random", "all"),
     "scoring": ("text", "logprobs"),
 }
+
+
+@dataclass
+class CodecLMArguments:
+    """What the commands do with the pairs. One YAML serves all of them."""
+
+    train: bool = field(
+        default=False,
+        metadata={
+            "help": "run: fine-tune the target on the pairs and compare it with the strong model, before and after. "
+            "The options of SFTConfig and ModelConfig are there only with this."
+        },
+    )
+    weight_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "train: weigh rows by their `gap`, or so that each `metadata` counts alike. Default: alike."
+        },
+    )
+    validation_share: float = field(
+        default=0.1, metadata={"help": "train: share of the pairs held out, to see what their likelihood becomes."}
+    )
+    benchmark: str | None = field(
+        default=None,
+        metadata={
+            "help": "train: prompts to compare the models on: a file, or a data set on the hub. None: no comparison."
+        },
+    )
+    benchmark_column: str | None = field(default=None, metadata={"help": "Its column; guessed if left out."})
+    num_benchmark_prompts: int | None = field(default=None, metadata={"help": "Use at most this many."})
+    judge: str | None = field(
+        default=None, metadata={"help": "train: the model that compares answers: an engine. Default: the scorer."}
+    )
+    judge_mode: str = field(
+        default="scores",
+        metadata={"help": "How it is asked: `scores` (two numbers), `verdict` (A, B or tie) or `logprobs` (A or B)."},
+    )
+    description: str | None = field(
+        default=None, metadata={"help": "metadata: what the instructions should be like, in a few sentences."}
+    )
+    num_metadata: int = field(default=20, metadata={"help": "metadata: how many to propose."})
+    output: str | None = field(
+        default=None, metadata={"help": "metadata: the YAML file to write. Default: output_dir/metadata.yaml."}
+    )
+    format: str = field(
+        default="prompt_completion",
+        metadata={"help": "export: columns of data.jsonl, `prompt_completion` or `messages`."},
+    )
+
+    def __post_init__(self):
+        check_least(self, num_metadata=1)
+        if self.num_benchmark_prompts is not None:
+            check_least(self, num_benchmark_prompts=2)
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share!r}.")
+        for name, choices in (
+            ("weight_by", (None, "gap", "metadata")),
+            ("judge_mode", ("scores", "verdict", "logprobs")),
+            ("format", ("prompt_completion", "messages")),
+        ):
+            if getattr(self, name) not in choices:
+                offered = ", ".join(str(choice) for choice in choices if choice)
+                raise ValueError(f"`{name}` must be one of {offered}, got {getattr(self, name)!r}.")
+
+
+@dataclass
+class FolderArguments:
+    """Where data is made, without a trainer."""
+
+    output_dir: str = field(default="codeclm", metadata={"help": "The run's folder."})
+    seed: int = field(default=42, metadata={"help": "Of everything that is drawn."})

@@ -1,5 +1,6 @@
-"""The kept pairs of a run as training data."""
+"""The kept pairs of a run as training data, and the history of each."""
 
+import difflib
 import json
 import os
 import random
@@ -12,12 +13,10 @@ from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from ..core.runs.jsonl import encode_row
+from ..core.runs.jsonl import encode_row, parse_row
 from ..core.runs.report import replacing, write_atomically
 from .config import CodecLMConfig
-from .pipeline.filters import InstructionFilters, Screen
-from .pipeline.words import count_words, plain_words
-from .rows import stream_rows
+from .pipeline.filters import InstructionFilters, Screen, count_words, plain_words
 
 
 LAYOUTS = ("prompt_completion", "messages")
@@ -25,18 +24,27 @@ _SCREENED_AT_ONCE = 64
 _QUOTED = 60
 
 
+def stream_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Byte offset and content of every row of a JSON-lines file that may still be written to; nothing if it is
+    missing. A half-written last line is left out. Raises `ValueError`, naming the line, for any other that is no row.
+    """
+    if not Path(path).exists():
+        return
+    offset = 0
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = parse_row(line)
+            if row is not None:
+                yield offset, row
+            elif line.strip() and line.endswith(b"\n"):
+                raise ValueError(f"{path}: line {number} is not a JSON object; correct or delete it")
+            offset += len(line)
+
+
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
-
-    Args:
-        path: The data.
-        items: Finished instructions of the run.
-        kept: Those that the run kept.
-        rows: Those that are in the data.
-        reasons: Why others of `kept` are not, and how many.
-        contaminated: By benchmark file: instructions dropped because of it.
-    """
+    """What was exported: the data, finished instructions of the run, those that it kept, those that are in the data,
+    why others of `kept` are not, and by benchmark file the instructions dropped because of it."""
 
     path: Path
     items: int
@@ -190,7 +198,7 @@ def _good_pairs(
 def _screened(
     pairs: Iterator[tuple[int, dict[str, Any]]], config: CodecLMConfig, drop: Callable[[str, str], None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not config.screen:
+    if not config.safety_classifier:
         yield from pairs
         return
     screen = Screen(config)
@@ -217,3 +225,92 @@ def _kept_version(item: dict[str, Any]) -> tuple[dict[str, Any], str]:
 def _item_at(source: IO[bytes], offset: int) -> dict[str, Any]:
     source.seek(offset)
     return json.loads(source.readline())
+
+
+# The history of one instruction, to be read in a terminal
+
+
+def describe(folder: str | os.PathLike, id_or_row: str | int, *, longest: int | None = None) -> str:
+    """What became of an instruction: kept, dropped, set aside or unfinished, whether it was exported, and its row of
+    `items.jsonl` as YAML: seed, metadata, every version with answers and scores.
+
+    Args:
+        folder: Output folder of a run.
+        id_or_row: Id of an instruction, or the number of a row of `data.jsonl`, from 1.
+        longest: Cut longer texts after so many characters.
+
+    Raises:
+        ValueError: There is no such instruction or row; names the closest ids.
+    """
+    import yaml
+
+    folder, id = Path(folder), str(id_or_row)
+    exported = [row["lineage"]["id"] for _, row in stream_rows(folder / "data.jsonl")]
+    if id.isdecimal():
+        if not 1 <= int(id) <= len(exported):
+            raise ValueError(
+                f"{folder / 'data.jsonl'} has {len(exported)} rows, no row {id}; rows are counted from 1, and an id "
+                "shows any instruction of the run"
+            )
+        id = exported[int(id) - 1]
+    item = _find(folder / "items.jsonl", "id", id) or _find(folder / "basics.jsonl", "id", id)
+    if item is None:
+        known = [row["id"] for name in ("items", "basics") for _, row in stream_rows(folder / f"{name}.jsonl")]
+        close = difflib.get_close_matches(id, sorted(set(known))[:100_000], n=3, cutoff=0.0)
+        there = f"the closest ids are {', '.join(close)}" if close else "the run has not come to any yet"
+        raise ValueError(f"{folder} has no instruction {id!r}; {there}")
+    lines = [f"{id}: {_outcome(item)}"]
+    if id in exported:
+        lines.append(f"exported as row {exported.index(id) + 1} of data.jsonl")
+    elif drop := _find(folder / "export_drops.jsonl", "id", id):
+        lines.append(f"not exported: {drop['reason']}" + (f" ({drop['detail']})" if drop.get("detail") else ""))
+    shown = {name: value for name, value in item.items() if name not in ("id", "outcome", "reason") and value}
+    if aside := _find(folder / "set_aside.jsonl", "about", id):
+        shown["set_aside"] = aside
+    text = yaml.dump(_cut(shown, longest), Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=10**9)
+    return _printable("\n".join(lines) + "\n" + text)
+
+
+def _outcome(item: dict[str, Any]) -> str:
+    if "outcome" not in item:
+        return "not finished yet; the same run goes on with it"
+    if item["outcome"] == "kept":
+        return f"kept in round {item.get('iteration')}, with the {item.get('winner')} model's answer"
+    return item["outcome"].replace("_", " ") + (f": {item['reason']}" if item.get("reason") else "")
+
+
+def _find(path: Path, name: str, value: str) -> dict[str, Any] | None:
+    return next((row for _, row in stream_rows(path) if row.get(name) == value), None)
+
+
+def _cut(value: Any, longest: int | None) -> Any:
+    """A value with its texts cut, without carriage returns and white space that YAML would have to quote."""
+    if isinstance(value, dict):
+        return {name: _cut(own, longest) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_cut(own, longest) for own in value]
+    if not isinstance(value, str):
+        return value
+    text = "\n".join(line.rstrip() for line in value.strip().splitlines())
+    return (
+        text if longest is None or len(text) <= longest else f"{text[:longest].rstrip()} [... {len(text)} characters]"
+    )
+
+
+def _dumper() -> type:
+    """Texts of several lines as they are, not in quotation marks."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper, value):
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return Dumper
+
+
+def _printable(text: str) -> str:
+    """Without signs that would steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t\u3000\xa0" else json.dumps(c)[1:-1] for c in text)

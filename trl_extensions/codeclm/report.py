@@ -1,23 +1,29 @@
-"""The report of a run of CodecLM: from seeds to pairs, what was dropped and why, and what it cost."""
+"""The report of a run of CodecLM: from seeds to pairs, what was dropped and why, and what it cost.
 
+Everything in it is counted from the files that the run left, row by row, finished or not.
+"""
+
+import json
+import math
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.generation.client import ResponseCache
+from ..core.runs.plots import BEFORE, COLOURS, panels, save
 from ..core.runs.report import RunReport
 from ..core.stats import wilson
-from .figures import draw_coverage, draw_gaps
-from .lineage import describe
-from .rows import stream_rows
-from .statistics import collect, read_json, setting
+from .export import describe, stream_rows
 
 
+AGAIN = ":again"
+_HOW_FAR = ("asked", "made", "kept", "exported")
 _THRESHOLD = 3.0  # as published, for folders whose settings are gone
-_MOST_ROWS = 25
-_MOST_LISTED = 4
-_LONGEST = 1500
+_MOST_ROWS, _MOST_LISTED = 25, 4
+_SAMPLES, _LONGEST = 3, 1500
 
 
 def write_codeclm_report(
@@ -25,106 +31,225 @@ def write_codeclm_report(
     *,
     prices: Mapping[str, tuple[float, float]] | None = None,
     stopped: str | None = None,
-    samples: int = 3,
 ) -> Path:
-    """Write `report.md`, `report.json`, `gaps.png` and `coverage.png` from the files of a run, finished or not.
-
-    Intervals are 95 %, Wilson's.
+    """Write `report.md`, `report.json`, `gaps.png` and `coverage.png`. Intervals are 95 %, Wilson's.
 
     Args:
         folder: Output folder of the run.
         prices: By name of the engine: of a million tokens read, and a million written.
         stopped: Why the run ended early, such as a budget that is spent; None if it did not.
-        samples: Pairs shown with their whole history.
 
     Returns:
         Path of `report.md`.
     """
     folder = Path(folder)
+    settings = _read_json(folder / "settings.json")
     counts = collect(folder, prices)
-    exported, comparison = read_json(folder / "export.json"), read_json(folder / "comparison.json")
-    held_out = read_json(folder / "held_out.json")
+    exported, held_out, comparison = (
+        _read_json(folder / f"{name}.json") for name in ("export", "held_out", "comparison")
+    )
     report = RunReport("CodecLM: from seeds to pairs")
     report.data = counts | {"export": exported, "held_out": held_out, "comparison": comparison, "stopped": stopped}
     report.text(verdict(counts, exported, stopped))
-    if counts["gaps"] and setting(folder, "strong") and setting(folder, "strong") == setting(folder, "target"):
+    if counts["gaps"] and settings.get("strong") and settings["strong"] == settings.get("target"):
         report.text(
             "The strong model and the target are the same one: a gap lies between two samples of one model, and "
             "before training it ties with itself."
         )
-    _add_training(report, held_out, comparison)
+    if held_out or comparison:
+        report.heading("The target before and after training")
+        _add_held_out(report, held_out)
+        _add_comparison(report, comparison)
     _add_funnel(report, counts, exported)
-    _add_rounds(report, counts, folder)
+    _add_rounds(report, counts, settings, folder)
     _add_drops(report, counts, exported)
-    _add_parsing(report, counts)
     _add_calls(report, counts)
     _add_coverage(report, counts, folder)
-    _add_samples(report, counts, folder, samples)
+    _add_samples(report, counts["exported"], folder)
     return report.write(folder)
+
+
+# Counting
+
+
+def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]] | None = None) -> dict[str, Any]:
+    """Count what is in the files of a run.
+
+    Returns:
+        JSON-ready. `seeds`, `metadata`, `asked` (instructions that were to be made, None if unknown), `made` (basic
+        instructions), `basic_drops` (reason -> number), `items` (finished), `outcomes`, `reasons` (outcome -> reason
+        -> number), `winners`, `iterations` (round -> pairs kept), `versions` (round -> versions made), `scored`
+        (round -> versions scored), `gaps` (round -> `gap_bin` -> number), `gap_width` (of a bin), `answers` (model ->
+        number), `truncated` (model -> answers cut off), `exported`, `use_cases` and `skills` (name -> asked, made,
+        kept, exported, the largest first), `set_aside` (step -> reason -> number), `steps` (of each step and engine
+        `calls` in all, `retried` after an unreadable reply, `cut_off` by the token limit, `tokens_read`,
+        `tokens_written`, `cost`), `calls` (their sums).
+
+    Raises:
+        ValueError: A file is broken; names the line.
+    """
+    folder = Path(folder)
+    counts: defaultdict[str, Counter] = defaultdict(Counter)
+    coverage: dict[str, defaultdict[str, Counter]] = {
+        "use_cases": defaultdict(Counter), "skills": defaultdict(Counter)
+    }  # fmt: skip
+
+    def cover(metadata: Mapping[str, Any], how_far: str, number: int = 1) -> None:
+        coverage["use_cases"][metadata["use_case"]][how_far] += number
+        for skill in metadata["skills"]:
+            coverage["skills"][skill][how_far] += number
+
+    different, seeds, made, items, exported = set(), set(), 0, 0, 0
+    for _, row in stream_rows(folder / "metadata.jsonl"):
+        different.add((row["use_case"], *row["skills"]))
+        seeds.update(row.get("seeds") or ())
+        cover(row, "asked", row.get("asked") or 0)
+    for _, row in stream_rows(folder / "basics.jsonl"):
+        made += 1
+        cover(row["metadata"], "made")
+    for _, row in stream_rows(folder / "data.jsonl"):
+        exported += 1
+        cover(row["metadata"], "exported")
+    # What was about an item that was finished in a later run counts no more
+    aside: defaultdict[Any, dict[str, str]] = defaultdict(dict)
+    for _, row in stream_rows(folder / "set_aside.jsonl"):
+        aside[row.get("about")][row["step"]] = row.get("reason") or "unreadable"
+    set_aside: defaultdict[str, Counter] = defaultdict(Counter)
+    reasons: defaultdict[str, Counter] = defaultdict(Counter)
+    gaps: defaultdict[int, Counter] = defaultdict(Counter)
+    width = gap_width(_read_json(folder / "settings.json").get("gap_threshold"))
+    for _, item in stream_rows(folder / "items.jsonl"):
+        items += 1
+        aside.pop(item["id"], None)
+        counts["outcomes"][item["outcome"]] += 1
+        if item["outcome"] == "kept":
+            counts["winners"][item["winner"]] += 1
+            counts["iterations"][item["iteration"]] += 1
+            cover(item["metadata"], "kept")
+        else:
+            reason = item.get("reason") or "unknown"
+            reasons[item["outcome"]][reason] += 1
+            if item["outcome"] == "set_aside":  # the reason begins with the step
+                step, _, why = reason.partition(": ")
+                set_aside[step][why or "unknown"] += 1
+        for number, version in enumerate(item.get("rounds") or (), start=1):
+            counts["versions"][number] += 1
+            counts["answers"].update((version.get("answers") or {}).keys())
+            counts["truncated"].update(side for side, cut in (version.get("truncated") or {}).items() if cut)
+            if version.get("scores"):
+                counts["scored"][number] += 1
+                gaps[number][gap_bin(version["scores"]["gap"], width)] += 1
+    for step, why in (pair for own in aside.values() for pair in own.items()):
+        set_aside[step][why] += 1
+    basics = _read_json(folder / "basics.json")
+    steps = _count_calls(folder / "calls.sqlite", prices or {})
+    sums = ("calls", "retried", "cut_off", "tokens_read", "tokens_written", "cost")
+    names = ("outcomes", "winners", "iterations", "versions", "scored", "answers", "truncated")
+    return {
+        "seeds": len(seeds),
+        "metadata": len(different),
+        "asked": basics.get("asked"),
+        "made": made,
+        "basic_drops": basics.get("dropped") or {},
+        "items": items,
+        "reasons": {name: dict(own.most_common()) for name, own in sorted(reasons.items())},
+        **{name: dict(sorted(counts[name].items())) for name in names},
+        "gaps": {number: dict(sorted(own.items())) for number, own in sorted(gaps.items())},
+        "gap_width": width,
+        "exported": exported,
+        **{kind: _by_number_made(own) for kind, own in coverage.items()},
+        "set_aside": {step: dict(own.most_common()) for step, own in sorted(set_aside.items())},
+        "steps": steps,
+        "calls": {name: sum(step[name] for step in steps) for name in sums},
+    }
+
+
+def gap_width(threshold: Any) -> float:
+    """Of bins, about a point, or the threshold where that is less: no bin lies on both sides of it."""
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold > 0:
+        return 1.0
+    return threshold / max(1, round(threshold))
+
+
+def gap_bin(gap: float, width: float = 1.0) -> int:
+    """0 for no gap; by widths, n for a gap in (n - 1, n], -n for one in [-n, -n + 1)."""
+    return int(math.copysign(math.ceil(abs(gap) / width - 1e-9), gap)) if gap else 0
+
+
+def _by_number_made(names: Mapping[str, Counter]) -> dict[str, dict[str, int]]:
+    ordered = sorted(names.items(), key=lambda pair: (-pair[1]["made"], pair[0]))
+    return {name: {how_far: own[how_far] for how_far in _HOW_FAR} for name, own in ordered}
+
+
+def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+    if not path.exists() and not path.with_suffix(".jsonl").exists():
+        return []
+    steps: defaultdict[tuple[str, str], Counter] = defaultdict(Counter)
+    with ResponseCache(path) as cache:
+        for row in cache.rows():
+            reply, own = row["reply"], steps[row["step"].removesuffix(AGAIN), row["engine"]]
+            own["calls"] += 1
+            own["retried"] += row["step"].endswith(AGAIN)
+            own["cut_off"] += reply.get("finish_reason") == "length" and not row.get("options")
+            own["tokens_read"] += reply.get("num_prompt_tokens", 0)
+            own["tokens_written"] += reply.get("num_tokens", 0)
+    names = ("calls", "retried", "cut_off", "tokens_read", "tokens_written")
+    rows = []
+    for (step, engine), own in sorted(steps.items()):
+        read, written = prices.get(engine, (0.0, 0.0))
+        cost = (own["tokens_read"] * read + own["tokens_written"] * written) / 1e6
+        rows.append({"step": step, "engine": engine} | {name: own[name] for name in names} | {"cost": cost})
+    return rows
+
+
+# Writing
 
 
 def verdict(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str | None = None) -> str:
     """The run in a few sentences."""
     outcomes, calls = counts["outcomes"], counts["calls"]
-    start = f"{_count(counts['seeds'], 'seed')} and " if counts["seeds"] else ""
-    made, kept = _count(counts["made"], "basic instruction"), _count(outcomes.get("kept", 0), "pair")
     sentences = [
-        f"From {start}{counts['metadata'] or len(counts['use_cases'])} metadata came {made}, of which the run kept "
-        f"{kept} of instruction and answer"
-        + (
-            f"; {counts['exported']} of them {_be(counts['exported'], 'are')} in the data."
-            if exported
-            else "; they are not exported yet."
-        )
+        f"From {counts['seeds']} seeds and {counts['metadata'] or len(counts['use_cases'])} metadata came "
+        f"{counts['made']} basic instructions, of which the run kept {outcomes.get('kept', 0)}; pairs in the data: "
+        f"{counts['exported'] if exported else 'not exported yet'}."
     ]
-    lost = [
-        f"{number} {_be(number, 'were')} {outcome.replace('_', ' ')} ({_listed(counts['reasons'].get(outcome, {}))})"
-        for outcome in ("dropped", "set_aside")
-        if (number := outcomes.get(outcome))
-    ]
-    if lost:
-        sentences.append(f"Of the others, {' and '.join(lost)}.")
+    for outcome, said in (("dropped", "Dropped"), ("set_aside", "Set aside")):
+        if outcomes.get(outcome):
+            sentences.append(f"{said}: {outcomes[outcome]} ({_listed(counts['reasons'].get(outcome, {}))}).")
     if exported.get("reasons"):
-        sentences.append(f"The export left out {_listed(exported['reasons'])}.")
-    if missing := max(0, counts["made"] - counts["items"]):
-        sentences.append(
-            f"The run is not complete: {_count(missing, 'instruction')} {_be(missing, 'are')} still to be finished."
-        )
+        sentences.append(f"Left out by the export: {_listed(exported['reasons'])}.")
+    if counts["made"] > counts["items"]:
+        sentences.append(f"The run is not complete: instructions to be finished: {counts['made'] - counts['items']}.")
     if stopped:
         sentences.append(f"It was stopped: {stopped.rstrip('.')}; the same command goes on from here.")
     cost = f", at a cost of {calls['cost']:.2f}" if calls["cost"] else ""
     sentences.append(
-        f"It took {_count(calls['calls'], 'call')} of models, which read {calls['tokens_read']:,} tokens and wrote "
+        f"Calls of models: {calls['calls']:,}; they read {calls['tokens_read']:,} tokens and wrote "
         f"{calls['tokens_written']:,}{cost}."
     )
     return " ".join(sentences)
 
 
-def _add_training(report: RunReport, held_out: Mapping[str, Any], comparison: Mapping[str, Any]) -> None:
-    """The target before and after training, as far as it was measured."""
-    parts = {name: own for name, own in comparison.items() if isinstance(own, Mapping)}
-    if not held_out and not parts:
+def _add_held_out(report: RunReport, held_out: Mapping[str, Any]) -> None:
+    if not held_out:
         return
-    report.heading("The target before and after training")
-    if held_out:
-        before, after, change = (held_out[name]["nats_per_token"] for name in ("before", "after", "change"))
-        interval = held_out["change"]["interval"]
-        report.text(
-            f"Negative log-likelihood of {_count(held_out['rows'], 'pair')} that training did not see, in nats per "
-            f"token, lower is closer to them: {before:.3f} before, {after:.3f} after, a change of {change:+.3f}"
-            + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})." if interval else ".")
-        )
-    _add_comparison(report, comparison, parts)
+    before, after, change = (held_out[name]["nats_per_token"] for name in ("before", "after", "change"))
+    interval = held_out["change"]["interval"]
+    between = f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
+    report.text(
+        f"Negative log-likelihood of pairs that training did not see ({held_out['rows']}), in nats per token, lower "
+        f"is closer to them: {before:.3f} before, {after:.3f} after, a change of {change:+.3f}{between}."
+    )
 
 
-def _add_comparison(report: RunReport, comparison: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
-    """What the judge says; `parts` are the tables in the comparison."""
+def _add_comparison(report: RunReport, comparison: Mapping[str, Any]) -> None:
+    """What the judge says."""
+    parts = {name: own for name, own in comparison.items() if isinstance(own, Mapping)}
     before, after = (parts.get(name, {}) for name in ("before", "after"))
     if _is_number(before.get("crr")) and _is_number(after.get("crr")):
-        prompts = f" on {comparison['prompts']} prompts" if _is_number(comparison.get("prompts")) else ""
         report.text(
-            f"Capacity recovery ratio, (wins + ties) / all against the strong model{prompts}: {before['crr']:.1%} "
-            f"before and {after['crr']:.1%} after."
+            f"Capacity recovery ratio, (wins + ties) / all against the strong model on {comparison.get('prompts')} "
+            f"prompts: {before['crr']:.1%} before and {after['crr']:.1%} after."
         )
     counted = ("contradictions", "judged", "equal")
     contradicted, judged, equal = (sum(own.get(name) or 0 for own in (before, after)) for name in counted)
@@ -133,37 +258,31 @@ def _add_comparison(report: RunReport, comparison: Mapping[str, Any], parts: Map
             f"In {contradicted} of {judged - equal} judgments of answers that differ, the judge preferred the other "
             "one when they changed places. These count as ties: the more there are, the less the ratio says."
         )
-    margin = parts.get("after_vs_before", {}).get("margin")
-    if margin:
-        low, high = margin["interval"] or (None, None)
-        between = "" if low is None else f" (95 %: {low:+.4f} to {high:+.4f})"
+    if margin := parts.get("after_vs_before", {}).get("margin"):
+        between = (
+            f" (95 %: {margin['interval'][0]:+.4f} to {margin['interval'][1]:+.4f})" if margin["interval"] else ""
+        )
         report.text(
             f"By scores averaged over both orders, the trained target is {margin['mean']:+.4f}{between} ahead of what "
             f"it was, and ahead on {margin['positive']} of {parts['after_vs_before']['judged']} prompts."
         )
-    names = list(dict.fromkeys(name for own in parts.values() for name in own))
-    shown = [name for name in names if any(_is_shown(own.get(name)) for own in parts.values())]
-    rows = [
-        [name.replace("_", " "), *(_shown(own.get(part)) for part in shown)]
-        for name, own in parts.items()
-        if any(_is_shown(own.get(part)) for part in shown)
-    ]
-    if rows:
-        report.table(["", *(name.replace("_", " ") for name in shown)], rows)
+    parts = {name: {key: _shown(value) for key, value in own.items()} for name, own in parts.items()}
+    names = list(dict.fromkeys(name for own in parts.values() for name, value in own.items() if value))
+    if rows := [[part.replace("_", " "), *(own.get(name, "") for name in names)] for part, own in parts.items()]:
+        report.table(["", *(name.replace("_", " ") for name in names)], [row for row in rows if any(row[1:])])
 
 
 def _add_funnel(report: RunReport, counts: Mapping[str, Any], exported: Mapping[str, Any]) -> None:
     report.heading("From seeds to pairs")
-    steps = [
-        ("seeds that instructions came from", counts["seeds"] or None),
-        ("metadata", counts["metadata"] or None),
-        ("basic instructions asked for", counts["asked"]),
-        ("basic instructions made", counts["made"]),
-        ("finished", counts["items"]),
-        *((name.replace("_", " "), counts["outcomes"].get(name, 0)) for name in ("dropped", "set_aside", "kept")),
-        ("pairs in the data", counts["exported"] if exported else None),
+    outcomes = [(name.replace("_", " "), counts["outcomes"].get(name, 0)) for name in ("dropped", "set_aside", "kept")]
+    steps = [("finished", counts["items"]), *outcomes, ("pairs in the data", counts["exported"] if exported else None)]
+    rows = [
+        ["seeds that instructions came from", counts["seeds"] or None, ""],
+        ["metadata", counts["metadata"] or None, ""],
+        ["basic instructions asked for", counts["asked"], ""],
+        ["basic instructions made", counts["made"], ""],
+        *([name, number, _share(number, counts["made"])] for name, number in steps),
     ]
-    rows = [[name, number, _share(number, counts["made"]) if i > 3 else ""] for i, (name, number) in enumerate(steps)]
     report.table(["step", "number", "of those made"], [row for row in rows if row[1] is not None])
     answers = [
         f"{name}: {counts['winners'].get(name, 0)} of the pairs, {_share(counts['truncated'].get(name, 0), total)} of "
@@ -174,22 +293,20 @@ def _add_funnel(report: RunReport, counts: Mapping[str, Any], exported: Mapping[
         report.text(f"Whose answer was kept, and whose were cut off by the token limit: {'; '.join(answers)}.")
 
 
-def _add_rounds(report: RunReport, counts: Mapping[str, Any], folder: Path) -> None:
-    kept = sum(counts["iterations"].values())
+def _add_rounds(report: RunReport, counts: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
     if not counts["versions"]:
         return
     report.heading("Pairs by round")
-    rows = [
-        [number, versions, counts["scored"].get(number, 0), counts["iterations"].get(number, 0),
-         _share(counts["iterations"].get(number, 0), versions), _share(counts["iterations"].get(number, 0), kept)]
-        for number, versions in counts["versions"].items()
-    ]  # fmt: skip
+    total, rows = sum(counts["iterations"].values()), []
+    for number, versions in counts["versions"].items():
+        kept = counts["iterations"].get(number, 0)
+        scored = counts["scored"].get(number, 0)
+        rows.append([number, versions, scored, kept, _share(kept, versions), _share(kept, total)])
     report.table(["round", "versions", "scored", "kept", "kept of the versions", "of all pairs"], rows)
     report.text("Round 1 is the basic instruction; shares with 95 % intervals.")
     if counts["gaps"]:
-        found = setting(folder, "gap_threshold")
-        threshold = found if _is_number(found) else _THRESHOLD
-        means = " as expected under the scorer's probabilities" if setting(folder, "scoring") == "logprobs" else ""
+        threshold = settings.get("gap_threshold", _THRESHOLD)
+        means = " as expected under the scorer's probabilities" if settings.get("scoring") == "logprobs" else ""
         report.text(
             f"Kept is the first version whose two answers have scores, from 1 to 10{means}, more than {threshold:g} "
             "apart."
@@ -199,45 +316,35 @@ def _add_rounds(report: RunReport, counts: Mapping[str, Any], folder: Path) -> N
 
 
 def _add_drops(report: RunReport, counts: Mapping[str, Any], exported: Mapping[str, Any]) -> None:
-    rows = [["basic instruction", reason, number] for reason, number in counts["basic_drops"].items()]
-    for outcome, reasons in counts["reasons"].items():
-        rows += [[outcome.replace("_", " "), reason, number] for reason, number in reasons.items()]
-    rows += [["at the export", reason, number] for reason, number in (exported.get("reasons") or {}).items()]
+    rows = [["basic instruction", *own] for own in counts["basic_drops"].items()]
+    rows += [[outcome.replace("_", " "), *own] for outcome, all_ in counts["reasons"].items() for own in all_.items()]
+    rows += [["at the export", *own] for own in (exported.get("reasons") or {}).items()]
     if rows:
-        rows = sorted(rows, key=lambda row: -row[2])[:_MOST_ROWS]
         report.heading("What was dropped, and why")
-        report.table(["where", "reason", "number"], rows)
+        report.table(["where", "reason", "number"], sorted(rows, key=lambda row: -row[2])[:_MOST_ROWS])
     if exported.get("contaminated"):
         found = "; ".join(f"{number} by {file}" for file, number in exported["contaminated"].items())
         report.text(f"Contaminated at the export: {found}. The rows are in `export_drops.jsonl`.")
 
 
-def _add_parsing(report: RunReport, counts: Mapping[str, Any]) -> None:
+def _add_calls(report: RunReport, counts: Mapping[str, Any]) -> None:
+    """Which replies could be read, and what they cost."""
     rows = []
     for step in dict.fromkeys([*(own["step"] for own in counts["steps"]), *counts["set_aside"]]):
         own = [entry for entry in counts["steps"] if entry["step"] == step]
         retried = sum(entry["retried"] for entry in own)
         first = sum(entry["calls"] for entry in own) - retried
-        aside = sum(counts["set_aside"].get(step, {}).values())
-        why = _listed(counts["set_aside"].get(step, {}))
-        rows.append([step, first, _share(max(0, first - retried), first), retried, aside, why])
+        aside = counts["set_aside"].get(step, {})
+        rows.append([step, first, _share(first - retried, first), retried, sum(aside.values()), _listed(aside)])
     if rows:
         report.heading("Replies that could be read")
         report.table(["step", "asked", "readable at once", "asked again", "set aside", "why"], rows)
-
-
-def _add_calls(report: RunReport, counts: Mapping[str, Any]) -> None:
-    if not counts["steps"]:
-        return
-    report.heading("Calls and tokens")
-    names = ("calls", "cut_off", "tokens_read", "tokens_written")
-    with_cost = bool(counts["calls"]["cost"])
-    header = ["step", "engine", "calls", "cut off", "tokens read", "tokens written", *(["cost"] if with_cost else [])]
-    rows = [
-        [own["step"], own["engine"], *(own[name] for name in names), *([own["cost"]] if with_cost else [])]
-        for own in [*counts["steps"], counts["calls"] | {"step": "all", "engine": ""}]
-    ]
-    report.table(header, rows)
+    if counts["steps"]:
+        report.heading("Calls and tokens")
+        names = ["calls", "cut_off", "tokens_read", "tokens_written", *(["cost"] if counts["calls"]["cost"] else [])]
+        steps = [*counts["steps"], counts["calls"] | {"step": "all", "engine": ""}]
+        header = ["step", "engine", *(name.replace("_", " ") for name in names)]
+        report.table(header, [[own["step"], own["engine"], *(own[name] for name in names)] for own in steps])
 
 
 def _add_coverage(report: RunReport, counts: Mapping[str, Any], folder: Path) -> None:
@@ -245,44 +352,60 @@ def _add_coverage(report: RunReport, counts: Mapping[str, Any], folder: Path) ->
         return
     report.heading("Coverage of the metadata")
     draw_coverage(counts["use_cases"], folder / "coverage.png")
-    covered = {kind: sum(own["kept"] > 0 for own in counts[kind].values()) for kind in ("use_cases", "skills")}
-    report.text(
-        f"At least one pair was kept for {covered['use_cases']} of {_count(len(counts['use_cases']), 'use case')} and "
-        f"for {covered['skills']} of {_count(len(counts['skills']), 'skill')}."
-    )
     report.figure("coverage.png", "Basic instructions of each use case, and how many became pairs.")
     for kind, title in (("use_cases", "use case"), ("skills", "skill")):
         names = counts[kind]
-        how_far = ("asked", "made", "kept", "exported") if any(own["asked"] for own in names.values()) else (
-            "made", "kept", "exported"
-        )  # fmt: skip
-        rows = [[name, *(own[part] for part in how_far)] for name, own in list(names.items())[:_MOST_ROWS]]
-        report.table([title, *how_far], rows)
+        covered = sum(own["kept"] > 0 for own in names.values())
+        report.text(f"At least one pair was kept for {covered} of {len(names)} {kind.replace('_', ' ')}.")
+        rows = [[name, *(own[part] for part in _HOW_FAR)] for name, own in list(names.items())[:_MOST_ROWS]]
+        report.table([title, *_HOW_FAR], rows)
         if len(names) > _MOST_ROWS:
             report.text(f"{len(names) - _MOST_ROWS} more are in `report.json`.")
 
 
-def _add_samples(report: RunReport, counts: Mapping[str, Any], folder: Path, samples: int) -> None:
+def _add_samples(report: RunReport, total: int, folder: Path) -> None:
     """Pairs from all over the data, from seed to answer."""
-    total = counts["exported"]
-    wanted = {(2 * i + 1) * total // (2 * samples) for i in range(samples)} if total else set()
-    ids = [
-        row["lineage"]["id"] for number, (_, row) in enumerate(stream_rows(folder / "data.jsonl")) if number in wanted
-    ]
-    if ids:
+    numbers = sorted({(2 * i + 1) * total // (2 * _SAMPLES) for i in range(_SAMPLES)} if total else ())
+    if numbers:
         report.heading("Pairs and how they came about")
-    for id in ids:
-        text = describe(folder, id, longest=_LONGEST).rstrip()
+    for number in numbers:
+        text = describe(folder, number + 1, longest=_LONGEST).rstrip()
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        report.text(f"{fence}text\n{text}\n{fence}")
+        report.text(f"{fence}yaml\n{text}\n{fence}")
 
 
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
+def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: Path, width: float = 1.0) -> Any:
+    """Histogram of S(strong) - S(target) over all versions that were scored, rounds stacked; what is kept lies outside
+    of the two lines. `gaps`: round -> bin (see `gap_bin`) -> number; returns the figure."""
+    figure, [axes] = panels(width=8, height=4)
+    floor: Counter[int] = Counter()
+    for number, (round_, own) in enumerate(sorted(gaps.items())):
+        # A bin lies between multiples of its width; that of no gap at all is a narrow bar on its spot
+        centres = [width * (bin - math.copysign(0.5, bin) if bin else 0) for bin in own]
+        widths = [width * (0.76 if bin else 0.2) for bin in own]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.bar(centres, own.values(), widths, [floor[bin] for bin in own], color=colour, label=f"round {round_}")
+        floor.update(own)
+    for side in (-threshold, threshold):
+        axes.axvline(side, color="0.25", linestyle="--", linewidth=1)
+    axes.set(xlabel=f"score of strong - score of target (kept: beyond {threshold:g})", ylabel="versions")
+    return save(figure, path)
 
 
-def _be(number: int, plural: str) -> str:
-    return {"are": "is", "were": "was"}[plural] if number == 1 else plural
+def draw_coverage(use_cases: Mapping[str, Mapping[str, int]], path: Path) -> Any:
+    """A bar a use case: basic instructions, and how many of them became pairs; the largest 25, others summed up."""
+    rows = list(use_cases.items())
+    if len(rows) > _MOST_ROWS:
+        rest = [own for _, own in rows[_MOST_ROWS - 1 :]]
+        rows = [*rows[: _MOST_ROWS - 1], (f"{len(rest)} others", sum(map(Counter, rest), Counter()))]
+    figure, [axes] = panels(width=8, height=1.4 + 0.27 * len(rows))
+    for name, colour, height in (("made", BEFORE, 0.8), ("kept", COLOURS[4], 0.56), ("exported", COLOURS[0], 0.3)):
+        axes.barh(range(len(rows)), [own[name] for _, own in rows], height, color=colour, label=name)
+    labels = [name.replace("$", r"\$")[:45] for name, _ in rows]  # matplotlib would read mathematics
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("instructions")
+    return save(figure, path)
 
 
 def _listed(numbers: Mapping[str, int]) -> str:
@@ -293,7 +416,7 @@ def _listed(numbers: Mapping[str, int]) -> str:
 
 
 def _share(part: int | None, whole: int) -> str:
-    if not whole or part is None or part > whole:
+    if not whole or part is None or not 0 <= part <= whole:
         return "n/a"
     low, high = wilson(part, whole)
     return f"{part / whole:.1%} ({100 * low:.0f} to {100 * high:.0f})"
@@ -303,13 +426,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_shown(value: Any) -> bool:
-    return _is_number(value) or (
-        isinstance(value, (list, tuple)) and 0 < len(value) <= 2 and all(map(_is_number, value))
-    )
-
-
 def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
+    """A number or an interval; nothing for what is neither."""
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= 2 and all(map(_is_number, value)):
         return " to ".join(map(_shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else "" if not _is_number(value) else str(value)
+    return "" if not _is_number(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none, or one that is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,7 +1,7 @@
 """From seeds to a trained model: make the pairs, fine-tune the target on them, compare it before and after.
 
 Every stage leaves a file when it is done and is skipped when that file is there, so the same command resumes a run
-that was killed anywhere. The folder is that of `CodecLM` (see `codec.py`) and, with `train: true`:
+that was killed anywhere. The folder is that of `CodecLM` (see `pipeline/codec.py`) and, with `train: true`:
 
     training_settings.json, train/    what the training depends on; checkpoints and log
     model/                            the target, trained on data.jsonl
@@ -11,44 +11,78 @@ that was killed anywhere. The folder is that of `CodecLM` (see `codec.py`) and, 
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.generation import EngineArguments
-from ..core.generation.calls import CallLog
-from ..core.generation.types import GenerationParams
+from ..core.generation import EngineArguments, EngineSpec, create_engine, parse_engine
+from ..core.generation.client import ResponseCache
+from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.inputs import is_file, load_queries
 from ..core.judge.pairwise import PairwiseJudge
-from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, run_stages, training_settings
-from .arguments import CodecLMArguments, FolderArguments
-from .config import CodecLMConfig
-from .engines import Engines
+from ..core.runs.run import Run, Stage, folder_lock, run_stages, training_settings
+from ..embedded import resolve_model_name
+from .config import CodecLMArguments, CodecLMConfig, FolderArguments
 from .export import ExportReport, export
 from .pipeline.codec import CodecLM
 from .pipeline.metadata import load_metadata
-from .pipeline.propose import make_metadata
+from .pipeline.seeds import make_metadata
 from .report import write_codeclm_report
 
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
-    from ..core.generation.models import ModelSource
+    from ..core.generation import ModelSource
 
 
-class CodecLMRun:
+class Engines:
+    """What `strong`, `target` (default: `model`), `scorer` (the strong one) and `judge` (the scorer) stand for, loaded
+    when they are first needed, and once where they are the same. Raises `ValueError` for a setting that cannot be
+    read, and without a strong model."""
+
+    def __init__(self, config: CodecLMConfig, model: str | None = None, judge: str | None = None):
+        if not config.strong:
+            raise ValueError("`strong` is missing: name the model that writes instructions, see the docs.")
+        scorer = config.scorer or config.strong
+        own = {"strong": config.strong, "target": config.target or model, "scorer": scorer, "judge": judge or scorer}
+        self.specs = {role: _spec(value, role) for role, value in own.items() if value}
+        self._built: list[tuple[EngineSpec, GenerationEngine]] = []
+
+    def build(self, role: str) -> GenerationEngine:
+        """The engine of a role."""
+        spec = self.specs[role]
+        for other, engine in self._built:
+            if other.arguments == spec.arguments:
+                return engine
+        engine = create_engine(spec.arguments)
+        self._built.append((spec, engine))
+        return engine
+
+
+def _spec(value: Any, role: str) -> EngineSpec:
+    """With the embedded model's path in place of its alias, so that the two are one engine."""
+    spec = parse_engine(value, role)
+    if not spec.arguments.engine_model:
+        raise ValueError(f"`{role}` names no model: add `model`.")
+    if spec.arguments.engine == "endpoint":
+        return spec
+    model = resolve_model_name(spec.arguments.engine_model)
+    return replace(spec, arguments=replace(spec.arguments, engine_model=model))
+
+
+class CodecLMRun(Run):
     """One run: its settings, its folder, and a method for each stage.
 
     Args:
         args: What happens with the pairs.
         config: What is made.
-        place: The folder and the seed: `FolderArguments`, or an `SFTConfig` where there is training.
+        output: The folder and the seed: `FolderArguments`, or an `SFTConfig` where there is training.
         model_args: The target where it is trained, LoRA and quantisation.
     """
 
@@ -56,20 +90,19 @@ class CodecLMRun:
         self,
         args: CodecLMArguments,
         config: CodecLMConfig,
-        place: FolderArguments | SFTConfig,
+        output: FolderArguments | SFTConfig,
         model_args: ModelConfig | None = None,
     ):
-        self.args, self.config, self.place, self.model_args = args, config, place, model_args
-        self.folder = Path(place.output_dir or "codeclm")
-        if args.benchmark and Path(args.benchmark).is_file() and args.benchmark not in config.benchmarks:
-            config.benchmarks = [*config.benchmarks, args.benchmark]  # what is compared on is not trained on
+        self.args, self.config, self.output, self.model_args = args, config, output, model_args
+        self.folder = Path(output.output_dir or "codeclm")
+        against = config.decontaminate_against
+        if args.benchmark and Path(args.benchmark).is_file() and args.benchmark not in against:
+            config.decontaminate_against = [*against, args.benchmark]  # what is compared on is not trained on
         if model_args is not None and model_args.model_name_or_path:
-            from ..embedded import resolve_model_name
-
             model_args.model_name_or_path = resolve_model_name(model_args.model_name_or_path)
 
     def engines(self) -> Engines:
-        """What the settings name; raises `ValueError` where one cannot be read."""
+        """What the settings name."""
         model = self.model_args.model_name_or_path if self.model_args else None
         return Engines(self.config, model, self.args.judge)
 
@@ -81,49 +114,27 @@ class CodecLMRun:
 
         return torch.cuda.is_available()
 
-    def stages(self) -> Iterator[Stage]:
-        """Every stage after the pairs are made: its method's name, and the file that says it is done."""
-        yield Stage("train", "", self.folder / "model", "training the target on the pairs")
-        if self.args.validation_share:
-            yield Stage("measure", "", self.folder / "held_out.json", "likelihood of held-out pairs")
-        if self.args.benchmark:
-            yield Stage("compare", "", self.folder / "comparison.json", "comparing it with the strong model")
-
-    def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
-        """Carry out what is not done yet and write the report.
-
-        Args:
-            perform: Carries out one stage given its method's name; in this process if left out.
-
-        Returns:
-            The path of `report.md`.
-        """
-        self.check_inputs()
+    def execute(self, perform: Callable[[str, Any], Any] | None = None) -> Path:
+        """As `Run.execute`; the pairs are made first, or as many of them as budgets allow."""
         perform = perform or self.perform
-        perform("generate", "")
-        if not self.args.train or not self.is_complete():
-            return self.folder / "report.md"
-        run_stages(self.stages(), perform)
-        return self.report()
+        self.check()
+        with folder_lock(self.folder):
+            perform("generate", None)
+            if not self.args.train or not self.is_complete():
+                return self.folder / "report.md"
+            self.claim()
+            run_stages(self.stages(), perform)
+            return self.write_report()
 
-    def perform(self, name: str, of: str = "") -> None:
-        """Carry out one stage in this process."""
-        getattr(self, name)()
-
-    def check_inputs(self) -> None:
-        """Raise a one-line `ValueError` for what is missing before anything is loaded."""
+    def check(self) -> None:
         if not self.config.seeds and not self.config.metadata:
             raise ValueError("nothing to start from: set `seeds` (a file of instructions) or `metadata`.")
         if self.config.seeds:
             is_file(self.config.seeds)
         else:
             load_metadata(self.config.metadata, self.config.max_skills)
-        specs = self.engines().specs
-        if self.config.selection == "gap" and "target" not in specs:
+        if "target" not in self.engines().specs and self.config.selection == "gap":
             raise ValueError("`target` is missing: `selection: gap` compares the strong model with it.")
-        for name in specs:
-            if not specs[name].arguments.engine_model:
-                raise ValueError(f"`{name}` names no model: add `model`.")
         if not self.args.train:
             return
         if not self.model_args.model_name_or_path:
@@ -131,65 +142,64 @@ class CodecLMRun:
         if self.args.benchmark:
             self.benchmark()
 
-    # The stages
+    def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        values = training_settings(self.output) | asdict(self.model_args)
+        values |= {"weight_by": self.args.weight_by, "validation_share": self.args.validation_share}
+        values["data"] = hashlib.sha256((self.folder / "data.jsonl").read_bytes()).hexdigest()[:16]
+        started = any((self.folder / name).exists() for name in ("model", "train"))
+        return {"training_settings.json": (values, started)}
 
-    def generate(self) -> None:
+    def stages(self) -> Iterator[Stage]:
+        """Every stage after the pairs are made."""
+        yield Stage("train", None, self.folder / "model", "training the target on the pairs")
+        if self.args.validation_share:
+            yield Stage("measure", None, self.folder / "held_out.json", "likelihood of held-out pairs")
+        if self.args.benchmark:
+            yield Stage("compare", None, self.folder / "comparison.json", "comparing it with the strong model")
+
+    def generate(self, of: None = None) -> None:
         """Make the pairs, or as many as the budget allows."""
         engines = self.engines()
         roles = ["strong", "scorer", "target"] if self.config.selection == "gap" else ["strong"]
         own = {role: engines.build(role) for role in roles}
-        result = CodecLM(self.config, self.folder, prices=engines.prices, seed=self.place.seed, **own).run()
+        prices = {role: spec.prices for role, spec in engines.specs.items()}
+        codec = CodecLM(self.config, self.folder, prices=prices, seed=self.output.seed, **own)
+        result = asyncio.run(codec.make_pairs())
         (self.folder / "stopped.txt").unlink(missing_ok=True)
         if result.unfinished:
             (self.folder / "stopped.txt").write_text(result.unfinished + "\n", encoding="utf-8")
             print(f"not finished: {result.unfinished}; the same command goes on from here")
 
-    def train(self) -> None:
+    def train(self, of: None = None) -> None:
         """Fine-tune the target on the pairs."""
         from .training import train_on_data
 
-        config = copy.copy(self.place)
+        config = copy.copy(self.output)
         config.output_dir = str(self.folder / "train")
-        data = self.folder / "data.jsonl"
-        settings = training_settings(self.place, MUTABLE_ON_RESUME) | asdict(self.model_args)
-        settings |= {"weight_by": self.args.weight_by, "validation_share": self.args.validation_share}
-        settings["data"] = self._digest()
-        check_resume(
-            self.folder / "training_settings.json",
-            settings,
-            made=str(self.folder / "model"),
-            started=any((self.folder / name).exists() for name in ("model", "train")),
-        )
-        share = self.args.validation_share
-        train_on_data(self.model_args, config, data, self.folder / "model", self.args.weight_by, validation=share)
+        data, model, share = self.folder / "data.jsonl", self.folder / "model", self.args.validation_share
+        train_on_data(self.model_args, config, data, model, self.args.weight_by, validation=share)
 
-    def measure(self) -> None:
+    def measure(self, of: None = None) -> None:
         """The likelihood of held-out pairs before and after training."""
         from .training import compare_held_out, load_pairs, split_pairs
 
-        trained = json.loads((self.folder / "training_settings.json").read_text(encoding="utf-8"))["data"]
-        if trained != self._digest():
-            raise ValueError(
-                f"{self.folder / 'data.jsonl'} is not what {self.folder / 'model'} was trained on, so that nothing is "
-                "held out: go back to the settings it was exported with, or train anew."
-            )
         rows = load_pairs(self.folder / "data.jsonl")
-        _, held_out = split_pairs(rows, self.args.validation_share, self.place.seed)
+        _, held_out = split_pairs(rows, self.args.validation_share, self.output.seed)
         models = self._models()
         compare_held_out(
             held_out,
             partial(models.in_process, self.model_args.model_name_or_path),
             partial(models.in_process, str(self.folder / "model")),
             self.folder / "held_out.json",
-            max_length=self.place.max_length,
+            max_length=self.output.max_length,
         )
 
-    def compare(self) -> None:
+    def compare(self, of: None = None) -> None:
         """Answers of the strong model and of the target before and after to the benchmark's prompts, and a judge."""
         from .comparison import compare
 
         engines, models = self.engines(), self._models()
-        with CallLog(self.folder / "judge_calls.jsonl") as log:
+        with ResponseCache(self.folder / "judge_calls.sqlite") as cache:
             compare(
                 self.folder,
                 self.benchmark(),
@@ -198,56 +208,43 @@ class CodecLMRun:
                     "before": partial(models.sampler, self.model_args.model_name_or_path, is_original=True),
                     "after": partial(models.sampler, str(self.folder / "model"), is_original=False),
                 },
-                lambda: PairwiseJudge(engines.build("judge"), mode=self.args.judge_mode, log=log),
+                lambda: PairwiseJudge(engines.build("judge"), mode=self.args.judge_mode, cache=cache),
                 GenerationParams(self.config.max_answer_tokens),
             )
 
-    # What the stages share
-
-    def report(self) -> Path:
+    def write_report(self) -> Path:
         """Write the report once more, with what training left."""
-        engines = self.engines()
-        # The names that engines will have, without loading any
-        prices = {_name(spec.arguments): spec.prices for spec in engines.specs.values() if any(spec.prices)}
+        specs = [spec for spec in self.engines().specs.values() if any(spec.prices)]
+        # By the names that engines will have, without loading any
+        prices = {f"{own.arguments.engine}:{own.arguments.engine_model}": own.prices for own in specs}
         return write_codeclm_report(self.folder, prices=prices)
+
+    def is_complete(self) -> bool:
+        """Whether the pairs are all made: no budget was reached, and no call was left open."""
+        return not (self.folder / "stopped.txt").exists()
+
+    # Other commands, and what stages share
+
+    def export(self) -> ExportReport:
+        """Filter and write the pairs once more."""
+        return export(self.folder, self.config, self.output.seed, layout=self.args.format)
+
+    def make_metadata(self) -> str:
+        """Write metadata to edit; returns what to tell."""
+        output = Path(self.args.output or self.folder / "metadata.yaml")
+        engine, args = self.engines().build("strong"), self.args
+        seed, number = self.output.seed, args.num_metadata
+        made, unread = make_metadata(
+            engine, self.config, output, description=args.description, number=number, seed=seed
+        )
+        return f"{output}: {made} metadata to edit, {unread} replies that could not be read"
 
     def benchmark(self) -> list:
         """The prompts that models are compared on."""
         args = self.args
         return load_queries(args.benchmark, column=args.benchmark_column, limit=args.num_benchmark_prompts, chats=True)
 
-    def export(self) -> ExportReport:
-        """Filter and write the pairs once more."""
-        if not (self.folder / "items.jsonl").exists():
-            raise ValueError(f"{self.folder} holds no items.jsonl: `run` makes the pairs first.")
-        return export(self.folder, self.config, self.place.seed, layout=self.args.format)
-
-    def make_metadata(self) -> str:
-        """Write metadata to edit; returns what to tell."""
-        output = Path(self.args.output or self.folder / "metadata.yaml")
-        made, unread = make_metadata(
-            self.engines().build("strong"),
-            self.config,
-            output,
-            description=self.args.description,
-            number=self.args.num_metadata,
-            seed=self.place.seed,
-        )
-        return f"{output}: {made} metadata to edit, {unread} replies that could not be read"
-
-    def is_complete(self) -> bool:
-        """Whether the pairs are all made: no budget was reached, and no call was left open."""
-        return not (self.folder / "stopped.txt").exists()
-
-    def _digest(self) -> str:
-        return hashlib.sha256((self.folder / "data.jsonl").read_bytes()).hexdigest()[:16]
-
     def _models(self) -> ModelSource:
-        from ..core.generation.models import ModelSource
+        from ..core.generation import ModelSource
 
-        return ModelSource(self.model_args, EngineArguments(), self.place.trust_remote_code)
-
-
-def _name(arguments: EngineArguments) -> str:
-    """The name of the engine that `create_engine` makes of these."""
-    return f"{arguments.engine}:{arguments.engine_model}"
+        return ModelSource(self.model_args, EngineArguments(), self.output.trust_remote_code)

@@ -15,16 +15,14 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from ..core.generation import TransformersEngine
-from ..core.generation.models import tokenizer_source
-from ..core.modeling.modes import evaluating
+from ..core.generation.types import tokenizer_source
+from ..core.modeling.batches import eval_mode
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import write_atomically
-from ..core.stats import bootstrap_ratio_interval
+from ..core.stats import bootstrap_ratio
 from ..core.training.load import fit
-from .collator import DataCollatorForCodecLM
-from .pairs import IGNORED, PairEncoder
-from .weighted_loss import WeightedLoss
-from .weights import WEIGHT_BY
+from .collator import IGNORED, DataCollatorForCodecLM
+from .weighted_loss import WEIGHT_BY, WeightedLoss
 
 
 logger = logging.getLogger(__name__)
@@ -48,16 +46,8 @@ def load_pairs(data: Path) -> list[dict[str, Any]]:
 
 
 def split_pairs(rows: Sequence[dict[str, Any]], share: float, seed: int = 0) -> tuple[list[dict], list[dict]]:
-    """Rows to train on and rows held out, both in their order.
-
-    Args:
-        rows: As `load_pairs` gives them.
-        share: Of the rows that are held out, rounded; at least one if it is above 0, and never all.
-        seed: Of the draw.
-
-    Raises:
-        ValueError: The share is not in [0, 1), or there is only one row to split.
-    """
+    """Rows to train on and rows held out, both in their order: of the latter at least one if the share is above 0, and
+    never all. Raises `ValueError` where the share is not in [0, 1), or there is only one row to split."""
     if not 0 <= share < 1:
         raise ValueError(f"The share of pairs held out must be at least 0 and below 1, got {share!r}.")
     if share and len(rows) < 2:
@@ -137,6 +127,7 @@ def _dataset(rows: Sequence[dict[str, Any]], weight_by: str | None) -> Dataset:
 
 
 def _check(config: SFTConfig, weight_by: str | None) -> None:
+    """Refuse settings that weights would be lost with."""
     if weight_by not in WEIGHT_BY:
         raise ValueError(f'`weight_by` must be "gap", "metadata" or left out, got {weight_by!r}.')
     if weight_by is None:
@@ -166,23 +157,13 @@ def completion_losses(
     rows: Sequence[Mapping[str, Any]],
     max_length: int | None,
 ) -> list[tuple[float, int]]:
-    """What a model makes of completions it did not see.
-
-    One row at a time: the numbers do not depend on what else is in a batch, and there are few rows.
-
-    Args:
-        model, tokenizer: The model.
-        rows: In any form `DataCollatorForCodecLM` takes.
-        max_length: Tokens of a row that are kept, from the start.
-
-    Returns:
-        For each row the negative log-likelihood of its completion in nats, and the tokens scored; (0, 0) where the
-        prompt fills `max_length`.
-    """
-    encoder, results = PairEncoder(tokenizer, None), []
-    with evaluating(model), torch.inference_mode():
+    """For each row the negative log-likelihood of its completion in nats, and the tokens scored; (0, 0) where the
+    prompt fills `max_length`. One row at a time: the numbers do not depend on what else is in a batch."""
+    collator, results = DataCollatorForCodecLM(tokenizer, max_length=None), []
+    with eval_mode(model), torch.inference_mode():
         for row in rows:
-            ids, labels = (torch.tensor([values[:max_length]], device=model.device) for values in encoder.encode(row))
+            batch = collator([row])
+            ids, labels = (batch[name][:, :max_length].to(model.device) for name in ("input_ids", "labels"))
             scored = labels[0, 1:] != IGNORED
             if not scored.any():
                 results.append((0.0, 0))
@@ -203,18 +184,13 @@ def compare_held_out(
 ) -> dict[str, Any]:
     """Negative log-likelihood of held-out pairs before and after training, in nats per completion token.
 
-    It needs no judge: the completions are what the better model wrote, so lower is closer to it.
-
-    Args:
-        rows: The held-out rows of `split_pairs`.
-        before, after: Load the model; one is in memory at a time.
-        output: The JSON file that is written.
-        max_length: As in training.
+    It needs no judge: the completions are what the better model wrote, so lower is closer to it. `before` and `after`
+    load the models; one is in memory at a time.
 
     Returns:
-        What is in the file: `before`, `after` and `change` with `nats_per_token` and its bootstrap `interval` over
-        rows (`None` for fewer than two; that of the change is paired), `rows`, `tokens`, and `skipped`: rows whose
-        prompts fill `max_length`.
+        What is in the file `output`: `before`, `after` and `change` with `nats_per_token` and its bootstrap `interval`
+        over rows (`None` for fewer than two; that of the change is paired), `rows`, `tokens`, and `skipped`: rows
+        whose prompts fill `max_length`.
 
     Raises:
         ValueError: Nothing is left to score.
@@ -241,6 +217,6 @@ def compare_held_out(
 
 
 def _per_token(nats: list[float], tokens: list[int]) -> dict[str, Any]:
-    low, high = bootstrap_ratio_interval(nats, tokens)
+    low, high = bootstrap_ratio(nats, tokens)
     interval = None if math.isnan(low) else [low, high]
     return {"nats_per_token": math.fsum(nats) / sum(tokens), "interval": interval}

@@ -1,10 +1,15 @@
-"""Losses of rows that do not count alike: for `SFTTrainer` and `Trainer` as they are, and for loops of your own.
+"""Rows that do not count alike: their weights, and losses that heed them, for `SFTTrainer` and `Trainer` as they are.
 
 `DataCollatorForCodecLM` puts `loss_weights` into its batches, which no trainer looks at. `WeightedLoss`, a callback,
 makes a model look at them while it trains; the trainer stays the one it was, with its metrics and its fused LM head.
 """
 
 from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +19,76 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 LOSS_WEIGHTS = "loss_weights"
 """Name of the weights in a batch."""
+
+WEIGHT_BY = (None, "gap", "metadata")
+
+Pair = tuple[str, frozenset[str]]
+"""What metadata are counted by: the use case and the set of its skills, both in lower case, white space tidied."""
+
+_LOST = "to weigh by: give exported rows; in a trainer set remove_unused_columns=False and leave packing off"
+
+
+# How much a row counts
+
+
+def pair_of(use_case: str, skills: Iterable[str]) -> Pair:
+    """The pair that metadata are counted by."""
+    return _tidy(use_case), frozenset(map(_tidy, skills))
+
+
+def count_pairs(pairs: Iterable[Pair]) -> dict[Pair, int]:
+    """Rows of each pair."""
+    return dict(Counter(pairs))
+
+
+def mean_one(weights: Sequence[float], mean: float | None = None) -> list[float]:
+    """Positive weights, divided by their mean or by the one given."""
+    mean = math.fsum(weights) / len(weights) if mean is None else mean
+    return [weight / mean for weight in weights]
+
+
+def raw_weight(row: Mapping[str, Any], by: str, gap_range: tuple[float, float], counts: Mapping[Pair, int]) -> float:
+    """The weight of an exported row, not rescaled yet: by "gap", its size within the range; by "metadata", one over
+    the rows of its pair, so that all of them together weigh 1 (a pair that was not counted weighs 1).
+
+    Raises:
+        ValueError: The row lacks what is needed; says what to do, but not which row it is.
+    """
+    if by == "gap":
+        return min(max(abs(read_gap(row)), gap_range[0]), gap_range[1])
+    return 1 / max(1, counts.get(read_pair(row), 1))
+
+
+def read_gap(row: Mapping[str, Any]) -> float:
+    """`scores.gap` of an exported row."""
+    if "scores" not in row:
+        raise ValueError(f"no column `scores` {_LOST}")
+    gap = row["scores"].get("gap") if isinstance(row["scores"], Mapping) else row["scores"]
+    if gap is None:
+        raise ValueError("`scores.gap` is empty, the pair was never scored; use weight_by='metadata', or no weights")
+    if isinstance(gap, bool) or not isinstance(gap, int | float) or not math.isfinite(gap):
+        raise ValueError(f"`scores.gap` must be a finite number, got {gap!r:.80}")
+    return float(gap)
+
+
+def read_pair(row: Mapping[str, Any]) -> Pair:
+    """The pair of an exported row's `metadata`."""
+    if "metadata" not in row:
+        raise ValueError(f"no column `metadata` {_LOST}")
+    metadata = row["metadata"] if isinstance(row["metadata"], Mapping) else {}
+    use_case, skills = metadata.get("use_case"), metadata.get("skills")
+    if not isinstance(use_case, str) or not use_case.strip():
+        raise ValueError(f"`metadata` needs a text `use_case`, got {row['metadata']!r:.80}")
+    if not isinstance(skills, list | tuple) or not all(isinstance(skill, str) for skill in skills):
+        raise ValueError(f"`metadata` needs a list of texts `skills`, got {row['metadata']!r:.80}")
+    return pair_of(use_case, skills)
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+# What the loss makes of it
 
 
 def weighted_loss(

@@ -8,13 +8,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.codeclm.fake import FakeEngine, Rules
-from tests.codeclm.server import FAILURES, Server, key_of_call, serving
+from tests.codeclm.server import FAILURES, Server, finished_calls, key_of_call, serving
 from trl_extensions.codeclm.config import CodecLMConfig
 from trl_extensions.codeclm.pipeline.codec import CodecLM
 from trl_extensions.codeclm.pipeline.steps import ACTIONS
+from trl_extensions.core.generation import endpoint
 from trl_extensions.core.generation.endpoint import EndpointEngine, EndpointError
 from trl_extensions.core.runs.jsonl import read_jsonl
 
@@ -22,16 +24,16 @@ from trl_extensions.core.runs.jsonl import read_jsonl
 SEEDS = [f"Please help me with the {word} that I found in my old {word} box" for word in "abcdefghijkl"]
 
 
-class QuickEngine(EndpointEngine):
-    """The engine without its patience between tries."""
-
-    def _pause(self, closed, seconds):
-        closed.wait(0.001)
-
-
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch, request):
-    """No figures where they are not looked at: drawing takes longer than all the rest; no warnings of retries."""
+    """No figures where they are not looked at: drawing takes longer than all the rest; retries come at once, and
+    without warnings."""
+    for module, first, longest in (
+        (openai._base_client, "INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"),
+        (endpoint, "_FIRST_PAUSE", "_LONGEST_PAUSE"),
+    ):
+        monkeypatch.setattr(module, first, 0.001)
+        monkeypatch.setattr(module, longest, 0.001)
     monkeypatch.setattr(logging.getLogger("trl_extensions.core.generation.endpoint"), "disabled", True)
     if "with_report" not in request.fixturenames:
         monkeypatch.setattr("trl_extensions.codeclm.pipeline.codec.write_codeclm_report", lambda folder, **_: folder)
@@ -62,7 +64,8 @@ def fakes(rules=None):
 
 
 def remote(url, concurrency=8, max_retries=60):
-    return [QuickEngine(url, name, concurrency=concurrency, max_retries=max_retries) for name in ("strong", "target")]
+    options = {"concurrency": concurrency, "max_retries": max_retries}
+    return [EndpointEngine(url, name, **options) for name in ("strong", "target")]
 
 
 def data(folder):
@@ -106,7 +109,7 @@ def test_the_same_data_through_a_server(seeds, undisturbed, tmp_path, name):
     assert result.failed == 0 and result.stopped is None
     assert data(tmp_path) == data(undisturbed)
     assert items(tmp_path) == items(undisturbed)
-    calls = Counter(map(key_of_call, read_jsonl(tmp_path / "calls.jsonl")))
+    calls = Counter(map(key_of_call, finished_calls(tmp_path)))
     assert set(server.answered.values()) == {1} and calls == server.answered
     assert server.most_in_flight <= 2 * concurrency
     if "failures" in behaviour:
@@ -167,7 +170,7 @@ def metadata(tmp_path):
 
 
 def steps_of(folder):
-    return Counter(row["step"] for row in read_jsonl(folder / "calls.jsonl"))
+    return Counter(row["step"] for row in finished_calls(folder))
 
 
 def test_counts_by_hand(metadata, tmp_path, with_report):
@@ -215,7 +218,7 @@ def test_counts_by_hand(metadata, tmp_path, with_report):
     )
     assert rows[3]["completion"][0]["content"].startswith("target answers with quality 9 under seed ")
     report = json.loads((folder / "report.json").read_text())
-    calls = read_jsonl(folder / "calls.jsonl")
+    calls = finished_calls(folder)
     cost = sum(
         2.0 * row["reply"]["num_prompt_tokens"] if row["engine"] == "endpoint:strong" else row["reply"]["num_tokens"]
         for row in calls
@@ -314,7 +317,7 @@ def test_a_scorer_of_its_own(metadata, tmp_path):
     config = CodecLMConfig(**metadata)
     CodecLM(config, tmp_path / "run", strong=strong, target=target, scorer=scorer).run()
     assert scorer.calls == 32 and {
-        row["step"] for row in read_jsonl(tmp_path / "run" / "calls.jsonl") if row["engine"] == "endpoint:judge"
+        row["step"] for row in finished_calls(tmp_path / "run") if row["engine"] == "endpoint:judge"
     } == {"score", "score:again"}
 
 
@@ -327,7 +330,7 @@ def test_a_budget_of_calls_stops_and_a_larger_one_goes_on(seeds, undisturbed, tm
     server = Server(delay=0.001, spread=1.0)
     with serving(server) as url:
         result = codec(tmp_path, remote(url), seeds=seeds, max_calls=budget).run()
-        assert "budget" in result.stopped and len(read_jsonl(tmp_path / "calls.jsonl")) == budget
+        assert "budget" in result.stopped and len(finished_calls(tmp_path)) == budget
         assert sum(server.answered.values()) == budget
         same = codec(tmp_path, remote(url), seeds=seeds, max_calls=budget).run()
         assert same.stopped == result.stopped and sum(server.answered.values()) == budget
@@ -337,12 +340,12 @@ def test_a_budget_of_calls_stops_and_a_larger_one_goes_on(seeds, undisturbed, tm
 
 
 def test_a_budget_of_tokens(seeds, undisturbed, tmp_path):
-    calls = read_jsonl(undisturbed / "calls.jsonl")
-    spent = [row["reply"]["num_tokens"] + row["reply"]["num_prompt_tokens"] for row in calls]
+    calls = finished_calls(undisturbed)
+    spent = [row["reply"].get("num_tokens", 0) + row["reply"].get("num_prompt_tokens", 0) for row in calls]
     total, largest = sum(spent), max(spent)
     assert "tokens" in codec(tmp_path, fakes(), seeds=seeds, max_tokens=total // 2).run().stopped
-    made = read_jsonl(tmp_path / "calls.jsonl")
-    used = sum(row["reply"]["num_tokens"] + row["reply"]["num_prompt_tokens"] for row in made)
+    made = finished_calls(tmp_path)
+    used = sum(row["reply"].get("num_tokens", 0) + row["reply"].get("num_prompt_tokens", 0) for row in made)
     assert total // 2 <= used <= total // 2 + 600 * largest, "what was under way is finished, and nothing more begun"
     assert len(made) < len(calls)
     codec(tmp_path, fakes(), seeds=seeds).run()
@@ -467,7 +470,7 @@ def test_a_second_process_is_refused(seeds, tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="in use by another process"):
+        with pytest.raises(ValueError, match="another process is working in it"):
             codec(tmp_path, fakes(), seeds=seeds).run()
         other.stdin.close()
     assert codec(tmp_path, fakes(), seeds=seeds).run().pairs > 0
@@ -489,7 +492,7 @@ def test_seeds_that_are_none(tmp_path, content, message):
     [
         ({"encode": "I like it."}, "not one of 12 seeds could be encoded"),
         ({"decode": "I'm sorry, but I can't help with that."}, "not one basic instruction is left"),
-        ({"decode": "1. Too short\n2. Also this"}, r"not one basic instruction is left .*'too short': "),
+        ({"decode": '{"instructions": ["Too short"]}'}, r"not one basic instruction is left .*'too short': "),
     ],
 )
 def test_a_model_that_cannot_do_it(seeds, tmp_path, rules, message):
@@ -532,7 +535,7 @@ def test_a_prompt_of_the_user(metadata, tmp_path):
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "answer.jinja").write_text("Be brief. {{ instruction }}")
     codec(tmp_path / "run", fakes(Rules(BASICS)), prompt_folder=str(tmp_path / "prompts"), **metadata).run()
-    answers = [row for row in read_jsonl(tmp_path / "run" / "calls.jsonl") if row["step"] == "answer"]
+    answers = [row for row in finished_calls(tmp_path / "run") if row["step"] == "answer"]
     assert all(row["prompt"][0]["content"].startswith("Be brief. ") for row in answers) and len(answers) == 28
 
 

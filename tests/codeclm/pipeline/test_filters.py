@@ -2,17 +2,23 @@ import gzip
 import json
 import random
 import sys
-from itertools import pairwise, product
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 
 from trl_extensions.codeclm.config import CodecLMConfig
-from trl_extensions.codeclm.pipeline import near_duplicates
-from trl_extensions.codeclm.pipeline.contamination import Benchmarks
-from trl_extensions.codeclm.pipeline.filters import REASONS, InstructionFilters, Screen
-from trl_extensions.codeclm.pipeline.near_duplicates import NearDuplicates, shingles
-from trl_extensions.codeclm.pipeline.words import count_words, plain_words, without_spaces
+from trl_extensions.codeclm.pipeline.filters import (
+    REASONS,
+    Benchmarks,
+    InstructionFilters,
+    NearDuplicates,
+    Screen,
+    count_words,
+    plain_words,
+    shingles,
+    without_spaces,
+)
 
 
 LETTERS = [
@@ -98,21 +104,21 @@ class TestNearDuplicates:
         ("threshold", "reason"), [(0.77, "near-duplicate"), (7 / 9, "near-duplicate"), (0.78, None)]
     )
     def test_the_threshold_is_the_share_of_trigrams(self, threshold, reason):
-        own = filters(near_duplicates=threshold)
+        own = filters(dedup_threshold=threshold)
         assert own.check("one", self.TEN) is None
         assert own.check("two", self.CHANGED) == reason
         if reason:
             assert own.details["two"] == "0.78 of one"
 
     def test_case_and_punctuation_do_not_count_and_the_first_text_is_named(self):
-        own = filters(near_duplicates=1.0)
+        own = filters(dedup_threshold=1.0)
         own.add("seed", SENTENCE)
         assert own.check("a", SENTENCE.upper().replace(" ", ", ") + "!!") == "near-duplicate"
         assert own.details["a"] == "1.00 of seed"
         assert own.check("b", SENTENCE + " Please.") is None
 
     def test_what_was_dropped_is_not_remembered(self):
-        own = filters(near_duplicates=0.7, max_words=10)
+        own = filters(dedup_threshold=0.7, max_words=10)
         assert own.check("a", self.TEN + " more") == "too long"
         assert own.check("b", self.TEN) is None
         assert own.check("c", self.CHANGED) == "near-duplicate"
@@ -120,14 +126,14 @@ class TestNearDuplicates:
         assert own.check("d", " ".join([*LETTERS[:8], "yankee", "zulu"])) is None
 
     def test_order_decides(self):
-        first, second = filters(near_duplicates=0.7), filters(near_duplicates=0.7)
+        first, second = filters(dedup_threshold=0.7), filters(dedup_threshold=0.7)
         assert [first.check(text, text) for text in (self.TEN, self.CHANGED)] == [None, "near-duplicate"]
         assert [second.check(text, text) for text in (self.CHANGED, self.TEN)] == [None, "near-duplicate"]
 
     def test_short_texts_are_compared_by_characters(self):
         assert len(shingles(["hello", "world"])) == 7  # 11 characters
         assert len(shingles(["hey"])) == 1
-        own = filters(min_words=1, near_duplicates=0.6)
+        own = filters(min_words=1, dedup_threshold=0.6)
         assert own.check("a", "Explain photosynthesis") is None  # 22 characters: 18 pieces
         assert own.check("b", "explain Photosynthesis?") == "near-duplicate"
         assert own.check("c", "Explain photosyntheses") == "near-duplicate"  # 16 shared of 20
@@ -135,7 +141,7 @@ class TestNearDuplicates:
 
     @pytest.mark.parametrize(("threshold", "reason"), [(0.69, "near-duplicate"), (0.71, None)])
     def test_languages_without_spaces(self, threshold, reason):
-        own = filters(near_duplicates=threshold)
+        own = filters(dedup_threshold=threshold)
         assert own.check("a", "请写一个关于一只狗在花园里找到地图的短故事。") is None  # 21 characters: 17 pieces
         assert own.check("b", "请写一个关于一只狗在花园里找到地图的长故事。") == reason  # 14 shared of 20
         assert own.check("c", "请写一个，关于一只狗在花园里，找到地图的短故事！") == "near-duplicate"
@@ -158,39 +164,15 @@ class TestNearDuplicates:
         for number, words in enumerate(self.texts(400)):
             own = {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
             overlaps = [len(own & other) / len(own | other) for other in seen]
-            found = near.find(near.sketch(words))
+            found = near.find(words)
             if found:
                 found_at_all += 1
                 assert found[1] == pytest.approx(overlaps[int(found[0])]) and found[1] >= threshold
             # At 0.65 a pair stays unseen with (1 - 0.65**3) ** 42 = 1e-6
             assert found or max(overlaps, default=0) < 0.65
-            near.add(str(number), near.sketch(words))
+            near.add(str(number), words)
             seen.append(own)
         assert found_at_all > 80
-
-    def test_sorted_runs_find_what_the_dict_finds(self, monkeypatch):
-        def outcomes():
-            near, found = NearDuplicates(0.5), []
-            for number, words in enumerate(self.texts(300)):
-                found.append(near.find(near.sketch(words)))
-                near.add(str(number), near.sketch(words))
-            return near, found
-
-        near, in_memory = outcomes()
-        assert not near._buckets._runs
-        monkeypatch.setattr(near_duplicates._Buckets, "_RECENT", 256)
-        near, in_runs = outcomes()
-        assert in_runs == in_memory
-        lengths = [len(keys) for keys, _ in near._buckets._runs]
-        assert len(lengths) > 1 and all(a >= 2 * b for a, b in pairwise(lengths))
-        assert sum(lengths) + sum(map(len, near._buckets._recent.values())) == 300 * 42
-
-    @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7, 0.9, 1.0])
-    def test_bands_propose_pairs_at_the_threshold(self, threshold):
-        rows = near_duplicates._rows_of_a_band(threshold)
-        assert 1 - (1 - threshold**rows) ** (128 // rows) >= 0.99
-        longer = rows + 1
-        assert rows == 128 or 1 - (1 - threshold**longer) ** (128 // longer) < 0.99
 
 
 def write_benchmark(path, *rows):
@@ -203,7 +185,7 @@ class TestContamination:
 
     def test_thirteen_words_in_a_row(self, tmp_path):
         file = write_benchmark(tmp_path / "b.jsonl", {"prompt": "Something else entirely here"}, {"prompt": self.LONG})
-        own = filters(benchmarks=[file], near_duplicates=1.0)
+        own = filters(decontaminate_against=[file], dedup_threshold=1.0)
         assert own.check("a", "Say: " + ", ".join(LETTERS[2:15]).upper() + "; thanks.") == "contaminated"
         assert own.details["a"] == f"{file}, row 2"
         assert own.check("b", "Say " + " ".join(LETTERS[2:14]) + " thanks a lot") is None
@@ -211,20 +193,20 @@ class TestContamination:
 
     def test_a_shorter_prompt_must_be_there_as_a_whole(self, tmp_path):
         file = write_benchmark(tmp_path / "b.jsonl", {"instruction": "What is the capital of France?"})
-        own = filters(benchmarks=[file])
+        own = filters(decontaminate_against=[file])
         assert own.check("a", "Answer in one word: what is the capital of France, and why?") == "contaminated"
         assert own.check("b", "What is the capital of Spain and of France?") is None
 
     def test_a_prompt_of_three_words_must_be_all_there_is(self, tmp_path):
         file = write_benchmark(tmp_path / "b.jsonl", {"instruction": "Tell a joke!"})
-        own = filters(benchmarks=[file])
+        own = filters(decontaminate_against=[file])
         assert own.check("a", "tell a joke") == "contaminated"
         assert own.check("b", "Tell a joke about cats") is None
 
     def test_languages_without_spaces_take_twice_as_many_characters(self, tmp_path):
         text = "请写一个关于一只小黄狗在老房子的大花园里找到一张旧地图的有趣短故事给孩子听"
         file = write_benchmark(tmp_path / "b.jsonl", {"prompt": text})
-        own = filters(benchmarks=[file], near_duplicates=1.0)
+        own = filters(decontaminate_against=[file], dedup_threshold=1.0)
         assert own.check("a", "你好：" + text[3:29] + "。") == "contaminated"
         assert own.check("b", "你好：" + text[3:28] + "。") is None
 
@@ -285,7 +267,7 @@ class TestContamination:
         (tmp_path / "b.json").write_text(json.dumps([{"text": "nothing of the kind"}, {"text": self.LONG}]))
         with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
             file.write(json.dumps({"text": self.LONG}) + "\n")
-        rows = {"b.txt": 3, "b.csv": 2, "b.json": 2, "b.jsonl.gz": 1}
+        rows = {"b.txt": 2, "b.csv": 2, "b.json": 2, "b.jsonl.gz": 1}
         for name, row in rows.items():
             path = str(tmp_path / name)
             assert Benchmarks([path]).find(plain_words(self.LONG)) == (path, row)
@@ -301,25 +283,26 @@ class TestContamination:
         [
             ("none.jsonl", None, "no such file"),
             ("none", None, "is no file here"),
-            ("none.txt", None, "cannot be read"),
+            ("none.txt", None, "no such file"),
             ("a.txt", "\n...\n", "holds no text"),
             ("a.jsonl", '{"prompt": 3}\n', "holds no text"),
             ("a.jsonl", '{"prompt": "x"\n', "line 1 is not JSON"),
-            ("a.parquet", "x", "unknown kind of file"),
+            ("a.parquet", "x", "cannot be read as parquet"),
+            ("a.doc", "x", "unknown kind of file"),
         ],
     )
     def test_bad_files(self, tmp_path, name, content, message):
         if content is not None:
             (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message) as error:
-            filters(benchmarks=[str(tmp_path / name)])
+            filters(decontaminate_against=[str(tmp_path / name)])
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
 class TestAlone:
     def test_neither_compares_nor_remembers(self, tmp_path):
         file = write_benchmark(tmp_path / "b.jsonl", {"prompt": "What is the capital of France?"})
-        own = filters(benchmarks=[file])
+        own = filters(decontaminate_against=[file])
         assert own.check("a", SENTENCE) is None
         assert own.check_alone("b", SENTENCE) is None
         assert own.check_alone("c", "Another fine sentence that nobody has written before") is None
@@ -365,7 +348,7 @@ class TestScreen:
 
     def test_profanity_in_either_text(self):
         pytest.importorskip("profanity_check")
-        screen = Screen(CodecLMConfig(screen="profanity"))
+        screen = Screen(CodecLMConfig(safety_classifier="profanity"))
         kind = "Boil the egg for seven minutes."
         pairs = list(product((kind, self.RUDE), repeat=2))
         assert screen.drops(pairs) == [False, True, True, True]
@@ -382,8 +365,8 @@ class TestScreen:
             asked.append(given)
             return SimpleNamespace(score=lambda texts: [0.1 * len(text) for text in texts])
 
-        monkeypatch.setattr("trl_extensions.core.classifiers.TextClassifier", classifier)
-        screen = Screen(CodecLMConfig(screen=setting, screen_threshold=0.5))
+        monkeypatch.setattr("trl_extensions.core.text.TextClassifier", classifier)
+        screen = Screen(CodecLMConfig(safety_classifier=setting, screen_threshold=0.5))
         assert asked == [arguments]
         assert screen.drops([("a", "bb"), ("a" * 5, "b"), ("a", "b" * 6), ("a" * 4, "b" * 4)]) == [
             False, True, True, False
@@ -393,14 +376,14 @@ class TestScreen:
         (tmp_path / "a:b").mkdir()
         asked = []
         monkeypatch.setattr(
-            "trl_extensions.core.classifiers.TextClassifier",
+            "trl_extensions.core.text.TextClassifier",
             lambda *given: asked.append(given) or SimpleNamespace(score=len),
         )
-        Screen(CodecLMConfig(screen=str(tmp_path / "a:b")))
+        Screen(CodecLMConfig(safety_classifier=str(tmp_path / "a:b")))
         assert asked == [(str(tmp_path / "a:b"), None)]
 
     def test_nothing_to_screen_with(self):
-        with pytest.raises(ValueError, match="`screen` is not set"):
+        with pytest.raises(ValueError, match="`safety_classifier` is not set"):
             Screen(CodecLMConfig())
 
 

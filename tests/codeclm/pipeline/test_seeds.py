@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_extensions.codeclm.pipeline.seeds import Seed, load_seeds
+from trl_extensions.codeclm.pipeline.seeds import load_seeds
 from trl_extensions.core.inputs import Query
 
 
@@ -32,7 +32,7 @@ def test_instruction_and_input_are_joined(tmp_path):
     expected = ["Translate this.\n\nGood day", "Say hello.", "Say goodbye."]
     assert texts(load_seeds(path)) == texts(load_seeds(path, "instruction")) == expected
     assert texts(load_seeds(path, "output")) == ["Bonjour", "Hello", "Bye"]
-    assert load_seeds(path)[1] == Seed(Query.from_text("Say hello.").id, "Say hello.")
+    assert load_seeds(path)[1] == Query.from_text("Say hello.")
 
 
 def test_instruction_comes_before_other_columns(tmp_path):
@@ -51,19 +51,11 @@ def test_other_files_and_chats(tmp_path):
     assert texts(load_seeds(path)) == ["Say hello."]
 
 
-def test_empty_and_repeated_seeds_are_named(tmp_path, caplog):
-    rows = [{"prompt": text} for text in ("Say hello.", " ", "Say goodbye.", "say  HELLO.", None, "Say goodbye.")]
+def test_empty_and_repeated_seeds_are_counted(tmp_path, caplog):
+    rows = [{"prompt": text} for text in ("Say hello.", " ", "Say goodbye.", None, "Say goodbye.")]
     with caplog.at_level(logging.WARNING):
         assert texts(load_seeds(jsonl(tmp_path, rows))) == ["Say hello.", "Say goodbye."]
-    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "2 seeds left out that are empty (rows 2, 5)",
-        "2 seeds left out that are the same as one before (rows 4, 6)",
-    ]
-
-
-def test_many_left_out_rows_are_counted(tmp_path, caplog):
-    load_seeds(jsonl(tmp_path, [{"prompt": "Say hello."}] * 14))
-    assert "(rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 3 more)" in caplog.text
+    assert "2 empty" in caplog.text and "1 repeated" in caplog.text
 
 
 def test_limit_counts_seeds_that_are_used(tmp_path):
@@ -74,14 +66,14 @@ def test_limit_counts_seeds_that_are_used(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        ([], {}, "there are no rows; give at least one seed"),
-        ([{"prompt": ""}, {"prompt": None}], {}, "all 2 rows are empty"),
-        ([{"words": "Say hello."}], {}, "none of the columns instruction, query, .*available: words"),
+        ([], {}, "no rows"),
+        ([{"prompt": ""}, {"prompt": None}], {}, "'empty': 2"),
+        ([{"words": "Say hello."}], {}, "row 1 has no column .*available: words"),
         ([{"prompt": "Say hello."}, {"text": "Say hello."}], {}, "row 2 has no column 'prompt'"),
         ([{"prompt": 7}], {}, "row 1, column 'prompt' holds int, not text"),
         ([{"prompt": ["Say hello."]}], {}, "row 1, column 'prompt': a message needs"),
-        (["Say hello."], {}, "row 1 is not an object"),
-        ([{"prompt": "Say hello."}], {"limit": 0}, "the number of seeds is 0"),
+        ([["Say hello."]], {}, "row 1 is not an object"),
+        ([{"prompt": "Say hello."}], {"limit": 0}, "`limit` is 0"),
         ([{"prompt": "Say hello."}], {"column": "task"}, "no column 'task'; available: prompt"),
     ],
 )

@@ -4,7 +4,7 @@ A run is a folder. Whatever is killed when, the same call again goes on with wha
 was finished is made again:
 
     settings.json     what the data depends on; another value is refused
-    calls.jsonl       every finished call of a model
+    calls.sqlite      every finished call of a model
     metadata.jsonl    the metadata that instructions are decoded from, with the seeds they come from
     basics.jsonl      basic instructions; basics.json: how many were asked for, and dropped for which reason
     items.jsonl       what became of each of them: every version, answer and score
@@ -21,28 +21,25 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-from ...core.generation.calls import CallLog
-from ...core.generation.client import BudgetSpent, Caller
+from ...core.generation.client import BudgetSpent, LLMClient, ResponseCache, Usage
 from ...core.generation.types import GenerationEngine
 from ...core.runs.jsonl import JsonlWriter, read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
-from ...core.runs.run import check_resume
-from ..config import FREE_FIELDS, CodecLMConfig
-from ..export import ExportReport, export
-from ..progress import Progress
+from ...core.runs.run import check_resume, folder_lock
+from ..config import MUTABLE_FIELDS, CodecLMConfig
+from ..export import ExportReport, export, stream_rows
 from ..report import write_codeclm_report
-from ..rows import stream_rows
-from .asking import Asker, SetAside
-from .chains import Chains
+from .client import Rejected, StepClient, gather
 from .filters import InstructionFilters
-from .metadata import Metadata, load_metadata
-from .seeds import load_seeds
-from .start import Basic, BasicInstructions, Origin, encode_seeds, gather, pair
-from .steps import Decode, Encode
-from .templates import load_template
+from .item import Pipeline
+from .metadata import Metadata, Origin, load_metadata, sample_pairings
+from .seeds import BasicInstruction, BasicInstructions, SetAside, encode_seeds, load_seeds
+from .steps import PROMPTS, load_template
 
 
 if TYPE_CHECKING:
@@ -55,14 +52,8 @@ _LIVE_LOCAL = 256
 
 @dataclass(frozen=True)
 class CodecLMResult:
-    """How a run ended.
-
-    Args:
-        report: The path of `report.md`.
-        pairs: Pairs in `data.jsonl`.
-        stopped: Why the run is not finished, e.g. a budget; None if it is.
-        failed: Items that a failed call has left open; the same call again tries them again.
-    """
+    """How a run ended: the path of `report.md`, pairs in `data.jsonl`, why it is not finished (a budget; None if it
+    is), and items that a failed call has left open, which the same call again tries again."""
 
     report: Path
     pairs: int
@@ -121,8 +112,6 @@ class CodecLM:
         self.engines = {"strong": strong, "scorer": scorer or strong}
         if target is not None:
             self.engines["target"] = target
-        folder = config.prompt_folder
-        self._encode, self._decode = Encode(folder, max_skills=config.max_skills), Decode(folder)
         self._failed = 0
 
     def run(self) -> CodecLMResult:
@@ -137,16 +126,8 @@ class CodecLM:
 
     async def arun(self) -> CodecLMResult:
         """`run` inside an event loop that is running already, as that of a notebook."""
-        from filelock import FileLock, Timeout
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                return await self._run()
-        except Timeout:
-            raise ValueError(
-                f"{self.folder} is in use by another process: wait for it, or use another `output_dir`."
-            ) from None
+        with folder_lock(self.folder):
+            return await self.make_pairs()
 
     def dataset(self) -> Dataset:
         """The pairs, ready for `SFTTrainer`."""
@@ -158,50 +139,59 @@ class CodecLM:
         """Filter what was kept once more and write `data.jsonl`."""
         return export(self.folder, self.config, self.seed)
 
-    async def _run(self) -> CodecLMResult:
-        calls = self.folder / "calls.jsonl"
-        self._claim(in_use=calls.exists() and calls.stat().st_size > 0)
+    async def make_pairs(self) -> CodecLMResult:
+        """`arun` for a caller that has the lock of the folder."""
         self._failed, stopped = 0, None
         limits = {"max_calls": self.config.max_calls, "max_tokens": self.config.max_tokens}
-        with CallLog(calls) as log, JsonlWriter(self.folder / "set_aside.jsonl") as aside:
-            try:
-                async with Caller(self.engines, log, prices=self.prices, **limits) as caller:
-                    await self._make(caller, aside)
-            except BudgetSpent as error:
-                stopped = str(error)
+        with ResponseCache(self.folder / "calls.sqlite") as cache:
+            self._claim(started=len(cache) > 0)
+            with JsonlWriter(self.folder / "set_aside.jsonl") as aside:
+                try:
+                    async with LLMClient(self.engines, cache, prices=self.prices, **limits) as client:
+                        await self._make(client, aside)
+                except BudgetSpent as error:
+                    stopped = str(error)
         exported = self.export() if (self.folder / "items.jsonl").exists() else None
         result = CodecLMResult(self.folder / "report.md", exported.rows if exported else 0, stopped, self._failed)
-        write_codeclm_report(self.folder, prices=self._prices_by_engine(), stopped=result.unfinished)
+        prices = {self.engines[role].name: price for role, price in self.prices.items() if role in self.engines}
+        write_codeclm_report(self.folder, prices=prices, stopped=result.unfinished)
         return result
 
-    async def _make(self, caller: Caller, aside: JsonlWriter) -> None:
+    async def _make(self, client: LLMClient, aside: JsonlWriter) -> None:
         """Metadata, basic instructions, and what becomes of them."""
         recorded = {(row["step"], row["about"]) for row in read_jsonl(aside.path)}
 
-        def set_aside(about: str, error: SetAside) -> None:
-            if error.passing:
+        def set_aside(about: str, error: Rejected) -> None:
+            if error.retryable:
                 self._failed += 1
                 logger.warning("%s: %s; the same call again will try once more", about, error)
             elif (error.step, about) not in recorded:
                 aside.append({"step": error.step, "about": about, "reason": error.reason, "raw": error.raw})
 
         filters = InstructionFilters(self.config)  # before anything is paid for
-        with Progress(caller.usage) as progress:
-            asker = Asker(caller, self.config, self.seed, progress.heard)
+        with Progress(client.usage) as progress:
+            steps = StepClient(client, self.config, self.seed, progress.answered)
             if not (self.folder / "basics.jsonl").exists():
                 progress.begin("metadata and basic instructions")
-                await self._begin(asker, filters, set_aside)
+                await self._begin(steps, filters, set_aside)
             filters.forget()
-            await self._follow(Chains(asker, self.config, filters, self.seed), progress, set_aside)
+            await self._run_items(Pipeline(steps, self.config, filters, self.seed), progress, set_aside)
 
-    async def _begin(self, asker: Asker, filters: InstructionFilters, set_aside: Any) -> None:
+    async def _begin(self, client: StepClient, filters: InstructionFilters, set_aside: SetAside) -> None:
         """Make and write the basic instructions."""
-        origins = await self._origins(asker, set_aside)
+        config = self.config
+        if config.metadata:
+            origins = load_metadata(config.metadata, config.max_skills)
+        else:
+            seeds = load_seeds(config.seeds, config.seed_column, config.num_seeds)
+            origins = await encode_seeds(client, config, seeds, set_aside)
+        if config.pairing == "sampled":
+            origins = sample_pairings(origins, max_skills=config.max_skills, seed=self.seed)
         self._check_failed()
         for number, origin in enumerate(origins):
             for place, text in enumerate(origin.seeds):
                 filters.add(f"seed {number}/{place}", text)
-        basics = BasicInstructions(asker, self._decode, self.config, filters, set_aside)
+        basics = BasicInstructions(client, config, filters, set_aside)
         made = await basics.make(origins)
         self._check_failed()
         if not made:
@@ -218,36 +208,22 @@ class CodecLM:
                 f"calls for metadata and instructions have failed ({self._failed}); the same command makes them again."
             )
 
-    async def _origins(self, asker: Asker, set_aside: Any) -> list[Origin]:
-        if self.config.metadata:
-            weighted = load_metadata(self.config.metadata, self.config.max_skills)
-            origins = [Origin(metadata, weight) for metadata, weight in weighted]
-        else:
-            seeds = load_seeds(self.config.seeds, self.config.seed_column, self.config.num_seeds)
-            origins = await encode_seeds(asker, self._encode, seeds, set_aside)
-        return pair(origins, self.config, self.seed)
-
-    def _write_basics(self, basics: BasicInstructions, made: list[Basic], origins: list[Origin]) -> None:
+    def _write_basics(self, basics: BasicInstructions, made: list[BasicInstruction], origins: list[Origin]) -> None:
         write_jsonl(
             self.folder / "metadata.jsonl",
             (
-                {**_as_json(origin.metadata), "weight": origin.weight, "asked": asked, "seeds": list(origin.seeds)}
-                for origin, asked in zip(origins, basics.asked, strict=True)
+                {**own.metadata.as_json(), "weight": own.weight, "asked": asked, "seeds": list(own.seeds)}
+                for own, asked in zip(origins, basics.asked, strict=True)
             ),
         )
         counts = {"asked": sum(basics.asked), "made": len(made), "dropped": dict(basics.drops)}
         write_atomically(self.folder / "basics.json", json.dumps(counts, indent=2) + "\n")
         # Last: this file says that the others are there
-        write_jsonl(
-            self.folder / "basics.jsonl",
-            (
-                {"id": b.id, "metadata": _as_json(b.metadata), "seed": b.seed, "instruction": b.instruction}
-                for b in made
-            ),
-        )
+        rows = (vars(basic) | {"metadata": basic.metadata.as_json()} for basic in made)
+        write_jsonl(self.folder / "basics.jsonl", rows)
 
-    async def _follow(self, chains: Chains, progress: Progress, set_aside: Any) -> None:
-        """Follow the instructions that nothing is known of yet, a bounded number at once."""
+    async def _run_items(self, pipeline: Pipeline, progress: Progress, set_aside: SetAside) -> None:
+        """What becomes of the instructions of which nothing is known yet, a bounded number at once."""
         counts = self.folder / "basics.json"
         if not counts.exists():
             raise ValueError(f"{counts} is missing: metadata.jsonl, basics.json and basics.jsonl belong together.")
@@ -255,55 +231,96 @@ class CodecLM:
         with JsonlWriter(self.folder / "items.jsonl", sync_seconds=1.0) as items:
             done = {row["id"] for _, row in stream_rows(items.path)}
             progress.begin("following them up", total, len(done))
-            waiting = (basic for basic in self._basics() if basic.id not in done)
 
-            async def work() -> None:
-                for basic in waiting:
-                    try:
-                        items.append(await chains.follow(basic))
-                    except SetAside as error:
-                        set_aside(basic.id, error)
-                    progress.advance()
+            async def work(basic: BasicInstruction) -> None:
+                try:
+                    items.append(await pipeline.run_item(basic))
+                except Rejected as error:
+                    set_aside(basic.id, error)
+                progress.advance()
 
+            waiting = (partial(work, basic) for basic in self._basics() if basic.id not in done)
             try:
-                await gather([work] * min(self._live(), max(total - len(done), 1)))
+                await gather(waiting, min(self._live(), max(total - len(done), 1)))
             finally:
-                await chains.close()
+                await pipeline.close()
 
-    def _basics(self) -> Iterator[Basic]:
+    def _basics(self) -> Iterator[BasicInstruction]:
         for _, row in stream_rows(self.folder / "basics.jsonl"):
             metadata = Metadata(row["metadata"]["use_case"], tuple(row["metadata"]["skills"]))
-            yield Basic(row["id"], metadata, row["seed"], row["instruction"])
+            yield BasicInstruction(row["id"], metadata, row["seed"], row["instruction"])
 
     def _live(self) -> int:
         """Instructions followed at once: enough to keep every engine busy."""
         endpoints = {id(engine): getattr(engine, "concurrency", None) for engine in self.engines.values()}
         return sum(_LIVE_LOCAL if own is None else 2 * own for own in endpoints.values())
 
-    def _claim(self, in_use: bool) -> None:
+    def _claim(self, started: bool) -> None:
         """Write what the data depends on, or refuse a folder that was begun with something else."""
-        source = self.config.seeds or self.config.metadata
-        prompts = ("encode", "decode", "rubrics", "rewrite", "evol", "answer", "score", "score_one", "again")
-        settings = {name: value for name, value in asdict(self.config).items() if name not in FREE_FIELDS}
+        config = self.config
+        source = config.seeds or config.metadata
+        settings = {name: value for name, value in asdict(config).items() if name not in MUTABLE_FIELDS}
         for name in ("strong", "target", "scorer"):
             settings[name] = self.engines[name].name if name in self.engines else None
+        prompts = sorted(path.stem for path in PROMPTS.glob("*.jinja") if path.stem != "propose")
         settings |= {
             "seed": self.seed,
-            "content": _digest(Path(source).read_bytes()) if Path(source).is_file() else None,
+            "content": _digest(source) if Path(source).is_file() else None,
+            "decontaminate_against": {path: _digest(path) for path in config.decontaminate_against},
+            "prompts": {name: _digest(load_template(name, config.prompt_folder).path) for name in prompts},
         }
-        settings["benchmarks"] = {path: _digest(Path(path).read_bytes()) for path in self.config.benchmarks}
-        settings["prompts"] = {
-            name: _digest(load_template(name, self.config.prompt_folder).path.read_bytes()) for name in prompts
-        }
-        check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=in_use)
-
-    def _prices_by_engine(self) -> dict[str, tuple[float, float]]:
-        return {self.engines[role].name: price for role, price in self.prices.items() if role in self.engines}
+        check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=started)
 
 
-def _as_json(metadata: Metadata) -> dict[str, Any]:
-    return {"use_case": metadata.use_case, "skills": list(metadata.skills)}
+class Progress:
+    """A bar for each part of a run, over items; behind it calls, tokens a second and cost."""
+
+    def __init__(self, usage: Usage):
+        self._usage = usage
+        self._bar = None
+
+    def begin(self, what: str, total: int | None = None, done: int = 0) -> None:
+        """Start a part of the run, of which `done` items are finished; without a total it is calls that count."""
+        from tqdm.auto import tqdm
+
+        self._close()
+        unit = "call" if total is None else "instruction"
+        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=1.0)
+        self._show()
+
+    def answered(self) -> None:
+        """A call is answered."""
+        if self._bar is not None:
+            self._show()
+            self._bar.update(self._bar.total is None)
+
+    def advance(self) -> None:
+        """An item is finished."""
+        self._show()
+        self._bar.update()
+
+    def _show(self) -> None:
+        usage = self._usage
+        rate = usage.num_tokens / max(usage.seconds, 1e-9)
+        values = {"calls": usage.calls + usage.cache_hits, "tokens/s": f"{rate:.0f}"}
+        values |= {"cost": f"{usage.cost:.2f}"} if usage.cost else {}
+        values |= {"failed": usage.failed} if usage.failed else {}
+        self._bar.set_postfix(values, refresh=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._show()
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _digest(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

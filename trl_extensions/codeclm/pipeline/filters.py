@@ -1,31 +1,37 @@
-"""Which instructions and pairs are worth keeping, beside the gap."""
+"""Which instructions and pairs are worth keeping, beside the gap: length, copies, benchmarks, language, toxicity."""
 
-from collections.abc import Callable, Sequence
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from ...core.inputs import DEFAULT_COLUMNS, is_file, read_rows
 from ..config import CodecLMConfig
-from .contamination import Benchmarks
-from .near_duplicates import NearDuplicates
-from .words import count_words, plain_words
 
 
 REASONS = ("empty", "too short", "too long", "near-duplicate", "contaminated", "language")
 """Why an instruction is dropped, in the order in which it is tried."""
 
-# Below this a language is guessed wrong too often.
-_WORDS_OF_A_LANGUAGE = 5
+_WORDS_OF_A_LANGUAGE = 5  # below, a language is guessed wrong too often
+_PERMUTATIONS = 128
+_RECALL = 0.99
+
+WORDS_IN_A_ROW, CHARACTERS_IN_A_ROW = 13, 26
+_WORDS_OF_A_PROMPT = 4  # a shorter prompt is found in instructions that have nothing else
+_COLUMNS = (*DEFAULT_COLUMNS, "turns")  # of questions, as benchmarks call them
 
 
 class InstructionFilters:
     """Says of one instruction after the other whether it is kept. The outcome depends on their order, and on nothing
     else.
 
-    Two characters of a script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) count as a word. For what
-    a near-duplicate is, and what it costs in memory, see `NearDuplicates`; for contamination see `Benchmarks`. The
+    Two characters of a script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) count as a word. The
     language is guessed by py3langid in instructions of five words or more, and shorter ones pass.
 
     Args:
-        config: Uses `min_words`, `max_words`, `near_duplicates`, `benchmarks` and `languages`.
+        config: Uses `min_words`, `max_words`, `dedup_threshold`, `decontaminate_against` and `languages`.
 
     Attributes:
         details: Of instructions that were dropped, by id: what they nearly copy, the benchmark's file and row, or the
@@ -41,22 +47,20 @@ class InstructionFilters:
             raise ValueError(
                 f"`min_words` ({config.min_words}) is above `max_words` ({config.max_words}): nothing would be kept."
             )
-        self._shortest, self._longest = config.min_words, config.max_words
-        self._threshold = config.near_duplicates
-        self._kept = NearDuplicates(self._threshold)
-        self._benchmarks = Benchmarks(config.benchmarks) if config.benchmarks else None
-        self._languages = frozenset(config.languages)
+        self._config = config
+        self._kept = NearDuplicates(config.dedup_threshold)
+        self._benchmarks = Benchmarks(config.decontaminate_against) if config.decontaminate_against else None
         self._language = _load_language_guesser(config.languages) if config.languages else None
         self.details: dict[str, str] = {}
 
     def add(self, id: str, text: str) -> None:
         """Remember a text, such as a seed, without a check: what copies it will be a near-duplicate."""
         if words := plain_words(text):
-            self._kept.add(id, self._kept.sketch(words))
+            self._kept.add(id, words)
 
     def forget(self) -> None:
         """Give back what was remembered, and its memory."""
-        self._kept = NearDuplicates(self._threshold)
+        self._kept = NearDuplicates(self._config.dedup_threshold)
         self.details = {}
 
     def check(self, id: str, instruction: str) -> str | None:
@@ -64,13 +68,12 @@ class InstructionFilters:
         words = plain_words(instruction)
         if reason := self._wrong_length(words):
             return reason
-        sketch = self._kept.sketch(words)
-        if copied := self._kept.find(sketch):
+        if copied := self._kept.find(words):
             self.details[id] = f"{copied[1]:.2f} of {copied[0]}"
             return "near-duplicate"
         if reason := self._unwanted(id, instruction, words):
             return reason
-        self._kept.add(id, sketch)
+        self._kept.add(id, words)
         return None
 
     def check_alone(self, id: str, instruction: str) -> str | None:
@@ -82,9 +85,9 @@ class InstructionFilters:
         if not words:
             return "empty"
         length = count_words(words)
-        if length < self._shortest:
+        if length < self._config.min_words:
             return "too short"
-        return "too long" if length > self._longest else None
+        return "too long" if length > self._config.max_words else None
 
     def _unwanted(self, id: str, instruction: str, words: Sequence[str]) -> str | None:
         if self._benchmarks and (place := self._benchmarks.find(words)):
@@ -92,45 +95,135 @@ class InstructionFilters:
             return "contaminated"
         if self._language and count_words(words) >= _WORDS_OF_A_LANGUAGE:
             language = self._language(instruction)
-            if language not in self._languages:
+            if language not in self._config.languages:
                 self.details[id] = language
                 return "language"
         return None
 
 
-class Screen:
-    """Drops pairs that are toxic to a classifier.
+class NearDuplicates:
+    """Finds the text, of those added before, that a text overlaps with.
 
-    Prompt and completion are judged each for itself, so that a long prompt does not push the completion out of what a
-    classifier reads.
-
-    Args:
-        config: Uses `screen` ("profanity", or a sequence classifier as "model" or "model:label") and
-            `screen_threshold`.
-
-    Raises:
-        ValueError: `screen` is not set, or the classifier does not have the label.
-        ImportError: The profanity classifier is not installed.
+    A text is the set of its word 3-grams, or of its character 5-grams where it has fewer than three words or a script
+    without spaces; two overlap if these sets' Jaccard similarity reaches the threshold. MinHash (datasketch) proposes,
+    with bands in which a pair right at the threshold is found with 99 % probability; the true similarity decides.
     """
 
-    def __init__(self, config: CodecLMConfig):
-        from ...core.classifiers import TextClassifier, load_profanity_check
+    def __init__(self, threshold: float):
+        from datasketch import MinHash, MinHashLSH
 
-        if not config.screen:
-            raise ValueError("`screen` is not set; name a classifier, or profanity.")
-        self._threshold = config.screen_threshold
-        if config.screen == "profanity":
-            self._score = load_profanity_check()
-        else:
-            model, separator, label = config.screen.rpartition(":")
-            if not separator or Path(config.screen).exists():
-                model, label = config.screen, None
-            self._score = TextClassifier(model, label or None).score
+        self._threshold = threshold
+        rows = next((rows for rows in range(_PERMUTATIONS // 2, 1, -1) if _recall(threshold, rows) >= _RECALL), 1)
+        bands = _PERMUTATIONS // rows
+        self._empty = MinHash(num_perm=bands * rows, seed=1)
+        self._index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
+        self._shingles: list[frozenset[str]] = []
+        self._ids: list[str] = []
 
-    def drops(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether each of a batch of (prompt, completion) is to go."""
-        scores = self._score([text for pair in pairs for text in pair])
-        return [max(scores[i : i + 2]) >= self._threshold for i in range(0, len(scores), 2)]
+    def add(self, id: str, words: Sequence[str]) -> None:
+        """Remember a text, given by its `plain_words`."""
+        own = shingles(words)
+        self._index.insert(len(self._ids), self._sketch(own))
+        self._ids.append(id)
+        self._shingles.append(own)
+
+    def find(self, words: Sequence[str]) -> tuple[str, float] | None:
+        """The id of the earliest text that this one overlaps with, and their similarity; None if there is none."""
+        own = shingles(words)
+        for row in sorted(self._index.query(self._sketch(own))):
+            shared = len(own & self._shingles[row])
+            similarity = shared / (len(own) + len(self._shingles[row]) - shared)
+            if similarity >= self._threshold:
+                return self._ids[row], similarity
+        return None
+
+    def _sketch(self, pieces: frozenset[str]) -> Any:
+        minhash = self._empty.copy()
+        minhash.update_batch([piece.encode("utf-8", errors="replace") for piece in pieces])
+        return minhash
+
+
+def shingles(words: Sequence[str]) -> frozenset[str]:
+    """The overlapping pieces of a text, given by its `plain_words`."""
+    spaceless = without_spaces(words)
+    if len(words) >= 3 and not spaceless:
+        return frozenset(" ".join(words[i : i + 3]) for i in range(len(words) - 2))
+    text = ("" if spaceless else " ").join(words)
+    return frozenset(text[i : i + 5] for i in range(max(1, len(text) - 4)))
+
+
+def _recall(threshold: float, rows: int) -> float:
+    """How likely a pair at the threshold is proposed with bands of so many rows: longer ones propose less in vain."""
+    return 1 - (1 - threshold**rows) ** (_PERMUTATIONS // rows)
+
+
+class Benchmarks:
+    """Finds benchmark prompts in instructions.
+
+    An instruction is contaminated by a prompt if they share 13 words in a row (26 characters in a prompt whose script
+    has no spaces), or if it contains the whole of a shorter one; of a prompt of fewer than four words it must be a
+    copy. Case and punctuation do not count.
+
+    Args:
+        files: In any format of `core.inputs`. The columns that prompts usually have are read, and `turns`; where there
+            is none of them, every column with text. Each with `input` behind it, if there is one; of chats what the
+            user says.
+
+    Raises:
+        ValueError: A file is missing, of another kind, cannot be read, or holds no text; names the file.
+    """
+
+    def __init__(self, files: Sequence[str | os.PathLike]):
+        # By size of a run of words: the hashes of the runs, each with the first row that has it
+        self._runs: dict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
+        self._files = [os.fspath(file) for file in files]
+        for number, file in enumerate(self._files):
+            found = False
+            for row, words in _prompts(file):
+                found = True
+                size = min(len(words), CHARACTERS_IN_A_ROW if without_spaces(words) else WORDS_IN_A_ROW)
+                for run in _runs_of(words, size):
+                    self._runs[size].setdefault(run, (number, row))
+            if not found:
+                raise ValueError(f"`decontaminate_against`: {file} holds no text to compare with; check the file")
+
+    def find(self, words: Sequence[str]) -> tuple[str, int] | None:
+        """The file and row (from 1) of a prompt that is in a text, given by its `plain_words`; None if none is."""
+        for size in sorted(self._runs):
+            if size > len(words) or (size < _WORDS_OF_A_PROMPT and size < len(words)):
+                continue
+            if hits := [place for run in _runs_of(words, size) if (place := self._runs[size].get(run))]:
+                number, row = min(hits)
+                return self._files[number], row
+        return None
+
+
+def _runs_of(words: Sequence[str], size: int) -> Iterator[int]:
+    """A hash of each run of so many words: a number takes less memory than the words do."""
+    return (hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1))
+
+
+def _prompts(file: str) -> Iterator[tuple[int, list[str]]]:
+    """Row number and words of every prompt in a file."""
+    if not is_file(file):
+        raise ValueError(f"`decontaminate_against`: {file} is no file here; give .jsonl, .json, .csv or .txt")
+    for number, row in enumerate(read_rows(file), start=1):
+        # Without its input, an instruction such as "Answer the question" is no prompt
+        given = " ".join(_texts(row.get("input")))
+        names = [name for name in _COLUMNS if name in row] or [name for name in row if name != "input"]
+        for text in [f"{text} {given}" for name in names for text in _texts(row[name])] or [given]:
+            if words := plain_words(text):
+                yield number, words
+
+
+def _texts(value: Any) -> list[str]:
+    """A text; or the texts in a list, of chat messages only the user's."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        said = value.get("role", value.get("from")) in ("user", "human")
+        return _texts(value.get("content", value.get("value"))) if said else []
+    return [text for part in value for text in _texts(part)] if isinstance(value, list) else []
 
 
 def _load_language_guesser(languages: Sequence[str]) -> Callable[[str], str]:
@@ -145,3 +238,87 @@ def _load_language_guesser(languages: Sequence[str]) -> Callable[[str], str]:
             f"`languages`: {unknown[0]!r} is no language that is told apart; those are {', '.join(sorted(known))}."
         )
     return lambda text: py3langid.classify(text)[0]
+
+
+class Screen:
+    """Drops pairs that are toxic to a classifier.
+
+    Prompt and completion are judged each for itself, so that a long prompt does not push the completion out of what a
+    classifier reads.
+
+    Args:
+        config: Uses `safety_classifier` ("profanity", or a sequence classifier as "model" or "model:label") and
+            `screen_threshold`.
+
+    Raises:
+        ValueError: No classifier is set, or it does not have the label.
+        ImportError: The profanity classifier is not installed.
+    """
+
+    def __init__(self, config: CodecLMConfig):
+        from ...core.text import TextClassifier, load_profanity_check
+
+        name = config.safety_classifier
+        if not name:
+            raise ValueError("`safety_classifier` is not set; name a classifier, or profanity.")
+        self._threshold = config.screen_threshold
+        if name == "profanity":
+            self._score = load_profanity_check()
+        else:
+            model, separator, label = name.rpartition(":")
+            if not separator or Path(name).exists():
+                model, label = name, None
+            self._score = TextClassifier(model, label or None).score
+
+    def drops(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether each of a batch of (prompt, completion) is to go."""
+        scores = self._score([text for pair in pairs for text in pair])
+        return [max(scores[i : i + 2]) >= self._threshold for i in range(0, len(scores), 2)]
+
+
+# Texts as words that can be compared and counted, in scripts with spaces and without
+
+# Han and kana; Thai and Lao; Burmese; Khmer. Words are not divided there, so each character stands for itself.
+_SPACELESS = ((0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF),
+              (0x20000, 0x3FFFF), (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF))  # fmt: skip
+
+
+class _Table(dict[int, str]):
+    """What becomes of each character, worked out when it is first seen."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))
+        if category == "Cf":  # joiners inside of words
+            value = ""
+        elif category[0] in "PZC" or category in ("Sk", "So"):
+            value = " "
+        else:
+            value = f" {chr(code)} " if _is_spaceless(chr(code)) else chr(code)
+        self[code] = value
+        return value
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of a text, in lower case, without punctuation and emoji; mathematical and currency signs stay.
+
+    In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every character is a word.
+    """
+    return unicodedata.normalize("NFKC", text).casefold().translate(_TABLE).split()
+
+
+def count_words(words: Sequence[str]) -> int:
+    """How many words there are, two characters of a script without spaces counted as one."""
+    characters = sum(map(_is_spaceless, words))
+    return len(words) - characters + (characters + 1) // 2
+
+
+def without_spaces(words: Sequence[str]) -> bool:
+    """Whether most of a text is in a script without spaces."""
+    return 2 * sum(map(_is_spaceless, words)) > len(words)
+
+
+def _is_spaceless(word: str) -> bool:
+    return len(word) == 1 and word >= "\u0e00" and any(low <= ord(word) <= high for low, high in _SPACELESS)
+
+
+_TABLE = _Table()

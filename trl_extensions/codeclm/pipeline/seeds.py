@@ -1,123 +1,226 @@
-"""Seed instructions: the examples of a user's requests that the data starts from."""
+"""Where a run starts: seeds and their metadata, or metadata alone, and the basic instructions decoded from them."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ...core.inputs import DEFAULT_COLUMNS, Query, is_file, read_dataset, read_file
+from ...core.generation.client import BudgetSpent, LLMClient, ResponseCache
+from ...core.generation.types import GenerationEngine
+from ...core.inputs import Query, load_queries, read_rows
+from ...core.runs.run import folder_lock
+from ..config import CodecLMConfig
+from .client import Rejected, StepClient, gather
+from .filters import InstructionFilters
+from .metadata import Metadata, Origin, allocate, merge_metadata, write_metadata
+from .steps import Decode, Encode, Propose
 
 
-logger = logging.getLogger(__name__)
+SetAside = Callable[[str, Rejected], None]
+"""Is told what a rejected question was about, and why."""
 
-_MOST_ROWS_NAMED = 10
+_PROPOSED_AT_ONCE = 10
+_WAVES = 3
+
+
+def load_seeds(source: str | os.PathLike, column: str | None = None, limit: int | None = None) -> list[Query]:
+    """Seed instructions, the examples of a user's requests: as `core.inputs.load_queries`, with the column
+    `instruction` before others, and chats with their first turn of the user."""
+    if column is None and "instruction" in next(read_rows(source), {}):
+        column = "instruction"
+    return load_queries(source, column=column, limit=limit)
+
+
+# Metadata
+
+
+async def encode_seeds(
+    client: StepClient, config: CodecLMConfig, seeds: Sequence[Query], set_aside: SetAside
+) -> list[Origin]:
+    """The metadata of seeds, equal ones merged. Raises `ValueError` if not one seed could be encoded."""
+    step = Encode(config.prompt_folder)
+
+    async def encode(seed: Query) -> Metadata | None:
+        try:
+            return (await client.generate(step, seed.id, instruction=seed.text, max_skills=config.max_skills))[0]
+        except Rejected as error:
+            set_aside(seed.id, error)
+            return None
+
+    found = await gather(partial(encode, seed) for seed in seeds)
+    pairs = [(metadata, seed.text) for metadata, seed in zip(found, seeds, strict=True) if metadata is not None]
+    if not pairs:
+        raise ValueError(
+            f"not one of {len(seeds)} seeds could be encoded into metadata (see set_aside.jsonl): the strong model is "
+            "too weak for it, or the endpoint fails; write the metadata yourself and give them as `metadata`."
+        )
+    return merge_metadata(pairs)
+
+
+def make_metadata(
+    engine: GenerationEngine,
+    config: CodecLMConfig,
+    output: str | os.PathLike,
+    *,
+    description: str | None = None,
+    number: int = 20,
+    seed: int = 42,
+) -> tuple[int, int]:
+    """Write a YAML file of metadata; calls are logged beside it, and none is made twice.
+
+    Args:
+        engine: The strong model.
+        config: `seeds`, where there is no description, and how models are asked.
+        output: The file; it must not exist.
+        description: What the instructions should be like.
+        number: How many to propose for a description.
+        seed: Of the calls.
+
+    Returns:
+        How many were written, and how many replies could not be read.
+
+    Raises:
+        ValueError: The file exists, there is nothing to start from, or no reply could be read.
+    """
+    output = Path(output)
+    if output.exists():
+        raise ValueError(f"{output} exists already, perhaps edited: give another `output`, or delete it.")
+    if not description and not config.seeds:
+        raise ValueError("nothing to start from: give a `description` of the instructions, or `seeds`.")
+    rejected: list[Rejected] = []
+
+    async def make() -> list[Origin]:
+        limits = {"max_calls": config.max_calls, "max_tokens": config.max_tokens}
+        with ResponseCache(output.with_name(f"{output.stem}.calls.sqlite")) as cache:
+            async with LLMClient({"strong": engine}, cache, **limits) as llm:
+                client = StepClient(llm, config, seed)
+                if description:
+                    return await _propose(client, config, description, number, rejected)
+                seeds = load_seeds(config.seeds, config.seed_column, config.num_seeds)
+                return await encode_seeds(client, config, seeds, lambda about, error: rejected.append(error))
+
+    with folder_lock(output.parent):
+        try:
+            found = asyncio.run(make())
+        except BudgetSpent as error:
+            raise ValueError(f"{error} before all was asked; the same command with a larger one goes on.") from None
+        if failed := [error for error in rejected if error.retryable]:
+            raise ValueError(
+                f"{len(failed)} calls have failed, the last one: {failed[-1]}; the same command makes them again."
+            )
+        write_metadata(output, found)
+    return len(found), len(rejected)
+
+
+async def _propose(
+    client: StepClient, config: CodecLMConfig, description: str, number: int, rejected: list[Rejected]
+) -> list[Origin]:
+    step, size = Propose(config.prompt_folder), min(number, _PROPOSED_AT_ONCE)
+
+    async def ask(about: str) -> list[Metadata]:
+        try:
+            values = {"description": description, "number": size, "max_skills": config.max_skills}
+            return (await client.generate(step, about, **values))[0]
+        except Rejected as error:
+            rejected.append(error)
+            return []
+
+    found: list[Metadata] = []
+    for wave in range(_WAVES):
+        calls = -(-(number - len(found)) // _PROPOSED_AT_ONCE)
+        lists = await gather(partial(ask, f"w{wave}/{call}") for call in range(calls))
+        pairs = [(metadata, "") for metadata in [*found, *(own for some in lists for own in some)]]
+        found = [merged.metadata for merged in merge_metadata(pairs)][:number]
+        if len(found) == number:
+            break
+    if not found:
+        raise ValueError(
+            f"no metadata could be read out of {len(rejected)} replies: the strong model is too weak for it; write "
+            "the file yourself, see the docs."
+        )
+    return [Origin(metadata) for metadata in found]
+
+
+# Basic instructions
 
 
 @dataclass(frozen=True)
-class Seed:
-    """A seed instruction.
-
-    Args:
-        id: The first 12 hexadecimal digits of the SHA-256 of its text.
-        text: The instruction, with its input if it has one.
-    """
+class BasicInstruction:
+    """A basic instruction: its id `m<metadata>-i<number>`, what it was decoded from, a seed with that metadata, where
+    there are any, and its text."""
 
     id: str
-    text: str
+    metadata: Metadata
+    seed: str | None
+    instruction: str
 
 
-def load_seeds(
-    source: str | os.PathLike, column: str | None = None, limit: int | None = None, *, split: str = "train"
-) -> list[Seed]:
-    """Read seed instructions from a file or from the hub.
-
-    A row with the columns `instruction` and `input`, as Alpaca has them, becomes one text with a blank line between
-    them, unless another column is asked for. Chats count with their first turn of the user. Seeds that are empty, or
-    the same as one before, are left out, and one warning names their rows.
+class BasicInstructions:
+    """Decodes metadata until there are as many basic instructions as asked for, or three waves have not made them.
 
     Args:
-        source: A .jsonl, .json or .csv file, or the id of a data set on the hub, as in `core.queries.load_queries`.
-        column: The column that holds the instruction; default: the first present of instruction, query, prompt, ...
-        limit: Stop after this many seeds.
-        split: Split of a data set on the hub.
+        client: Asks.
+        config: How many, and how they are spread.
+        filters: What is dropped at once; looked at in a fixed order, so that the same answers give the same rows.
+        set_aside: Called with the id of each call whose reply cannot be read, and why.
 
-    Returns:
-        Distinct seeds in the order of the source.
-
-    Raises:
-        ValueError: One line that names the source, the row (counted from 1) or column, and the remedy.
+    Attributes:
+        drops: Instructions dropped, by reason.
+        asked: Instructions wanted of each origin.
+        failed: Calls that failed, which another run may make. What would follow from the others is not begun.
     """
-    source = os.fspath(source)
-    if limit is not None and limit < 1:
-        raise ValueError(f"the number of seeds is {limit}; use at least 1, or leave it out for all")
-    rows = read_file(Path(source)) if is_file(source) else read_dataset(source, split)
-    seeds: dict[str, Seed] = {}
-    empty: list[int] = []
-    repeated: list[int] = []
-    places: dict[str, int] = {}
-    for number, text in _texts(rows, source, column):
-        query = Query.from_text(text.strip())
-        key = " ".join(query.text.split()).casefold()
-        if not key:
-            empty.append(number)
-        elif key in places:
-            repeated.append(number)
-        else:
-            places[key] = number
-            seeds[query.id] = Seed(query.id, query.text)
-            if len(seeds) == limit:
+
+    def __init__(self, client: StepClient, config: CodecLMConfig, filters: InstructionFilters, set_aside: SetAside):
+        self._client, self._config, self._filters, self._set_aside = client, config, filters, set_aside
+        self._step = Decode(config.prompt_folder)
+        self.drops: Counter[str] = Counter()
+        self.asked: list[int] = []
+        self.failed = 0
+
+    async def make(self, origins: Sequence[Origin]) -> list[BasicInstruction]:
+        """The basic instructions, in the order of the origins."""
+        weights = [origin.weight for origin in origins]
+        self.asked = allocate(weights, self._config.num_instructions, self._config.allocation)
+        made: list[list[BasicInstruction]] = [[] for _ in origins]
+        for wave in range(_WAVES):
+            calls = [
+                (place, f"m{place:03d}/w{wave}/{number}", size)
+                for place, wanted in enumerate(self.asked)
+                for number, size in enumerate(_portions(wanted - len(made[place]), self._config.instructions_per_call))
+            ]
+            lists = await gather(partial(self._decode, origins[place].metadata, *call) for place, *call in calls)
+            if self.failed:
                 break
-    if not seeds:
-        what = f"all {len(empty)} rows are empty" if empty else "there are no rows"
-        raise ValueError(f"{source}: {what}; give at least one seed instruction, or check the column")
-    for rows_left_out, what in ((empty, "empty"), (repeated, "the same as one before")):
-        if rows_left_out:
-            logger.warning(
-                "%s: %d seeds left out that are %s (%s)", source, len(rows_left_out), what, _named(rows_left_out)
-            )
-    return list(seeds.values())
+            for (place, _, _), instructions in zip(calls, lists, strict=True):
+                for instruction in instructions:
+                    self._take(place, origins[place], instruction, made[place])
+        return [basic for own in made for basic in own]
+
+    async def _decode(self, metadata: Metadata, about: str, number: int) -> list[str]:
+        try:
+            return (await self._client.generate(self._step, about, number=number, **metadata.as_json()))[0]
+        except Rejected as error:
+            self.failed += error.retryable
+            self._set_aside(about, error)
+            return []
+
+    def _take(self, place: int, origin: Origin, instruction: str, made: list[BasicInstruction]) -> None:
+        if len(made) == self.asked[place]:
+            return
+        name = f"m{place:03d}-i{len(made):04d}"
+        reason = self._filters.check(name, instruction)
+        if reason is not None:
+            self.drops[reason] += 1
+            return
+        seed = origin.seeds[len(made) % len(origin.seeds)] if origin.seeds else None
+        made.append(BasicInstruction(name, origin.metadata, seed, instruction))
 
 
-def _texts(rows: Iterable[Any], source: str, column: str | None) -> Iterator[tuple[int, str]]:
-    """Number and text of each row; a missing text is an empty one."""
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}: row {number} is not an object with named columns; write one per row")
-        if column is None:
-            column = next((name for name in ("instruction", *DEFAULT_COLUMNS) if name in row), None)
-            if column is None:
-                raise ValueError(
-                    f"{source}: none of the columns {', '.join(dict.fromkeys(('instruction', *DEFAULT_COLUMNS)))} is "
-                    f"there; name the column of the seeds, available: {', '.join(map(str, row))}"
-                )
-        if column not in row:
-            raise ValueError(
-                f"{source}: row {number} has no column {column!r}; available: {', '.join(map(str, row)) or 'none'}"
-            )
-        text = _as_text(row[column], f"{source}: row {number}, column {column!r}")
-        extra = row.get("input") if column == "instruction" else None
-        if text.strip() and isinstance(extra, str) and extra.strip():
-            text = f"{text.strip()}\n\n{extra.strip()}"
-        yield number, text
-
-
-def _as_text(value: Any, where: str) -> str:
-    if isinstance(value, list):
-        for message in value:
-            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                raise ValueError(f"{where}: a message needs the texts `role` and `content`, got {message!r:.80}")
-        return next((message["content"] for message in value if message["role"] == "user"), "")
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{where} holds {type(value).__name__}, not text; name a text column")
-    return value or ""
-
-
-def _named(rows: list[int]) -> str:
-    named = ", ".join(map(str, islice(rows, _MOST_ROWS_NAMED)))
-    more = len(rows) - _MOST_ROWS_NAMED
-    return f"rows {named} and {more} more" if more > 0 else f"row{'s' if len(rows) > 1 else ''} {named}"
+def _portions(total: int, size: int) -> list[int]:
+    full, rest = divmod(max(total, 0), size)
+    return [size] * full + [rest] * bool(rest)

@@ -1,31 +1,35 @@
 """The steps of the codec (arXiv 2404.05875, section 3): what a model is asked, and what its reply says.
 
-Every prompt is one user turn, as some models' chat templates refuse a system turn; worked examples are inside of it,
-so that a user's file replaces them too. Small models hand in the example, or a line of the task, as their own: what
-stands word for word in the prompt is no reply. Every `parse` takes `truncated`, whether the token limit cut the reply
-off.
+A prompt is a Jinja file, one user turn, as some models' chat templates refuse a system turn; worked examples are in
+it, so that a user's file replaces them too. A reply that a program reads is JSON of a schema. Small models hand in the
+example, or a line of the task, as their own: what stands word for word in the prompt is no reply.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ...core.generation.replies import Unreadable, without_thoughts
-from ...core.judge.replies import expected_score, parse_scores
-from .metadata import Metadata
-from .reply_lists import read_list
-from .reply_rewrite import read_instruction
-from .reply_text import count_words, is_refusal, normal
-from .step_replies import read_metadata, read_rubrics
-from .templates import load_template, sample_values
+from pydantic import BaseModel
 
+from ...core.generation.ask import ask_again
+from ...core.generation.replies import Unreadable, answer_text, read_reply
+from ...core.judge.pairwise import LEAST_MASS, Scores, read_scores
+from .filters import count_words, plain_words
+from .metadata import Metadata, one_line
+
+
+if TYPE_CHECKING:
+    import jinja2
 
 Messages = list[dict[str, str]]
-T = TypeVar("T")
 
+MAX_USE_CASE_WORDS, MAX_SKILL_WORDS = 12, 6
 ACTIONS = (
     "Add one condition or requirement that the answer has to meet, such as a limit, a form or a reader to write for.",
     "Ask for more depth: let the instruction go further into its subject, into causes, limits or consequences.",
@@ -36,208 +40,376 @@ ACTIONS = (
 )
 """Rewrites for any instruction, in the manner of Evol-Instruct (arXiv 2304.12244), in place of Self-Rubrics."""
 
-_LONGEST_QUOTE = 2000
+SCALE = tuple("0123456789")
+"""The digits of which one stands for a score: 0 for 1, up to 9 for 10."""
+
 _FEWEST_COPIED_WORDS = 5
 
 
-@dataclass(frozen=True)
-class Rubric:
-    """A rubric of Self-Rubrics (arXiv 2404.05875, section 3.2).
+# The forms of replies
 
-    Args:
-        rubric: An aspect by which to tell how demanding an instruction is.
-        action: How to make an instruction more demanding in that aspect, as a sentence.
-    """
+
+class MetadataReply(BaseModel):
+    use_case: str
+    skills: list[str]
+
+
+class ProposedReply(BaseModel):
+    metadata: list[MetadataReply]
+
+
+class InstructionsReply(BaseModel):
+    instructions: list[str]
+
+
+class Rubric(BaseModel):
+    """An aspect by which to tell how demanding an instruction is, and how to make one more demanding in it, as a
+    sentence (arXiv 2404.05875, section 3.2)."""
 
     rubric: str
     action: str
 
 
-class _Step:
-    """A prompt of a name, from the user's folder if it is there."""
+class RubricsReply(BaseModel):
+    rubrics: list[Rubric]
+
+
+class RewriteReply(BaseModel):
+    new_instruction: str
+
+
+# The steps
+
+
+class Step:
+    """A prompt of a name, from the user's folder if it is there, and how its reply is read.
+
+    Attributes:
+        schema, form: What the reply is, as a model and as an example of its JSON; None where it is any text.
+        limit, temperature: The settings that the reply is made with.
+    """
 
     name: str
+    schema: type[BaseModel] | None = None
+    form: str | None = None
+    limit, temperature = "max_new_tokens", "temperature"
 
     def __init__(self, prompt_folder: str | os.PathLike | None = None):
         self._template = load_template(self.name, prompt_folder)
-        self._own_words = f" {normal(self._template.render(**sample_values(self.name)))} "
+        self._own_words = f" {_normal(self._template.render(**sample_values(self.name)))} "
 
-    def _is_copied(self, text: str) -> bool:
-        """Whether a text of some length stands word for word in the prompt, whatever that is filled in with."""
-        return count_words(text) >= _FEWEST_COPIED_WORDS and f" {normal(text)} " in self._own_words
-
-    def _own(self, entries: list[T], key: Callable[[T], str] = str) -> list[T]:
-        """The entries that are not copied. Raises `Unreadable` if all are."""
-        own = [entry for entry in entries if not self._is_copied(key(entry))]
-        if not own:
-            raise Unreadable("it repeats the question")
-        return own
-
-    def _ask(self, **values: object) -> Messages:
+    def messages(self, **values: Any) -> Messages:
+        """What is asked; see the table of variables in the documentation."""
         return [{"role": "user", "content": self._template.render(**values).strip()}]
 
+    def parse(self, text: str, *, truncated: bool = False, **values: Any) -> Any:
+        """What the reply to `messages(**values)` says. Raises `Unreadable` if it says nothing of use."""
+        raise NotImplementedError
 
-class _MetadataStep(_Step):
-    """A step whose reply is metadata.
-
-    Args:
-        prompt_folder: The user's prompts.
-        max_skills: Most skills of a use case.
-    """
-
-    def __init__(self, prompt_folder: str | os.PathLike | None = None, *, max_skills: int = 3):
-        super().__init__(prompt_folder)
-        self.max_skills = max_skills
+    def _own(self, text: str) -> str:
+        """A text on one line or several; empty where it is a placeholder, or stands word for word in the prompt."""
+        plain = _normal(text)
+        copied = _length(text) >= _FEWEST_COPIED_WORDS and f" {plain} " in self._own_words
+        return "" if copied or not any(map(str.isalnum, plain)) else text.strip()
 
 
-class Encode(_MetadataStep):
+class Encode(Step):
     """Instruction -> metadata (section 3.1)."""
 
     name = "encode"
+    schema = MetadataReply
+    form = '{"use_case": "...", "skills": ["...", "..."]}'
 
-    def messages(self, instruction: str) -> Messages:
-        return self._ask(instruction=instruction, max_skills=self.max_skills)
-
-    def parse(self, text: str, *, truncated: bool = False) -> Metadata:
-        """The use case and its skills. Raises `Unreadable` if one of them is not there."""
-        use_case, skills = read_metadata(text, truncated=truncated)[0]
-        return Metadata(use_case, skills[: self.max_skills])
+    def parse(self, text, *, truncated=False, max_skills=3, **_) -> Metadata:
+        return _metadata(read_reply(text, MetadataReply, truncated=truncated), max_skills)
 
 
-class Propose(_MetadataStep):
-    """Description of what is wanted -> several metadata."""
+class Propose(Step):
+    """Description of what is wanted -> several metadata, at most `number`."""
 
     name = "propose"
+    schema = ProposedReply
+    form = '{"metadata": [{"use_case": "...", "skills": ["...", "..."]}, ...]}'
 
-    def messages(self, description: str, number: int) -> Messages:
-        return self._ask(description=description, number=number, max_skills=self.max_skills)
+    def parse(self, text, *, truncated=False, number=None, max_skills=3, **_) -> list[Metadata]:
+        found, reason = [], Unreadable("there are no use cases")
+        for entry in read_reply(text, ProposedReply, truncated=truncated).metadata:
+            try:
+                found.append(_metadata(entry, max_skills))
+            except Unreadable as error:
+                reason = error
+        if not found:
+            raise reason
+        return found[:number]
 
-    def parse(self, text: str, number: int | None = None, *, truncated: bool = False) -> list[Metadata]:
-        """At least one metadata, at most `number`. Raises `Unreadable` if there is none."""
-        records = read_metadata(text, truncated=truncated, several=True)
-        return [Metadata(use_case, skills[: self.max_skills]) for use_case, skills in records][:number]
 
-
-class Decode(_Step):
-    """Metadata -> basic instructions (section 3.1)."""
+class Decode(Step):
+    """Metadata -> basic instructions (section 3.1), at most `number`."""
 
     name = "decode"
+    schema = InstructionsReply
+    form = '{"instructions": ["...", "..."]}'
 
-    def messages(self, metadata: Metadata, number: int) -> Messages:
-        return self._ask(use_case=metadata.use_case, skills=list(metadata.skills), number=number)
+    def parse(self, text, *, truncated=False, number=None, **_) -> list[str]:
+        found = read_reply(text, InstructionsReply, truncated=truncated).instructions
+        own = [instruction for instruction in map(self._own, found) if instruction]
+        if not own:
+            raise Unreadable("it repeats the question" if found else "there are no instructions")
+        return own[:number]
 
-    def parse(self, text: str, number: int | None = None, *, truncated: bool = False) -> list[str]:
-        """At least one instruction, at most `number`. Raises `Unreadable` if there is none."""
-        return self._own(read_list(text, truncated=truncated, single=number == 1))[:number]
 
-
-class Rubrics(_Step):
-    """Metadata -> rubrics, each with an action (section 3.2)."""
+class Rubrics(Step):
+    """Metadata -> rubrics, each with an action (section 3.2), at most `number`."""
 
     name = "rubrics"
+    schema = RubricsReply
+    form = '{"rubrics": [{"rubric": "...", "action": "..."}, ...]}'
 
-    def messages(self, metadata: Metadata, number: int) -> Messages:
-        return self._ask(use_case=metadata.use_case, skills=list(metadata.skills), number=number)
+    def parse(self, text, *, truncated=False, number=None, **_) -> list[Rubric]:
+        own: dict[str, Rubric] = {}
+        for entry in read_reply(text, RubricsReply, truncated=truncated).rubrics:
+            rubric, action = self._own(entry.rubric), self._own(entry.action)
+            if rubric and action and _normal(rubric) != _normal(action):
+                own.setdefault(_normal(action), Rubric(rubric=rubric, action=action))
+        if not own:
+            raise Unreadable("there is no rubric with an action of its own")
+        return list(own.values())[:number]
 
-    def parse(self, text: str, number: int | None = None, *, truncated: bool = False) -> list[Rubric]:
-        """At least one rubric, at most `number`. Raises `Unreadable` if there is none that has an action."""
-        rubrics = [Rubric(*pair) for pair in read_rubrics(text, truncated=truncated)]
-        return self._own(rubrics, key=lambda rubric: rubric.action)[:number]
 
-
-class Rewrite(_Step):
+class Rewrite(Step):
     """Instruction and action -> a more demanding instruction (section 3.2)."""
 
     name = "rewrite"
+    schema = RewriteReply
+    form = '{"new_instruction": "..."}'
 
-    def messages(self, metadata: Metadata, instruction: str, action: str) -> Messages:
-        return self._ask(
-            use_case=metadata.use_case, skills=list(metadata.skills), instruction=instruction, action=action
-        )
+    def parse(self, text, *, truncated=False, instruction="", action="", **_) -> str:
+        if truncated:
+            raise Unreadable("cut off by the token limit")
+        new = _LABEL.sub("", read_reply(text, RewriteReply).new_instruction).strip()
+        if not self._own(new):
+            raise Unreadable("there is no new instruction")
+        if _normal(new) == _normal(instruction):
+            raise Unreadable("unchanged")
+        if _normal(new) == _normal(action):
+            raise Unreadable("the change was repeated instead of made")
+        if is_refusal(new):
+            raise Unreadable("a refusal and nothing else")
+        if _ABOUT.search(new) and not _ABOUT.search(instruction):
+            raise Unreadable("it talks about the old instruction")
+        if _ANSWER.match(new) and not _ANSWER.match(instruction):
+            raise Unreadable("it looks like an answer, not like an instruction")
+        if _length(new) > 3 * _length(instruction) + 250:
+            raise Unreadable(f"{_length(new)} words are too many for an instruction made of {_length(instruction)}")
+        return new
 
-    def parse(self, text: str, instruction: str, action: str = "", *, truncated: bool = False) -> str:
-        """The new instruction.
 
-        Raises:
-            Unreadable: There is none: the old one unchanged, the action, an answer, a refusal, or only its beginning.
-        """
-        return read_instruction(text, instruction, action, truncated=truncated)
-
-
-class Evol(_Step):
-    """Instruction and action -> a more demanding instruction, whatever its metadata."""
+class Evol(Rewrite):
+    """As `Rewrite`, by one of `ACTIONS`, whatever the metadata."""
 
     name = "evol"
-    ACTIONS = ACTIONS
-
-    def messages(self, instruction: str, action: str) -> Messages:
-        return self._ask(instruction=instruction, action=action)
-
-    def parse(self, text: str, instruction: str, action: str = "", *, truncated: bool = False) -> str:
-        """As `Rewrite.parse`."""
-        return read_instruction(text, instruction, action, truncated=truncated)
 
 
-class Answer(_Step):
-    """Instruction -> answer."""
+class Answer(Step):
+    """Instruction -> answer: any text without thoughts, also one that was cut off, but no bare refusal."""
 
     name = "answer"
+    limit, temperature = "max_answer_tokens", "answer_temperature"
 
-    def messages(self, instruction: str) -> Messages:
-        return self._ask(instruction=instruction)
-
-    def parse(self, text: str, *, truncated: bool = False) -> str:
-        """The answer without thoughts, also one that was cut off. Raises `Unreadable` if it is empty or refuses."""
-        answer = without_thoughts(text).strip()
-        if not answer:
-            raise Unreadable("cut off before the answer" if truncated else "the answer is empty")
+    def parse(self, text, *, truncated=False, **_) -> str:
+        answer = answer_text(text)
         if is_refusal(answer):
             raise Unreadable("a refusal and nothing else")
         return answer
 
 
-class Score(_Step):
-    """Instruction and two answers -> two scores from 1 to 10, in one line (section 3.3)."""
+class Score(Step):
+    """Instruction and two answers -> a score from 1 to 10 for each (section 3.3)."""
 
     name = "score"
+    schema = Scores
+    form = '{"score_1": 3, "score_2": 6}'
+    limit, temperature = "max_score_tokens", "score_temperature"
 
-    def messages(self, instruction: str, first: str, second: str) -> Messages:
-        return self._ask(instruction=instruction, first=first, second=second)
-
-    def parse(self, text: str, *, truncated: bool = False) -> tuple[float, float]:
-        """The scores of the first and the second answer. Raises `Unreadable`, see `core.judge_replies`."""
-        return parse_scores(text, truncated=truncated)
+    def parse(self, text, *, truncated=False, **_) -> tuple[float, float]:
+        return read_scores(text, truncated=truncated)
 
 
-class ScoreOne(_Step):
+class ScoreOne(Step):
     """Instruction, two answers and one of them -> its expected score from 1 to 10, from probabilities of digits."""
 
     name = "score_one"
 
-    def messages(self, instruction: str, first: str, second: str, which: Literal["first", "second"]) -> Messages:
-        return self._ask(instruction=instruction, first=first, second=second, which=which)
+    def expected(self, logprobs: Sequence[float]) -> float:
+        """1 + the expected digit under the log-probability of each, in nats; `Unreadable` below `LEAST_MASS`."""
+        weights = [math.exp(value) for value in logprobs]
+        if sum(weights) < LEAST_MASS:
+            raise Unreadable(f"the digits have less than {LEAST_MASS:.0%} of the probability")
+        return 1 + sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights)
 
-    def parse(self, logprobs: Sequence[float]) -> tuple[float, float]:
-        """The score, and the probability of the digits together; from the log-probability of each, in nats."""
-        return expected_score(logprobs)
+
+def again(messages: Messages, reply: str, reason: str, *, step: Step, folder: str | None = None) -> Messages:
+    """The same question once more, after a reply that could not be read, in the words of `again.jinja`."""
+    note = load_template("again", folder).render(reason=reason.rstrip("."), form=step.form)
+    return ask_again(messages, reply, reason, note)
 
 
-def again(
-    messages: Messages, reply: str, reason: Unreadable | str, prompt_folder: str | os.PathLike | None = None
-) -> Messages:
-    """The same question once more, after a reply that could not be read.
+def _metadata(reply: MetadataReply, max_skills: int) -> Metadata:
+    use_case = one_line(reply.use_case).rstrip(".。")
+    if not _named(use_case):
+        raise Unreadable("there is no use case")
+    if _length(use_case) > MAX_USE_CASE_WORDS:
+        raise Unreadable(f"the use case has {_length(use_case)} words; at most {MAX_USE_CASE_WORDS} will do")
+    skills: dict[str, str] = {}
+    for skill in map(one_line, reply.skills):
+        if _named(skill) and _length(skill) <= MAX_SKILL_WORDS:
+            skills.setdefault(_normal(skill), skill)
+    if not skills:
+        raise Unreadable(f"there is no skill of at most {MAX_SKILL_WORDS} words")
+    return Metadata(use_case, tuple(skills.values())[:max_skills])
+
+
+def _named(text: str) -> bool:
+    """Whether it is a name rather than a placeholder."""
+    return _normal(text) not in ("", "none", "n a", "nil", "なし", "无", "無")
+
+
+def _normal(text: str) -> str:
+    return " ".join(plain_words(text))
+
+
+def _length(text: str) -> int:
+    return count_words(plain_words(text))
+
+
+# What a rewritten instruction is not
+
+_LABEL = re.compile(
+    r"\A[\s#*_]*(?:the\s+)?(?:new|rewritten)\s+(?:instruction|prompt)[\s#*_]*[:：][\s*_]*", re.IGNORECASE
+)
+_ABOUT = re.compile(
+    r"\b(?:the|this) (?:old|new|original|given|rewritten|previous) (?:instruction|prompt)\b", re.IGNORECASE
+)
+_ANSWER = re.compile(
+    r"```|def \w+\(|#include|the (?:correct )?answer (?:is|to)|as an ai\b|(?:yes|no)[,.]\s|once upon a time|certainly|"
+    r"sure[,!]|of course|step 1\b|here(?:['’]s| is| are)\b",
+    re.IGNORECASE,
+)
+
+# A refusal begins with one of these, says one of those, and is short
+_SORRY = re.compile(
+    r"(?:(?:i['’]?m|i am|we are|we['’]re)(?: \w+)? sorry|sorry|i (?:do )?apologi[sz]e|my apologies|unfortunately|as "
+    r"an ai\b|as a (?:large )?language model|i (?:can['’]?t|cannot|can not|won['’]?t|will not|must decline|do not "
+    r"feel|don['’]t feel)|i['’]?m (?:unable|not able|not comfortable|just an ai|an ai)|i am (?:unable|not able|not "
+    r"comfortable|an ai)|es tut mir leid|tut mir leid|ich kann (?:dir |ihnen )?(?:dabei |das |nicht)|je suis "
+    r"désolée?|désolée?|je ne (?:peux|suis)|lo siento|no puedo|mi dispiace|non posso|desculpe|sinto muito|não posso|"
+    r"не могу|к сожалению|извините|很抱歉|抱歉|对不起|我无法|我不能|(?:大変|誠に)?(?:申し訳|恐れ入り)|죄송)",
+    re.IGNORECASE,
+)
+_UNABLE = re.compile(
+    r"can['’]?t|cannot|can not|unable|not able|won['’]?t|will not|not comfortable|decline|against my|don['’]t have|"
+    r"do not have|kann|nicht|ne peux|ne suis|no puedo|non posso|não posso|не могу|无法|不能|できません|できかねます|"
+    r"없습니다|an ai\b|language model",
+    re.IGNORECASE,
+)
+_MOST_REFUSING_WORDS = 60
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a reply says that it will not do it, and nothing else."""
+    plain = one_line(text).strip(" *_\"'“”")
+    refuses = _SORRY.match(plain) and _UNABLE.search(plain)
+    return bool(refuses) and _length(plain) <= _MOST_REFUSING_WORDS and "```" not in text
+
+
+# Prompts: Jinja files that come along, each of which a file of the user's can take the place of
+
+PROMPTS = Path(__file__).parent.with_name("prompts")
+
+# What a prompt is about (a file that leaves one of these out would ask the same whatever it is given), and what else
+# it may use
+_VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "encode": (("instruction",), ("max_skills",)),
+    "decode": (("use_case", "skills"), ("number",)),
+    "rubrics": (("use_case", "skills"), ("number",)),
+    "rewrite": (("instruction", "action"), ("use_case", "skills")),
+    "evol": (("instruction", "action"), ()),
+    "answer": (("instruction",), ()),
+    "score": (("instruction", "first", "second"), ()),
+    "score_one": (("instruction", "first", "second", "which"), ()),
+    "propose": (("description",), ("number", "max_skills")),
+    "again": ((), ("reason", "form")),
+}
+_SAMPLES: dict[str, Any] = {"skills": ["reading", "writing"], "number": 2, "max_skills": 3, "which": "first"}
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A prompt that can be filled in."""
+
+    path: Path
+    template: jinja2.Template
+
+    def render(self, **values: Any) -> str:
+        """The prompt with its values; braces inside these are left alone.
+
+        Raises:
+            ValueError: The file cannot be filled in; one line with its path and the reason.
+        """
+        import jinja2
+
+        try:
+            return self.template.render(**values)
+        except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"{self.path}: cannot be filled in ({one_line(str(error))}); correct the file") from None
+
+
+def load_template(name: str, folder: str | os.PathLike | None = None) -> PromptTemplate:
+    """Load a prompt. It is filled in inside of Jinja's sandbox: a prompt folder from elsewhere can run nothing.
 
     Args:
-        messages: What was asked; left as it is.
-        reply: What came back. It is quoted without thoughts, and only its beginning if it is long.
-        reason: What was wrong with it, without a full stop.
-        prompt_folder: The user's prompts.
+        name: Name of the step: the file is `<name>.jinja`.
+        folder: Folder of the user; if the file is there, it wins. It may include the files that come along.
+
+    Raises:
+        ValueError: The file cannot be read or filled in, names a variable that this step does not have, or leaves out
+            one without which the prompt makes no sense; or the folder holds a prompt of which there is no step.
     """
-    note = load_template("again", prompt_folder).render(reason=str(reason).rstrip("."))
-    quoted = without_thoughts(reply).strip()
-    if len(quoted) > _LONGEST_QUOTE:
-        quoted = quoted[:_LONGEST_QUOTE] + " ..."
-    if not quoted:  # chat templates refuse an empty turn, and two of the user in a row
-        last = messages[-1]
-        return [*messages[:-1], {**last, "content": f"{last['content']}\n\n{note}"}]
-    return [*messages, {"role": "assistant", "content": quoted}, {"role": "user", "content": note}]
+    import jinja2.meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    folders = [PROMPTS] if folder is None else [Path(folder), PROMPTS]
+    for path in sorted(Path(folder).glob("*.jinja")) if folder is not None else ():
+        if path.stem not in _VARIABLES:
+            raise ValueError(f"{path}: there is no prompt of that name; rename it to one of {', '.join(_VARIABLES)}")
+    path = next((place for f in folders if (place := f / f"{name}.jinja").is_file()), PROMPTS / f"{name}.jinja")
+    environment = ImmutableSandboxedEnvironment(
+        loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    try:
+        source = path.read_text(encoding="utf-8-sig")
+        used = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        template = environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {one_line(str(error))}; correct the file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as UTF-8 text ({one_line(str(error))}); rewrite the file") from None
+    needed, optional = _VARIABLES[name]
+    if unknown := sorted(used - {*needed, *optional}):
+        raise ValueError(f"{path}: unknown variable {unknown[0]!r}; it may use {', '.join((*needed, *optional))}")
+    template.globals = dict(template.globals)  # a chain of mappings, which is slow to copy for every prompt
+    prompt = PromptTemplate(path, template)
+    # What is wrong with it shows now and not after the first thousand calls
+    values = sample_values(name)
+    text = prompt.render(**values)
+    for key in needed:
+        # Used in whatever way: joined, shortened or compared, another value must give another prompt.
+        other = {"skills": ["counting"], "which": "second"}.get(key, "[another]")
+        if prompt.render(**{**values, key: other}) == text:
+            raise ValueError(f"{path}: the prompt does not depend on {key!r}; write {{{{ {key} }}}} where it belongs")
+    return prompt
+
+
+def sample_values(name: str) -> dict[str, Any]:
+    """Values to fill a prompt in with, to see what it is like."""
+    return {key: _SAMPLES.get(key, f"({key})") for part in _VARIABLES[name] for key in part}

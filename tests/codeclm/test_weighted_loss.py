@@ -2,12 +2,10 @@
 
 import pytest
 
-from trl_extensions.codeclm.weights import (
+from trl_extensions.codeclm.weighted_loss import (
     count_pairs,
-    gap_weight,
     mean_one,
     pair_of,
-    pair_weight,
     raw_weight,
     read_gap,
     read_pair,
@@ -18,7 +16,7 @@ from trl_extensions.codeclm.weights import (
     ("gap", "weight"), [(4.5, 4.5), (-4.5, 4.5), (0.0, 1.0), (0.5, 1.0), (-9.0, 6.0), (6.0, 6.0), (7, 6.0)]
 )
 def test_a_gap_counts_by_its_size_within_limits(gap, weight):
-    assert gap_weight(gap, 1.0, 6.0) == weight
+    assert raw_weight({"scores": {"gap": gap}}, "gap", (1.0, 6.0), {}) == weight
 
 
 def test_the_mean_becomes_one():
@@ -35,16 +33,14 @@ def test_pairs_are_equal_whatever_their_case_white_space_and_order():
 
 
 def test_every_pair_has_the_same_weight_in_sum():
-    pairs = [pair_of("a", ["x"])] * 3 + [pair_of("b", ["x"])] + [pair_of("a", ["y"])] * 2
-    counts = count_pairs(pairs)
+    rows = [{"metadata": {"use_case": own, "skills": ["x"]}} for own in "aaabcc"]
+    counts = count_pairs(map(read_pair, rows))
     assert sorted(counts.values()) == [1, 2, 3]
-    weights = mean_one([pair_weight(pair, counts) for pair in pairs])
+    weights = mean_one([raw_weight(row, "metadata", (1.0, 6.0), counts) for row in rows])
     # 6 rows, 3 pairs: each pair has a weight of 2 in sum
     assert weights == pytest.approx([2 / 3] * 3 + [2.0] + [1.0] * 2)
-
-
-def test_a_pair_that_was_not_counted_weighs_as_a_single_row():
-    assert pair_weight(pair_of("new", ["x"]), {pair_of("a", ["x"]): 5}) == 1.0
+    new = {"metadata": {"use_case": "new", "skills": ["x"]}}
+    assert raw_weight(new, "metadata", (1.0, 6.0), counts) == 1.0, "not counted: as a single row"
 
 
 def test_rows_are_read():
