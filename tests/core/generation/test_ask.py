@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 
-import pytest
 from pydantic import BaseModel
 
 from trl_extensions.core.generation.ask import RETRY_TEMPERATURE, ask_again, ask_client, ask_until_read
@@ -64,8 +63,6 @@ def test_a_reader_and_a_second_question_of_ones_own():
     assert a.value == "好" and a.raw == ("好", "好") and engine.asked[-1][0] == chat("other")
     [a] = ask_until_read(Scripted(a=["x", "y"]), [chat("a")], GenerationParams(), None, read=read, tries=1)
     assert a.raw == ("x",) and a.reason == "no"
-    with pytest.raises(ValueError, match="`read`"):
-        ask_until_read(engine, [chat("a")], GenerationParams(), None)
 
 
 def test_a_cut_is_named():

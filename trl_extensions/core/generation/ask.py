@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,17 +31,11 @@ Again = Callable[[Prompt, str, str], Prompt]
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a question.
+    """What was read, or None and the reason why nothing could be; and all replies as they came, in their order."""
 
-    Args:
-        value: What was read; None if nothing could be.
-        reason: Why not, for the last reply; None if it could.
-        raw: All replies to it as they came, in their order.
-    """
-
-    value: Any
-    reason: str | None
-    raw: tuple[str, ...]
+    value: Any = None
+    reason: str | None = None
+    raw: tuple[str, ...] = ()
 
 
 def ask_until_read(
@@ -68,7 +62,7 @@ def ask_until_read(
         params: How replies are decoded.
         schema: What a reply should be; None for free text, with `read`.
         read: Reads a reply. Default: `read_reply` by the schema.
-        again: Makes the next question of one whose reply was unreadable. Default: `again`.
+        again: Makes the next question of one whose reply was unreadable. Default: `ask_again`.
         tries: How often a question is asked at most.
         cache: Finished calls: none that is in there is made again, and each is there before the next is waited for.
         step: What the questions are about: part of the key of a call, and the label of the progress bar.
@@ -81,21 +75,21 @@ def ask_until_read(
         ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written.
     """
     counts = Counter() if counts is None else counts
-    params, read = _prepared(params, schema, read)
-    answers = [Answer(None, None, ())] * len(prompts)
+    params = replace(params, schema=schema and schema_json(schema))
+    read, again = read or partial(read_reply, schema=schema), again or ask_again
+    answers = [Answer()] * len(prompts)
     questions = dict(enumerate(prompts))
     for turn in range(tries):
-        if turn:
-            counts["retried"] += len(questions)
         name, own = _turn(step, params, turn)
-        calls = [Request(name, engine.name, prompt, own) for prompt in questions.values()]
-        replies = cached_calls(engine, calls, cache, counts)
-        unread = {}
-        for place, reply in zip(list(questions), replies, strict=True):
-            answers[place] = _answer(answers[place].raw, reply, read)
-            if answers[place].reason is not None:
-                unread[place] = (again or ask_again)(prompts[place], reply.text, answers[place].reason)
-        questions = unread
+        requests = [Request(name, engine.name, prompt, own) for prompt in questions.values()]
+        counts["retried"] += len(requests) if turn else 0
+        responses = cached_calls(engine, requests, cache, counts)
+        for place, response in zip(list(questions), responses, strict=True):
+            answers[place] = answer = _answer(answers[place].raw, response, read)
+            if answer.reason is None:
+                del questions[place]
+            else:
+                questions[place] = again(prompts[place], response.text, answer.reason)
     return answers
 
 
@@ -110,41 +104,28 @@ async def ask_client(
     again: Again | None = None,
     tries: int = 2,
     step: str = "ask",
-    finished: Callable[[Response], None] = lambda reply: None,
+    finished: Callable[[Response], None] = lambda response: None,
 ) -> Answer:
-    """One question of `ask_until_read` for coroutines that share a client.
+    """One question of `ask_until_read`, to the engine of a role, for coroutines that share a client.
 
-    Args:
-        client: Makes the calls, with its cache and budgets.
-        role: Which of its engines is asked.
-        prompt, params, schema, read, again, tries, step: See `ask_until_read`.
-        finished: Is called with every response that has come.
-
-    Raises:
-        CallFailed, BudgetSpent, EndpointError, OSError: See `LLMClient.call`.
+    `finished` is called with every response that has come. Raises what `LLMClient.call` raises.
     """
-    params, read = _prepared(params, schema, read)
-    answer, question = Answer(None, None, ()), prompt
+    params = replace(params, schema=schema and schema_json(schema))
+    read, again = read or partial(read_reply, schema=schema), again or ask_again
+    answer, question = Answer(), prompt
     for turn in range(tries):
         name, own = _turn(step, params, turn)
-        reply = await client.call(role, name, question, own)
-        finished(reply)
-        answer = _answer(answer.raw, reply, read)
+        response = await client.call(role, name, question, own)
+        finished(response)
+        answer = _answer(answer.raw, response, read)
         if answer.reason is None:
             break
-        question = (again or ask_again)(prompt, reply.text, answer.reason)
+        question = again(prompt, response.text, answer.reason)
     return answer
 
 
 def ask_again(prompt: Prompt, reply: str, reason: str, note: str | None = None) -> Prompt:
-    """The same chat, with the reply that could not be read and what is wrong with it. A text is left as it is.
-
-    Args:
-        prompt: What was asked.
-        reply: What came back. It is quoted without thoughts, and only its beginning if it is long.
-        reason: What was wrong with it, without a full stop.
-        note: What to say in place of the usual request to keep to the form that was asked for.
-    """
+    """The same chat, with the beginning of the reply that could not be read and a note on it; a text as it is."""
     if isinstance(prompt, str):
         return prompt
     note = note or (
@@ -160,43 +141,30 @@ def ask_again(prompt: Prompt, reply: str, reason: str, note: str | None = None) 
 
 
 def cached_calls(
-    engine: GenerationEngine, calls: Sequence[Request], cache: ResponseCache | None, counts: Counter[str]
+    engine: GenerationEngine, requests: Sequence[Request], cache: ResponseCache | None, counts: Counter[str]
 ) -> list[Response]:
-    """The reply to each call: from the cache, or from the engine, which is asked once for all that are missing."""
+    """Responses from the cache, or from the engine, which is asked once for all that are missing.
+
+    The requests differ in nothing but their prompt; with options, it is their log-probabilities that are asked for.
+    """
     from tqdm.auto import tqdm
 
-    known = {call.key: reply for call in calls if cache is not None and (reply := cache.find(call))}
-    missing = list({call.key: call for call in calls if call.key not in known}.values())
+    known = {own.key: response for own in requests if cache is not None and (response := cache.find(own))}
+    missing = list({own.key: own for own in requests if own.key not in known}.values())
     counts["cache_hits"] += len(known)
-    with tqdm(total=len(missing), desc=missing[0].step if missing else None, unit="call", disable=not missing) as bar:
-        for place, reply in _called(engine, missing):
+    if missing:
+        prompts, first = [own.prompt for own in missing], missing[0]
+        if first.options:
+            made = engine.option_logprobs(prompts, first.options)
+        else:
+            made = engine.generate(prompts, first.params)
+        for place, *result in tqdm(made, total=len(missing), desc=first.step, unit="call"):
+            response = Response.of(*result)
             if cache is not None:
-                cache.add(missing[place], reply)
-            known[missing[place].key] = reply
+                cache.add(missing[place], response)
+            known[missing[place].key] = response
             counts["calls"] += 1
-            bar.update()
-    return [known[call.key] for call in calls]
-
-
-def _called(engine: GenerationEngine, calls: Sequence[Request]) -> Iterator[tuple[int, Response]]:
-    """What the engine replies to calls that differ in nothing but their prompt, in any order."""
-    prompts = [call.prompt for call in calls]
-    if calls and calls[0].options:
-        for place, generation, logprobs in engine.option_logprobs(prompts, calls[0].options):
-            yield place, Response.of(generation, logprobs)
-    elif calls:
-        for place, generation in engine.generate(prompts, calls[0].params):
-            yield place, Response.of(generation)
-
-
-def _prepared(
-    params: GenerationParams, schema: type[BaseModel] | None, read: Read | None
-) -> tuple[GenerationParams, Read]:
-    if schema is None:
-        if read is None:
-            raise ValueError("`schema` is None: give `read`, which reads the text of a reply")
-        return params, read
-    return replace(params, schema=schema_json(schema)), read or partial(read_reply, schema=schema)
+    return [known[own.key] for own in requests]
 
 
 def _turn(step: str, params: GenerationParams, turn: int) -> tuple[str, GenerationParams]:
@@ -206,10 +174,10 @@ def _turn(step: str, params: GenerationParams, turn: int) -> tuple[str, Generati
     return f"{step}:again", replace(params, seed=params.seed + turn, temperature=temperature)
 
 
-def _answer(before: tuple[str, ...], reply: Response, read: Read) -> Answer:
-    raw, truncated = (*before, reply.text), reply.finish_reason != "stop"
+def _answer(before: tuple[str, ...], response: Response, read: Read) -> Answer:
+    raw, truncated = (*before, response.text), response.finish_reason != "stop"
     try:
-        return Answer(read(reply.text, truncated=truncated), None, raw)
+        return Answer(read(response.text, truncated=truncated), None, raw)
     except Unreadable as error:
-        cut = f" ({reply.finish_reason}: it is not complete)" if truncated else ""
+        cut = f" ({response.finish_reason}: it is not complete)" if truncated else ""
         return Answer(None, f"{error}{cut}", raw)

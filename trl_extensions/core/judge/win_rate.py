@@ -1,8 +1,7 @@
 """How often one side wins: the raw rate, and two that do not pay for length.
 
-Judges like long answers. There are two ways to take that out: to average over strata of who wrote more, and to ask a
-regression what the rate would be at equal length. All three come with an interval; the two corrected ones are only as
-good as the overlap of lengths in the data, so look at the strata.
+Judges like long answers. Two ways take that out: an average over strata of who wrote more, and a regression that says
+what the rate would be at equal length. Both are only as good as the overlap of lengths in the data.
 """
 
 from __future__ import annotations
@@ -17,13 +16,10 @@ from ..stats import bootstrap, group_index, wilson
 
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
-
+STRATA = ("shorter", "equal", "longer")
 EQUAL_WITHIN = 1.2
 """Answers are about equally long if neither is more than this times as long as the other."""
 
-STRATA = ("shorter", "equal", "longer")
-
-_NEWTON_STEPS = 100
 _PRECISE = 1e-9
 
 
@@ -37,9 +33,8 @@ def win_rate(
 ) -> dict[str, Any]:
     """The mean outcome, a tie being half a win.
 
-    The interval is Wilson's where rows are independent: it is sensible at 0 and 1, and too wide rather than too narrow
-    where there are ties. With groups it is a percentile bootstrap over groups; where all rows have one outcome, so
-    that every resample is the same, it is Wilson's over the number of groups.
+    The interval is Wilson's where rows are independent (too wide rather than too narrow where there are ties), with
+    groups a percentile bootstrap over them; where all rows have one outcome, Wilson's over the number of groups.
 
     Args:
         outcomes: 1 win, 0.5 tie, 0 loss, `(N,)`.
@@ -77,12 +72,9 @@ def length_balanced(
 ) -> dict[str, Any]:
     """The mean of the win rates among answers that are shorter, about equally long (`EQUAL_WITHIN`) and longer.
 
-    Strata without rows are left out and named, the value is then the mean of the others. A stratum of few rows has as
-    much weight as one of many: the interval is wide where one is small, and not to be trusted where it has less than
-    about five.
-
-    The interval is a percentile bootstrap within strata; with groups, whose rows may be in different strata, whole
-    groups are drawn, and resamples that leave a stratum empty are left out.
+    Strata without rows are left out and named. A stratum of few rows has as much weight as one of many: the interval
+    is not to be trusted where one has less than about five. It is a percentile bootstrap within strata; with groups,
+    whole groups are drawn, and resamples that leave a stratum empty are left out.
 
     Args:
         outcomes: 1 win, 0.5 tie, 0 loss, `(N,)`.
@@ -101,28 +93,19 @@ def length_balanced(
     ratio = _log_ratio(lengths, other_lengths, len(values))
     band = math.log(EQUAL_WITHIN) + _PRECISE
     stratum = np.where(ratio < -band, 0, np.where(ratio > band, 2, 1))
-    members = {name: np.flatnonzero(stratum == k) for k, name in enumerate(STRATA)}
-    filled = [rows for rows in members.values() if len(rows)]
+    members = {name: np.flatnonzero(stratum == k) for k, name in enumerate(STRATA) if k in stratum}
 
     def balanced(times: np.ndarray) -> np.ndarray:
-        """From how often each row is drawn, `(R, N)`, to the mean over strata, nan where one is empty."""
-        with np.errstate(invalid="ignore"):
-            rates = [(times[:, rows] @ values[rows]) / times[:, rows].sum(axis=1) for rows in filled]
+        with np.errstate(invalid="ignore"):  # nan where a stratum is empty
+            rates = [(times[:, rows] @ values[rows]) / times[:, rows].sum(axis=1) for rows in members.values()]
         return np.mean(rates, axis=0)
 
-    strata = {"strata": stratum} if groups is None else {"groups": groups}
-    settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    low, high = bootstrap(balanced, len(values), **strata, **settings)
-    return {
-        "value": float(balanced(np.ones((1, len(values))))[0]),
-        "low": low,
-        "high": high,
-        "strata": {
-            name: {"n": len(rows), "value": float(values[rows].mean()) if len(rows) else None}
-            for name, rows in members.items()
-        },
-        "empty": [name for name, rows in members.items() if not len(rows)],
-    }
+    drawn = {"strata": stratum} if groups is None else {"groups": groups}
+    low, high = bootstrap(balanced, len(values), **drawn, resamples=resamples, confidence=confidence, seed=seed)
+    strata = {name: {"n": 0, "value": None} for name in STRATA}
+    strata |= {name: {"n": len(rows), "value": float(values[rows].mean())} for name, rows in members.items()}
+    value, empty = float(balanced(np.ones((1, len(values))))[0]), [name for name in STRATA if name not in members]
+    return {"value": value, "low": low, "high": high, "strata": strata, "empty": empty}
 
 
 def length_adjusted(
@@ -141,12 +124,10 @@ def length_adjusted(
     empty answer has one) and s its root mean square: not its standard deviation around a mean, because 0 must stay
     equal length. The value is sigmoid(intercept). A tie counts as half a win and half a loss.
 
-    The slope has the L2 penalty of scikit-learn's default (C = 1), so that it stays finite where length alone decides
-    (separation). With outcomes of one kind there is nothing to fit: the value is the raw rate. With answers that are
-    all equally long it is, too. Where one side is longer throughout, the value is an extrapolation and its interval
-    says little: `overlap` is the smaller of the shares of rows in which either side is longer, 0 in that case.
-
-    The interval is a percentile bootstrap over rows or groups, each resample fitted anew with the same s.
+    The slope has scikit-learn's L2 penalty (C = 1), so that it stays finite where length alone decides. With outcomes
+    of one kind, or answers all equally long, there is nothing to fit: the value is the raw rate. Where one side is
+    longer throughout, the value is an extrapolation: `overlap`, the smaller of the shares of rows in which either side
+    is longer, is then 0. The interval is a percentile bootstrap over rows or groups, each fitted anew with the same s.
 
     Args:
         outcomes, lengths, other_lengths: See `length_balanced`.
@@ -177,25 +158,18 @@ def length_adjusted(
 
 
 def fit_logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Logistic regressions on one variable, for many weightings of the same rows at once, by Newton's method.
+    """Intercept and slope `(R, 2)` of logistic regressions on x `(N,)` of y in [0, 1], for many weightings `(R, N)`.
 
-    Minimises sum_i w_i CE(y_i, sigmoid(a + b x_i)) + b^2 / 2, as `LogisticRegression` of scikit-learn does for one
-    weighting in two milliseconds; a bootstrap has thousands.
-
-    Args:
-        x: `(N,)`.
-        y: Shares of a win, in [0, 1], `(N,)`.
-        weights: `(R, N)`.
-
-    Returns:
-        Intercept and slope, `(R, 2)`; intercept -inf or inf, and slope 0, where all rows with weight are lost or won.
+    Minimises sum_i w_i CE(y_i, sigmoid(a + b x_i)) + b^2 / 2 by Newton's method, as `LogisticRegression` of
+    scikit-learn does for one weighting in two milliseconds; a bootstrap has thousands. The intercept is -inf or inf,
+    and the slope 0, where all rows with weight are lost or won.
     """
     won, total = weights @ y, weights.sum(axis=1)
     one_sided = (won <= 0) | (won >= total)
     solution = np.zeros((len(weights), 2))
     solution[one_sided, 0] = np.where(won <= 0, -np.inf, np.inf)[one_sided]
     open_ = np.flatnonzero(~one_sided)
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(100):
         if not len(open_):
             break
         own = weights[open_]
