@@ -5,6 +5,7 @@ name that needs them.
 """
 
 import importlib
+import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ try:
     __version__ = version("trl-extensions")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "unknown"
+
+# It would say with every command that a kernel is missing which training does not use: inference on avx512_bf16 does
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _PUBLIC = {
     "CodecLM": "trl_extensions.codeclm.pipeline.codec",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trl_extensions._compat import ChunkedDivergenceFunction
-from trl_extensions.core.modeling.divergence import chunked_kl, dense_kl
+from trl_extensions.core.modeling.chunked import chunked_kl, dense_kl
 from trl_extensions.core.modeling.head import output_head
 from trl_extensions.weak_to_strong.trainers.sft import scored_states
 

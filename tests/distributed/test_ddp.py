@@ -29,6 +29,7 @@ def launch(method: str, processes: int, model_dir, output: Path, per_device: int
         ("WeakToStrong:confidence", "probe"),
         ("WeakToStrongReward:confidence", "full"),
         ("WeakToStrongSFT:", "adapter"),
+        ("WeakToStrongSFT:text", "full"),
     ],
 )
 def test_two_processes_are_one_large_batch(tiny_model_dir, tmp_path, method, kind):
@@ -42,7 +43,10 @@ def test_two_processes_are_one_large_batch(tiny_model_dir, tmp_path, method, kin
     for ours, theirs in zip(two["steps"], one["steps"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
     # 7 rows over two processes: the eighth only fills the batch up and must not count
-    assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-3, abs=1e-5)
+    for result in (two["evaluation"], two["again"], one["again"]):
+        assert result == pytest.approx(one["evaluation"], rel=1e-3, abs=1e-5)
+    # Over rows, or tokens, whatever the batches
+    assert one["losses"] + two["losses"] == pytest.approx([one["evaluation"]["eval_loss"]] * 8, rel=1e-4)
     assert weights_one.keys() == weights_two.keys()
     for name, value in weights_one.items():
         torch.testing.assert_close(weights_two[name], value, atol=1e-5, rtol=1e-4, msg=name)

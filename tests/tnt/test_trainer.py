@@ -206,7 +206,10 @@ class TestLogs:
 class TestReference:
     @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)])
     def test_kl_starts_at_zero_and_the_original_stays(self, rows, make_trainer, taught_model, peft_config):
-        trainer = make_trainer(rows, model=taught_model(), peft_config=peft_config, max_steps=3)
+        rate = 0.1 if peft_config is None else 1.0
+        trainer = make_trainer(
+            rows, model=taught_model(), peft_config=peft_config, max_steps=3, learning_rate=rate
+        )
         expected = trainer.evaluate(rows)["eval_prob/negative"]
         trainer.train()
         first, last = steps(trainer)[0], steps(trainer)[-1]
@@ -246,7 +249,7 @@ class TestReference:
             modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
             return scored_states(model, inputs)
 
-        states = trainer._original_states(trainer.model, states_of, batch).states
+        states = trainer._reference_states(trainer.model, states_of, batch).states
         assert modes == [(kind != "adapter", False)]
         assert not states.is_inference() and not states.requires_grad
 

@@ -279,7 +279,7 @@ class TestConstruction:
 
     def test_a_model_by_name_gets_a_head_of_k_classes(self, tiny_classifier_dir, tmp_path):
         trainer = self.build(tiny_classifier_dir, Dataset.from_list(w2s_rows(8, 4)), tmp_path)
-        assert trainer.model.score.weight.shape == (4, 32) and trainer.model.dtype == torch.float32
+        assert trainer.model.score.weight.shape == (4, 64) and trainer.model.dtype == torch.float32
         assert trainer.model.config.pad_token_id == trainer.processing_class.pad_token_id
 
     def test_names_of_classes_come_with_it(self, tiny_classifier_dir, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from .._compat import pad
-from ..core.modeling.shared_prefix import lay_out
+from ..core.modeling.shared_prefix import pack_shared_prefix
 
 
 @dataclass
@@ -41,7 +41,7 @@ class DataCollatorForSAMI(DataCollatorMixin):
                 numbered = [(len(matched) + j, completion) for j, completion in enumerate(completions)]
                 matched += [k == j for j in range(len(completions))]
                 for group in [numbered] if self.share_prefix else [[one] for one in numbered]:
-                    layout = lay_out(prompt, group)
+                    layout = pack_shared_prefix(prompt, group)
                     sequences.append(layout.input_ids)
                     pair_ids.append(layout.group_ids)
                     position_ids.append(layout.position_ids)

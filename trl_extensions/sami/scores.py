@@ -3,10 +3,9 @@
 import torch
 from torch import nn
 
-from ..core.modeling.divergence import chunked_kl
+from ..core.modeling.chunked import chunked_kl, token_logps
 from ..core.modeling.head import ReferenceStates, output_head
 from ..core.modeling.shared_prefix import last_states, states_before
-from ..core.modeling.token_logps import token_logps
 from .loss import mutual_information_bound, sami_loss
 
 

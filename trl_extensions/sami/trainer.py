@@ -1,7 +1,5 @@
 """`SAMITrainer`: an `SFTTrainer` that raises the mutual information of constitutions and responses."""
 
-from collections.abc import Iterator
-
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
@@ -15,16 +13,11 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from .._compat import (
-    ForwardRedirection,
-    disable_dropout_in_model,
-    global_then_local_main_first,
-)
-from ..core.modeling.against_original import AgainstOriginal
-from ..core.modeling.head import ReferenceStates
-from ..core.modeling.modes import evaluating
-from ..core.modeling.reference import build_reference
+from .._compat import disable_dropout_in_model, global_then_local_main_first
+from ..core.modeling.batches import eval_mode, keep_trainable
+from ..core.modeling.reference import ReferenceMixin, build_reference
 from ..core.training.checks import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
+from ..core.training.step_average import StepAverage
 from .collator import DataCollatorForSAMI
 from .config import SAMIConfig
 from .data import TOKEN_COLUMNS, prepare_rows
@@ -32,7 +25,7 @@ from .guard import OverOptimizationGuard
 from .scores import matched_states, rows_of, score_pairs
 
 
-class SAMITrainer(AgainstOriginal, SFTTrainer):
+class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
     """Self-supervised alignment with mutual information (SAMI, arXiv 2404.14313), without preference labels.
 
     Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
@@ -78,8 +71,6 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
     eprint    = {arXiv:2404.14313}
 }""",  # noqa: E501
     }
-    # The loss is divided by the queries of the whole step, see `get_batch_samples`
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -100,7 +91,6 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
         reject_same_model(model, ref_model)
         reject_prompt_learning(model, peft_config, "SAMI")
         reject_sequence_parallelism(args, "SAMI")
-        self._rows_in_step = None
         adapter_is_trained = isinstance(model, PeftModel)
         super().__init__(
             model=model,
@@ -115,13 +105,13 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        keep_trainable(self.model)
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         if data_collator is None:
             self.data_collator = DataCollatorForSAMI(
                 self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=self._shares_prefix(self.model)
             )
-        self._redirect = ForwardRedirection()
         self.reference = None
         if args.beta or args.log_kl or args.guard_max_kl is not None:
             self.reference = build_reference(
@@ -141,7 +131,7 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
                 dataset,
                 self._tokenizer,
                 max_length=args.max_length,
-                overflow=args.overflow,
+                overlong_policy=args.overlong_policy,
                 prompt_template=args.prompt_template,
                 name=dataset_name,
                 num_proc=args.dataset_num_proc,
@@ -152,23 +142,23 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
         if self._signature_columns is None:
             self._signature_columns = TOKEN_COLUMNS
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        # Every query of an optimizer step weighs the same, however it is cut into micro-batches and devices
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(len(batch["num_constitutions"]) for batch in batches), device=self.args.device)
-        self._rows_in_step = self.accelerator.gather(rows).sum().item()
-        return batches, num_items
+    def count_items(self, batch):
+        return len(batch["num_constitutions"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        training = self.model.training
-        total, losses, statistics = self._score_rows(model, inputs)
-        self._record("train" if training else "eval", statistics, inputs)
-        if training and self._rows_in_step:
-            # DDP averages gradients over processes; the sum over all queries is divided by all queries
-            loss = total * self.accelerator.num_processes / self._rows_in_step
-        else:
-            loss = total / len(losses)
+        total, losses, statistics = self._score(model, inputs)
+        columns = {"loss": losses} | statistics
+        lengths = columns.pop("completions/min_length"), columns.pop("completions/max_length")
+        self.record(
+            {name: (column, torch.ones_like(losses)) for name, column in columns.items()},
+            {"completions/min_length": (min, lengths[0]), "completions/max_length": (max, lengths[1])},
+            inputs["attention_mask"],
+        )
+        loss = self.step_loss(total, len(losses))
         return (loss, {"losses": losses}) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        return super().prediction_step(model, inputs, True, ignore_keys)  # there are no logits to return
 
     def row_statistics(self, model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What a batch of rows would log, `(B,)` per metric name; in eval mode, without gradients.
@@ -177,33 +167,17 @@ class SAMITrainer(AgainstOriginal, SFTTrainer):
             model: The policy as the training loop has it.
             inputs: A batch of the trainer's collator, on the trainer's device.
         """
-        with torch.no_grad(), evaluating(model):
-            return self._score_rows(model, inputs)[2]
+        with torch.no_grad(), eval_mode(model):
+            return self._score(model, inputs)[2]
 
-    def _score_rows(self, model, inputs):
+    def _score(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Summed loss with gradient, and detached `(B,)` losses and statistics."""
-        reference, kept = self._reference_states(model, inputs), {}
+        reference = self._reference_states(model, matched_states, inputs)
 
         def forward(policy):
             logps, kl = score_pairs(policy, inputs, self.args.logp_reduction, reference)
             losses, statistics = rows_of(logps, kl, inputs, self.args.beta)
-            kept.update(losses=losses.detach(), statistics=statistics)
-            return losses.sum()
+            return losses.sum(), (losses.detach(), statistics)
 
-        return self._policy_total(model, forward), kept["losses"], kept["statistics"]
-
-    def _reference_states(self, model, inputs) -> ReferenceStates | None:
-        return None if self.reference is None else self._original_states(model, matched_states, inputs)
-
-    def _record(self, mode: str, statistics: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]):
-        names = sorted(statistics)
-        table = torch.stack([statistics[name].float() for name in names], dim=1)
-        # In evaluation, rows that only fill the last batch of the processes up are left out
-        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        for name, column in zip(names, gather(table).T.tolist(), strict=True):
-            extreme = {"completions/min_length": min, "completions/max_length": max}.get(name)
-            self._metrics[mode][name].extend([extreme(column)] if extreme else column)
-        if mode == "train":
-            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
-            self._total_train_tokens += tokens // self._tp_size
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        total, (losses, statistics) = self._policy_forward(model, forward)
+        return total, losses, statistics

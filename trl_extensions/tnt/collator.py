@@ -1,14 +1,17 @@
-"""Batch layouts of TNT: completions behind their prompts, padded on the right, and a sign per token."""
+"""Batches of TNT: rows of one prompt drawn together, completions behind prompts, a sign per token."""
 
+import random
 from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers.data.data_collator import DataCollatorMixin
 
 from .._compat import pad
-from ..core.modeling.shared_prefix import lay_out
+from ..core.modeling.shared_prefix import pack_shared_prefix
 
 
 @dataclass
@@ -47,7 +50,8 @@ class DataCollatorForTNT(DataCollatorMixin):
 
     def _shared(self, sequences, weights, groups: dict[tuple[int, ...], list[int]]) -> dict[str, torch.Tensor]:
         layouts = [
-            lay_out(prompt, [(row, sequences[row][len(prompt) :]) for row in rows]) for prompt, rows in groups.items()
+            pack_shared_prefix(prompt, [(row, sequences[row][len(prompt) :]) for row in rows])
+            for prompt, rows in groups.items()
         ]
         signs = [
             [0] * len(prompt) + [sign for row in rows for sign in weights[row][len(prompt) :]]
@@ -82,3 +86,31 @@ def _laid_out_shared(sequences: list[list[int]], groups: dict[tuple[int, ...], l
     """Tokens of the sequences of prompts with all of their completions, padding included."""
     lengths = (sum(len(sequences[row]) - len(prompt) for row in rows) + len(prompt) for prompt, rows in groups.items())
     return len(groups) * max(lengths)
+
+
+class PromptSampler(Sampler[int]):
+    """Row numbers, prompts in random order and rows of a prompt in random order behind each other.
+
+    Args:
+        prompts: Something for each row that tells its prompt from others.
+        seed: With the epoch it decides the order, in every process alike.
+    """
+
+    def __init__(self, prompts: Sequence[Hashable], seed: int):
+        groups = defaultdict(list)
+        for row, prompt in enumerate(prompts):
+            groups[prompt].append(row)
+        self._groups = list(groups.values())
+        self._number, self._seed, self.epoch = len(prompts), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch; by transformers before it skips what a resumed epoch has seen."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[int]:
+        draw = random.Random(f"{self._seed}/{self.epoch}")
+        for group in draw.sample(self._groups, len(self._groups)):
+            yield from draw.sample(group, len(group))

@@ -12,12 +12,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.modeling.batches import plan_batches
+from ..core.modeling.batches import Throughput, eval_mode, plan_batches
+from ..core.modeling.chunked import token_logps
 from ..core.modeling.head import ReferenceStates, output_head
-from ..core.modeling.modes import evaluating
 from ..core.modeling.shared_prefix import last_states, states_before
-from ..core.modeling.throughput import Throughput
-from ..core.modeling.token_logps import token_logps
 from .collator import DataCollatorForTNT
 from .data import prepare_rows
 from .fused_loss import Objective, TokenScores, fused_negative_loss
@@ -66,8 +64,8 @@ def _scored(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return inputs["token_weights"][:, 1:] != 0
 
 
-def sums_of_rows(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a trainer logs: name -> `(B, 2)`, the sum over a row's tokens and the number of these."""
+def sums_of_rows(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What a trainer logs: name -> `(B,)` sums over the tokens of each row, and `(B,)` numbers of these."""
     row_of_token, weights = (tensor.to(scores.losses.device) for tensor in _rows_and_weights(inputs))
     negative, kept, every = (weights < 0).float(), (weights > 0).float(), torch.ones_like(scores.losses)
     values = {
@@ -79,12 +77,11 @@ def sums_of_rows(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> dict[s
         "entropy": (scores.entropy, every),
         "tokens/negative": (negative, every),
     }
-    return {
-        name: every.new_zeros(number_of_rows(inputs), 2).index_add(
-            0, row_of_token, torch.stack([value * counted, counted], dim=1)
-        )
-        for name, (value, counted) in values.items()
-    }
+
+    def by_row(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(number_of_rows(inputs)).index_add(0, row_of_token, values)
+
+    return {name: (by_row(value * counted), by_row(counted)) for name, (value, counted) in values.items()}
 
 
 def _rows_and_weights(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +124,7 @@ def score_rows(
         raise ValueError("there is no original to compare with: pass `original`, or a PEFT model on top of it")
     results: list[dict[str, float]] = [{} for _ in rows]
     for indices, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
-        with evaluating(model), torch.inference_mode():
+        with eval_mode(model), torch.inference_mode():
             with _original(model, original) as frozen:
                 reference = reference_states(frozen, inputs)
             scores = score_tokens(model, inputs, reference, Objective())
@@ -147,7 +144,7 @@ def perplexity(
     """Perplexity of all completions together under the original of a model; arguments as in `score_rows`."""
     logp = tokens = 0.0
     for _, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
-        with evaluating(model), torch.inference_mode(), _original(model, original) as frozen:
+        with eval_mode(model), torch.inference_mode(), _original(model, original) as frozen:
             reference = reference_states(frozen, inputs)
             logps = token_logps(reference.states, reference.head, inputs["input_ids"][:, 1:][_scored(inputs)])
         logp, tokens = logp + logps.sum().item(), tokens + len(logps)
@@ -175,7 +172,7 @@ def _batches_of(
 @contextmanager
 def _original(model: nn.Module, original: nn.Module | None) -> Iterator[nn.Module]:
     if original is not None:
-        with evaluating(original):
+        with eval_mode(original):
             yield original
         return
     with use_adapter(model, None):

@@ -1,10 +1,7 @@
 """`TNTTrainer`: an `SFTTrainer` that takes unwanted tokens out of a model and leaves the rest where it was."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator
 
-import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch.utils.data import Sampler
@@ -18,23 +15,22 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from .._compat import ForwardRedirection, disable_dropout_in_model, global_then_local_main_first
-from ..core.modeling.against_original import AgainstOriginal
-from ..core.modeling.head import ReferenceStates
-from ..core.modeling.reference import build_reference
+from .._compat import disable_dropout_in_model, global_then_local_main_first
+from ..core.modeling.batches import keep_trainable
+from ..core.modeling.reference import ReferenceMixin, build_reference
 from ..core.training.checks import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
-from .collator import DataCollatorForTNT, prompt_length
+from ..core.training.step_average import StepAverage
+from .collator import DataCollatorForTNT, PromptSampler, prompt_length
 from .config import TNTConfig
 from .data import TOKEN_COLUMNS, prepare_rows
 from .fused_loss import Objective
-from .prompt_sampler import PromptSampler
 from .scores import score_tokens, scored_states, sums_of_rows
 
 
 logger = logging.getLogger(__name__)
 
 
-class TNTTrainer(AgainstOriginal, SFTTrainer):
+class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
     """Targeted negative training (TNT, arXiv 2406.13660): remove annotated tokens, keep the distribution otherwise.
 
     Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
@@ -82,8 +78,6 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
     eprint  = {arXiv:2406.13660}
 }""",
     }
-    # The loss is divided by the scored tokens of the whole step, see `get_batch_samples`
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -105,8 +99,6 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
         reject_prompt_learning(model, peft_config, "TNT")
         reject_sequence_parallelism(args, "TNT")
         self.objective = Objective(args.variant, args.alpha, args.smoothing, args.smooth_over)
-        self._tokens_in_step = None
-        self._totals = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         adapter_is_trained = isinstance(model, PeftModel)
         super().__init__(
             model=model,
@@ -121,6 +113,7 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        keep_trainable(self.model)
         if self._is_vision_dataset or getattr(self.model.config, "is_encoder_decoder", False):
             raise ValueError(
                 "TNT trains text with decoder-only models: images and encoder-decoders are not supported."
@@ -134,7 +127,6 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
             )
         elif args.share_prefix:
             logger.warning("`share_prefix` has no effect: it is the `data_collator` given that lays batches out.")
-        self._redirect = ForwardRedirection()
         self.reference = build_reference(
             self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
         )
@@ -169,67 +161,20 @@ class TNTTrainer(AgainstOriginal, SFTTrainer):
             return super()._get_train_sampler(dataset)
         return PromptSampler(prompts, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        # Every scored token of an optimizer step weighs the same, however it is cut into micro-batches and devices
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = sum(int((batch["token_weights"][:, 1:] != 0).sum()) for batch in batches)
-        self._tokens_in_step = self.accelerator.gather(torch.tensor(tokens, device=self.args.device)).sum().item()
-        return batches, num_items
+    def count_items(self, batch):
+        return int((batch["token_weights"][:, 1:] != 0).sum())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        training = self.model.training
-        total, scores = self._score(model, inputs)
-        self._record("train" if training else "eval", scores, inputs)
-        if training and self._tokens_in_step:
-            # DDP averages gradients over processes; the sum over all tokens is divided by all tokens
-            loss = total * self.accelerator.num_processes / self._tokens_in_step
-        else:
-            loss = total / max(1, len(scores.losses))
-        return (loss, {"losses": scores.losses}) if return_outputs else loss
+        reference = self._reference_states(model, scored_states, inputs)
 
-    def evaluation_loop(self, *args, **kwargs):
-        self._totals["eval"].clear()  # `predict` leaves some behind, for it logs nothing
-        return super().evaluation_loop(*args, **kwargs)
+        def forward(policy):
+            scores = score_tokens(policy, inputs, reference, self.objective)
+            return scores.total, scores
+
+        total, scores = self._policy_forward(model, forward)
+        self.record(sums_of_rows(scores, inputs), tokens=inputs["attention_mask"])
+        loss = self.step_loss(total, len(scores.losses))
+        return (loss, {"losses": scores.losses}) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         return super().prediction_step(model, inputs, True, ignore_keys)  # there are no logits to return
-
-    def _score(self, model, inputs):
-        """Summed loss with gradient, and the scores of its tokens."""
-        reference, kept = self._reference_states(model, inputs), []
-
-        def forward(policy):
-            kept.append(score_tokens(policy, inputs, reference, self.objective))
-            return kept[0].total
-
-        return self._policy_total(model, forward), kept[0]
-
-    def _reference_states(self, model, inputs) -> ReferenceStates:
-        return self._original_states(model, scored_states, inputs)
-
-    def _record(self, mode: str, scores, inputs: dict[str, torch.Tensor]):
-        sums = sums_of_rows(scores, inputs)
-        table = torch.stack(list(sums.values()), dim=1).to(self.args.device)  # (B, names, 2)
-        if mode == "train":
-            table = self.accelerator.gather(table.sum(0, keepdim=True))
-            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
-            self._total_train_tokens += tokens // self._tp_size
-        else:  # rows that only fill the last batch of the processes up are left out
-            table = self.accelerator.gather_for_metrics(table)
-        for name, (total, count) in zip(sums, table.sum(0).tolist(), strict=True):
-            self._totals[mode][name][0] += total
-            self._totals[mode][name][1] += count
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the averages over tokens since the last log, then log as TRL does."""
-        mode = "train" if self.model.training else "eval"
-        averages = {name: total / count for name, (total, count) in self._totals[mode].items() if count}
-        self._totals[mode].clear()
-        if mode == "train":
-            averages.pop("loss", None)  # the loop's own, which includes every micro-batch of the step
-            prefix = ""
-        else:  # "eval_", or "eval_<name>_" of one of several held-out data sets
-            prefix = next((name for name in logs if name.endswith("_loss")), "eval_loss").removesuffix("loss")
-        logs.update({f"{prefix}{name}": value for name, value in averages.items()})
-        super().log(logs, start_time)

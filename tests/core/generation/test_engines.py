@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from trl_extensions.core.generation import EngineArguments, TransformersEngine, VLLMEngine, create_engine
 from trl_extensions.core.generation.types import Generation, GenerationParams, cut_at_stop, request_seed, sum_by_option
-from trl_extensions.core.modeling.throughput import Padding
+from trl_extensions.core.modeling.batches import Padding
 
 
 PROMPTS = [

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from trl_extensions._compat import ChunkedDivergenceFunction
-from trl_extensions.core.modeling import per_row
-from trl_extensions.core.modeling.divergence import chunked_kl, dense_kl
+from trl_extensions.core.modeling import chunked
+from trl_extensions.core.modeling.chunked import chunked_kl, dense_kl
 from trl_extensions.core.modeling.head import OutputHead
 
 
@@ -36,7 +36,7 @@ def logits_of(states, weight, bias, scale, softcap):
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (2.0, 3.0)])
 def test_values_and_gradients_equal_full_distributions(monkeypatch, rows, scale, softcap, reverse):
-    monkeypatch.setattr(per_row, "_CHUNK_ELEMENTS", rows * VOCABULARY)
+    monkeypatch.setattr(chunked, "_CHUNK_ELEMENTS", rows * VOCABULARY)
     policy, reference = problem()
     heads = OutputHead(*policy[1:], scale, softcap), OutputHead(*reference[1:], 0.5, 2.0)
     found = chunked_kl(policy[0], heads[0], reference[0], heads[1], reverse=reverse)
@@ -123,8 +123,8 @@ def test_heads_are_gathered_once_a_pass(monkeypatch, rows):
         gathered.append(weight)
         yield
 
-    monkeypatch.setattr(per_row, "_CHUNK_ELEMENTS", rows * VOCABULARY)
-    monkeypatch.setattr(per_row, "maybe_gather_lm_head_ctx", gather)
+    monkeypatch.setattr(chunked, "_CHUNK_ELEMENTS", rows * VOCABULARY)
+    monkeypatch.setattr(chunked, "maybe_gather_lm_head_ctx", gather)
     policy, reference = problem()
     heads = OutputHead(*policy[1:], 1.0, None), OutputHead(*reference[1:], 1.0, None)
     found = chunked_kl(policy[0], heads[0], reference[0], heads[1], reverse=True)
@@ -135,7 +135,7 @@ def test_heads_are_gathered_once_a_pass(monkeypatch, rows):
 
 def test_a_frozen_head_costs_three_products(monkeypatch):
     """Logits of both models and the gradient in the states; TRL's kernel makes both logits twice."""
-    monkeypatch.setattr(per_row, "_CHUNK_ELEMENTS", VOCABULARY)  # a row at a time
+    monkeypatch.setattr(chunked, "_CHUNK_ELEMENTS", VOCABULARY)  # a row at a time
     states, weight = torch.randn(ROWS, HIDDEN, requires_grad=True), torch.randn(VOCABULARY, HIDDEN)
     head = OutputHead(weight, None, 1.0, None)
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _of_product}) as counter:

@@ -5,13 +5,13 @@ import io
 import pytest
 from tqdm.auto import tqdm
 
-from trl_extensions.core.modeling import throughput
-from trl_extensions.core.modeling.throughput import Throughput, written_in
+from trl_extensions.core.modeling import batches
+from trl_extensions.core.modeling.batches import Throughput, written_in
 
 
 def test_rate_and_padding_by_hand(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(batches.time, "perf_counter", lambda: now[0])
     out = io.StringIO()
     with tqdm(total=3, file=out) as bar:
         count = Throughput(bar)

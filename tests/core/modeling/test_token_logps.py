@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trl_extensions.core.modeling import per_row as module
+from trl_extensions.core.modeling import chunked as module
+from trl_extensions.core.modeling.chunked import token_logps
 from trl_extensions.core.modeling.head import OutputHead
-from trl_extensions.core.modeling.token_logps import token_logps
 
 
 ROWS, HIDDEN, VOCABULARY = 7, 5, 11

@@ -115,7 +115,7 @@ class TestHardText:
         names = {"loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens"}
         for mine, its in zip(steps(ours), steps(theirs), strict=True):
             assert {name: mine[name] for name in names} == {name: its[name] for name in names}
-        assert ours.evaluate()["eval_loss"] == theirs.evaluate()["eval_loss"]
+        assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], rel=1e-6)  # of one batch
 
     def test_a_weight_multiplies_its_rows_tokens(self, make):
         trainer = make(rows_of(weighted=True), settings={"shuffle_dataset": True})
@@ -221,7 +221,7 @@ class TestTokenDistributions:
         assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], rel=1e-6)
         ours.train()
         theirs.train()
-        assert_same_weights(ours.model, theirs.model, atol=1e-6, rtol=1e-5)
+        assert_same_weights(ours.model, theirs.model, atol=1e-5, rtol=1e-4)
         for mine, its in zip(steps(ours), steps(theirs), strict=True):
             for name in ("loss", "grad_norm", "num_tokens"):
                 assert float(mine[name]) == pytest.approx(float(its[name]), rel=1e-3), name
@@ -240,9 +240,7 @@ class TestTokenDistributions:
         report = trainer.evaluate()
         rows = list(dense_rows(untouched_copy(trainer), weak, trainer.eval_dataset, "forward_kl"))
         assert report["eval_kl/weak"] == pytest.approx(torch.cat(rows).mean().item(), rel=1e-5)
-        # `Trainer` averages its batches of 3, 3 and 1 rows by their number of rows
-        batches = [(torch.cat(rows[i : i + 3]).mean().item(), len(rows[i : i + 3])) for i in (0, 3, 6)]
-        assert report["eval_loss"] == pytest.approx(sum(mean * n for mean, n in batches) / 7, rel=1e-5)
+        assert report["eval_loss"] == pytest.approx(report["eval_kl/weak"], rel=1e-6)
         assert trainer.predict(trainer.train_dataset).predictions.shape[-1] == VOCABULARY
         assert trainer.evaluate()["eval_kl/weak"] == report["eval_kl/weak"]
 

@@ -23,8 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..modeling.batches import plan_batches
-from ..modeling.modes import evaluating
+from ..modeling.batches import eval_mode, plan_batches
 from ..training.encoding import encode_prompt
 from .types import (
     Generation,
@@ -311,7 +310,7 @@ def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator
     own = inner.generation_config
     inner.generation_config = config
     try:
-        with evaluating(model):
+        with eval_mode(model):
             yield
     finally:
         inner.generation_config = own

@@ -1,7 +1,17 @@
-"""Which texts go through a model together."""
+"""What a pass of many texts through a model needs: batches, a model that shows no trace of it, how fast it goes."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+import gc
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _PADDED = 16
 
@@ -9,25 +19,19 @@ _PADDED = 16
 def plan_batches(
     lengths: Sequence[int], max_new_tokens: int, batch_tokens: int, numbers: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """
-    Groups prompts of similar length.
+    """Group prompts of similar length, the longest first, so that what does not fit fails at once.
 
-    The longest come first, so that a batch too large for the memory fails at once and not after an hour. Where every
-    token written costs a pass over the batch, batches are as few as possible; where they are only read, a batch ends
-    before a sixteenth of its budget is padding, for another one soon costs less.
+    Where every token written costs a pass over the batch, batches are as few as possible; where they are only read, a
+    batch ends before a sixteenth of its budget is padding, for another one soon costs less.
 
     Args:
-        lengths (`Sequence[int]`):
-            Tokens of each prompt.
-        max_new_tokens (`int`):
-            Tokens to be generated for each; 0 if they are only read.
-        batch_tokens (`int`):
-            Bound on rows * (longest prompt + `max_new_tokens`) of a batch; a batch has one prompt at least.
-        numbers (`Sequence[int]`, *optional*):
-            Rows that each prompt stands for; one by default.
+        lengths: Tokens of each prompt.
+        max_new_tokens: Tokens to be generated for each; 0 if they are only read.
+        batch_tokens: Bound on rows * (longest prompt + `max_new_tokens`) of a batch, which has one prompt at least.
+        numbers: Rows that each prompt stands for; one by default.
 
     Returns:
-        `list[list[int]]`: indices into `lengths`, each once.
+        Indices into `lengths`, each once.
     """
     batches: list[list[int]] = []
     rows = longest = padding = 0  # of the last batch
@@ -42,3 +46,87 @@ def plan_batches(
             batches.append([index])
             rows, longest, padding = own, lengths[index], 0
     return batches
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and every module back into its own mode afterwards, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    # Not by `eval()`, which may also swap kernels for ones without a gradient
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keep bitsandbytes from laying 4-bit weights out for inference, through which no gradient flows.
+
+    It does so in place, rounding their scales, at the first forward in eval mode on a processor with avx512_bf16. Call
+    this before a model is trained, or compared with one that is.
+
+    Raises:
+        ValueError: It was done already.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise ValueError(
+                    "The model ran in eval mode before, for which bitsandbytes laid its 4-bit weights out in a way "
+                    "that passes no gradients on: load it anew, and give it to the trainer before it is run."
+                )
+
+
+def free_memory() -> None:
+    """Give models of a finished stage back before the next one loads its own; loads no torch where there is none."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Throughput:
+    """Counts the batches of one pass, and shows tokens a second and the share of padding beside its `tqdm` bar."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+        self.tokens = self.laid_out = 0
+        self.start = time.perf_counter()
+
+    @property
+    def padding_share(self) -> float:
+        return 1 - self.tokens / self.laid_out if self.laid_out else 0.0
+
+    def add(self, lengths: Sequence[int]) -> None:
+        """Count a batch by the tokens of its rows, padded to the longest, and move the bar's text along."""
+        self.tokens += sum(lengths)
+        self.laid_out += len(lengths) * max(lengths)
+        rate = self.tokens / (time.perf_counter() - self.start)
+        self.bar.set_postfix_str(f"{rate:.0f} tokens/s, {self.padding_share:.0%} padding", refresh=False)
+
+
+class Padding:
+    """The share of padding in what an engine computes from here on; only the one of transformers counts."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._before = engine, _counts(engine)
+
+    @property
+    def share(self) -> float | None:
+        """None if nothing was counted."""
+        tokens, places = (now - before for now, before in zip(_counts(self._engine), self._before, strict=True))
+        return 1 - tokens / places if places else None
+
+
+def _counts(engine: Any) -> tuple[int, int]:
+    return getattr(engine, "num_tokens", 0), getattr(engine, "num_places", 0)
+
+
+def written_in(tokens: int, seconds: float, padding_share: float | None = None) -> str:
+    """What a sampler wrote, for a log: tokens, seconds, tokens a second, and the share of padding if it is known."""
+    padding = "" if padding_share is None else f", {padding_share:.0%} padding"
+    return f"{tokens} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):.0f} a second{padding})"

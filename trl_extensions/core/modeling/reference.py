@@ -1,9 +1,11 @@
-"""The frozen original model a trainer measures its policy against."""
+"""The frozen model that a policy is measured against, and what trainers share that score both from hidden states."""
 
 import copy
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..._compat import (
+    ForwardRedirection,
     create_model_from_path,
     disable_dropout_in_model,
     disable_gradient_checkpointing,
@@ -20,8 +23,12 @@ from ..._compat import (
     prepare_deepspeed,
     use_adapter,
 )
-from .modes import evaluating
+from .batches import eval_mode, keep_trainable
+from .head import ReferenceStates, output_head
+from .shared_prefix import why_not_exact
 
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_ADAPTER = "ref"
 _MOVES_WEIGHTS = ("pissa", "olora", "corda", "loftq")
@@ -29,11 +36,11 @@ _MOVES_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 
 @dataclass
 class FrozenReference:
-    """Runs the original model, wherever its weights are.
+    """Runs the reference, wherever its weights are.
 
     Attributes:
-        model: A separate, prepared model, or None when the policy itself holds the original behind its adapter.
-        adapter: With `model` None: the adapter that is the original; None means all adapters switched off.
+        model: A separate, prepared model, or None when the policy itself holds the reference behind its adapter.
+        adapter: With `model` None: the adapter that is the reference; None means all adapters switched off.
     """
 
     model: nn.Module | None
@@ -43,15 +50,10 @@ class FrozenReference:
     def running(
         self, policy: nn.Module, accelerator: Accelerator, gradient_checkpointing_kwargs: dict | None = None
     ) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Without gradients, make the original runnable.
+        """Without gradients, make it runnable: call through the wrapped module, read weights of the unwrapped one.
 
-        Args:
-            policy: The policy as the training loop has it (wrapped by DDP, FSDP, DeepSpeed, or not).
-            accelerator: The trainer's accelerator.
-            gradient_checkpointing_kwargs: What the policy's checkpointing is switched on with again afterwards.
-
-        Yields:
-            `(wrapped, unwrapped)` module; call through the first, read weights of the second.
+        The policy is as the training loop has it (wrapped by DDP, FSDP, DeepSpeed, or not); its checkpointing is
+        switched on again with `gradient_checkpointing_kwargs`.
         """
         with self._without_gradients(accelerator), accelerator.autocast():
             if self.model is not None:
@@ -61,7 +63,7 @@ class FrozenReference:
             with (
                 disable_gradient_checkpointing(unwrapped, gradient_checkpointing_kwargs),
                 use_adapter(unwrapped, self.adapter),
-                evaluating(unwrapped),
+                eval_mode(unwrapped),
             ):
                 yield policy, unwrapped
 
@@ -73,6 +75,68 @@ class FrozenReference:
         return torch.inference_mode() if self.model is not None and not any(plugins) else torch.no_grad()
 
 
+class ReferenceMixin:
+    """Mixin for an `SFTTrainer` with the attribute `reference`, which is a `FrozenReference` or None."""
+
+    _redirect = ForwardRedirection()
+
+    def _policy_forward(
+        self, model: nn.Module, forward: Callable[[nn.Module], tuple[torch.Tensor, Any]]
+    ) -> tuple[torch.Tensor, Any]:
+        """Call `forward` on the unwrapped policy, inside its wrapper's forward.
+
+        It returns a scalar with gradient, which comes back in float32, and something detached, which comes back as it
+        is.
+        """
+        unwrapped, kept = self.accelerator.unwrap_model(model), []
+
+        def recorded(policy: nn.Module) -> torch.Tensor:
+            total, rest = forward(policy)
+            kept.append((total.detach(), rest))
+            return total
+
+        # The redirection goes round the forward that accelerate wraps in autocast
+        with self.accelerator.autocast():
+            total = self._redirect(model, unwrapped, recorded, unwrapped)
+        exact, rest = kept[0]
+        # The head of a model split over devices may lie on another one than the training loop's
+        total = total.float().to(self.args.device)
+        # FSDP 2 rounds what a forward returns to bfloat16; the value is put right, the gradient is not affected
+        return total + (exact.to(total) - total).detach(), rest
+
+    def _shares_prefix(self, *models: nn.Module) -> bool:
+        """Whether `share_prefix` is set and exact for some models; one line in the log says why if it is not.
+
+        Call it in every process, before models are sharded: what one process cannot do, none does.
+        """
+        if not self.args.share_prefix:
+            return False
+        reasons = (why_not_exact(model, longest=self.args.max_length) for model in models)
+        reason = next((reason for reason in reasons if reason), None)
+        exact = torch.tensor(reason is None, device=self.accelerator.device)
+        if bool(self.accelerator.gather(exact).all()):
+            return True
+        reason = reason or "another process cannot tell whether it would be exact"
+        logger.warning("Every prompt is computed anew for each completion behind it: %s.", reason)
+        return False
+
+    def _reference_states(
+        self, model: nn.Module, states_of: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor]
+    ) -> ReferenceStates | None:
+        """States `states_of(reference, inputs)` and the head they meet, without gradients, if there is a reference."""
+        if self.reference is None:
+            return None
+        with self.reference.running(model, self.accelerator, self.args.gradient_checkpointing_kwargs) as (
+            wrapped,
+            unwrapped,
+        ):
+            states = self._redirect(wrapped, unwrapped, states_of, unwrapped, inputs)
+            # Read outside of the forward: weights that FSDP 2 gathers for it are freed when it ends
+            head = output_head(unwrapped, states)
+        # What was made in inference mode cannot be saved for a backward pass, its copy can
+        return ReferenceStates(states.clone() if states.is_inference() else states, head)
+
+
 def build_reference(
     policy: nn.Module,
     accelerator: Accelerator,
@@ -80,18 +144,18 @@ def build_reference(
     ref_model: PreTrainedModel | None = None,
     adapter_is_trained: bool = False,
 ) -> FrozenReference:
-    """Freeze the original at the cheapest place that is right. Call before the policy's first update.
+    """Freeze the reference at the cheapest place that is right. Call before the policy's first update.
 
     Args:
         policy: The unwrapped policy.
         accelerator: The trainer's accelerator.
-        ref_model: An explicit original; used as it is.
-        adapter_is_trained: The policy is a PEFT model that came with its own adapter, so the original is the model
+        ref_model: An explicit reference; used as it is.
+        adapter_is_trained: The policy is a PEFT model that came with its own adapter, so the reference is the model
             with that adapter: a frozen copy of it named "ref" is added. False: the base model behind a fresh adapter.
 
     Returns:
-        The reference: `ref_model` if given; else adapters off or the "ref" adapter for a PEFT model; else a frozen
-        in-memory copy of the policy (reloaded from its path under ZeRO-3, where weights are sharded already).
+        `ref_model` if given; else adapters off or the "ref" adapter for a PEFT model; else a frozen in-memory copy of
+        the policy (reloaded from its path under ZeRO-3, where weights are sharded already).
 
     Raises:
         ValueError: `ref_model` is the policy itself, or has another vocabulary; FSDP 1; an adapter that trains biases.
@@ -104,7 +168,7 @@ def build_reference(
         config = policy.peft_config[policy.active_adapter]
         if getattr(config, "bias", "none") != "none":
             raise ValueError(
-                f"`bias: {config.bias}` trains biases of the base model, which is the original here: leave it at "
+                f"`bias: {config.bias}` trains biases of the base model, which is the reference here: leave it at "
                 "none, or pass `ref_model`."
             )
         # Some initialisations move a part of the base weights into the adapter: without it the base is another model
@@ -164,6 +228,7 @@ def _copy_of(policy: nn.Module) -> nn.Module:
 def _prepare(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     model.requires_grad_(False)
     model.eval()
+    keep_trainable(model)  # laid out for inference, weights equal to the policy's would give other numbers
     disable_dropout_in_model(model)
     if model.is_gradient_checkpointing:
         model.gradient_checkpointing_disable()

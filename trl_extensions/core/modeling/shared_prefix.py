@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from ..._compat import is_deepspeed_zero3_enabled
+from .batches import eval_mode
 from .head import last_hidden_states
-from .modes import evaluating
 
 
 # Full attention and rotary positions from `position_ids`: exact without a look at the weights
@@ -23,7 +23,7 @@ _KNOWN_EXACT = {
 }  # fmt: skip
 
 
-class Layout(NamedTuple):
+class PackedBatch(NamedTuple):
     """One sequence: a prompt with its continuations behind it, T tokens.
 
     Attributes:
@@ -37,14 +37,14 @@ class Layout(NamedTuple):
     position_ids: list[int]
 
 
-def lay_out(prompt: Sequence[int], continuations: Sequence[tuple[int, Sequence[int]]]) -> Layout:
+def pack_shared_prefix(prompt: Sequence[int], continuations: Sequence[tuple[int, Sequence[int]]]) -> PackedBatch:
     """A prompt and its continuations, each with its number, as one sequence."""
     input_ids, group_ids, position_ids = list(prompt), [-1] * len(prompt), list(range(len(prompt)))
     for number, continuation in continuations:
         input_ids += continuation
         group_ids += [number] * len(continuation)
         position_ids += range(len(prompt), len(prompt) + len(continuation))
-    return Layout(input_ids, group_ids, position_ids)
+    return PackedBatch(input_ids, group_ids, position_ids)
 
 
 def last_states(model: nn.Module, inputs: dict[str, torch.Tensor], group_ids: torch.Tensor | None) -> torch.Tensor:
@@ -150,7 +150,7 @@ def _probe(model: nn.Module) -> str | None:
     tokens = torch.arange(11, device=parameter.device) * 7919 % vocabulary
     prompt, one, two = tokens[:5], tokens[5:8], tokens[8:]
     try:
-        with evaluating(model):
+        with eval_mode(model):
             backbone = causal_lm.base_model
             group_ids = torch.tensor([[-1] * 5 + [0] * 3 + [1] * 3], device=parameter.device)
             shared = backbone(

@@ -14,6 +14,7 @@ from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 from ..._compat import create_model_from_path
 from ...embedded import resolve_model_name
 from ..generation.types import is_adapter_directory, tokenizer_source
+from ..modeling.batches import keep_trainable
 
 
 logger = logging.getLogger(__name__)
@@ -43,16 +44,13 @@ def build_trainer(
                 "merge it into its base model first."
             )
         model, tokenizer = _load_adapter(model_args.model_name_or_path, options, quantization)
-        return trainer_class(model, config, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer)
-    config.model_init_kwargs = options
-    return trainer_class(
-        model_args.model_name_or_path,
-        config,
-        train_dataset=rows,
-        eval_dataset=held_out,
-        quantization_config=quantization,
-        peft_config=get_peft_config(model_args),
-    )
+        more = {"processing_class": tokenizer}
+    else:
+        config.model_init_kwargs, model = options, model_args.model_name_or_path
+        more = {"quantization_config": quantization, "peft_config": get_peft_config(model_args)}
+    trainer = trainer_class(model, config, train_dataset=rows, eval_dataset=held_out, **more)
+    keep_trainable(trainer.model)  # `SFTTrainer` does not by itself
+    return trainer
 
 
 def _load_adapter(path: str, options: dict[str, Any], quantization):

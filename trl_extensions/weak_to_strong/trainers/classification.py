@@ -1,8 +1,7 @@
 """`WeakToStrongTrainer`: a classifier with K classes that learns from the soft labels of weaker models."""
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ from transformers import (
 )
 
 from ..._compat import BaseTrainer, ForwardRedirection, global_then_local_main_first
+from ...core.modeling.batches import keep_trainable
 from ...core.training.checks import as_config, reject_prompt_learning, reject_sequence_parallelism
+from ...core.training.step_average import StepAverage
 from ..data.collator import DataCollatorForWeakLabels
 from ..data.prepare import ROW_COLUMNS, classes_of, mean_soft_label, prepare_rows, weigh_by_confidence
 from .classifier import load_classifier, load_tokenizer, longest_input, settle_tokenizer, wrap_classifier
@@ -32,7 +33,7 @@ from .probe import features, head_of
 from .supervised import LearnsFromWeakLabels
 
 
-class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
+class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
     """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for text classification with K >= 2 classes.
 
     LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as in `RewardTrainer`; with
@@ -82,8 +83,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
     eprint  = {arXiv:2312.09390}
 }""",
     }
-    # The loss is divided by the rows of the whole step, see `get_batch_samples`
-    loss_is_scaled_for_ga = True
+    _redirect = ForwardRedirection()
 
     def __init__(
         self,
@@ -115,12 +115,10 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         if args.linear_probe:
             _freeze_backbone(model, peft_config)
         model = wrap_classifier(model, peft_config, args)
+        keep_trainable(model)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self._options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
         self._max_length = longest_input(model, tokenizer, args.max_length)
-        self._redirect = ForwardRedirection()
-        self._totals = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
-        self._rows_in_step = None
         super().__init__(
             model=model,
             args=args,
@@ -162,7 +160,8 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
                 num_labels=self.num_labels,
                 class_names=self.class_names,
                 max_length=self._max_length,
-                overlong_policy=self.args.overlong if labelled else "truncate",  # every row that is asked about is answered
+                # Every row that is asked about is answered
+                overlong_policy=self.args.overlong if labelled else "truncate",
                 name=name,
                 labelled=labelled,
                 num_proc=self.args.dataset_num_proc,
@@ -192,24 +191,16 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         if self._signature_columns is None:
             self._signature_columns = ROW_COLUMNS
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        # Every row of an optimizer step weighs the same, however it is cut into micro-batches and devices
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(len(batch["soft_labels"]) for batch in batches), device=self.args.device)
-        self._rows_in_step = self.accelerator.gather(rows).sum().item()
-        return batches, num_items
+    def count_items(self, batch):
+        return len(batch["soft_labels"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits, soft_labels, weights = self.weak_logits(model, inputs), inputs["soft_labels"], inputs["weight"]
         self.observe(logits)
         progress = self.progress()
         losses = self.supervision.losses(logits, soft_labels, progress) * weights
-        self._record(logits, losses, inputs, self.supervision.objective.coefficient(progress))
-        if self.model.training and self._rows_in_step:
-            # DDP averages gradients over processes; the sum over all rows is divided by all rows
-            loss = losses.sum() * self.accelerator.num_processes / self._rows_in_step
-        else:
-            loss = losses.mean()
+        self._record_rows(logits.detach(), losses.detach(), inputs, self.supervision.objective.coefficient(progress))
+        loss = self.step_loss(losses.sum(), len(losses))
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def weak_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -251,45 +242,22 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, BaseTrainer):
         return super().predict(dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
-        self._totals["eval"].clear()  # `predict` leaves some behind, for it logs nothing
         rows = dataloader.dataset
         self._true_labels_known = "label" in rows.column_names and None not in rows["label"]
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
-    def _record(self, logits: torch.Tensor, losses: torch.Tensor, inputs: dict[str, torch.Tensor], coef: float):
-        """Add the batch's rows, of all devices, to the averages."""
-        logits = logits.detach()
+    def _record_rows(self, logits: torch.Tensor, losses: torch.Tensor, inputs: dict[str, torch.Tensor], coef: float):
         confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
         ones, labels = torch.ones_like(confidence), inputs.get("label")
         columns = {
-            "loss": (losses.detach(), ones),
+            "loss": (losses, ones),
             "agreement": (predicted == inputs["soft_labels"].argmax(dim=-1), ones),
             "confidence": (confidence, ones),
             "loss_coef": (coef * ones, ones),
         }
-        mode = "train" if self.model.training else "eval"
-        if mode == "eval" and labels is not None:
+        if labels is not None and not self.model.training:
             columns["accuracy"] = (predicted == labels, labels >= 0)
-        table = torch.stack([column.float() for pair in columns.values() for column in pair], dim=1)
-        # In evaluation, rows that only fill the last batch of the processes up are left out
-        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        sums = gather(table).double().sum(dim=0).reshape(-1, 2).tolist()
-        for name, (total, count) in zip(columns, sums, strict=True):
-            self._totals[mode][name][0] += total
-            self._totals[mode][name][1] += count
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the averages over rows since the last log."""
-        mode = "train" if self.model.training else "eval"
-        averages = {name: total / count for name, (total, count) in self._totals[mode].items() if count}
-        self._totals[mode].clear()
-        if mode == "train":
-            averages.pop("loss", None)  # the loop's own
-            prefix = ""
-        else:  # "eval_", or "eval_<name>_" of one of several held-out data sets
-            prefix = next((name for name in logs if name.endswith("_loss")), "eval_loss").removesuffix("loss")
-        logs.update({f"{prefix}{name}": value for name, value in averages.items()})
-        super().log(logs, start_time)
+        self.record(columns)
 
 
 def _score(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ...core.modeling.batches import plan_batches
-from ...core.modeling.modes import evaluating
-from ...core.modeling.throughput import Throughput
+from ...core.modeling.batches import Throughput, eval_mode, plan_batches
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
@@ -51,7 +49,7 @@ def features(
     pad = model.config.get_text_config().pad_token_id
     states = np.zeros((len(token_ids), model.config.get_text_config().hidden_size), dtype=np.float32)
     with (
-        evaluating(model),
+        eval_mode(model),
         torch.inference_mode(),
         tqdm(total=len(token_ids), desc="Computing features", disable=not progress) as bar,
     ):

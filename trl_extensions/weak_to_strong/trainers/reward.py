@@ -19,7 +19,9 @@ from transformers import (
 )
 from trl import RewardTrainer
 
+from ...core.modeling.batches import keep_trainable
 from ...core.training.checks import as_config
+from ...core.training.step_average import RowAverages
 from ..data.prepare import confidence_weights
 from ..data.row_values import WithRowValues, check_row_values
 from .objective import WeakSupervision
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 _COLUMNS = ("preference", "weight")
 
 
-class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
+class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer):
     """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for reward models.
 
     Swap it for `RewardTrainer`; LoRA, QLoRA, full fine-tuning and `accelerate launch` work as they do there, and so do
@@ -103,6 +105,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        keep_trainable(self.model)
         self.data_collator = WithRowValues(self.data_collator, _COLUMNS)
         if self.args.weight_by_confidence:
             self.train_dataset = _weigh_by_confidence(self.train_dataset)
@@ -141,14 +144,19 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
         margins = chosen - rejected
         if preferences is None:
             preferences = torch.ones_like(margins)
-        self._record(margins.detach(), preferences)
+        agrees = (margins > 0) == (preferences >= 0.5)
         if "margin" in inputs:
             margins = margins - inputs["margin"]
         logits = _two_classes(margins)
         self.observe(logits)
-        losses = self.supervision.losses(logits, torch.stack([preferences, 1 - preferences], dim=1), self.progress())
+        progress = self.progress()
+        losses = self.supervision.losses(logits, torch.stack([preferences, 1 - preferences], dim=1), progress)
         if weights is not None:
             losses = losses * weights
+        centred = (self.args.center_rewards_coefficient or 0.0) * (chosen + rejected).square()
+        ones, coef = torch.ones_like(margins), self.supervision.objective.coefficient(progress)
+        columns = {"loss": losses + centred, "agreement": agrees, "loss_coef": coef * ones}
+        self.record({name: (column.detach(), ones) for name, column in columns.items()})
         # Exactly what `RewardTrainer` has added is taken out again; whatever else it adds stays
         loss = loss + losses.mean() + logsigmoid(margins).mean()
         return (loss, outputs) if return_outputs else loss
@@ -159,15 +167,6 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RewardTrainer):
         chosen, rejected = torch.chunk(model(**texts, use_cache=False).logits.squeeze(-1), chunks=2)
         margins = chosen - rejected
         return _two_classes(margins - inputs["margin"] if "margin" in inputs else margins)
-
-    def _record(self, margins: torch.Tensor, preferences: torch.Tensor) -> None:
-        agrees = ((margins > 0) == (preferences >= 0.5)).float()
-        training = self.model.training
-        # In evaluation, rows that only fill the last batch of the processes up are left out
-        gather = self.accelerator.gather if training else self.accelerator.gather_for_metrics
-        metrics = self._metrics["train" if training else "eval"]
-        metrics["agreement"] += gather(agrees).tolist()
-        metrics["loss_coef"].append(self.supervision.objective.coefficient(self.progress()))
 
 
 def _two_classes(margins: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..._compat import pad
-from ...core.modeling.batches import plan_batches
-from ...core.modeling.modes import evaluating
-from ...core.modeling.throughput import Throughput
+from ...core.modeling.batches import Throughput, eval_mode, plan_batches
 from ..data.examples import Pair
 
 
@@ -28,7 +26,7 @@ def sequence_logits(
     """
     padding = model.config.get_text_config().pad_token_id
     logits: list[torch.Tensor | None] = [None] * len(token_ids)
-    with evaluating(model), torch.inference_mode(), tqdm(total=len(token_ids), desc="Scoring texts") as bar:
+    with eval_mode(model), torch.inference_mode(), tqdm(total=len(token_ids), desc="Scoring texts") as bar:
         count = Throughput(bar)
         for places in plan_batches([len(ids) for ids in token_ids], 0, batch_tokens):
             rows = [torch.as_tensor(token_ids[place]) for place in places]

@@ -18,11 +18,12 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from ..._compat import ForwardRedirection
-from ...core.modeling.against_original import AgainstOriginal
-from ...core.modeling.divergence import chunked_kl
+from ...core.modeling.batches import keep_trainable
+from ...core.modeling.chunked import chunked_kl
 from ...core.modeling.head import last_hidden_states, output_head
+from ...core.modeling.reference import ReferenceMixin
 from ...core.training.checks import as_config, reject_prompt_learning, reject_sequence_parallelism
+from ...core.training.step_average import RowAverages
 from ..data.row_values import WithRowValues, check_row_values, columns_of
 from ..labels.weak_model import (
     check_same_vocabulary,
@@ -35,7 +36,7 @@ from ..labels.weak_model import (
 from .sft_config import WeakToStrongSFTConfig
 
 
-class WeakToStrongSFTTrainer(AgainstOriginal, SFTTrainer):
+class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
     """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for generation: learn to write from a weaker model.
 
     Two forms. *Hard text*, without `weak_model`: the completions were written by the weak model(s); without a `weight`
@@ -102,7 +103,6 @@ class WeakToStrongSFTTrainer(AgainstOriginal, SFTTrainer):
         args = as_config(args, WeakToStrongSFTConfig, model, "WeakToStrongSFT")
         self._learns_tokens = weak_model is not None
         self.reference = None
-        self._kl_sums = {}
         if self._learns_tokens:
             reject_prompt_learning(model, peft_config, "learning token distributions")
         if train_dataset is not None:  # here, for TRL prepares neither images nor rows it is told to leave alone
@@ -123,12 +123,12 @@ class WeakToStrongSFTTrainer(AgainstOriginal, SFTTrainer):
             peft_config=peft_config,
             formatting_func=formatting_func,
         )
+        keep_trainable(self.model)
         if getattr(self.model.config, "is_encoder_decoder", False):
             raise ValueError("Weak-to-strong SFT trains decoder-only models, `model` is an encoder-decoder.")
         if not self._skip_prepare_dataset:
             self.data_collator = WithRowValues(self.data_collator, ("weight",))
         if self._learns_tokens:
-            self._redirect = ForwardRedirection()
             self._take(weak_model, weak_processing_class)
 
     def _take(self, weak_model, weak_processing_class) -> None:
@@ -166,17 +166,36 @@ class WeakToStrongSFTTrainer(AgainstOriginal, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         weights = inputs.pop("weight", None)
         if self.reference is None:
-            policy = model if weights is None else _weighted(model, weights)
-            return super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(self._weighted(model, weights), inputs, return_outputs, num_items_in_batch)
         loss = self._token_loss(model, inputs, weights, num_items_in_batch)
         if not return_outputs:
             return loss
         with torch.no_grad():
             return loss, model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
 
+    def _weighted(self, model: nn.Module, weights: torch.Tensor | None) -> nn.Module | Callable:
+        """Calls the model; the log-probabilities that `SFTTrainer` sums up come back multiplied by their row's weight,
+        and in evaluation their sums over rows are recorded."""
+        # Where a row is one of the batch, and nothing but these log-probabilities is in the loss
+        exact = self.args.loss_type == "nll" and not self.padding_free and not self.aux_loss_enabled
+        exact = exact and self.label_smoother is None and self.compute_loss_func is None and not self.model.training
+        if weights is None and not exact:
+            return model
+
+        def call(**inputs):
+            outputs = model(**inputs)
+            if inputs.get("fused_lm_head"):
+                if weights is not None:
+                    outputs.log_probs = outputs.log_probs * weights.to(outputs.log_probs)[:, None]
+                if exact:
+                    self.record({"loss": (-outputs.log_probs.sum(1), outputs.label_mask.sum(1))})
+            return outputs
+
+        return call
+
     def _token_loss(self, model, inputs, weights, num_items_in_batch):
         """Summed divergences over the scored tokens of the step, as `SFTTrainer` normalises its own losses."""
-        target, kept = self._original_states(model, scored_states, inputs), []
+        target = self._reference_states(model, scored_states, inputs)
         target_head = narrow(target.head, self._rows)
         scored = _scored(inputs)
         row_of_token = scored.nonzero()[:, 0]
@@ -186,43 +205,18 @@ class WeakToStrongSFTTrainer(AgainstOriginal, SFTTrainer):
             head = narrow(output_head(policy, states), self._rows)
             reverse = self.args.token_loss == "reverse_kl"
             divergence = chunked_kl(states, head, target.states, target_head, reverse=reverse)
-            kept.append(divergence.detach())
-            if weights is not None:
-                divergence = divergence * weights[row_of_token].to(divergence)
-            return divergence.sum()
+            losses = divergence if weights is None else divergence * weights[row_of_token].to(divergence)
+            return losses.sum(), torch.stack([losses.detach(), divergence.detach()])
 
-        total = self._policy_total(model, forward)
-        self._record(inputs, kept[0].to(scored.device), row_of_token)
+        total, values = self._policy_forward(model, forward)
+        count = scored.sum(1).float()
+        sums = values.new_zeros(2, len(count)).index_add(1, row_of_token.to(values.device), values).to(count)
+        self.record({"loss": (sums[0], count), "kl/weak": (sums[1], count)}, tokens=inputs["attention_mask"])
         count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         loss = total / count.clamp(min=1).to(total.device)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages over processes
         return loss
-
-    def _record(self, inputs, divergence: torch.Tensor, row_of_token: torch.Tensor) -> None:
-        mode = "train" if self.model.training else "eval"
-        pairs = torch.stack([divergence, torch.ones_like(divergence)], dim=1)
-        table = divergence.new_zeros(len(inputs["input_ids"]), 2).index_add(0, row_of_token, pairs)
-        if mode == "train":
-            table = self.accelerator.gather(table.sum(0, keepdim=True))
-            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
-            self._total_train_tokens += tokens // self._tp_size
-        else:  # rows that only fill the last batch of the processes up are left out
-            table = self.accelerator.gather_for_metrics(table)
-        self._kl_sums[mode] = self._kl_sums.get(mode, 0) + table.sum(0)
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-    def evaluation_loop(self, *args, **kwargs):
-        self._kl_sums.pop("eval", None)  # `predict` leaves some behind, for it logs nothing
-        return super().evaluation_loop(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean over tokens since the last log, then log as TRL does."""
-        mode = "train" if self.model.training else "eval"
-        if mode in self._kl_sums:
-            total, count = self._kl_sums.pop(mode).tolist()
-            self._metrics[mode]["kl/weak"] = [total / max(1, count)]
-        super().log(logs, start_time)
 
 
 def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -239,18 +233,6 @@ def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
 
 def _scored(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return inputs["labels"][:, 1:] != -100
-
-
-def _weighted(model: nn.Module, weights: torch.Tensor) -> Callable:
-    """Calls the model; the log-probabilities that `SFTTrainer` sums up come back multiplied by their row's weight."""
-
-    def call(**inputs):
-        outputs = model(**inputs)
-        if inputs.get("fused_lm_head"):
-            outputs.log_probs = outputs.log_probs * weights.to(outputs.log_probs)[:, None]
-        return outputs
-
-    return call
 
 
 def _reject_settings(args: WeakToStrongSFTConfig, what: str) -> None:

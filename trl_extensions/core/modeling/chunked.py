@@ -1,9 +1,9 @@
-"""Functions of single rows of logits, with gradient, for devices where projecting costs more than what follows.
+"""Numbers per token from hidden states, a few rows of logits at a time: log-probabilities, divergences, any function.
 
 What a row gives does not depend on other rows, nor its gradient on what is made of it later. So the forward pass
 leaves the gradient in the hidden states behind, and a frozen head is projected through once, where kernels that
 recompute do it twice. The gradient in a trained head's weight needs the rows' gradients again: those of the last chunk
-are still there, the others are computed anew.
+are still there, the others are computed anew. On a GPU, where projecting is cheap, TRL's kernels run.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +13,18 @@ from typing import TypeAlias
 
 import torch
 
-from ..._compat import addmm_fp32, compute_dtype, maybe_gather_lm_head_ctx
+from ..._compat import (
+    ChunkedDivergenceFunction,
+    ChunkedLogProbFunction,
+    addmm_fp32,
+    compute_dtype,
+    maybe_gather_lm_head_ctx,
+    use_triton,
+)
 from .head import OutputHead, project_logits
 
 
+_VOCAB_CHUNK = 32768  # of TRL's kernel
 _CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB
 
 Score: TypeAlias = Callable[[slice, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor | None]]
@@ -24,21 +32,126 @@ Score: TypeAlias = Callable[[slice, torch.Tensor, torch.Tensor, bool], tuple[tor
 flag is set, their gradient in the logits `(n, V)`, in the place of these."""
 
 
+def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each token given its state.
+
+    Args:
+        states: `(N, H)`.
+        head: The model's output head.
+        token_ids: `(N,)`.
+
+    Returns:
+        `(N,)` float32, nats. Memory is bounded by one chunk of logits; gradients flow to states and head.
+    """
+    device = head.weight.device
+    states, token_ids = states.to(device), token_ids.to(device)
+    if use_triton(device):
+        with maybe_gather_lm_head_ctx(head.weight, head.bias):  # its forward, unlike its backward, does not gather
+            return ChunkedLogProbFunction.apply(
+                states, head.weight, head.bias, token_ids, 1.0, _VOCAB_CHUNK, head.softcap, head.scale, ("log_probs",)
+            )[0]
+
+    def score(rows: slice, logits: torch.Tensor, _spare: torch.Tensor, with_grad: bool):
+        index = token_ids[rows, None]
+        top, own = logits.amax(-1, keepdim=True), logits.gather(-1, index)
+        total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+        logps = (own - top - total.log())[:, 0]
+        if not with_grad:
+            return logps, None
+        return logps, logits.mul_(-1.0 / total).scatter_add_(-1, index, torch.ones_like(own))
+
+    return per_row(states, head, score)
+
+
+def dense_kl(logits: torch.Tensor, ref_logits: torch.Tensor, *, reverse: bool) -> torch.Tensor:
+    """KL divergence of two distributions given as logits; the definition, kept as the reference path.
+
+    Args:
+        logits: `(..., V)` of the policy p.
+        ref_logits: `(..., V)` of the reference q.
+        reverse: True for KL(p || q), False for KL(q || p).
+
+    Returns:
+        `(...)`, nats, at least 0.
+    """
+    log_p, log_q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    if not reverse:
+        log_p, log_q = log_q, log_p
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def chunked_kl(
+    states: torch.Tensor, head: OutputHead, ref_states: torch.Tensor, ref_head: OutputHead, *, reverse: bool
+) -> torch.Tensor:
+    """`dense_kl` from hidden states, a few rows at a time; on a GPU it is TRL's kernel.
+
+    Args:
+        states: `(N, H)` of the policy; receives gradients, as does its head.
+        head: The policy's output head.
+        ref_states: `(N, H')` of the reference.
+        ref_head: The reference's output head; same vocabulary.
+        reverse: True for KL(p || q), False for KL(q || p).
+
+    Returns:
+        `(N,)` float32, nats.
+    """
+    device = head.weight.device
+    states, ref_states = states.to(device), ref_states.to(device)
+    ref_bias = None if ref_head.bias is None else ref_head.bias.to(device)
+    ref_head = OutputHead(ref_head.weight.to(device), ref_bias, ref_head.scale, ref_head.softcap)
+    if use_triton(device):
+        return ChunkedDivergenceFunction.apply(
+            states,
+            head.weight,
+            head.bias,
+            ref_states,
+            ref_head.weight,
+            ref_head.bias,
+            1.0 if reverse else 0.0,
+            1.0,
+            head.scale,
+            head.softcap,
+            ref_head.scale,
+            ref_head.softcap,
+        )[0]
+    dtype = compute_dtype(ref_states)
+
+    def score(rows: slice, logits: torch.Tensor, spare: torch.Tensor, with_grad: bool):
+        vocabulary = logits.size(1)  # the reference's head may have rows more, which the policy has no token for
+        weight = ref_head.weight[:vocabulary].to(dtype)
+        bias = None if ref_head.bias is None else ref_head.bias[:vocabulary]
+        ref_logits = project_logits(spare[0], ref_states[rows], ref_head, weight, bias, dtype)
+        log_p, log_q = _normalise(logits, spare[1]), _normalise(ref_logits, spare[2])
+        p, q = logits, ref_logits
+        gap = log_p.sub_(log_q)
+        if not reverse:
+            return gap.mul_(q).sum(-1).neg_(), p.sub_(q) if with_grad else None
+        values = torch.mul(p, gap, out=q).sum(-1)
+        return values, p.mul_(gap.sub_(values[:, None])) if with_grad else None
+
+    return per_row(states, head, score, spare=3, other=ref_head)
+
+
+def _normalise(logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities in `out`, and probabilities in the place of the logits.
+
+    In one way for both models: what a sum over the vocabulary rounds off (2e-5 in `log_softmax` on a CPU) is a
+    divergence where only one of them has it.
+    """
+    logps = torch.sub(logits, logits.amax(-1, keepdim=True), out=out)
+    total = torch.exp(logps, out=logits).sum(-1, keepdim=True)
+    logits.div_(total)
+    return logps.sub_(total.log())
+
+
 def per_row(
     states: torch.Tensor, head: OutputHead, score: Score, *, spare: int = 0, other: OutputHead | None = None
 ) -> torch.Tensor:
-    """Values of rows of logits, a few rows at a time.
+    """Values `(N,)`, float32, of rows of logits, a few rows at a time; gradients flow to states and head.
 
-    Args:
-        states: `(N, H)`, on the head's device.
-        head: What they are projected with.
-        score: What the values are. It is called anew in the backward pass and must give the same.
-        spare: Tensors like the logits that it needs to work with.
-        other: Another head that it reads; sharded (ZeRO-3), it is gathered once for all rows.
-
-    Returns:
-        `(N,)` float32. Memory is bounded by a chunk of logits and of each spare tensor, besides the states' gradient
-        and, for a head in half precision, a float32 copy of it; gradients flow to states and head.
+    Memory is bounded by a chunk of logits and of each of the `spare` tensors like it that `score` works with, besides
+    the states' gradient and, for a head in half precision, a float32 copy of it. `score` is called anew in the
+    backward pass and must give the same. `other`, a head that it reads, is gathered once for all rows (ZeRO-3).
     """
     pass_ = _Pass(head, score, spare, other, compute_dtype(states))
     return _PerRow.apply(states, head.weight, head.bias, pass_, torch.is_grad_enabled())

@@ -1,0 +1,96 @@
+"""Averages that do not depend on how rows are cut into batches and devices, for the loss of a step and for logs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+
+
+class RowAverages:
+    """Mixin before a `Trainer`: what is logged, and every metric of an evaluation, is a mean over rows or tokens."""
+
+    def record(
+        self,
+        averages: dict[str, tuple[torch.Tensor, torch.Tensor]],
+        extremes: dict[str, tuple[Callable[[list[float]], float], torch.Tensor]] | None = None,
+        tokens: torch.Tensor | None = None,
+    ) -> None:
+        """Add a batch of B rows, of all devices.
+
+        Args:
+            averages: Name -> `(B,)` sums of what is averaged, and `(B,)` counts. A "loss" is read in evaluation only,
+                where it replaces the mean over batches; in training the loop has its own.
+            extremes: Name -> `min` or `max`, and the `(B,)` values that it is of.
+            tokens: Attention mask, counted to TRL's `num_tokens`.
+        """
+        mode = self._mode
+        totals = self._totals[mode]
+        table = torch.stack([column.float() for pair in averages.values() for column in pair], dim=1)
+        if mode == "train":
+            sums = self.accelerator.gather(table.double().sum(0, keepdim=True))
+        else:  # rows that only fill the last batch of the processes up are left out
+            sums = self.accelerator.gather_for_metrics(table).double()
+        for name, (total, count) in zip(averages, sums.sum(0).reshape(-1, 2).tolist(), strict=True):
+            if mode == "eval" or name != "loss":
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = before[0] + total, before[1] + count
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        for name, (extreme, values) in (extremes or {}).items():
+            found = gather(values.float()).tolist()
+            totals[name] = extreme([*found, totals[name][0]] if name in totals else found), 1.0
+        if tokens is not None:
+            if mode == "train":
+                self._total_train_tokens += self.accelerator.gather(tokens.sum()).sum().item() // self._tp_size
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    @property
+    def _mode(self) -> Literal["train", "eval"]:
+        return "train" if self.model.training else "eval"
+
+    @property
+    def _totals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        return self.__dict__.setdefault("_totals_of_modes", {"train": {}, "eval": {}})
+
+    def _averages(self, mode: str) -> dict[str, float]:
+        averages = {name: total / count for name, (total, count) in self._totals[mode].items() if count}
+        self._totals[mode].clear()
+        return averages
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages since the last log, then log as the trainer does."""
+        if self.model.training:
+            logs.update(self._averages("train"))
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs) -> Any:
+        """As in `Trainer`, with the averages of this loop, its loss among them, as metrics."""
+        getattr(self, "_metrics", {"eval": {}})["eval"].clear()  # `predict` leaves TRL's behind, for it logs nothing
+        self._totals["eval"].clear()
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._averages("eval").items()})
+        return output
+
+
+class StepAverage(RowAverages):
+    """`RowAverages` whose items (rows, or scored tokens) also weigh the same in the loss of an optimizer step."""
+
+    # The loss is divided by the items of the whole step
+    loss_is_scaled_for_ga = True
+    _items_in_step: float = 0
+
+    def count_items(self, batch: dict[str, Any]) -> int:
+        """How many items of a batch the loss is a sum over."""
+        raise NotImplementedError
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        own = torch.tensor(sum(map(self.count_items, batches)), device=self.args.device)
+        self._items_in_step = self.accelerator.gather(own).sum().item()
+        return batches, num_items
+
+    def step_loss(self, total: torch.Tensor, items: int) -> torch.Tensor:
+        """What to return for a batch whose items have losses of this sum."""
+        if self.model.training and self._items_in_step:
+            # DDP averages gradients over processes; the sum over all items is divided by all items
+            return total * self.accelerator.num_processes / self._items_in_step
+        return total / max(1, items)
