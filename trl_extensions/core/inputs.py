@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .generation.types import GenerationParams
 
@@ -302,12 +302,14 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
 
 
 @dataclass
-class PromptArguments:
-    """Prompts, held-out prompts and how they are answered: the arguments of every method that samples outputs.
+class QueryArguments:
+    """Prompts, held-out prompts and how they are answered: the arguments of every method that samples.
 
     Raises:
         ValueError: A value outside its range, naming the field.
     """
+
+    _chats: ClassVar[bool] = False
 
     prompts: str | None = field(
         default=None,
@@ -320,20 +322,13 @@ class PromptArguments:
     prompt_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
     num_prompts: int | None = field(default=None, metadata={"help": "Use at most this many prompts."})
     num_eval_prompts: int = field(default=200, metadata={"help": "Prompts held out for evaluation."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message of every chat."})
-    plain_prompts: bool = field(
-        default=False, metadata={"help": "Continue prompts as they stand, even if the model has a chat template."}
-    )
-    greedy: bool = field(default=True, metadata={"help": "Sample one greedy output a prompt."})
-    num_samples: int = field(default=1, metadata={"help": "Random outputs a prompt, beside the greedy one."})
-    num_eval_samples: int = field(default=1, metadata={"help": "Random outputs a held-out prompt."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of random outputs."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of random outputs."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest output, in tokens."})
     stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end an output."})
 
     def __post_init__(self):
-        check_least(self, num_eval_prompts=2, num_samples=0, num_eval_samples=0, max_new_tokens=1)
+        check_least(self, num_eval_prompts=2, max_new_tokens=1)
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
         if isinstance(self.stop, str):
@@ -356,7 +351,7 @@ class PromptArguments:
             pattern=self.prompt_pattern,
             split=self.prompt_split,
             limit=self.num_prompts,
-            chats=True,
+            chats=self._chats,
         )
         if len(prompts) < self.num_eval_prompts + 1:
             raise ValueError(
@@ -365,6 +360,25 @@ class PromptArguments:
             )
         random.Random(seed).shuffle(prompts)
         return prompts[self.num_eval_prompts :], prompts[: self.num_eval_prompts]
+
+
+@dataclass
+class PromptArguments(QueryArguments):
+    """`QueryArguments` of the methods that sample outputs to prompts as they stand, whole chats included."""
+
+    _chats: ClassVar[bool] = True
+
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of every chat."})
+    plain_prompts: bool = field(
+        default=False, metadata={"help": "Continue prompts as they stand, even if the model has a chat template."}
+    )
+    greedy: bool = field(default=True, metadata={"help": "Sample one greedy output a prompt."})
+    num_samples: int = field(default=1, metadata={"help": "Random outputs a prompt, beside the greedy one."})
+    num_eval_samples: int = field(default=1, metadata={"help": "Random outputs a held-out prompt."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_least(self, num_samples=0, num_eval_samples=0)
 
 
 def check_least(arguments: Any, **least: int) -> None:

@@ -1,15 +1,13 @@
 # ruff: noqa: RUF009 (`_option` makes a field)
 """Settings of `SAMITrainer`, and of the SAMI commands beside those of the trainer, the model and the engine."""
 
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import SFTConfig
 
 from ..core.generation import parse_engine
-from ..core.generation.types import GenerationParams
-from ..core.inputs import Query, check_least, load_queries
+from ..core.inputs import QueryArguments, check_least
 from ..core.judge.pairwise import MODES
 from ..core.renamed import renamed
 from ..core.training.checks import reject_sft_settings
@@ -31,65 +29,46 @@ class SAMIConfig(SFTConfig):
         beta: Weight of KL(policy || original), in nats per response token of the matching pairs, added to the loss.
         logp_reduction: How token log-probabilities become a response's: `"mean"` per token (the published setting) or
             `"sum"` (makes the mutual information bound a true one; gradients grow with length).
-        prompt_template: For rows with `query` and `constitutions`: how they become a prompt, with the fields `{query}`
-            and `{constitution}`; one user message if the tokenizer has a chat template, else plain text. Default:
+        prompt_template: How rows with `query` and `constitutions` become a prompt, with the fields `{query}` and
+            `{constitution}`; one user message if the tokenizer has a chat template, else plain text. Default:
             `trl_extensions.sami.data.TRAINING_TEMPLATE`.
-        overlong_policy: What to do with a row whose longest prompt and longest response together exceed `max_length`
-            tokens: `"error"`, `"drop"` the row, or `"truncate"` its responses on the right (never the prompts). The
-            last two are counted and logged.
+        overlong_policy: For a row whose longest prompt and longest response together exceed `max_length` tokens:
+            `"error"`, `"drop"` the row, or `"truncate"` its responses on the right (never the prompts). The last two
+            are counted and logged.
         log_kl: Log KL to the original also when `beta` is 0. Costs a forward of the original over the matching pairs
             and, without PEFT, the memory of a second model.
         share_prefix: Lay each prompt out once with its C responses behind it: the same scores for C (P + C R) tokens a
             query instead of C^2 (P + R). Models that cannot do this exactly (sliding windows, attention kernels
             without masks of their own, ...) use one sequence per pair, and a log line says why.
         disable_dropout: Switch dropout off, so that all C x C scores of a query come from the same network.
-        guard_steps: Every this many steps, sample responses to held-out prompts (of `eval_dataset`) and look for
+        guard_steps: Every this many steps, sample responses to prompts of `eval_dataset` and look for
             over-optimisation; 0 is off.
         guard_num_queries: Held-out queries the guard samples for, each under all of its constitutions, greedily.
-        guard_max_new_tokens: Length limit of those samples, in tokens.
-        guard_stop: Strings that end those samples, for models without an end of their own.
+        guard_max_new_tokens, guard_stop: Length limit of those samples in tokens, and strings that end them.
         guard_max_kl: Stop training when KL to the original on the fresh samples exceeds this many nats per token.
-        guard_max_length_ratio: Stop when their mean length exceeds this multiple of what it was before training.
-        guard_min_length_ratio: Stop when it falls below this multiple.
-        guard_min_distinct_2: Stop when the share of distinct word pairs in them falls below this (repetition,
-            gibberish).
+        guard_max_length_ratio, guard_min_length_ratio: Stop when their mean length leaves these multiples of what it
+            was before training.
+        guard_min_distinct_2: Stop when the share of distinct word pairs in them falls below this (repetition).
 
     Raises:
         ValueError: A value outside its range or choices, or a setting of `SFTConfig` that SAMI cannot honour.
     """
 
     beta: float = _option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")
-    logp_reduction: str = _option(
-        "mean", "How token log-probabilities become a response's: mean per token, or sum.", "mean", "sum"
-    )
-    prompt_template: str | None = _option(
-        None, "Prompt for rows with `query` and `constitutions`; fields {query} and {constitution}."
-    )
-    overlong_policy: str = _option(
-        "error", "Rows longer than `max_length`: error, drop the row, or truncate its responses (never prompts).",
-        "error", "drop", "truncate",
-    )  # fmt: skip
+    logp_reduction: str = _option("mean", "Log-probability of a response: mean per token, or sum.", "mean", "sum")
+    prompt_template: str | None = _option(None, "Prompt of rows of parts; fields {query} and {constitution}.")
+    overlong_policy: str = _option("error", "For rows longer than `max_length`.", "error", "drop", "truncate")
     log_kl: bool = _option(True, "Log KL to the original also when `beta` is 0 (without PEFT: keeps a second model).")
-    share_prefix: bool = _option(
-        True, "Score all responses behind one copy of each prompt, where the model can do so exactly."
-    )
+    share_prefix: bool = _option(True, "Score all responses behind one copy of each prompt, where that is exact.")
     disable_dropout: bool = _option(True, "Switch dropout off in the policy.")
     guard_steps: int = _option(0, "Check fresh held-out samples for over-optimisation every N steps; 0 is off.")
     guard_num_queries: int = _option(4, "Held-out queries the guard samples for.")
     guard_max_new_tokens: int = _option(128, "Length limit of the guard's samples (tokens).")
     guard_stop: list[str] | None = _option(None, "Strings that end the guard's samples.")
-    guard_max_kl: float | None = _option(
-        None, "Stop when KL to the original on fresh samples exceeds this (nats per token)."
-    )
-    guard_max_length_ratio: float | None = _option(
-        None, "Stop when fresh samples are longer than this multiple of the untrained ones."
-    )
-    guard_min_length_ratio: float | None = _option(
-        None, "Stop when fresh samples are shorter than this multiple of the untrained ones."
-    )
-    guard_min_distinct_2: float | None = _option(
-        None, "Stop when the share of distinct word pairs in fresh samples falls below."
-    )
+    guard_max_kl: float | None = _option(None, "Stop above this KL to the original on fresh samples (nats per token).")
+    guard_max_length_ratio: float | None = _option(None, "Stop above this multiple of the untrained samples' length.")
+    guard_min_length_ratio: float | None = _option(None, "Stop below this multiple of the untrained samples' length.")
+    guard_min_distinct_2: float | None = _option(None, "Stop below this share of distinct word pairs in samples.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,13 +88,8 @@ class SAMIConfig(SFTConfig):
                 raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
         if self.guard_steps == 0 and any(getattr(self, name) is not None for name in limits):
             raise ValueError("A `guard_` limit is set but `guard_steps` is 0, so it would never be looked at.")
-        reject_sft_settings(
-            self,
-            "SAMI",
-            because="scores pairs of rows",
-            loss_type="leave it out",
-            rows="SAMI rows are tokenised by the trainer",
-        )
+        rows = "SAMI rows are tokenised by the trainer"
+        reject_sft_settings(self, "SAMI", because="scores pairs of rows", loss_type="leave it out", rows=rows)
 
 
 @renamed(
@@ -124,7 +98,7 @@ class SAMIConfig(SFTConfig):
     steps_first_round="steps_per_round", steps_growth="steps_per_round_increment",
 )  # fmt: skip
 @dataclass
-class SAMIArguments:
+class SAMIArguments(QueryArguments):
     """Queries (`prompts`), principles, sampling and rounds. One YAML serves `sample`, `train`, `evaluate` and `run`.
 
     The defaults of the rounds are the published ones (arXiv 2404.14313, section 4): batches of 128 queries, one
@@ -134,28 +108,15 @@ class SAMIArguments:
         ValueError: A value outside its range, naming the field.
     """
 
-    dataset_name: str | None = _option(
-        None, "train: rows to train on, a JSONL of `sample` or a data set with SAMI columns."
-    )
+    dataset_name: str | None = _option(None, "train: rows, a file of `sample` or a data set with SAMI's columns.")
     dataset_train_split: str = _option("train", "train: split of `dataset_name`.")
     eval_dataset_name: str | None = _option(None, "train: held-out rows, for `eval_strategy` and the guard.")
-    prompts: str | None = _option(None, "Queries: a .jsonl, .json or .csv file, or a data set on the hub.")
-    prompt_column: str | None = _option(None, "Column of the queries; guessed if left out.")
-    prompt_pattern: str | None = _option(
-        None, "Regular expression with one group that cuts the query out of the column."
-    )
-    prompt_split: str = _option("train", "Split of a data set on the hub.")
-    num_prompts: int | None = _option(None, "Use at most this many queries.")
     num_eval_prompts: int = _option(64, "Queries held out for evaluation.")
     max_new_tokens: int = _option(350, "Longest response, in tokens.")
     temperature: float = _option(0.0, "Sampling temperature; 0 is greedy.")
-    top_p: float = _option(1.0, "Nucleus sampling.")
-    stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end a response."})
     principles: str | None = _option(None, "YAML file of principles.")
     num_constitutions: int = _option(2, "Constitutions per query (C).")
-    sampling_template: str | None = _option(
-        None, "Prompt to sample training responses with; fields {query} and {constitution}."
-    )
+    sampling_template: str | None = _option(None, "Prompt of training responses; fields {query} and {constitution}.")
     keep_truncated: bool = _option(False, "Train on rows with a response that hit `max_new_tokens` before its end.")
     max_response_tokens: int | None = _option(None, "Drop rows with a response longer than this.")
     rounds: int = _option(3, "run: rounds of expert iteration.")
@@ -166,8 +127,8 @@ class SAMIArguments:
     original_model: str | None = _option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
     judge: str | None = _option(
         None,
-        "Judge each round's held-out responses against the original's: a model that runs in this process, or YAML "
-        "such as `{engine: endpoint, model: ..., base_url: ...}`.",
+        "Judges held-out responses against the original's: a model that runs in this process, or YAML such as "
+        "`{engine: endpoint, model: ..., base_url: ...}`.",
     )
     judge_mode: str = _option(
         "scores",
@@ -178,42 +139,17 @@ class SAMIArguments:
     judge_against: str | None = _option(None, "evaluate: eval_samples.jsonl of the model to judge against.")
 
     def __post_init__(self):
+        super().__post_init__()
         check_least(
             self, num_constitutions=2, rounds=1, effective_batch_size=1, steps_per_round=1,
-            steps_per_round_increment=0, eval_batch_tokens=1, judge_max_new_tokens=1, max_new_tokens=1,
-            num_eval_prompts=2,
+            steps_per_round_increment=0, eval_batch_tokens=1, judge_max_new_tokens=1,
         )  # fmt: skip
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
-        if isinstance(self.stop, str):
-            self.stop = [self.stop]
         if self.sampling_template is not None:
             check_template(self.sampling_template, "sampling_template")
         if self.judge_mode not in MODES:
             raise ValueError(f"`judge_mode` must be one of {', '.join(MODES)}, got {self.judge_mode!r}.")
         if self.judge is not None and not parse_engine(self.judge, "judge").arguments.engine_model:
             raise ValueError("`judge` names no model: add `model` to it.")
-
-    def params(self, seed: int) -> GenerationParams:
-        """How responses are sampled."""
-        return GenerationParams(self.max_new_tokens, self.temperature, self.top_p, tuple(self.stop), seed)
-
-    def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
-        """Training and held-out queries: one seeded shuffle, the first `num_eval_prompts` held out."""
-        queries = load_queries(
-            self.prompts,
-            column=self.prompt_column,
-            pattern=self.prompt_pattern,
-            split=self.prompt_split,
-            limit=self.num_prompts,
-        )
-        if len(queries) < self.num_eval_prompts + 2:
-            raise ValueError(
-                f"{self.prompts} holds {len(queries)} queries; with num_eval_prompts={self.num_eval_prompts} held out "
-                "at least 2 must be left for training: give more queries or lower `num_eval_prompts`."
-            )
-        random.Random(seed).shuffle(queries)
-        return queries[self.num_eval_prompts :], queries[: self.num_eval_prompts]
 
     def steps_of(self, round_: int) -> int:
         """Gradient steps of round 1, 2, ..."""

@@ -4,13 +4,13 @@ import logging
 import os
 import string
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..core.generation.types import Prompt
+from ..core.inputs import is_file, read_dataset, read_rows
 from ..core.runs.jsonl import read_jsonl
 from ..core.training.encoding import encode_completion, encode_prompt, end_token_id
 
@@ -74,16 +74,10 @@ def to_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
 
 
 def load_training_rows(source: str, split: str) -> Dataset:
-    """Rows to train on: the kept ones of a file `sample` wrote, or a data set with the trainer's columns.
-
-    Raises:
-        ValueError: A file that is not there, or holds nothing usable.
-    """
-    if not source.endswith(".jsonl"):
-        return load_dataset(source, split=split)
-    if not Path(source).is_file():
-        raise ValueError(f"{source}: there is no such file; run `trl-ext sami sample` first.")
-    rows = read_jsonl(source)
+    """Rows to train on: the kept ones of a file `sample` wrote, or a file or data set with the trainer's columns."""
+    if not is_file(source):
+        return read_dataset(source, split)
+    rows = list(read_rows(source))
     return to_dataset(load_rows(source)) if rows and "kept" in rows[0] else Dataset.from_list(rows)
 
 

@@ -35,7 +35,8 @@ _HEADER = """\
 # After editing, check the file with: trl-ext principles --check {file}
 """
 _PROMPTS = files("trl_extensions.sami").joinpath("prompts")
-_RETRY_TEMPERATURE = 0.7
+# So that a small model does not give what it gave before
+_RETRY_TEMPERATURE = 1.0
 _MAX_NAME_WORDS = 6
 
 
@@ -234,7 +235,7 @@ def write_principles(
     """Ask a model for principles with antitheses until there are enough of them.
 
     The first question is asked with `params` as they are; the next ones name what is already there, with another seed
-    and a temperature of at least 0.7, so that a model that failed once does not fail the same way again.
+    and a temperature of at least 1, so that a model that failed once does not fail the same way again.
 
     Args:
         engine: Any engine; it is given chat messages.

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.generation.sampling import completion_text
 from ..core.judge.win_rate import EQUAL_WITHIN
+from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
 from .data import load_rows
@@ -14,7 +15,7 @@ from .principles import constitution_label
 
 
 SIDE_BY_SIDE = 6
-_MOST_LABELS = 16
+_MOST_LABELS, _LINES = 16, 4  # constitutions in the table and in the figure
 
 
 def write_report(folder: Path) -> Path:
@@ -200,30 +201,24 @@ def _samples(report: RunReport, first: Path, last: Path) -> None:
 
 def draw_rounds(evaluations: list[dict[str, Any]], path: Path) -> None:
     """Two panels by round: the bound with standard errors under its ceiling log C, and mean length in tokens."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rounds = range(len(evaluations))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for name, label in (("mi_bound", "own responses"), ("fixed", "the original's responses")):
-        values = [e.get("fixed_responses", e)["mi_bound"] if name == "fixed" else e["mi_bound"] for e in evaluations]
-        left.errorbar(
-            rounds, [v["mean"] for v in values], [v["se"] for v in values], marker="o", capsize=3, label=label
-        )
-    left.axhline(evaluations[0]["max_bound"], color="gray", linestyle=":", label="log C")
-    left.set(xlabel="round", ylabel="MI bound (nats)", xticks=list(rounds))
-    left.legend(fontsize=8)
-    for label in list(evaluations[0]["length_by_constitution"])[:4]:
-        lengths = [e["length_by_constitution"].get(label, {"mean": math.nan})["mean"] for e in evaluations]
-        right.plot(rounds, lengths, marker=".", linewidth=1, label=label)
-    right.plot(rounds, [e["length"] for e in evaluations], marker="o", color="black", label="all")
-    right.set(xlabel="round", ylabel="response length (tokens)", xticks=list(rounds), ylim=(0, None))
-    right.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    figure, (bounds, lengths) = plots.panels(2)
+    own = [_estimate(e["mi_bound"]) for e in evaluations]
+    fixed = [_estimate(e.get("fixed_responses", e)["mi_bound"]) for e in evaluations]
+    plots.line_plot(bounds, {"own responses": (rounds, own), "the original's responses": (rounds, fixed)})
+    bounds.axhline(evaluations[0]["max_bound"], color=plots.BEFORE, linestyle=":", label="log C")
+    bounds.set(xlabel="round", ylabel="MI bound (nats)", xticks=rounds)
+    by_label = [e["length_by_constitution"] for e in evaluations]
+    means = {label: [own.get(label, {}).get("mean") for own in by_label] for label in list(by_label[0])[:_LINES]}
+    means["all"] = [e["length"] for e in evaluations]
+    colours = dict(zip(means, plots.COLOURS[2:], strict=False))
+    plots.line_plot(lengths, {label: (rounds, own) for label, own in means.items()}, colours=colours)
+    lengths.set(xlabel="round", ylabel="response length (tokens)", xticks=rounds, ylim=(0, None))
+    plots.save(figure, path)
+
+
+def _estimate(value: dict[str, float]) -> dict[str, float]:
+    return {"value": value["mean"], "low": value["mean"] - value["se"], "high": value["mean"] + value["se"]}
 
 
 def _json(path: Path) -> Any:

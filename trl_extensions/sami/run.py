@@ -27,7 +27,7 @@ from .config import SAMIArguments, SAMIConfig
 from .data import TRAINING_TEMPLATE, load_rows, load_training_rows, to_dataset
 from .evaluation import evaluate_rows, forget_other_judges, judge_samples
 from .principles import Principle, load_principles
-from .report import write_report
+from .report import summary_of, write_report
 from .sampling import EVERYTHING_BUT_EMPTY, ResponseFilters, SamplingReport, sample_rows
 from .trainer import SAMITrainer
 
@@ -86,7 +86,13 @@ class SAMIRun(Run):
 
     def queries(self) -> tuple[list[Query], list[Query]]:
         """Training and held-out queries."""
-        return self.args.load_prompts(self.config.seed)
+        training, held_out = self.args.load_prompts(self.config.seed)
+        if len(training) < 2:
+            raise ValueError(
+                f"{self.args.prompts}: with num_eval_prompts={self.args.num_eval_prompts} queries held out at least 2 "
+                "must be left for training: give more queries or lower `num_eval_prompts`."
+            )
+        return training, held_out
 
     def training_half(self, round_: int) -> list[Query]:
         """The queries of a round: two halves that take turns."""
@@ -184,6 +190,9 @@ class SAMIRun(Run):
 
     def write_report(self) -> Path:
         return write_report(self.folder)
+
+    def summary(self, report: Path) -> str:
+        return summary_of(report)
 
     def _sample_round(self, round_: int) -> None:
         """Sample training rows from the model of the round before, on this round's half of the queries."""
