@@ -13,8 +13,7 @@ from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollatorMixin
 
-from .._compat import pad
-from ..core.training.encoding import end_token_id
+from ..core.training.encoding import end_token_id, pad_rows
 from .weighted_loss import LOSS_WEIGHTS, WEIGHT_BY, Pair, RowWeighing, count_pairs, mean_one, raw_weight, read_pair
 
 
@@ -122,18 +121,14 @@ class DataCollatorForCodecLM(DataCollatorMixin):
         names = [f"row {place} of the batch" for place in range(len(examples))]
         encoded = [_of_row(self._encode, row, name) for row, name in zip(examples, names, strict=True)]
         batch = {
-            "input_ids": self._pad([ids for ids, _ in encoded], self._pad_id),
-            "attention_mask": self._pad([[1] * len(ids) for ids, _ in encoded], 0),
-            "labels": self._pad([labels for _, labels in encoded], IGNORED),
+            "input_ids": pad_rows([ids for ids, _ in encoded], self._pad_id, self.pad_to_multiple_of),
+            "attention_mask": pad_rows([[1] * len(ids) for ids, _ in encoded], 0, self.pad_to_multiple_of),
+            "labels": pad_rows([labels for _, labels in encoded], IGNORED, self.pad_to_multiple_of),
         }
         if self.weight_by is not None:
             raw = [self._raw(row, name) for row, name in zip(examples, names, strict=True)]
             batch[LOSS_WEIGHTS] = torch.tensor(self._rescaled(raw), dtype=torch.float32)
         return batch
-
-    def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
-        tensors = [torch.tensor(row) for row in rows]
-        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
 
     # Weights
 

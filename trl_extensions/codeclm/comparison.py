@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..core.generation.sampling import COLUMNS, as_prompt, completion_text, sample_outputs
+from ..core.generation.replies import without_thoughts
+from ..core.generation.sampling import as_prompt
 from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.inputs import Query
 from ..core.judge.pairwise import Judgment, Pair, PairwiseJudge, summarise
@@ -16,6 +17,7 @@ from ..core.judge.win_rate import LOSS, TIE, WIN, check_outcomes, win_rate
 from ..core.modeling.batches import free_memory
 from ..core.runs.jsonl import read_jsonl, write_jsonl
 from ..core.runs.report import write_atomically
+from ..core.runs.resumable import map_rows
 from ..core.stats import bootstrap_ratio, wilson
 
 
@@ -23,6 +25,7 @@ PLAYERS = ("strong", "before", "after")
 """Whose answers are compared: the strong model's, the target's before training, the target's after it."""
 
 _MATCHES = {"before": ("before", "strong"), "after": ("after", "strong"), "after_vs_before": ("after", "before")}
+_COUNTED = ("ties", "unread", "equal", "contradictions", "contradiction_share", "first_place_share")
 _OUTCOMES = {"first": WIN, "tie": TIE, "second": LOSS}
 
 
@@ -32,22 +35,18 @@ def compare(
     engines: Mapping[str, Callable[[], GenerationEngine]],
     judge: Callable[[], PairwiseJudge],
     params: GenerationParams,
-    *,
-    system_prompt: str | None = None,
 ) -> dict[str, Any]:
     """Let three models answer, judge the answers in pairs, and write what came of it.
 
-    Files in `folder`: `answers_<player>.jsonl` (appended to as answers come, with their settings beside them),
-    `judgments.jsonl`, and `comparison.json`, which is returned; see `summary`. The same call again goes on where it
-    stopped, and loads no engine whose answers are all there. What the judge said is in the call log it was made with.
+    Files in `folder`: `answers_<player>.jsonl`, `judgments.jsonl`, and `comparison.json`, which is returned; see
+    `summary`. The same call again goes on where it stopped, and loads no engine whose answers are all there.
 
     Args:
         folder: Made if missing.
         queries: Benchmark prompts, distinct.
         engines: For each of `PLAYERS`, what loads its engine. One is in memory at a time.
         judge: Makes the judge, after all answers are there.
-        params: How answers are decoded: greedily, or one sample at a temperature.
-        system_prompt: First message of every chat.
+        params: How answers are decoded.
 
     Raises:
         ValueError: No queries, a player without engine, or answers that were made with other settings.
@@ -56,15 +55,12 @@ def compare(
         raise ValueError("there are no benchmark prompts, so nothing can be compared: give some.")
     if missing := [name for name in PLAYERS if name not in engines]:
         raise ValueError(f"no engine answers for {missing[0]!r}: give one for each of {', '.join(PLAYERS)}.")
-    answers = {
-        name: answer(folder / f"answers_{name}.jsonl", queries, engines[name], params, system_prompt=system_prompt)
-        for name in PLAYERS
-    }
-    prompts = {query.id: as_prompt(query, system_prompt, True) for query in queries}
+    prompts = [{"id": query.id, "prompt": as_prompt(query, None, True)} for query in queries]
+    answers = {name: answer(folder / f"answers_{name}.jsonl", prompts, engines[name], params) for name in PLAYERS}
     pairs = [
-        Pair(f"{match}/{id_}", prompts[id_], answers[one][id_]["text"], answers[other][id_]["text"])
+        Pair(f"{match}/{row['id']}", row["prompt"], answers[one][row["id"]]["text"], answers[other][row["id"]]["text"])
         for match, (one, other) in _MATCHES.items()
-        for id_ in prompts
+        for row in prompts
     ]
     own_judge = judge()
     judgments = own_judge.judge(pairs)
@@ -76,52 +72,23 @@ def compare(
 
 
 def answer(
-    path: Path,
-    queries: Sequence[Query],
-    engine: Callable[[], GenerationEngine],
-    params: GenerationParams,
-    *,
-    system_prompt: str | None = None,
+    path: Path, prompts: list[dict[str, Any]], engine: Callable[[], GenerationEngine], params: GenerationParams
 ) -> dict[str, dict[str, Any]]:
-    """One answer to each query: those in the file, and what is missing from the engine, which is else not loaded.
+    """By id of each of the rows of `prompts` one answer: `text`, without thoughts, and `truncated`. Those in the file
+    stay, and `engine` is only loaded for others."""
 
-    Args:
-        path: A `.jsonl` file of `core.sampling.sample_outputs`.
-        queries: What is to be answered.
-        engine: Loads the engine.
-        params: How to decode.
-        system_prompt: First message of every chat.
+    def make(rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, own in engine().generate([row["prompt"] for row in rows], params):
+            text, truncated = without_thoughts(own.text).strip(), own.finish_reason != "stop"
+            yield place, {"prompt": rows[place]["prompt"], "text": text, "truncated": truncated}
 
-    Returns:
-        From the id of a query to `text` and `truncated`, whether the token limit cut it off.
-
-    Raises:
-        ValueError: The file was made with other settings or other queries.
-    """
-    if not _is_complete(path, queries, params, system_prompt):
-        report = sample_outputs(
-            engine(),
-            queries,
-            params,
-            path,
-            greedy=not params.temperature,
-            num_samples=1 if params.temperature else 0,
-            system_prompt=system_prompt,
-        )
-        print(report.summary)
-        free_memory()
-    return {
-        query.id: {"text": completion_text(row["completion"]), "truncated": row["truncated"]}
-        for query, row in zip(queries, _rows_of(path, queries), strict=True)
-    }
+    map_rows(prompts, make, path, settings={"params": params.as_dict()}, desc=path.stem, same=["prompt"])
+    free_memory()
+    return {row["id"]: row for row in read_jsonl(path)}
 
 
 def summary(judgments: Iterable[Judgment], answers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The numbers of `comparison.json`.
-
-    Args:
-        judgments: With ids `<match>/<id of the query>`; first is the model named first.
-        answers: As `answer` returns them, by player.
+    """The numbers of `comparison.json`, of judgments with ids `<match>/<id of the query>`.
 
     Returns:
         JSON-ready. `prompts`; `before` and `after`, the target against the strong model: `crr`, the share of judged
@@ -154,10 +121,8 @@ def summary(judgments: Iterable[Judgment], answers: Mapping[str, Mapping[str, Ma
 
 
 def capacity_recovery(outcomes: Sequence[float], *, confidence: float = 0.95) -> dict[str, Any]:
-    """Capacity recovery ratio of a target model against a strong one (arXiv 2404.05875, section 5.1).
-
-    (wins + ties) / all, with Wilson's interval. A judge that contradicts itself makes ties, and ties count: read the
-    ratio beside the share of contradictions.
+    """Capacity recovery ratio of a target model against a strong one, (wins + ties) / all, with Wilson's interval
+    (arXiv 2404.05875, section 5.1).
 
     Args:
         outcomes: Of the target model: 1 win, 0.5 tie, 0 loss.
@@ -187,8 +152,7 @@ def _outcome(judgments: list[Judgment], share: str) -> dict[str, Any]:
         **result,
         "wins": counts["first"],
         "losses": counts["second"],
-        **{name: counts[name] for name in ("ties", "unread", "equal", "contradictions")},
-        **{name: counts[name] for name in ("contradiction_share", "first_place_share")},
+        **{name: counts[name] for name in _COUNTED},
         "margin": _margin(judgments),
     }
 
@@ -212,21 +176,3 @@ def _change(before: Mapping[str, Judgment], after: Mapping[str, Judgment]) -> di
         return {"crr": float(differences[0]) if read else None, "interval": None, "judged": len(read)}
     interval = bootstrap_ratio(differences, [1.0] * len(read))
     return {"crr": sum(differences) / len(read), "interval": list(interval), "judged": len(read)}
-
-
-def _is_complete(path: Path, queries: Sequence[Query], params: GenerationParams, system_prompt: str | None) -> bool:
-    """Whether every answer is in the file and was decoded like this; if not, it is for `sample_outputs` to say why."""
-    settings = path.with_name(f"{path.stem}.settings.json")
-    try:
-        written = json.loads(settings.read_text(encoding="utf-8"))
-        found = len(_rows_of(path, queries))
-    except (OSError, ValueError):
-        return False
-    asked = json.loads(json.dumps({"params": params.as_dict(), "system_prompt": system_prompt}))
-    return found == len(queries) and asked == {name: written.get(name) for name in asked}
-
-
-def _rows_of(path: Path, queries: Sequence[Query]) -> list[dict[str, Any]]:
-    """The rows that answer the queries, in their order."""
-    rows = {row["id"].rpartition("-")[0]: row for row in read_jsonl(path, required=COLUMNS)}
-    return [rows[query.id] for query in queries if query.id in rows]
