@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from trl_extensions.cli.sami import _parse
+from trl_extensions.cli.sami import METHOD
 from trl_extensions.core.runs.report import RunReport
 from trl_extensions.sami.data import prepare_rows
 from trl_extensions.sami.run import SAMIRun
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         at = argv.index("--round")
         round_ = int(argv[at + 1])
         argv = argv[:at] + argv[at + 2 :]
-    run = _parse("run", argv)
+    run = METHOD.parse("run", argv)
     round_ = round_ or run.args.rounds
     folder = run.folder / f"sft_round_{round_}"
     train_sft(run, round_, folder)

@@ -19,12 +19,8 @@ from trl_extensions import (
     WeakToStrongSFTTrainer,
     WeakToStrongTrainer,
 )
-from trl_extensions.cli.codeclm import _parser as codeclm_parser
-from trl_extensions.cli.dispatch import peek
-from trl_extensions.cli.sami import _parser as sami_parser
-from trl_extensions.cli.tnt import _parser as tnt_parser
-from trl_extensions.cli.w2s import _form as w2s_form
-from trl_extensions.cli.w2s import _parser as w2s_parser
+from trl_extensions.cli import codeclm, sami, tnt, w2s
+from trl_extensions.cli.method import peek
 from trl_extensions.codeclm.pipeline.metadata import load_metadata
 from trl_extensions.codeclm.pipeline.seeds import load_seeds
 from trl_extensions.codeclm.pipeline.templates import PROMPTS, load_template
@@ -94,7 +90,7 @@ def on_cpu(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", of_method("sami"), ids=name_of)
 def test_sami_recipe(path, tiny_model_dir, on_cpu):
-    run = SAMIRun(*sami_parser("run").parse_args_and_config(["--config", str(path), *on_cpu]))
+    run = SAMIRun(*sami.METHOD.parser("run", []).parse_args_and_config(["--config", str(path), *on_cpu]))
     run.model_args.model_name_or_path = str(tiny_model_dir)
     assert len(sample_constitutions(run.principles(), run.args.num_constitutions, seed=0, key="x")) == 2
     assert run.args.effective_batch_size % run.config.per_device_train_batch_size == 0
@@ -116,7 +112,7 @@ def deep_model_dir(tiny_model_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("path", of_method("tnt"), ids=name_of)
 def test_tnt_recipe(path, deep_model_dir, on_cpu):
-    run = TNTRun(*tnt_parser("run").parse_args_and_config(["--config", str(path), *on_cpu]))
+    run = TNTRun(*tnt.METHOD.parser("run", []).parse_args_and_config(["--config", str(path), *on_cpu]))
     run.model_args.model_name_or_path = str(deep_model_dir)
     assert run.annotators()
     if run.args.prompts and run.args.prompts.startswith("recipes/"):
@@ -136,27 +132,26 @@ W2S_ROWS = {
 @pytest.mark.parametrize("path", of_method("w2s"), ids=name_of)
 def test_w2s_recipe(path, tiny_model_dir, on_cpu):
     argv = ["--config", str(path), *on_cpu]
-    form = w2s_form(argv)
-    parsed = w2s_parser("run", form).parse_args_and_config(argv)
+    parsed = w2s.METHOD.parser("run", argv).parse_args_and_config(argv)
     args, config, model_args = parsed[0], parsed[-2], parsed[-1]
-    assert args.form == form
+    task = args.task
     assert all(split_layers(name) for name in [model_args.model_name_or_path, *args.weak_models])
     if args.examples and args.examples.startswith("recipes/"):
         run = WeakToStrongRun(*parsed)
-        run.check_inputs()
+        run.check()
         assert {row.label for row in run.test_examples()} == {0, 1}
     trainer_class = {
         "classification": WeakToStrongTrainer,
         "reward": WeakToStrongRewardTrainer,
         "generation": WeakToStrongSFTTrainer,
-    }[form]
+    }[task]
     model_args.model_name_or_path, model_args.lora_task_type = str(tiny_model_dir), "SEQ_CLS"
-    trainer = build_trainer(trainer_class, model_args, config, Dataset.from_list(W2S_ROWS[form]), None)
+    trainer = build_trainer(trainer_class, model_args, config, Dataset.from_list(W2S_ROWS[task]), None)
     assert type(trainer) is trainer_class
     trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     if model_args.use_peft:
         assert all("lora_" in name or "score" in name for name in trainable)
-    if form != "generation":
+    if task != "generation":
         assert any("score" in name for name in trainable)
     assert bool(model_args.load_in_4bit) == getattr(trainer.model, "is_loaded_in_4bit", False)
 
@@ -173,7 +168,7 @@ def test_codeclm_recipe(path, tiny_model_dir, on_cpu, tmp_path, monkeypatch):
     if not peek(argv, "seeds") and not peek(argv, "metadata"):  # the user's own
         write_rows(tmp_path / "seeds.jsonl", [{"instruction": "Write a line that greets a new neighbour."}])
         argv += ["--seeds", str(tmp_path / "seeds.jsonl")]
-    run = CodecLMRun(*codeclm_parser("run", argv).parse_args_and_config(argv))
+    run = CodecLMRun(*codeclm.METHOD.parser("run", argv).parse_args_and_config(argv))
     run.check_inputs()
     assert {"strong", "target", "scorer", "judge"} <= set(run.engines().specs)
     if run.config.metadata:

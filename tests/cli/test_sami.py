@@ -8,9 +8,9 @@ import sys
 import yaml
 
 from tests.sami.test_run import arguments, files  # noqa: F401 (fixtures)
-from trl_extensions.cli.launch import split_launch_arguments
 from trl_extensions.cli.main import main
-from trl_extensions.cli.sami import _parse, _parser
+from trl_extensions.cli.method import split_launch_arguments
+from trl_extensions.cli.sami import METHOD
 
 
 def error_of(capsys, argv) -> str:
@@ -53,11 +53,11 @@ class TestStrictness:
         pairs = dict(zip(given[::2], given[1::2], strict=True))
         config = {name[2:]: value if value == "no" else yaml.safe_load(value) for name, value in pairs.items()}
         (files / "c.yaml").write_text(yaml.safe_dump(config))
-        by_yaml, by_line = _parse("run", ["--config", str(files / "c.yaml")]), _parse("run", given)
+        by_yaml, by_line = METHOD.parse("run", ["--config", str(files / "c.yaml")]), METHOD.parse("run", given)
         assert by_yaml.args == by_line.args and by_yaml.model_args == by_line.model_args
         assert by_yaml.config.to_dict() == by_line.config.to_dict()
         # the command line wins over the file
-        assert _parse("run", ["--config", str(files / "c.yaml"), "--rounds", "5"]).args.rounds == 5
+        assert METHOD.parse("run", ["--config", str(files / "c.yaml"), "--rounds", "5"]).args.rounds == 5
 
 
 def test_sample_train_evaluate(arguments, files, capsys):  # noqa: F811
@@ -80,7 +80,7 @@ def test_sample_train_evaluate(arguments, files, capsys):  # noqa: F811
 def test_train_without_rows(arguments, files, capsys):  # noqa: F811
     assert "`train` needs `dataset_name`" in error_of(capsys, ["train", *arguments()])
     message = error_of(capsys, ["train", *arguments(), "--dataset_name", files / "none.jsonl"])
-    assert "there is no such file" in message
+    assert "no such file" in message
 
 
 class TestLaunching:
@@ -88,16 +88,16 @@ class TestLaunching:
         (files / "accelerate.yaml").write_text("distributed_type: MULTI_GPU\n")
         own = arguments()
         extra = ["--accelerate_config", str(files / "accelerate.yaml"), "--num_processes", "2"]
-        launch, rest = split_launch_arguments(_parser("train"), own[:4] + extra + own[4:])
+        launch, rest = split_launch_arguments(METHOD.parser("train", []), own[:4] + extra + own[4:])
         assert rest == own
         assert launch == ["--config_file", str(files / "accelerate.yaml"), "--num_processes", "2"]
 
     def test_trl_names_are_known(self, arguments):  # noqa: F811
-        launch, _ = split_launch_arguments(_parser("train"), [*arguments(), "--accelerate_config", "fsdp2"])
+        launch, _ = split_launch_arguments(METHOD.parser("train", []), [*arguments(), "--accelerate_config", "fsdp2"])
         assert launch[0] == "--config_file" and launch[1].endswith("fsdp2.yaml")
 
     def test_nothing_to_launch(self, arguments):  # noqa: F811
-        assert split_launch_arguments(_parser("train"), arguments()) == ([], arguments())
+        assert split_launch_arguments(METHOD.parser("train", []), arguments()) == ([], arguments())
 
     def test_two_processes_train_every_round(self, arguments, files):  # noqa: F811
         (files / "accelerate.yaml").write_text(

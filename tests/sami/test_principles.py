@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from trl_extensions.cli.principles import main
+from trl_extensions.cli.sami import principles as main
 from trl_extensions.core.generation.replies import read_reply
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.runs.jsonl import read_jsonl

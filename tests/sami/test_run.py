@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_extensions.cli.sami import _parse
+from trl_extensions.cli.sami import METHOD
 from trl_extensions.core.runs.jsonl import read_jsonl
 
 
@@ -68,7 +68,7 @@ def results(folder: Path) -> dict:
 
 class TestWholeRun:
     def test_two_rounds(self, arguments, files):
-        run = _parse("run", arguments())
+        run = METHOD.parse("run", arguments())
         report = run.execute()
         folder = files / "run"
         data = json.loads((folder / "report.json").read_text())
@@ -91,7 +91,7 @@ class TestWholeRun:
         assert "2404.14313" in (folder / "round_2" / "model" / "README.md").read_text()
 
     def test_queries_are_split_once(self, arguments):
-        run = _parse("run", arguments())
+        run = METHOD.parse("run", arguments())
         training, held_out = run.queries()
         first, second, third = (run.training_half(round_) for round_ in (1, 2, 3))
         assert len(held_out) == 4 and len(first) == len(second) == 10
@@ -101,13 +101,13 @@ class TestWholeRun:
         assert not {q.id for q in training} & {q.id for q in held_out}
 
     def test_second_round_samples_from_the_first_rounds_model(self, arguments, files):
-        run = _parse("run", arguments(learning_rate=1.0))
+        run = METHOD.parse("run", arguments(learning_rate=1.0))
         run.execute()
         settings = json.loads((files / "run" / "round_2" / "samples.settings.json").read_text())
         assert str(files / "run" / "round_1" / "model") in settings["engine"]
 
     def test_full_fine_tuning_keeps_a_separate_original(self, arguments, files):
-        run = _parse("run", arguments(use_peft=False, rounds=1))
+        run = METHOD.parse("run", arguments(use_peft=False, rounds=1))
         run.execute()
         data = json.loads((files / "run" / "report.json").read_text())
         assert (files / "run" / "round_1" / "model" / "model.safetensors").exists()
@@ -116,20 +116,20 @@ class TestWholeRun:
 
 class TestResuming:
     def test_done_stages_are_left_alone_and_a_run_can_grow(self, arguments, files):
-        _parse("run", arguments(rounds=1)).execute()
+        METHOD.parse("run", arguments(rounds=1)).execute()
         before = digests(files / "run")
-        _parse("run", arguments(rounds=1)).execute()
+        METHOD.parse("run", arguments(rounds=1)).execute()
         assert digests(files / "run") == before
-        _parse("run", arguments(rounds=2)).execute()
+        METHOD.parse("run", arguments(rounds=2)).execute()
         after = digests(files / "run")
         assert {name: after[name] for name in before if name.startswith("round_")} == {
             name: digest for name, digest in before.items() if name.startswith("round_")
         }
 
     def test_stopped_before_every_stage(self, arguments, files):
-        _parse("run", arguments("whole")).execute()
+        METHOD.parse("run", arguments("whole")).execute()
         for _ in range(20):
-            run = _parse("run", arguments("pieces"))
+            run = METHOD.parse("run", arguments("pieces"))
             performed = []
 
             def one_stage(name, round_, run=run, performed=performed):
@@ -147,27 +147,27 @@ class TestResuming:
         assert results(files / "pieces") == results(files / "whole")
 
     def test_stopped_inside_sampling_with_a_half_written_line(self, arguments, files):
-        _parse("run", arguments("whole")).execute()
-        _until(_parse("run", arguments("pieces")), "train", 1)
+        METHOD.parse("run", arguments("whole")).execute()
+        _until(METHOD.parse("run", arguments("pieces")), "train", 1)
         path = files / "pieces" / "round_1" / "samples.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2])
         (files / "pieces" / "round_1" / "sampling.json").unlink()
-        _parse("run", arguments("pieces")).execute()
+        METHOD.parse("run", arguments("pieces")).execute()
         assert results(files / "pieces") == results(files / "whole")
 
     def test_other_settings_are_refused_by_name(self, arguments, files):
-        _until(_parse("run", arguments()), "evaluate", 1)
+        _until(METHOD.parse("run", arguments()), "evaluate", 1)
         before = digests(files / "run")
         with pytest.raises(ValueError, match=r"learning_rate was 0\.01, now 0\.02"):
-            _parse("run", arguments(learning_rate=0.02)).execute()
+            METHOD.parse("run", arguments(learning_rate=0.02)).execute()
         with pytest.raises(ValueError, match="max_new_tokens was 8, now 9"):
-            _parse("run", arguments(max_new_tokens=9)).execute()
+            METHOD.parse("run", arguments(max_new_tokens=9)).execute()
         assert digests(files / "run") == before
 
     def test_training_may_change_until_a_round_is_trained(self, arguments, files):
-        _until(_parse("run", arguments()), "train", 1)
-        _parse("run", arguments(learning_rate=0.02, max_length=200)).execute()
+        _until(METHOD.parse("run", arguments()), "train", 1)
+        METHOD.parse("run", arguments(learning_rate=0.02, max_length=200)).execute()
         state = json.loads((files / "run" / "round_1" / "train" / "trainer_state.json").read_text())
         assert state["log_history"][0]["learning_rate"] == 0.02
 
@@ -179,22 +179,22 @@ class TestResuming:
             "rounds": 1,
             "effective_batch_size": 1,
         }
-        _parse("run", arguments("whole", **settings)).execute()
-        _parse("run", arguments("pieces", **settings)).execute()
+        METHOD.parse("run", arguments("whole", **settings)).execute()
+        METHOD.parse("run", arguments("pieces", **settings)).execute()
         folder = files / "pieces" / "round_1"
         shutil.rmtree(folder / "model")
         (folder / "evaluation.json").unlink()
         (folder / "eval_sampling.json").unlink()
         (folder / "eval_samples.jsonl").unlink()
         (folder / "train" / "checkpoint-3" / "trainer_state.json").write_text('{"half')
-        _parse("run", arguments("pieces", **settings)).execute()
+        METHOD.parse("run", arguments("pieces", **settings)).execute()
         assert results(files / "pieces")["report"]["rise"] == results(files / "whole")["report"]["rise"]
 
     def test_edited_principles_are_refused(self, arguments, files):
-        _until(_parse("run", arguments()), "sample", 1)
+        _until(METHOD.parse("run", arguments()), "sample", 1)
         (files / "principles.yaml").write_text(PRINCIPLES.replace("Be brief.", "Be very brief."))
         with pytest.raises(ValueError, match="made with other settings: principles_in_file"):
-            _parse("run", arguments()).execute()
+            METHOD.parse("run", arguments()).execute()
 
 
 def _until(run, name: str, round_: int) -> None:
@@ -229,7 +229,7 @@ class TestBadInput:
     )
     def test_one_line_before_anything_is_lost(self, arguments, changes, message):
         with pytest.raises(ValueError, match=message) as caught:
-            _parse("run", arguments(**changes)).execute()
+            METHOD.parse("run", arguments(**changes)).execute()
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("missing", ["prompts", "principles", "model_name_or_path"])
@@ -237,4 +237,4 @@ class TestBadInput:
         given = arguments()
         at = given.index(f"--{missing}")
         with pytest.raises(ValueError, match=f"`{missing}` is missing"):
-            _parse("run", given[:at] + given[at + 2 :]).execute()
+            METHOD.parse("run", given[:at] + given[at + 2 :]).execute()

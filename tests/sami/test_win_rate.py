@@ -10,7 +10,7 @@ import trl_extensions.sami.evaluation as module
 from tests.core.judges import RuleJudge, shorter
 from tests.sami.test_run import arguments, digests, files  # noqa: F401 (fixtures)
 from trl_extensions.cli.main import main
-from trl_extensions.cli.sami import _parse
+from trl_extensions.cli.sami import METHOD
 from trl_extensions.core.generation.client import ResponseCache
 from trl_extensions.core.judge.pairwise import PairwiseJudge
 from trl_extensions.core.runs.report import RunReport
@@ -154,13 +154,13 @@ def expected(folder):
 class TestRun:
     def test_judged_afterwards_resumed_and_judged_again(self, arguments, files, judges):  # noqa: F811
         settings = {"rounds": 1, "learning_rate": 0.05}
-        report = _parse("run", arguments(**settings)).execute()
+        report = METHOD.parse("run", arguments(**settings)).execute()
         assert "Win rate" not in report.read_text()
         folder = files / "run"
         before = digests(folder)
 
         # a judge may be named after the fact; nothing but its own stage is done
-        run = _parse("run", arguments(**settings, judge="some/judge"))
+        run = METHOD.parse("run", arguments(**settings, judge="some/judge"))
         with only_judging(run) as perform:
             report = run.execute(perform)
         result = json.loads((folder / "round_1" / "win_rate.json").read_text())
@@ -169,7 +169,8 @@ class TestRun:
         assert result["pairs"] == 8 and result["queries"] == 4 and result["judge"]["model"] == "some/judge"
         assert "## Win rate against the original" in report.read_text()
         assert json.loads((folder / "report.json").read_text())["rounds"][1]["win_rate"] == result
-        calls = len(ResponseCache(folder / "judge_calls.sqlite"))
+        with ResponseCache(folder / "judge_calls.sqlite") as cache:
+            calls = len(cache)
         assert calls == len(judges[0].questions) == 2 * (8 - result["equal"])
         after = digests(folder)
         own = {"round_1/win_rate.json", "judge_calls.sqlite", "report.md", "report.json"}
@@ -179,19 +180,19 @@ class TestRun:
 
         # lost before it was written: the calls are not made again
         (folder / "round_1" / "win_rate.json").unlink()
-        _parse("run", arguments(**settings, judge="some/judge")).execute()
+        METHOD.parse("run", arguments(**settings, judge="some/judge")).execute()
         assert judges[1].questions == [] and digests(folder) == after
 
         # another judge judges again, and the first one's calls are still there
-        _parse("run", arguments(**settings, judge="other/judge")).execute()
+        METHOD.parse("run", arguments(**settings, judge="other/judge")).execute()
         assert len(judges[2].questions) == calls
         assert json.loads((folder / "round_1" / "win_rate.json").read_text())["judge"]["model"] == "other/judge"
-        _parse("run", arguments(**settings, judge="some/judge")).execute()
+        METHOD.parse("run", arguments(**settings, judge="some/judge")).execute()
         assert judges[3].questions == []
         assert json.loads((folder / "round_1" / "win_rate.json").read_text()) == result
 
         # without a judge nothing is judged and nothing lost
-        _parse("run", arguments(**settings)).execute()
+        METHOD.parse("run", arguments(**settings)).execute()
         assert len(judges) == 4 and (folder / "round_1" / "win_rate.json").exists()
 
     def test_evaluate(self, arguments, files, judges, capsys):  # noqa: F811
@@ -209,7 +210,7 @@ class TestArguments:
     def test_a_dict_in_the_recipe(self, arguments, files):  # noqa: F811
         judge = {"engine": "endpoint", "model": "m", "base_url": "http://localhost:1/v1"}
         (files / "c.yaml").write_text(yaml.safe_dump({"judge": judge, "judge_mode": "verdict"}))
-        run = _parse("run", ["--config", str(files / "c.yaml"), *arguments()])
+        run = METHOD.parse("run", ["--config", str(files / "c.yaml"), *arguments()])
         assert run.args.judge == judge
         settings = module.judge_settings(run.args)
         assert (settings["engine"], settings["model"], settings["mode"]) == ("endpoint", "m", "verdict")

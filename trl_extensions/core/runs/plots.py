@@ -88,7 +88,7 @@ def line_plot(
 def scatter(
     axes: Axes, series: Mapping[str, Sequence[tuple[Estimate, Estimate]]], *, unit: float = 1.0, lines: bool = False
 ) -> None:
-    """Points with intervals both ways: name (in the legend) -> pairs of estimates, joined in their order by `lines`."""
+    """Points with intervals both ways: name (in the legend) -> pairs of estimates, joined in order if `lines`."""
     for number, (label, pairs) in enumerate(series.items()):
         (x, x_errors), (y, y_errors) = (_scaled([pair[side] for pair in pairs], unit) for side in (0, 1))
         axes.errorbar(

@@ -45,11 +45,6 @@ class RunReport:
         return folder / "report.md"
 
 
-def first_paragraph(report: Path) -> str:
-    """What a report says first."""
-    return report.read_text(encoding="utf-8").split("\n\n")[1]
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of `path` once it is whole and on disk; on an error it is removed."""

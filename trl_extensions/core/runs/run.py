@@ -54,6 +54,20 @@ class Run:
         """Write the report from what lies in the folder."""
         raise NotImplementedError
 
+    def summary(self, report: Path) -> str:
+        """What the report that was written says first."""
+        return report.read_text(encoding="utf-8").split("\n\n")[1]
+
+    def is_complete(self) -> bool:
+        """Whether nothing is left that the same command would go on with."""
+        return True
+
+    def needs_processes(self) -> bool:
+        """Whether every stage gets a process of its own, which gives a GPU's memory back whatever held it."""
+        import torch
+
+        return getattr(getattr(self, "engine_args", None), "engine", None) == "vllm" or torch.cuda.is_available()
+
     def claim(self) -> None:
         """Write the settings, or refuse to go on with others than a run was started with."""
         for name, (values, started) in self.settings().items():
