@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from trl import TrlParser
 
+import trl_extensions.core.generation.vllm as vllm_module
 from trl_extensions.core.generation import EngineArguments, TransformersEngine, VLLMEngine, create_engine
 from trl_extensions.core.generation.types import Generation, GenerationParams, cut_at_stop, request_seed, sum_by_option
 from trl_extensions.core.modeling.batches import Padding
@@ -29,7 +30,7 @@ PROMPTS = [
 def tiny_model(tiny_model):
     """With a head of its own: under tied weights a random model repeats itself, and the tests need varied text."""
     torch.manual_seed(1)
-    tiny_model.lm_head.weight = torch.nn.Parameter(torch.randn_like(tiny_model.lm_head.weight))
+    tiny_model.lm_head.weight = torch.nn.Parameter(torch.randn_like(tiny_model.lm_head.weight) / 2)
     return tiny_model
 
 
@@ -77,6 +78,9 @@ def run(engine, prompts, **params):
         ({"stop": ("",)}, "non-empty"),
         ({"seed": -1}, "seed"),
         ({"seed": True}, "seed"),
+        ({"schema": "{"}, "schema must be a JSON schema as text"),
+        ({"schema": "[]"}, "schema must be a JSON object"),
+        ({"schema": {"type": "object"}}, "schema must be a JSON schema as text"),
     ],
 )
 def test_bad_params(params, message):
@@ -418,6 +422,68 @@ def test_generation_defaults_of_the_model_do_not_leak(tiny_model, tiny_tokenizer
     assert tiny_model.generation_config is config and config.repetition_penalty == 5.0
 
 
+# Structured replies
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "score": {"type": "integer", "minimum": 1, "maximum": 10},
+        "kind": {"enum": ["first", "second", "tie"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 2},
+    },
+    "required": ["name", "score", "kind", "tags"],
+    "additionalProperties": False,
+}
+
+
+def follows_the_schema(text):
+    """By hand, without a validator: the very keys in order, and what each may hold."""
+    value = json.loads(text)
+    assert list(value) == list(SCHEMA["properties"])
+    assert isinstance(value["name"], str) and len(value["name"]) <= 6
+    assert isinstance(value["score"], int) and 1 <= value["score"] <= 10
+    assert value["kind"] in ("first", "second", "tie")
+    assert len(value["tags"]) <= 2 and all(isinstance(own, str) and len(own) <= 4 for own in value["tags"])
+    return value
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}], ids=str)
+def test_every_reply_of_a_random_model_follows_the_schema(tiny_model, tiny_tokenizer, params):
+    pytest.importorskip("llguidance")
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    params = {"max_new_tokens": 100, "schema": json.dumps(SCHEMA), **params}
+    prompts = PROMPTS * (4 if len(params) > 2 else 1)
+    got = run(engine, prompts, **params)
+    values = [follows_the_schema(own.text) for own in got]
+    assert all(own.finish_reason == "stop" for own in got) and len({own.num_tokens for own in got}) > 1
+    if "temperature" in params:
+        assert len({json.dumps(value) for value in values}) > 5
+        own = seeded(engine, PROMPTS, [1, 2, 3, 4, 5], **params)
+        assert seeded(engine, PROMPTS[:2], [1, 2], **params) == own[:2], "in any batch"
+        assert all(follows_the_schema(generation.text) for generation in own)
+    (cut,) = run(engine, ["Sky"], **params | {"max_new_tokens": 4})
+    assert cut.finish_reason == "length" and cut.text == '{"na'
+
+
+def test_without_the_package_replies_are_free_and_it_is_said_once(tiny_model, tiny_tokenizer, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    free = run(engine, PROMPTS, max_new_tokens=8)
+    for _ in range(2):
+        assert run(engine, PROMPTS, max_new_tokens=8, schema=json.dumps(SCHEMA)) == free
+    assert len(caplog.records) == 1 and "trl-extensions[structured]" in caplog.text
+
+
+def test_a_schema_that_no_grammar_can_follow(tiny_model, tiny_tokenizer, caplog):
+    pytest.importorskip("llguidance")
+    schema = '{"type": "object", "properties": {"a": {"not": {}}}}'
+    engine = TransformersEngine(tiny_model, tiny_tokenizer)
+    assert run(engine, PROMPTS, max_new_tokens=8, schema=schema) == run(engine, PROMPTS, max_new_tokens=8)
+    assert len(caplog.records) == 1 and '"not"' in caplog.text
+
+
 # A model in the middle of training
 
 
@@ -590,12 +656,22 @@ def fake_vllm(calls):
     """
 
     class SamplingParams:
-        def __init__(self, *, max_tokens, temperature=1.0, top_p=1.0, stop=None, seed=None, logprobs=None):
+        def __init__(
+            self,
+            *,
+            max_tokens,
+            temperature=1.0,
+            top_p=1.0,
+            stop=None,
+            seed=None,
+            logprobs=None,
+            structured_outputs=None,
+        ):
             assert isinstance(max_tokens, int) and temperature >= 0 and 0 < top_p <= 1
             assert stop is None or isinstance(stop, list)
             assert seed is None or isinstance(seed, int)
             assert logprobs is None or 0 <= logprobs <= 20, "vLLM's own limit, unless it is raised"
-            self.logprobs = logprobs
+            self.logprobs, self.structured_outputs = logprobs, structured_outputs
             self.temperature, self.top_p, self.stop, self.seed = temperature, top_p, stop, seed
             self.max_tokens = max_tokens
 
@@ -650,7 +726,10 @@ def fake_vllm(calls):
     vllm.LLM, vllm.SamplingParams = LLM, SamplingParams
     request = types.ModuleType("vllm.lora.request")
     request.LoRARequest = LoRARequest
-    return {"vllm": vllm, "vllm.lora": types.ModuleType("vllm.lora"), "vllm.lora.request": request}
+    sampling = types.ModuleType("vllm.sampling_params")
+    sampling.StructuredOutputsParams = lambda *, json: types.SimpleNamespace(json=json)
+    lora = types.ModuleType("vllm.lora")
+    return {"vllm": vllm, "vllm.lora": lora, "vllm.lora.request": request, "vllm.sampling_params": sampling}
 
 
 @pytest.fixture
@@ -712,6 +791,21 @@ def test_vllm_greedy(vllm_calls):
     run(VLLMEngine("org/model"), ["Sky"], max_new_tokens=9, top_p=0.9)
     sampling = vllm_calls[1][2][0]
     assert (sampling.temperature, sampling.top_p, sampling.stop, sampling.seed) == (0.0, 1.0, None, None)
+
+
+def test_vllm_schema(vllm_calls, monkeypatch, caplog):
+    vllm_module._structured_outputs.cache_clear()
+    engine = VLLMEngine("org/model")
+    run(engine, ["Sky"], max_new_tokens=9, schema='{"type": "object"}')
+    assert vllm_calls[1][2][0].structured_outputs.json == '{"type": "object"}'
+    run(engine, ["Sky"], max_new_tokens=9)
+    assert vllm_calls[2][2][0].structured_outputs is None
+    vllm_module._structured_outputs.cache_clear()
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", types.ModuleType("an older one"))
+    for _ in range(2):
+        run(engine, ["Sky"], max_new_tokens=9, schema="{}")
+    assert vllm_calls[-1][2][0].structured_outputs is None and len(caplog.records) == 1
+    vllm_module._structured_outputs.cache_clear()
 
 
 def test_vllm_adapter(vllm_calls, tuned, tiny_model_dir):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -34,6 +36,9 @@ from .types import (
     is_adapter_directory,
     request_seed,
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 class TransformersEngine:
@@ -94,6 +99,7 @@ class TransformersEngine:
         self.batch_tokens = batch_tokens
         self.name = f"transformers:{name}"
         self.num_tokens = self.num_places = 0
+        self._matchers: dict[str | None, Any] = {}
 
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
@@ -167,12 +173,18 @@ class TransformersEngine:
     ) -> list[Generation]:
         width = max(map(len, token_ids))
         stops = _StopStrings(self.tokenizer, params.stop, width, len(token_ids))
-        own = {"stopping_criteria": StoppingCriteriaList([stops] if params.stop else [])}
+        criteria = StoppingCriteriaList([stops] if params.stop else [])
+        processors = LogitsProcessorList()
+        if params.schema is not None and (matcher := self._matcher(params)) is not None:
+            ends = self._generation_config(params).eos_token_id
+            processors.append(_BySchema([matcher.deep_copy() for _ in token_ids], width, ends))
         if seeds is not None and params.temperature > 0:
-            own["logits_processor"] = LogitsProcessorList([_SamplingByRow(params, seeds, self.model.device)])
+            processors.append(_SamplingByRow(params, seeds, self.model.device))
             params = replace(params, temperature=0.0)  # the likeliest of the noisy scores is a sample
         with _seeded(params, number, self.model.device):
-            output = self._run_model(token_ids, params, **own).sequences
+            output = self._run_model(
+                token_ids, params, stopping_criteria=criteria, logits_processor=processors
+            ).sequences
         eos = set(self._generation_config(params).eos_token_id)
         written = [
             self._read_row(row, end, eos, params.stop, len(ids))
@@ -181,6 +193,33 @@ class TransformersEngine:
         self.num_tokens += sum(map(len, token_ids)) + sum(own.num_tokens for own in written)
         self.num_places += output.numel()
         return written
+
+    def _matcher(self, params: GenerationParams) -> Any:
+        """What follows a schema token by token, ready to be copied; None, said once, where nothing can."""
+        if params.schema not in self._matchers:
+            try:
+                self._matchers[params.schema] = self._compile(params)
+            except (ImportError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                logger.warning("%s: replies are not held to their schema: %s", self.name, reason)
+                self._matchers[params.schema] = None
+        return self._matchers[params.schema]
+
+    def _compile(self, params: GenerationParams) -> Any:
+        try:
+            from llguidance import LLMatcher
+            from llguidance.hf import from_tokenizer
+        except ImportError as error:
+            raise ImportError(f"pip install trl-extensions[structured] ({error})") from None
+        # Spaces as models write them, and no others: a weak one would go on with white space for ever
+        form = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        width = max(len(self.tokenizer), self.model.config.get_text_config(decoder=True).vocab_size)
+        ends = list(self._generation_config(params).eos_token_id) or None
+        vocabulary = from_tokenizer(self.tokenizer, n_vocab=width, eos_token=ends)
+        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema(params.schema, overrides=form))
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
+        return matcher
 
     def _run_model(
         self, token_ids: list[list[int]], params: GenerationParams, *, with_logits: bool = False, **options: Any
@@ -227,6 +266,26 @@ class TransformersEngine:
         ended = eos_at < len(row) and eos_at == len(written)
         reason = "stop" if ended or end is not None else "length"
         return Generation(cut_at_stop(text, stop), reason, len(written) + ended, num_prompt_tokens)
+
+
+class _BySchema(LogitsProcessor):
+    """Lets each row write what its matcher allows next, and nothing but its end once it is whole."""
+
+    def __init__(self, matchers: Sequence[Any], prompt_width: int, ends: Sequence[int]) -> None:
+        self.matchers, self.prompt_width, self.ends = matchers, prompt_width, ends
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        allowed = np.zeros((len(self.matchers), scores.shape[1]), dtype=bool)
+        written = input_ids[:, -1].tolist() if input_ids.shape[1] > self.prompt_width else None
+        for row, matcher in enumerate(self.matchers):
+            if written is not None and not matcher.is_stopped():
+                matcher.consume_token(written[row])
+            if matcher.is_stopped():
+                allowed[row, self.ends] = True
+            else:
+                bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+                allowed[row] = bits[: scores.shape[1]]
+        return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), -torch.inf)
 
 
 class _SamplingByRow(LogitsProcessor):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from .types import (
     sum_by_option,
 )
 
+
+logger = logging.getLogger(__name__)
 
 # The ranks vLLM has kernels for; an adapter runs under the next one up.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -151,13 +155,28 @@ class VLLMEngine:
 def _sampling_params(params: GenerationParams, seed: int) -> Any:
     from vllm import SamplingParams
 
+    own: dict[str, Any] = {}
+    if params.schema is not None and (structured := _structured_outputs()) is not None:
+        own["structured_outputs"] = structured(json=params.schema)
     return SamplingParams(
+        **own,
         max_tokens=params.max_new_tokens,
         temperature=params.temperature,
         top_p=params.top_p if params.temperature > 0 else 1.0,
         stop=list(params.stop) or None,
         seed=seed if params.temperature > 0 else None,
     )
+
+
+@cache
+def _structured_outputs() -> Any:
+    """What holds vLLM to a schema, from release 0.11 on; None, said once, for an older one."""
+    try:
+        from vllm.sampling_params import StructuredOutputsParams
+    except ImportError as error:
+        logger.warning("this vLLM cannot be held to a JSON schema (%s): going on without", error)
+        return None
+    return StructuredOutputsParams
 
 
 def _read_adapter_config(path: str) -> dict[str, Any]:
