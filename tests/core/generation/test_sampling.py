@@ -63,7 +63,7 @@ def test_other_settings_or_prompts_are_refused(tmp_path):
     sample_outputs(Engine(), QUERIES, PARAMS, output)
     with pytest.raises(ValueError, match=r"params.top_p was 0.9, now 1.0"):
         sample_outputs(Engine(), QUERIES, GenerationParams(16, 0.7, 1.0, (), 5), output)
-    with pytest.raises(ValueError, match="belong to other prompts"):
+    with pytest.raises(ValueError, match="not among the rows given"):
         sample_outputs(Engine(), QUERIES[:2], PARAMS, output)
 
 
