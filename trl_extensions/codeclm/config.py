@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..core.inputs import check_least
 from ..core.renamed import renamed
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @renamed(near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="safety_classifier")
@@ -20,90 +25,63 @@ class CodecLMConfig:
         ValueError: A value outside its range or choices, or two that exclude each other; names the field.
     """
 
-    seeds: str | None = field(
-        default=None, metadata={"help": "Seed instructions: a .jsonl, .json or .csv file, or a data set on the hub."}
+    seeds: str | None = _option(None, "Seed instructions: a .jsonl, .json, .csv, ... file, or a data set on the hub.")
+    seed_column: str | None = _option(None, "Column of the seeds; guessed if left out.")
+    num_seeds: int | None = _option(None, "Use at most this many seeds.")
+    metadata: str | None = _option(
+        None,
+        "Instead of seeds: a YAML or JSONL file of use cases and skills, as `trl-ext codeclm metadata` writes one to "
+        "be edited.",
     )
-    seed_column: str | None = field(default=None, metadata={"help": "Column of the seeds; guessed if left out."})
-    num_seeds: int | None = field(default=None, metadata={"help": "Use at most this many seeds."})
-    metadata: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of seeds: a YAML or JSONL file of use cases and skills, as `trl-ext codeclm metadata` "
-            "writes one to be edited."
-        },
+    strong: str | None = _option(None, "The model that writes: an engine, see the docs.")
+    target: str | None = _option(None, "The model the data is for: an engine. Default: the model to be trained.")
+    scorer: str | None = _option(None, "The model that scores answers: an engine. Default: the strong one.")
+    prompt_folder: str | None = _option(
+        None, "Folder of your own Jinja files, used in place of the ones of the same name that come along."
     )
-    strong: str | None = field(default=None, metadata={"help": "The model that writes: an engine, see the docs."})
-    target: str | None = field(
-        default=None, metadata={"help": "The model the data is for: an engine. Default: the model to be trained."}
+    num_instructions: int = _option(100, "Basic instructions to start from.")
+    allocation: str = _option(
+        "equal",
+        "`equal`: as many instructions for each metadata, `proportional`: in proportion to its seeds, or to `weight` "
+        "in the metadata file.",
     )
-    scorer: str | None = field(
-        default=None, metadata={"help": "The model that scores answers: an engine. Default: the strong one."}
+    pairing: str = _option(
+        "encoded", "`encoded`: skills as they came with the use case, `sampled`: drawn from all skills."
     )
-    prompt_folder: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of your own Jinja files, used in place of the ones of the same name that come along."
-        },
+    max_skills: int = _option(3, "Most skills of a use case.")
+    instructions_per_call: int = _option(5, "Basic instructions asked for at once.")
+    rewrite: str = _option(
+        "rubrics",
+        "How instructions are made harder: `rubrics` (Self-Rubrics), `evol` (a fixed list of rewrites, whatever the "
+        "metadata) or `none`.",
     )
-    num_instructions: int = field(default=100, metadata={"help": "Basic instructions to start from."})
-    allocation: str = field(
-        default="equal",
-        metadata={
-            "help": "`equal`: as many instructions for each metadata, `proportional`: in proportion to its seeds, or "
-            "to `weight` in the metadata file."
-        },
+    num_rubrics: int = _option(4, "Rubrics, and actions, for each metadata.")
+    max_rounds: int = _option(4, "Most versions of an instruction that are tried; the basic one is the first.")
+    selection: str = _option(
+        "gap",
+        "`gap`: keep the first version on which strong and target differ by more than `gap_threshold` (contrastive "
+        "filtering); `random`: a version drawn at random, `all`: the last version; both with the strong model's "
+        "answer, unscored.",
     )
-    pairing: str = field(
-        default="encoded",
-        metadata={"help": "`encoded`: skills as they came with the use case, `sampled`: drawn from all skills."},
+    gap_threshold: float = _option(3.0, "Smallest difference of scores, not included.")
+    scoring: str = _option(
+        "text",
+        "`text`: the scorer writes two numbers from 1 to 10, as published; `logprobs`: the expected score under its "
+        "probabilities, for models that cannot write one.",
     )
-    max_skills: int = field(default=3, metadata={"help": "Most skills of a use case."})
-    instructions_per_call: int = field(default=5, metadata={"help": "Basic instructions asked for at once."})
-    rewrite: str = field(
-        default="rubrics",
-        metadata={
-            "help": "How instructions are made harder: `rubrics` (Self-Rubrics), `evol` (a fixed list of rewrites, "
-            "whatever the metadata) or `none`."
-        },
-    )
-    num_rubrics: int = field(default=4, metadata={"help": "Rubrics, and actions, for each metadata."})
-    max_rounds: int = field(
-        default=4, metadata={"help": "Most versions of an instruction that are tried; the basic one is the first."}
-    )
-    selection: str = field(
-        default="gap",
-        metadata={
-            "help": "`gap`: keep the first version on which strong and target differ by more than `gap_threshold` "
-            "(contrastive filtering); `random`: a version drawn at random, `all`: the last version; both with the "
-            "strong model's answer, unscored."
-        },
-    )
-    gap_threshold: float = field(default=3.0, metadata={"help": "Smallest difference of scores, not included."})
-    scoring: str = field(
-        default="text",
-        metadata={
-            "help": "`text`: the scorer writes two numbers from 1 to 10, as published; `logprobs`: the expected score "
-            "under its probabilities, for models that cannot write one."
-        },
-    )
-    temperature: float = field(default=0.7, metadata={"help": "Of everything the strong model writes but answers."})
-    answer_temperature: float = field(default=0.7, metadata={"help": "Of both models' answers."})
-    score_temperature: float = field(default=0.0, metadata={"help": "Of the scorer."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of everything that is sampled."})
-    max_new_tokens: int = field(default=512, metadata={"help": "Longest metadata, list or instruction, in tokens."})
-    max_answer_tokens: int = field(default=1024, metadata={"help": "Longest answer, in tokens."})
-    max_score_tokens: int = field(
-        default=64, metadata={"help": "Longest reply of the scorer, in tokens; one that thinks aloud needs more."}
-    )
-    min_words: int = field(default=3, metadata={"help": "Drop instructions of fewer words."})
-    max_words: int = field(default=400, metadata={"help": "Drop instructions of more words."})
-    max_answer_words: int | None = field(default=None, metadata={"help": "Drop answers of more words."})
-    keep_truncated: bool = field(
-        default=False, metadata={"help": "Keep answers that were cut off by `max_answer_tokens`."}
-    )
-    dedup_threshold: float = field(
-        default=0.7,
-        metadata={"help": "Drop instructions whose word 3-grams overlap by this Jaccard similarity; 1: only copies."},
+    temperature: float = _option(0.7, "Of everything the strong model writes but answers.")
+    answer_temperature: float = _option(0.7, "Of both models' answers.")
+    score_temperature: float = _option(0.0, "Of the scorer.")
+    top_p: float = _option(1.0, "Nucleus of everything that is sampled.")
+    max_new_tokens: int = _option(512, "Longest metadata, list or instruction, in tokens.")
+    max_answer_tokens: int = _option(1024, "Longest answer, in tokens.")
+    max_score_tokens: int = _option(64, "Longest reply of the scorer, in tokens; one that thinks aloud needs more.")
+    min_words: int = _option(3, "Drop instructions of fewer words.")
+    max_words: int = _option(400, "Drop instructions of more words.")
+    max_answer_words: int | None = _option(None, "Drop answers of more words.")
+    keep_truncated: bool = _option(False, "Keep answers that were cut off by `max_answer_tokens`.")
+    dedup_threshold: float = _option(
+        0.7, "Drop instructions whose word 3-grams overlap by this Jaccard similarity; 1: only copies."
     )
     decontaminate_against: list[str] = field(
         default_factory=list,
@@ -112,25 +90,23 @@ class CodecLMConfig:
     languages: list[str] = field(
         default_factory=list, metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en)."}
     )
-    safety_classifier: str | None = field(
-        default=None,
-        metadata={"help": "Drop toxic pairs: `profanity`, or a sequence classifier as `model` or `model:label`."},
+    safety_classifier: str | None = _option(
+        None, "Drop toxic pairs: `profanity`, or a sequence classifier as `model` or `model:label`."
     )
-    screen_threshold: float = field(default=0.5, metadata={"help": "Drop at this probability or more."})
-    max_rows: int | None = field(default=None, metadata={"help": "Export at most this many pairs, drawn at random."})
-    max_calls: int | None = field(
-        default=None, metadata={"help": "Stop after this many calls of models; run again with more to go on."}
-    )
-    max_tokens: int | None = field(
-        default=None, metadata={"help": "Stop after this many tokens, read and written; run again with more to go on."}
+    screen_threshold: float = _option(0.5, "Drop at this probability or more.")
+    max_rows: int | None = _option(None, "Export at most this many pairs, drawn at random.")
+    max_calls: int | None = _option(None, "Stop after this many calls of models; run again with more to go on.")
+    max_tokens: int | None = _option(
+        None, "Stop after this many tokens, read and written; run again with more to go on."
     )
 
     def __post_init__(self):
         if self.seeds and self.metadata:
             raise ValueError("`seeds` and `metadata` exclude each other: instructions start from one of them.")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        _check_choices(
+            self, allocation=("equal", "proportional"), pairing=("encoded", "sampled"),
+            rewrite=("rubrics", "evol", "none"), selection=("gap", "random", "all"), scoring=("text", "logprobs"),
+        )  # fmt: skip
         check_least(
             self, num_instructions=1, max_skills=1, instructions_per_call=1, num_rubrics=1, max_rounds=1,
             max_new_tokens=1, max_answer_tokens=1, max_score_tokens=1, min_words=1, max_words=1,
@@ -149,7 +125,7 @@ class CodecLMConfig:
                 setattr(self, name, [getattr(self, name)])
         if self.prompt_folder and not Path(self.prompt_folder).is_dir():
             raise ValueError(f"`prompt_folder`: {self.prompt_folder} is no folder.")
-        if self.selection == "gap" and self.rewrite == "none" and self.max_rounds > 1:
+        if self.selection == "gap" and self.rewrite == "none":
             self.max_rounds = 1  # there is but one version to try
 
 
@@ -159,61 +135,33 @@ MUTABLE_FIELDS = {
     "screen_threshold",
 }  # fmt: skip
 
-_CHOICES = {
-    "allocation": ("equal", "proportional"),
-    "pairing": ("encoded", "sampled"),
-    "rewrite": ("rubrics", "evol", "none"),
-    "selection": ("gap", "random", "all"),
-    "scoring": ("text", "logprobs"),
-}
-
 
 @dataclass
 class CodecLMArguments:
     """What the commands do with the pairs. One YAML serves all of them."""
 
-    train: bool = field(
-        default=False,
-        metadata={
-            "help": "run: fine-tune the target on the pairs and compare it with the strong model, before and after. "
-            "The options of SFTConfig and ModelConfig are there only with this."
-        },
+    train: bool = _option(
+        False,
+        "run: fine-tune the target on the pairs and compare it with the strong model, before and after. The options "
+        "of SFTConfig and ModelConfig are there only with this.",
     )
-    weight_by: str | None = field(
-        default=None,
-        metadata={
-            "help": "train: weigh rows by their `gap`, or so that each `metadata` counts alike. Default: alike."
-        },
+    weight_by: str | None = _option(
+        None, "train: weigh rows by their `gap`, or so that each `metadata` counts alike. Default: alike."
     )
-    validation_share: float = field(
-        default=0.1, metadata={"help": "train: share of the pairs held out, to see what their likelihood becomes."}
+    validation_share: float = _option(0.1, "train: share of the pairs held out, to see what their likelihood becomes.")
+    benchmark: str | None = _option(
+        None, "train: prompts to compare the models on: a file, or a data set on the hub. None: no comparison."
     )
-    benchmark: str | None = field(
-        default=None,
-        metadata={
-            "help": "train: prompts to compare the models on: a file, or a data set on the hub. None: no comparison."
-        },
+    benchmark_column: str | None = _option(None, "Its column; guessed if left out.")
+    num_benchmark_prompts: int | None = _option(None, "Use at most this many.")
+    judge: str | None = _option(None, "train: the model that compares answers: an engine. Default: the scorer.")
+    judge_mode: str = _option(
+        "scores", "How it is asked: `scores` (two numbers), `verdict` (A, B or tie) or `logprobs` (A or B)."
     )
-    benchmark_column: str | None = field(default=None, metadata={"help": "Its column; guessed if left out."})
-    num_benchmark_prompts: int | None = field(default=None, metadata={"help": "Use at most this many."})
-    judge: str | None = field(
-        default=None, metadata={"help": "train: the model that compares answers: an engine. Default: the scorer."}
-    )
-    judge_mode: str = field(
-        default="scores",
-        metadata={"help": "How it is asked: `scores` (two numbers), `verdict` (A, B or tie) or `logprobs` (A or B)."},
-    )
-    description: str | None = field(
-        default=None, metadata={"help": "metadata: what the instructions should be like, in a few sentences."}
-    )
-    num_metadata: int = field(default=20, metadata={"help": "metadata: how many to propose."})
-    output: str | None = field(
-        default=None, metadata={"help": "metadata: the YAML file to write. Default: output_dir/metadata.yaml."}
-    )
-    format: str = field(
-        default="prompt_completion",
-        metadata={"help": "export: columns of data.jsonl, `prompt_completion` or `messages`."},
-    )
+    description: str | None = _option(None, "metadata: what the instructions should be like, in a few sentences.")
+    num_metadata: int = _option(20, "metadata: how many to propose.")
+    output: str | None = _option(None, "metadata: the YAML file to write. Default: output_dir/metadata.yaml.")
+    format: str = _option("prompt_completion", "export: columns of data.jsonl, `prompt_completion` or `messages`.")
 
     def __post_init__(self):
         check_least(self, num_metadata=1)
@@ -221,19 +169,22 @@ class CodecLMArguments:
             check_least(self, num_benchmark_prompts=2)
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share!r}.")
-        for name, choices in (
-            ("weight_by", (None, "gap", "metadata")),
-            ("judge_mode", ("scores", "verdict", "logprobs")),
-            ("format", ("prompt_completion", "messages")),
-        ):
-            if getattr(self, name) not in choices:
-                offered = ", ".join(str(choice) for choice in choices if choice)
-                raise ValueError(f"`{name}` must be one of {offered}, got {getattr(self, name)!r}.")
+        _check_choices(
+            self, weight_by=(None, "gap", "metadata"), judge_mode=("scores", "verdict", "logprobs"),
+            format=("prompt_completion", "messages"),
+        )  # fmt: skip
 
 
 @dataclass
 class FolderArguments:
     """Where data is made, without a trainer."""
 
-    output_dir: str = field(default="codeclm", metadata={"help": "The run's folder."})
-    seed: int = field(default=42, metadata={"help": "Of everything that is drawn."})
+    output_dir: str = _option("codeclm", "The run's folder.")
+    seed: int = _option(42, "Of everything that is drawn.")
+
+
+def _check_choices(settings: Any, **choices: tuple[str | None, ...]) -> None:
+    for name, offered in choices.items():
+        if getattr(settings, name) not in offered:
+            named = ", ".join(choice for choice in offered if choice)
+            raise ValueError(f"`{name}` must be one of {named}, got {getattr(settings, name)!r}.")

@@ -7,12 +7,13 @@ import random
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import compress, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from ..core.generation.replies import Unreadable, answer_text
 from ..core.runs.jsonl import encode_row, parse_row
 from ..core.runs.report import replacing, write_atomically
 from .config import CodecLMConfig
@@ -21,7 +22,6 @@ from .pipeline.filters import InstructionFilters, Screen, count_words, plain_wor
 
 LAYOUTS = ("prompt_completion", "messages")
 _SCREENED_AT_ONCE = 64
-_QUOTED = 60
 
 
 def stream_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -66,8 +66,8 @@ def export(
     """Write `data.jsonl` from the items of a run: in order of their ids, whatever order they were finished in.
 
     The instruction filters are applied again, to the versions that were kept: against each other, in order of id, and
-    against all seeds. Also written are `export.json`, the counts, and `export_drops.jsonl`, the reason
-    for each kept item that is not in the data. A row takes some 150 bytes of memory, beside what the filters take.
+    against all seeds. Also written are `export.json`, the counts, and `export_drops.jsonl`, the reason for each kept
+    item that is not in the data.
 
     Args:
         folder: Output folder of the run.
@@ -84,11 +84,10 @@ def export(
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     folder = Path(folder)
-    items = folder / "items.jsonl"
+    items, filters = folder / "items.jsonl", InstructionFilters(config)
     places, seeds, total = _survey(items)
-    filters = InstructionFilters(config)
     for text in seeds:
-        filters.add(f"the seed {text[:_QUOTED]!r}", text)
+        filters.add(f"the seed {text[:60]!r}", text)
     reasons: Counter[str] = Counter()
     contaminated: Counter[str] = Counter()
     with replacing(folder / "export_drops.jsonl") as drops, open(items, "rb") as source:
@@ -100,8 +99,7 @@ def export(
                 contaminated[detail.rpartition(", row ")[0]] += 1
             drops.write(encode_row({"id": id, "reason": reason, "detail": detail}))
 
-        pairs = _good_pairs(source, places, config, filters, drop)
-        good = array("Q", (offset for offset, _ in _screened(pairs, config, drop)))
+        good = array("Q", _good_offsets(source, places, config, filters, drop))
         chosen = range(len(good))
         if config.max_rows is not None and len(good) > config.max_rows:
             chosen = set(random.Random(seed).sample(chosen, config.max_rows))
@@ -121,11 +119,7 @@ def export(
 
 
 def exported_row(item: dict[str, Any], layout: str = "prompt_completion") -> dict[str, Any]:
-    """The row of training data that a kept item becomes.
-
-    Raises:
-        ValueError: The item lacks its kept version or answer; names its id.
-    """
+    """The row of training data that a kept item becomes."""
     version, answer = _kept_version(item)
     prompt = [{"role": "user", "content": version["instruction"]}]
     completion = [{"role": "assistant", "content": answer}]
@@ -172,42 +166,44 @@ def _natural_order(id: str) -> tuple[str, str]:
     return re.sub(r"[0-9]+", lambda digits: digits[0].zfill(20), id), id
 
 
-def _good_pairs(
+def _good_offsets(
     source: IO[bytes],
-    places: Iterable[tuple[str, int]],
+    places: list[tuple[str, int]],
     config: CodecLMConfig,
     filters: InstructionFilters,
     drop: Callable[[str, str], None],
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Offset and item of each kept pair that all filters but the screen let pass."""
-    for id, offset in places:
-        item = _item_at(source, offset)
-        version, answer = _kept_version(item)
-        if version.get("truncated", {}).get(item["winner"]) and not config.keep_truncated:
-            reason = "cut off"
-        elif config.max_answer_words is not None and count_words(plain_words(answer)) > config.max_answer_words:
-            reason = "answer too long"
-        else:
-            reason = filters.check(id, version["instruction"])
-        if reason:
-            drop(id, reason)
-        else:
-            yield offset, item
+) -> Iterator[int]:
+    """Offset of each kept pair that all filters let pass."""
+    screen = Screen(config) if config.safety_classifier else None
+    waiting = iter(places)
+    while batch := list(islice(waiting, _SCREENED_AT_ONCE)):
+        passed = []
+        for id, offset in batch:
+            item = _item_at(source, offset)
+            version, answer = _kept_version(item)
+            if reason := _wrong_answer(version, item["winner"], config) or filters.check(id, version["instruction"]):
+                drop(id, reason)
+            else:
+                passed.append((id, offset, (version["instruction"], answer)))
+        toxic = screen.drops([pair for *_, pair in passed]) if screen and passed else [False] * len(passed)
+        for (id, offset, _), out in zip(passed, toxic, strict=True):
+            if out:
+                drop(id, "screened")
+            else:
+                yield offset
 
 
-def _screened(
-    pairs: Iterator[tuple[int, dict[str, Any]]], config: CodecLMConfig, drop: Callable[[str, str], None]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not config.safety_classifier:
-        yield from pairs
-        return
-    screen = Screen(config)
-    while batch := list(islice(pairs, _SCREENED_AT_ONCE)):
-        texts = [(version["instruction"], answer) for version, answer in (_kept_version(item) for _, item in batch)]
-        toxic = screen.drops(texts)
-        for _, item in compress(batch, toxic):
-            drop(item["id"], "screened")
-        yield from compress(batch, [not out for out in toxic])
+def _wrong_answer(version: dict[str, Any], winner: str, config: CodecLMConfig) -> str | None:
+    answer = version["answers"][winner]
+    if version.get("truncated", {}).get(winner) and not config.keep_truncated:
+        return "cut off"
+    try:
+        if answer_text(answer) != answer.strip():  # of a run of an earlier version
+            return "thoughts in it"
+    except Unreadable:
+        return "thoughts in it"
+    too_long = config.max_answer_words is not None and count_words(plain_words(answer)) > config.max_answer_words
+    return "answer too long" if too_long else None
 
 
 def _kept_version(item: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -267,7 +263,14 @@ def describe(folder: str | os.PathLike, id_or_row: str | int, *, longest: int | 
     shown = {name: value for name, value in item.items() if name not in ("id", "outcome", "reason") and value}
     if aside := _find(folder / "set_aside.jsonl", "about", id):
         shown["set_aside"] = aside
-    text = yaml.dump(_cut(shown, longest), Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=10**9)
+
+    class Dumper(yaml.SafeDumper):
+        """Texts of several lines as they are, not in quotation marks."""
+
+    style = {True: "|", False: None}
+    tag = "tag:yaml.org,2002:str"
+    Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(tag, text, style=style["\n" in text]))
+    text = yaml.dump(_cut(shown, longest), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10**9)
     return _printable("\n".join(lines) + "\n" + text)
 
 
@@ -285,30 +288,16 @@ def _find(path: Path, name: str, value: str) -> dict[str, Any] | None:
 
 def _cut(value: Any, longest: int | None) -> Any:
     """A value with its texts cut, without carriage returns and white space that YAML would have to quote."""
-    if isinstance(value, dict):
-        return {name: _cut(own, longest) for name, own in value.items()}
-    if isinstance(value, list):
-        return [_cut(own, longest) for own in value]
+    if isinstance(value, (dict, list)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        own = {name: _cut(part, longest) for name, part in pairs}
+        return own if isinstance(value, dict) else list(own.values())
     if not isinstance(value, str):
         return value
     text = "\n".join(line.rstrip() for line in value.strip().splitlines())
     return (
         text if longest is None or len(text) <= longest else f"{text[:longest].rstrip()} [... {len(text)} characters]"
     )
-
-
-def _dumper() -> type:
-    """Texts of several lines as they are, not in quotation marks."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper, value):
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
-
-    Dumper.add_representer(str, text)
-    return Dumper
 
 
 def _printable(text: str) -> str:
