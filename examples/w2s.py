@@ -1,7 +1,7 @@
 """A TRL reward-model script's neighbour: a classifier that learns from a weaker model's soft labels.
 
     python examples/w2s.py --model_name_or_path Qwen/Qwen2.5-7B --dataset_name weak_labels.jsonl --output_dir out \
-        --use_peft --weak_loss confidence
+        --use_peft --loss_type confidence
 
 `weak_labels.jsonl` has `text` and `soft_labels`, as `trl-ext w2s label` writes them. For preferences swap in
 `WeakToStrongRewardTrainer` and its config (`chosen`, `rejected`, `preference`), for text `WeakToStrongSFTTrainer`.

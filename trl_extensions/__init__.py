@@ -27,9 +27,9 @@ _PUBLIC = {
     "TNTConfig": "trl_extensions.tnt.config",
     "TNTTrainer": "trl_extensions.tnt.trainer",
     "WeakToStrongConfig": "trl_extensions.weak_to_strong.trainers.configs",
-    "WeakToStrongRewardConfig": "trl_extensions.weak_to_strong.trainers.reward_config",
+    "WeakToStrongRewardConfig": "trl_extensions.weak_to_strong.trainers.configs",
     "WeakToStrongRewardTrainer": "trl_extensions.weak_to_strong.trainers.reward",
-    "WeakToStrongSFTConfig": "trl_extensions.weak_to_strong.trainers.sft_config",
+    "WeakToStrongSFTConfig": "trl_extensions.weak_to_strong.trainers.configs",
     "WeakToStrongSFTTrainer": "trl_extensions.weak_to_strong.trainers.sft",
     "WeakToStrongTrainer": "trl_extensions.weak_to_strong.trainers.classification",
 }
@@ -62,9 +62,9 @@ if TYPE_CHECKING:
     from .weak_to_strong.trainers.classification import WeakToStrongTrainer
     from .weak_to_strong.trainers.configs import WeakToStrongConfig
     from .weak_to_strong.trainers.reward import WeakToStrongRewardTrainer
-    from .weak_to_strong.trainers.reward_config import WeakToStrongRewardConfig
+    from .weak_to_strong.trainers.configs import WeakToStrongRewardConfig
     from .weak_to_strong.trainers.sft import WeakToStrongSFTTrainer
-    from .weak_to_strong.trainers.sft_config import WeakToStrongSFTConfig
+    from .weak_to_strong.trainers.configs import WeakToStrongSFTConfig
 
 
 def __getattr__(name: str):

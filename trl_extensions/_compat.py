@@ -29,7 +29,6 @@ PRIVATE_NAMES = {
     "is_deepspeed_zero3_enabled": "transformers.integrations.deepspeed",
     "fsdp2_prepare_model": "accelerate.utils.fsdp_utils",
     "maybe_gather_lm_head_ctx": "trl.trainer.utils",
-    "pad": "trl.trainer.utils",
     "prepare_deepspeed": "trl.models.utils",
     "project": "trl.kernels.chunked_divergence:_project",
     "resolve_accelerate_config_argument": "trl.cli.accelerate_config",

@@ -6,7 +6,7 @@ import random
 import torch
 from torch import nn
 
-from trl_extensions.weak_to_strong.trainers.sequence_logits import sequence_logits
+from trl_extensions.weak_to_strong.trainers.features import sequence_logits
 
 
 def make_texts(number: int, vocabulary: int) -> list[list[int]]:

@@ -128,12 +128,12 @@ def parts_of(method: str):
         "WeakToStrong": (
             partial(w2s_rows, classes=3),
             ("agreement", "confidence", "loss_coef"),
-            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "max_steps": 3},
+            {"loss_type": loss, "loss_warmup_ratio": 0.0, "max_steps": 3},
         ),
         "WeakToStrongReward": (
             pair_rows,
             ("agreement",),
-            {"weak_loss": loss, "loss_warmup_ratio": 0.0, "max_steps": 3},
+            {"loss_type": loss, "loss_warmup_ratio": 0.0, "max_steps": 3},
         ),
         "WeakToStrongSFT": (completion_rows, () if loss == "text" else ("kl/weak",), {}),
     }[method]

@@ -12,9 +12,8 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 
 from tests.weak_to_strong.conftest import make_classifier, w2s_rows
 from trl_extensions import WeakToStrongConfig, WeakToStrongTrainer
-from trl_extensions.weak_to_strong.loss import product_loss, reverse_kl_loss, soft_cross_entropy
+from trl_extensions.weak_to_strong.loss import predicted_class, product_loss, reverse_kl_loss, soft_cross_entropy
 from trl_extensions.weak_to_strong.trainers.objective import LOSSES
-from trl_extensions.weak_to_strong.trainers.prior import predicted_class
 
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0}
@@ -44,7 +43,7 @@ class TestUpdates:
     def test_one_update_is_the_plain_gradient(self, make_trainer, kind, name):
         rows = Dataset.from_list([{**row, "weight": 0.5 + place} for place, row in enumerate(w2s_rows(8, 3))])
         trainer = make_trainer(
-            rows, model=make_classifier(kind, 3), max_steps=1, weak_loss=name, loss_warmup_ratio=0.0,
+            rows, model=make_classifier(kind, 3), max_steps=1, loss_type=name, loss_warmup_ratio=0.0,
             product_beta=0.5, max_grad_norm=0.0,
         )  # fmt: skip
         model = copy.deepcopy(trainer.model)
@@ -79,7 +78,7 @@ class TestUpdates:
     @pytest.mark.parametrize("name", LOSSES)
     def test_accumulation_is_one_large_batch(self, make_trainer, name):
         rows = Dataset.from_list(w2s_rows(24, 3))
-        settings = {"weak_loss": name, "loss_warmup_ratio": 0.0, "max_steps": 6}
+        settings = {"loss_type": name, "loss_warmup_ratio": 0.0, "max_steps": 6}
         whole = make_trainer(rows, model=make_classifier(classes=3), **settings)
         parts = make_trainer(
             rows, model=make_classifier(classes=3), per_device_train_batch_size=1, gradient_accumulation_steps=8,
@@ -102,7 +101,7 @@ class TestUpdates:
             for place, row in enumerate(w2s_rows(16))
         ])  # fmt: skip
         trainer = make_trainer(
-            rows, max_steps=1, weak_loss="confidence", confidence_coef=1.0, loss_warmup_ratio=0.0, learning_rate=1e-6,
+            rows, max_steps=1, loss_type="confidence", confidence_coef=1.0, loss_warmup_ratio=0.0, learning_rate=1e-6,
             per_device_train_batch_size=16,
         )  # fmt: skip
         trainer.train()
@@ -122,14 +121,14 @@ class TestUpdates:
             {**row, "soft_labels": [0.9, 0.1] if place % 3 else [0.1, 0.9]} for place, row in enumerate(w2s_rows())
         ])  # fmt: skip
         trainer = make_trainer(
-            rows, max_steps=25, optim="adamw_torch", learning_rate=1e-2, weak_loss=name, confidence_coef=0.3
+            rows, max_steps=25, optim="adamw_torch", learning_rate=1e-2, loss_type=name, confidence_coef=0.3
         )
         assert trainer.evaluate(rows)["eval_agreement"] < 0.9
         trainer.train()
         assert trainer.evaluate(rows)["eval_agreement"] == 1.0
 
     def test_the_coefficient_warms_up(self, rows, make_trainer):
-        trainer = make_trainer(rows, max_steps=4, weak_loss="confidence", loss_warmup_ratio=0.5, confidence_coef=0.6)
+        trainer = make_trainer(rows, max_steps=4, loss_type="confidence", loss_warmup_ratio=0.5, confidence_coef=0.6)
         trainer.train()
         assert [entry["loss_coef"] for entry in steps(trainer)] == pytest.approx([0.0, 0.3, 0.6, 0.6])
 
@@ -145,7 +144,7 @@ class TestResume:
     def test_in_the_middle_of_an_epoch(self, make_trainer, tmp_path, name):
         rows = Dataset.from_list(w2s_rows(24, 3))
         settings = {
-            "weak_loss": name, "max_steps": 5, "per_device_train_batch_size": 6, "confidence_coef": 1.0,
+            "loss_type": name, "max_steps": 5, "per_device_train_batch_size": 6, "confidence_coef": 1.0,
             "lr_scheduler_type": "linear",
         }  # fmt: skip
         saving = settings | {"save_strategy": "steps", "save_steps": 2}
@@ -225,7 +224,7 @@ class TestEvaluation:
         held_out[2]["label"] = None  # counts for everything but accuracy
         trainer = make_trainer(
             Dataset.from_list(w2s_rows(8, 3)), model=make_classifier(classes=3), per_device_eval_batch_size=3,
-            eval_dataset=Dataset.from_list(held_out), weak_loss="product",
+            eval_dataset=Dataset.from_list(held_out), loss_type="product",
         )  # fmt: skip
         report, dataset = trainer.evaluate(), trainer.eval_dataset
         with torch.no_grad():
@@ -300,7 +299,7 @@ class TestConstruction:
         args = TrainingArguments(str(tmp_path), learning_rate=3e-4, use_cpu=True, bf16=False, report_to="none")
         trainer = WeakToStrongTrainer(make_classifier(), args, train_dataset=rows, processing_class=tiny_tokenizer)
         assert isinstance(trainer.args, WeakToStrongConfig)
-        assert trainer.args.learning_rate == 3e-4 and trainer.args.weak_loss == "soft_ce"
+        assert trainer.args.learning_rate == 3e-4 and trainer.args.loss_type == "soft_ce"
 
     def test_rows_longer_than_the_model_are_cut(self, make_trainer):
         long = {"text": "egg " * 300, "label": 0}  # the model has 128 positions, `max_length` is 1024

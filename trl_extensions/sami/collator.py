@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from .._compat import pad
 from ..core.modeling.shared_prefix import pack_shared_prefix
+from ..core.training.encoding import pad_rows
 
 
 @dataclass
@@ -41,20 +41,18 @@ class DataCollatorForSAMI(DataCollatorMixin):
                 numbered = [(len(matched) + j, completion) for j, completion in enumerate(completions)]
                 matched += [k == j for j in range(len(completions))]
                 for group in [numbered] if self.share_prefix else [[one] for one in numbered]:
-                    layout = pack_shared_prefix(prompt, group)
-                    sequences.append(layout.input_ids)
-                    pair_ids.append(layout.group_ids)
-                    position_ids.append(layout.position_ids)
+                    packed = pack_shared_prefix(prompt, group)
+                    sequences.append(packed.input_ids)
+                    pair_ids.append(packed.group_ids)
+                    position_ids.append(packed.position_ids)
         batch = {
             # First: transformers reads the batch size off the first tensor, and a batch is counted in queries
             "num_constitutions": torch.tensor([len(example["prompt_input_ids"]) for example in examples]),
-            "input_ids": self._pad(sequences, self.pad_token_id),
-            "attention_mask": self._pad([[1] * len(ids) for ids in sequences], 0),
-            "pair_ids": self._pad(pair_ids, -1),
+            "input_ids": pad_rows(sequences, self.pad_token_id, self.pad_to_multiple_of),
+            "attention_mask": pad_rows([[1] * len(ids) for ids in sequences], 0, self.pad_to_multiple_of),
+            "pair_ids": pad_rows(pair_ids, -1, self.pad_to_multiple_of),
             "matched": torch.tensor(matched),
         }
-        return batch | ({"position_ids": self._pad(position_ids, 0)} if self.share_prefix else {})
-
-    def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
-        tensors = [torch.tensor(row) for row in rows]
-        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+        if self.share_prefix:
+            batch["position_ids"] = pad_rows(position_ids, 0, self.pad_to_multiple_of)
+        return batch

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers.data.data_collator import DataCollatorMixin
 
-from .._compat import pad
 from ..core.modeling.shared_prefix import pack_shared_prefix
+from ..core.training.encoding import pad_rows
 
 
 @dataclass
@@ -61,20 +61,16 @@ class DataCollatorForTNT(DataCollatorMixin):
             # First: transformers reads the batch size off the first tensor, and a batch is counted in rows
             "num_tokens": torch.tensor([len(ids) for ids in sequences]),
             **self._padded([layout.input_ids for layout in layouts], signs),
-            "position_ids": self._pad([layout.position_ids for layout in layouts], 0),
-            "row_ids": self._pad([layout.group_ids for layout in layouts], -1),
+            "position_ids": pad_rows([layout.position_ids for layout in layouts], 0, self.pad_to_multiple_of),
+            "row_ids": pad_rows([layout.group_ids for layout in layouts], -1, self.pad_to_multiple_of),
         }
 
     def _padded(self, sequences: list[list[int]], weights: list[list[int]]) -> dict[str, torch.Tensor]:
         return {
-            "input_ids": self._pad(sequences, self.pad_token_id),
-            "attention_mask": self._pad([[1] * len(ids) for ids in sequences], 0),
-            "token_weights": self._pad(weights, 0),
+            "input_ids": pad_rows(sequences, self.pad_token_id, self.pad_to_multiple_of),
+            "attention_mask": pad_rows([[1] * len(ids) for ids in sequences], 0, self.pad_to_multiple_of),
+            "token_weights": pad_rows(weights, 0, self.pad_to_multiple_of),
         }
-
-    def _pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
-        tensors = [torch.tensor(row) for row in rows]
-        return pad(tensors, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
 
 
 def prompt_length(token_weights: list[int]) -> int:

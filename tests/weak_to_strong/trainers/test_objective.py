@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from trl_extensions.weak_to_strong.loss import confidence_loss, product_loss, reverse_kl_loss, soft_cross_entropy
+from trl_extensions.weak_to_strong.loss import (
+    confidence_loss,
+    predicted_class,
+    product_loss,
+    reverse_kl_loss,
+    soft_cross_entropy,
+)
 from trl_extensions.weak_to_strong.trainers.configs import WeakToStrongConfig
 from trl_extensions.weak_to_strong.trainers.objective import LOSSES, Objective, WeakSupervision
-from trl_extensions.weak_to_strong.trainers.prior import predicted_class
 
 
 LOGITS = torch.tensor([[1.0, 0.0, -1.0], [0.2, 0.1, 0.0], [-2.0, 0.5, 0.7]])
@@ -62,22 +67,22 @@ def test_a_drift_of_all_predictions_changes_no_label():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_defaults_are_valid_for_every_loss(name, tmp_path):
-    config = WeakToStrongConfig(str(tmp_path), use_cpu=True, bf16=False, weak_loss=name)
+    config = WeakToStrongConfig(str(tmp_path), use_cpu=True, bf16=False, loss_type=name)
     assert config.objective() == Objective(name)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weak_loss": "mse"}, "`weak_loss` must be one of soft_ce, confidence"),
+        ({"loss_type": "mse"}, "`loss_type` must be one of soft_ce, confidence"),
         ({"confidence_coef": 1.5}, r"`confidence_coef` must be a number in \[0, 1\]"),
         ({"confidence_coef": "half"}, "`confidence_coef` must be"),
         ({"product_alpha": -1.0}, "`product_alpha` must be a number at least 0"),
-        ({"product_alpha": 0.0, "weak_loss": "product"}, "`product_alpha` is 0"),
+        ({"product_alpha": 0.0, "loss_type": "product"}, "`product_alpha` is 0"),
         ({"product_beta": float("nan")}, "`product_beta` must be"),
         ({"loss_warmup_ratio": 2}, "`loss_warmup_ratio` must be"),
         ({"weight_by_confidence": "yes"}, "`weight_by_confidence` must be"),
-        ({"overlong": "cut"}, "`overlong` must be one of truncate"),
+        ({"overlong_policy": "cut"}, "`overlong_policy` must be one of truncate"),
         ({"linear_probe": "no"}, "`linear_probe` must be"),
         ({"probe_batch_tokens": 0}, "`probe_batch_tokens` must be"),
         ({"num_labels": 1}, "`num_labels` must be"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trl_extensions.weak_to_strong.trainers.prior import predicted_class, threshold_for
+from trl_extensions.weak_to_strong.loss import predicted_class, threshold_for
 
 
 def counts(probs, prior):

@@ -6,7 +6,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from tests.weak_to_strong.conftest import make_classifier, w2s_rows
-from trl_extensions.weak_to_strong.trainers.probe import features
+from trl_extensions.weak_to_strong.trainers.features import features
 
 
 TOKENS = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14], [15, 0, 16], [17, 18, 0], [19, 20]]  # 0 is the padding token
@@ -29,7 +29,7 @@ def test_the_head_makes_the_models_logits_of_them(kind, batch_tokens):
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("loss", ["soft_ce", "confidence"])
 def test_a_probe_is_training_with_a_frozen_backbone(rows, make_trainer, kind, loss):
-    settings = {"weak_loss": loss, "loss_warmup_ratio": 0.0, "max_steps": 6, "per_device_train_batch_size": 4}
+    settings = {"loss_type": loss, "loss_warmup_ratio": 0.0, "max_steps": 6, "per_device_train_batch_size": 4}
     frozen = make_classifier(kind)
     frozen.requires_grad_(False)
     frozen.score.requires_grad_(True)

@@ -164,7 +164,7 @@ class TestLosses:
             q = torch.tensor(PREFERENCES, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
             return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
 
-        assert_first_update(make(pairs(preference=PREFERENCES), weak_loss="reverse_kl"), loss)
+        assert_first_update(make(pairs(preference=PREFERENCES), loss_type="reverse_kl"), loss)
 
     def test_product(self, make):
         def loss(model, dataset):
@@ -173,13 +173,13 @@ class TestLosses:
             yes, no = p**0.5 * q**2, (1 - p) ** 0.5 * (1 - q) ** 2
             return binary_losses(margins, (yes / (yes + no)).tolist()).mean()
 
-        settings = {"weak_loss": "product", "product_alpha": 2.0, "product_beta": 0.5, "loss_warmup_ratio": 0.0}
+        settings = {"loss_type": "product", "product_alpha": 2.0, "product_beta": 0.5, "loss_warmup_ratio": 0.0}
         assert_first_update(make(pairs(preference=PREFERENCES), **settings), loss)
 
     def test_confidence_follows_the_threshold_of_its_step(self, make):
         # The threshold: the quantile of the step's P(chosen) at the mean of 1 - p
         trainer = make(
-            pairs(preference=PREFERENCES, weight=WEIGHTS), weak_loss="confidence", confidence_coef=0.75,
+            pairs(preference=PREFERENCES, weight=WEIGHTS), loss_type="confidence", confidence_coef=0.75,
             loss_warmup_ratio=0.0, max_steps=2,
         )  # fmt: skip
         plain, data = copy.deepcopy(trainer.model), trainer.train_dataset
@@ -202,7 +202,7 @@ class TestLosses:
 
     def test_the_coefficient_warms_up(self, make):
         trainer = make(
-            pairs(preference=PREFERENCES), weak_loss="confidence", confidence_coef=0.6, loss_warmup_ratio=0.5,
+            pairs(preference=PREFERENCES), loss_type="confidence", confidence_coef=0.6, loss_warmup_ratio=0.5,
             max_steps=8,
         )  # fmt: skip
         trainer.train()
@@ -223,7 +223,7 @@ class TestUpdates:
         trainers = []
         for batch, accumulation in ((8, 1), (1, 8), (4, 2)):
             trainer = make(
-                pairs(preference=PREFERENCES, weight=WEIGHTS), weak_loss=loss, max_steps=3, loss_warmup_ratio=0.0,
+                pairs(preference=PREFERENCES, weight=WEIGHTS), loss_type=loss, max_steps=3, loss_warmup_ratio=0.0,
                 per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
             )  # fmt: skip
             trainer.train()
@@ -257,7 +257,7 @@ class TestUpdates:
         assert all(math.isfinite(float(entry["loss"])) for entry in steps(trainer))
 
     def test_resume_keeps_the_threshold(self, make, tmp_path):
-        settings = {"weak_loss": "confidence", "max_steps": 4, "loss_warmup_ratio": 0.0, "optim": "adamw_torch",
+        settings = {"loss_type": "confidence", "max_steps": 4, "loss_warmup_ratio": 0.0, "optim": "adamw_torch",
                     "learning_rate": 0.01, "per_device_train_batch_size": 3, "save_strategy": "steps",
                     "save_steps": 2}  # fmt: skip
         straight = make(pairs(preference=PREFERENCES), **settings)
@@ -298,7 +298,7 @@ class TestLogs:
         assert report["eval_agreement"] == pytest.approx(sum(agrees) / 8)
 
     def test_evaluation_does_not_move_the_threshold(self, make):
-        settings = {"weak_loss": "confidence", "loss_warmup_ratio": 0.0, "max_steps": 3}
+        settings = {"loss_type": "confidence", "loss_warmup_ratio": 0.0, "max_steps": 3}
         plain = make(pairs(preference=PREFERENCES), **settings)
         watched = make(
             pairs(preference=PREFERENCES), eval_dataset=pairs(5), eval_strategy="steps", eval_steps=1, **settings
@@ -370,12 +370,12 @@ class TestConstruction:
             reward_model(), args, train_dataset=pairs(), processing_class=tiny_tokenizer
         )
         assert isinstance(trainer.args, WeakToStrongRewardConfig) and trainer.args.learning_rate == 3e-4
-        assert trainer.args.weak_loss == "soft_ce"
+        assert trainer.args.loss_type == "soft_ce"
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"weak_loss": "kl"}, "`weak_loss` must be one of soft_ce, confidence"),
+            ({"loss_type": "kl"}, "`loss_type` must be one of soft_ce, confidence"),
             ({"confidence_coef": 2.0}, "`confidence_coef` must be a number in"),
         ],
     )

@@ -1,5 +1,8 @@
-"""How prompts and ends become tokens: one place for training, scoring and sampling, so that they cannot differ."""
+"""How prompts and ends become tokens and batches: one place for training, scoring and sampling."""
 
+from collections.abc import Sequence
+
+import torch
 from transformers import PreTrainedTokenizerBase
 
 
@@ -61,3 +64,10 @@ def encode_completion(
     """Token ids of a response, tokenised alone, with its end unless the sampler cut it off before it came to one."""
     ids = list(tokenizer(text.removesuffix(tokenizer.decode([end_id])), add_special_tokens=False)["input_ids"])
     return ids if truncated and ids else [*ids, end_id]
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int, multiple_of: int | None = None) -> torch.Tensor:
+    """Rows as one int64 tensor, filled up with `value` on the right, to a multiple of a number where one is given."""
+    longest = max(map(len, rows))
+    length = longest if multiple_of is None else -(-longest // multiple_of) * multiple_of
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])

@@ -1,21 +1,24 @@
-"""Configuration of `WeakToStrongTrainer`, and the settings the weak-to-strong trainers share."""
+"""Configurations of the weak-to-strong trainers."""
 
 from dataclasses import dataclass, field
 
-from trl import RewardConfig
+from trl import RewardConfig, SFTConfig
 
+from ...core.renamed import renamed
 from .objective import LOSSES, Objective
 
 
 OVERLONG = ("truncate", "drop", "error")
+TOKEN_LOSSES = ("forward_kl", "reverse_kl")
 
 
+@renamed(weak_loss="loss_type")
 @dataclass
 class WeakLossArguments:
     """How a strong model learns from weak labels; a mixin for configurations.
 
     Args:
-        weak_loss (`str`, *optional*, defaults to `"soft_ce"`):
+        loss_type (`str`, *optional*, defaults to `"soft_ce"`):
             `"soft_ce"` (imitate), `"confidence"`, `"product"` or `"reverse_kl"`; see `weak_to_strong.loss`.
         confidence_coef (`float`, *optional*, defaults to `0.5`):
             Weight in [0, 1] of the strong model's own class in the confidence loss.
@@ -30,7 +33,7 @@ class WeakLossArguments:
             one-hot one, 1 on average.
     """
 
-    weak_loss: str = field(
+    loss_type: str = field(
         default="soft_ce",
         metadata={"help": "How the strong model learns from the weak labels.", "choices": list(LOSSES)},
     )
@@ -50,7 +53,7 @@ class WeakLossArguments:
     def objective(self) -> Objective:
         """The loss these settings describe."""
         return Objective(
-            self.weak_loss,
+            self.loss_type,
             self.confidence_coef,
             self.product_alpha,
             self.product_beta,
@@ -64,18 +67,19 @@ class WeakLossArguments:
             raise ValueError(f"`weight_by_confidence` must be true or false, got {self.weight_by_confidence!r}.")
 
 
+@renamed(overlong="overlong_policy")
 @dataclass
 class WeakToStrongConfig(WeakLossArguments, RewardConfig):
     """`RewardConfig` plus what weak-to-strong classification (arXiv 2312.09390, 2410.12621) adds.
 
-    Its `max_length` cuts instead of dropping, see `overlong`.
+    Its `max_length` cuts instead of dropping, see `overlong_policy`.
 
     Args:
         num_labels (`int`, *optional*):
             Classes of the head. By default as many as `class_names` has, or as the training labels show.
         class_names (`list[str]`, *optional*):
             Names of the classes, in the order of the soft labels; needed to read a `label` column of texts.
-        overlong (`str`, *optional*, defaults to `"truncate"`):
+        overlong_policy (`str`, *optional*, defaults to `"truncate"`):
             What to do with texts above `max_length` tokens: `"truncate"` on the right, `"drop"` the row, `"error"`.
         linear_probe (`bool`, *optional*, defaults to `False`):
             Train the head only. Each text then runs through the frozen backbone once, before training.
@@ -92,7 +96,7 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
     class_names: list[str] | None = field(
         default=None, metadata={"help": "Names of the classes, in the order of the soft labels."}
     )
-    overlong: str = field(
+    overlong_policy: str = field(
         default="truncate",
         metadata={"help": "What to do with texts above max_length tokens.", "choices": list(OVERLONG)},
     )
@@ -104,8 +108,8 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_weak_loss()
-        if self.overlong not in OVERLONG:
-            raise ValueError(f"`overlong` must be one of {', '.join(OVERLONG)}, got {self.overlong!r}.")
+        if self.overlong_policy not in OVERLONG:
+            raise ValueError(f"`overlong_policy` must be one of {', '.join(OVERLONG)}, got {self.overlong_policy!r}.")
         if not isinstance(self.linear_probe, bool):
             raise ValueError(f"`linear_probe` must be true or false, got {self.linear_probe!r}.")
         if type(self.probe_batch_tokens) is not int or self.probe_batch_tokens < 1:
@@ -131,3 +135,48 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
             raise ValueError(
                 f"`num_labels` is {self.num_labels} but `class_names` has {len(names)}: give one of them."
             )
+
+
+@renamed()
+@dataclass
+class WeakToStrongRewardConfig(WeakLossArguments, RewardConfig):
+    """`RewardConfig` plus how a reward model learns from weak preferences (arXiv 2312.09390, 2410.12621).
+
+    A pair counts as two classes, "`chosen` is better" and "`rejected` is better", with the soft labels
+    `[preference, 1 - preference]`. See `WeakLossArguments` for the arguments.
+
+    Raises:
+        ValueError: A value outside its range or choices.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_weak_loss()
+
+
+@dataclass
+class WeakToStrongSFTConfig(SFTConfig):
+    """`SFTConfig` plus how the token distributions of a weak model are learned.
+
+    Args:
+        token_loss (`str`, *optional*, defaults to `"forward_kl"`):
+            Divergence at every scored token, used where the trainer is given a `weak_model`: `"forward_kl"`, KL(weak
+            || strong), has the gradient of cross-entropy with the weak model's probabilities; `"reverse_kl"`,
+            KL(strong || weak), keeps to what the weak model thinks likely without having to cover all of it.
+
+    Raises:
+        ValueError: Another `token_loss`.
+    """
+
+    token_loss: str = field(
+        default="forward_kl",
+        metadata={
+            "help": "Divergence from a `weak_model`'s token distributions: KL(weak||strong) or KL(strong||weak).",
+            "choices": list(TOKEN_LOSSES),
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.token_loss not in TOKEN_LOSSES:
+            raise ValueError(f"`token_loss` must be one of {', '.join(TOKEN_LOSSES)}, got {self.token_loss!r}.")

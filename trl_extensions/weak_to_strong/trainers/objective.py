@@ -1,13 +1,12 @@
 """What a weak-to-strong trainer minimises at a given moment of training: loss, its coefficient, the prior to match."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..loss import confidence_loss, product_loss, reverse_kl_loss, soft_cross_entropy
-from .prior import threshold_for
+from ..loss import confidence_loss, product_loss, reverse_kl_loss, soft_cross_entropy, threshold_for
 
 
 LOSSES = ("soft_ce", "confidence", "product", "reverse_kl")
@@ -36,7 +35,7 @@ class Objective:
 
     def __post_init__(self):
         if self.loss not in LOSSES:
-            raise ValueError(f"`weak_loss` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
+            raise ValueError(f"`loss_type` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
         for name, low, high in (
             ("confidence_coef", 0, 1), ("product_alpha", 0, math.inf), ("product_beta", 0, math.inf),
             ("warmup_ratio", 0, 1),
@@ -59,7 +58,7 @@ class Objective:
 class WeakSupervision:
     """An objective together with the prior of the training set and the threshold of the running step.
 
-    Neither depends on how a step's rows are cut into micro-batches and devices: see `supervised`.
+    Neither depends on how a step's rows are cut into micro-batches and devices: see `LearnsFromWeakLabels`.
 
     Args:
         objective: The loss.
@@ -107,3 +106,32 @@ class WeakSupervision:
         if self.objective.loss == "product":
             return product_loss(logits, soft_labels, self.objective.product_alpha, coefficient)
         return (soft_cross_entropy if self.objective.loss == "soft_ce" else reverse_kl_loss)(logits, soft_labels)
+
+
+class LearnsFromWeakLabels:
+    """Mixin for a `Trainer` with `supervision` (`WeakSupervision`) and `weak_logits(model, inputs)`, `(B, K)` logits.
+
+    The threshold follows from the predictions of all micro-batches of a step, on all devices, with the weights of that
+    step. A step of one micro-batch has them at hand; of several, they are predicted once more beforehand, without
+    gradient, which costs a third of the step.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._threshold_is_set = len(batches) > 1
+        if self._threshold_is_set and self.supervision.needs_threshold:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                logits = [self.weak_logits(self.model_wrapped, self._prepare_inputs(dict(batch))) for batch in batches]
+            self.supervision.match_prior(self.accelerator.gather(torch.cat(logits)))
+        return batches, num_items
+
+    def observe(self, logits: torch.Tensor) -> None:
+        """Call with the logits `(B, K)` of each micro-batch before its losses are computed."""
+        if self.model.training and self.supervision.needs_threshold and not self._threshold_is_set:
+            self.supervision.match_prior(self.accelerator.gather(logits.detach()))
+
+    def progress(self) -> float:
+        """Share of training that is done, in [0, 1]; 1 in evaluation, which always shows the final objective."""
+        if not self.model.training:
+            return 1.0
+        return self.state.global_step / max(1, self.state.max_steps)

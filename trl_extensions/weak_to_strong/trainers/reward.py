@@ -22,11 +22,10 @@ from trl import RewardTrainer
 from ...core.modeling.batches import keep_trainable
 from ...core.training.checks import as_config
 from ...core.training.step_average import RowAverages
+from ..data.collator import WithRowValues, check_row_values
 from ..data.prepare import confidence_weights
-from ..data.row_values import WithRowValues, check_row_values
-from .objective import WeakSupervision
-from .reward_config import WeakToStrongRewardConfig
-from .supervised import LearnsFromWeakLabels
+from .configs import WeakToStrongRewardConfig
+from .objective import LearnsFromWeakLabels, WeakSupervision
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
     """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for reward models.
 
     Swap it for `RewardTrainer`; LoRA, QLoRA, full fine-tuning and `accelerate launch` work as they do there, and so do
-    `margin` columns and `center_rewards_coefficient`. Without our columns and with `weak_loss="soft_ce"` the loss is
+    `margin` columns and `center_rewards_coefficient`. Without our columns and with `loss_type="soft_ce"` the loss is
     that of `RewardTrainer`.
 
     Args:

@@ -24,7 +24,7 @@ from ...core.modeling.head import last_hidden_states, output_head
 from ...core.modeling.reference import ReferenceMixin
 from ...core.training.checks import as_config, reject_prompt_learning, reject_sequence_parallelism
 from ...core.training.step_average import RowAverages
-from ..data.row_values import WithRowValues, check_row_values, columns_of
+from ..data.collator import WithRowValues, check_row_values, columns_of
 from ..labels.weak_model import (
     check_same_vocabulary,
     common_rows,
@@ -33,7 +33,7 @@ from ..labels.weak_model import (
     load_weak_tokenizer,
     narrow,
 )
-from .sft_config import WeakToStrongSFTConfig
+from .configs import WeakToStrongSFTConfig
 
 
 class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):

@@ -1,0 +1,155 @@
+"""What classifiers make of texts outside of training: pooled states for a linear probe, logits, what pairs score."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...core.modeling.batches import Throughput, eval_mode, plan_batches
+from ...core.training.encoding import pad_rows
+from ..data.examples import Pair
+
+
+_CHUNK = 1024
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The linear head that reads the last token's state.
+
+    Raises:
+        ValueError: The model pools in another way.
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"`linear_probe` needs a model whose head is a linear layer `score` on the last token, which "
+            f"{type(model).__name__} is not: set it to False and freeze the backbone yourself."
+        )
+    return head
+
+
+def features(
+    model: PreTrainedModel, token_ids: Sequence[Sequence[int]], *, batch_tokens: int = 16384, progress: bool = True
+) -> np.ndarray:
+    """States `(N, H)`, float32, that the `score` head reads of N texts: of the last token that is not padding, as
+    transformers pools them. Batches have at most `batch_tokens` tokens, padding included; a longer text goes alone.
+
+    Raises:
+        ValueError: The model pools in another way.
+    """
+    head_of(model)
+    backbone = getattr(model, model.base_model_prefix)
+    device = backbone.get_input_embeddings().weight.device
+    pad = model.config.get_text_config().pad_token_id
+    states = np.zeros((len(token_ids), model.config.get_text_config().hidden_size), dtype=np.float32)
+    with (
+        eval_mode(model),
+        torch.inference_mode(),
+        tqdm(total=len(token_ids), desc="Computing features", disable=not progress) as bar,
+    ):
+        count = Throughput(bar)
+        for rows in plan_batches([len(ids) for ids in token_ids], 0, batch_tokens):
+            states[rows] = _pooled(backbone, [token_ids[row] for row in rows], pad, device)
+            count.add([len(token_ids[row]) for row in rows])
+            bar.update(len(rows))
+    return states
+
+
+def _pooled(backbone: nn.Module, rows: list[Sequence[int]], pad: int | None, device: torch.device) -> np.ndarray:
+    ids, mask = pad_rows(rows, 0 if pad is None else pad), pad_rows([[1] * len(row) for row in rows], 0)
+    # A text may end in the padding token itself, which then does not count
+    counted = mask.bool() if pad is None else ids != pad
+    last = (torch.arange(ids.shape[1]) * counted).argmax(dim=-1)
+    states = backbone(
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, return_dict=True
+    ).last_hidden_state
+    return states[torch.arange(len(rows), device=states.device), last.to(states.device)].float().cpu().numpy()
+
+
+class FeatureStore:
+    """What a frozen model makes of texts, computed when first asked for and kept over seeds, losses and restarts.
+
+    Args:
+        path: A `.npz` file, made when needed. Belongs to one model and one `max_length`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._places: dict[str, int] = {}
+        self._states: np.ndarray | None = None
+        if path.exists():
+            with np.load(path) as stored:
+                self._places = {key: place for place, key in enumerate(stored["keys"].tolist())}
+                self._states = stored["states"]
+
+    def get(self, texts: Sequence[str], compute: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+        """States of some texts.
+
+        Args:
+            texts: The texts.
+            compute: Gives the states `(M, H)` of M texts that are not stored yet; asked for 1,024 at a time, each of
+                which is on disk before the next.
+
+        Returns:
+            `(N, H)` float32.
+        """
+        keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
+        # Neighbours in length share a chunk, and so need little padding
+        missing = sorted(missing.items(), key=lambda item: len(item[1]))
+        for start in range(0, len(missing), _CHUNK):
+            chunk = missing[start : start + _CHUNK]
+            states = np.asarray(compute([text for _, text in chunk]), dtype=np.float32)
+            self._states = states if self._states is None else np.concatenate([self._states, states])
+            self._places |= {key: len(self._places) + place for place, (key, _) in enumerate(chunk)}
+            self._save()
+        return self._states[[self._places[key] for key in keys]]
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez(file, keys=np.array(list(self._places)), states=self._states)
+        os.replace(partial, self.path)
+
+
+def sequence_logits(
+    model: PreTrainedModel, token_ids: Sequence[Sequence[int]], *, batch_tokens: int = 16384
+) -> torch.Tensor:
+    """Logits `(N, K)` of a classifier, float32 on the CPU, of N token sequences, batched like those of `features`."""
+    padding = model.config.get_text_config().pad_token_id
+    logits: list[torch.Tensor | None] = [None] * len(token_ids)
+    with eval_mode(model), torch.inference_mode(), tqdm(total=len(token_ids), desc="Scoring texts") as bar:
+        count = Throughput(bar)
+        for places in plan_batches([len(ids) for ids in token_ids], 0, batch_tokens):
+            rows = [token_ids[place] for place in places]
+            inputs = {
+                "input_ids": pad_rows(rows, padding),
+                "attention_mask": pad_rows([[1] * len(row) for row in rows], 0),
+            }
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            for place, row in zip(places, model(**inputs, use_cache=False).logits.float().cpu(), strict=True):
+                logits[place] = row
+            count.add([len(row) for row in rows])
+            bar.update(len(places))
+    return torch.stack(logits)
+
+
+def pair_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Pair], max_length: int | None
+) -> torch.Tensor:
+    """What a reward model makes of pairs: `(N, 2)` probabilities that `chosen` and that `rejected` is the better one.
+
+    Texts end as in training; longer ones than `max_length` tokens are cut at the end, where training drops them.
+    """
+    texts = [row.chosen for row in rows] + [row.rejected for row in rows]
+    ended = [text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token for text in texts]
+    token_ids = tokenizer(ended, truncation=max_length is not None, max_length=max_length)["input_ids"]
+    rewards = sequence_logits(model, token_ids).squeeze(-1).double()
+    return torch.stack([rewards[: len(rows)], rewards[len(rows) :]], dim=1).softmax(dim=1)
