@@ -299,6 +299,7 @@ class TestReadScores:
             "Answer 1: 6-7\nAnswer 2: 5",
             "Answer 1: 7/10 for style, 5/10 for facts.\nAnswer 2: 6",
             "Answer 1: 9 for style and 4 for facts\nAnswer 2: 6",
+            "Answer 1: 8/10 for style\nAnswer 1: 6\nAnswer 2: 5",
             "Style: 8 7\nFacts: 3 9",
             "Assistant 1: 5 arguments\nAssistant 2: 1 argument",
             "Assistant 1:\n1. It is clear.\n2. Short.\nAssistant 2:\n1. It is wrong.",

@@ -19,7 +19,7 @@ _TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
 _MARKS = [(f"<{tag}>", f"</{tag}>") for tag in _TAGS]
 _MARKS += [("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|START_THINKING|>", "<|END_THINKING|>")]
 _MARKS += [("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|channel>thought", "<channel|>")]
-# Where a chat template opens the thoughts, only their end is in the reply; where they are cut off, only their begin.
+# Where a chat template opens the thoughts, only their end is in the reply; where they are cut off, only their start
 _THOUGHTS = [
     re.compile(rf"\A(?:(?!{start}).)*?{end}|{start}.*?(?:{end}|\Z)", re.DOTALL)
     for start, end in (map(re.escape, marks) for marks in _MARKS)
@@ -38,7 +38,6 @@ _LEFT = re.compile(
     + r"|<\|(?:channel|message|constrain|start|end|return|START_RESPONSE|END_RESPONSE)\|>"
 )
 
-_FENCE = re.compile(r"```(?:[A-Za-z0-9_+#.-]*[ \t]*\r?\n|[A-Za-z]*[ \t]+)?(.*?)(?:```|\Z)", re.DOTALL)
 _OPENING_FENCE = re.compile(r"\A```(?:json|JSON)?\s*(?=[\[{])")
 _CLOSING_FENCE = re.compile(r"\s*```\s*\Z")
 # What may stand behind JSON: the end of its fence, and a remark in lines of its own without any more JSON
@@ -56,10 +55,9 @@ class Unreadable(ValueError):  # noqa: N818 (it is the reply that is)
 
 
 def without_thoughts(text: str) -> str:
-    """A reply without the thoughts of a reasoning model.
+    """A reply without the thoughts of a reasoning model, also where only one mark of two is in it.
 
-    Known are `<think>` and its like, `[THINK]`, `◁think▷`, and the marks of Command-A, gpt-oss and Gemma; also
-    thoughts that were cut off, or begun by the chat template, so that only one mark of two is in the reply.
+    Known are `<think>` and its like, `[THINK]`, `◁think▷`, and the marks of Command-A, gpt-oss and Gemma.
     """
     if final := _FINAL.match(text):
         text = _END_OF_FINAL.sub("", text[final.end() :])
@@ -70,11 +68,7 @@ def without_thoughts(text: str) -> str:
 
 
 def answer_text(text: str) -> str:
-    """What a reply says, without thoughts and white space around it.
-
-    Raises:
-        Unreadable: Nothing is left, or marks of thoughts are: then nobody knows what is thought and what is said.
-    """
+    """What a reply says, without thoughts; `Unreadable` if nothing is left of it, or marks of thoughts still are."""
     said = without_thoughts(text).strip()
     if not said:
         raise Unreadable("there are only thoughts" if text.strip() else "the reply is empty")
@@ -117,10 +111,9 @@ def read_reply(text: str, schema: type[Model], *, truncated: bool = False) -> Mo
 
 
 def schema_json(schema: type[BaseModel]) -> str:
-    """The JSON schema of a model as text, for `GenerationParams.schema`.
+    """The JSON schema of a model as text, for `GenerationParams.schema`: every field required, and no others.
 
-    In the strict form of OpenAI's structured outputs: every field required and no others; without titles and
-    descriptions, so that a docstring changes no request.
+    It has neither titles nor descriptions, so that a docstring changes no request.
     """
     return json.dumps(_strict(schema.model_json_schema()), ensure_ascii=False)
 
@@ -130,16 +123,6 @@ def as_text(prompt: Prompt) -> str:
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     return prompt or "(none)"
-
-
-def without_fences(text: str) -> str:
-    """A reply without the marks of Markdown code fences and their languages; what is inside them stays."""
-    return _FENCE.sub(r"\1", text)
-
-
-def fenced_parts(text: str) -> list[str]:
-    """What is inside each Markdown code fence of a reply."""
-    return _FENCE.findall(text)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

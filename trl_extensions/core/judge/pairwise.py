@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -45,7 +46,7 @@ _PAIR = re.compile(rf"\s?{_SCORES_ARE}\(?{_SCORE}(?:\s?(?:[,;、&]|and|と)\s?|\
 _LABEL = r"(?:(?i:the )?(?i:score|rating) (?:of|for) )?([^\W\d_]+)\s?#?([12]|[AB](?![A-Za-z0-9]))"
 _LABELLED = re.compile(
     rf"\s?{_LABEL}\s?(?:['’]s )?(?:score |rating )?(?:[:=(は]|is|gets|receives|deserves)\s?(?:Score: ?)?{_SCORE}{_END}"
-    r"[,;、]?\s?"
+    r"[,;、]?\s?(.*)"
 )
 _BETWEEN = re.compile(rf"\n|(?:[.。,;、]|\band\b)\s?(?={_LABEL})")
 _VERDICT = re.compile(
@@ -107,9 +108,8 @@ class Judgment:
     Args:
         id: Of the pair.
         winner: "first" or "second" if that answer won in both orders, else "tie"; None if a reply cannot be read.
-        scores: Of the first and of the second answer, means over both orders: 1 to 10 in mode "scores"; in mode
-            "logprobs" the probability of each to be the better one, which add up to 1. None in mode "verdict", for
-            answers that are equal, and where a reply cannot be read.
+        scores: Of both answers, means over both orders: 1 to 10 in mode "scores", in mode "logprobs" how likely each
+            is the better one. None in mode "verdict", for equal answers, and where a reply cannot be read.
         votes: The better answer by the reply in the order given, and by that in the other order.
         reason: Why there was nothing to ask, or what could not be read.
         raw: The replies in each order that could not be read, in the order they were asked for.
@@ -131,14 +131,12 @@ class Judgment:
 class PairwiseJudge:
     """Asks which of two answers is better, in both orders; a side wins only if it wins in both.
 
-    Judges prefer an answer for the place it stands in, small ones more often than not; a win that holds in both places
-    is none of that. Answers that are equal but for white space around them are a tie without a question. A reply that
-    cannot be read is answered with what is wrong and asked for once more; if that is in vain the pair has no winner,
-    which is not a tie.
+    Judges prefer an answer for the place it stands in; a win that holds in both places is none of that. Answers that
+    are equal but for white space around them are a tie without a question. A reply that cannot be read is asked for
+    once more; if that is in vain the pair has no winner, which is not a tie.
 
     Modes: "scores" asks for two numbers from 1 to 10, "verdict" for A, B or tie, "logprobs" takes the probabilities
-    that the reply begins with A or with B, for models that cannot write a readable reply. There are no ties in an
-    order of "logprobs" and there is nothing to ask again.
+    that the reply begins with A or with B, for models that cannot write a readable reply.
 
     Args:
         engine: The judge; it is given chats.
@@ -150,9 +148,8 @@ class PairwiseJudge:
         cache: Where calls are kept: none that is in there is made again. The caller closes it.
 
     Attributes:
-        counts: Over all calls of `judge`: `calls` made, `cache_hits`, replies `retried`; `low_mass`: in mode
-            "logprobs" orders in which A and B had less than 1 % of the probability together, so that the preference is
-            one between two things the model would not say.
+        counts: Over all calls of `judge`: `calls` made, `cache_hits`, replies `retried`; `low_mass`: orders of mode
+            "logprobs" in which A and B, less than 1 % likely together, are two things the model would not say.
 
     Raises:
         ValueError: An unknown mode, an empty criterion, or a template that cannot be used; one line.
@@ -188,14 +185,10 @@ class PairwiseJudge:
         }
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgment]:
-        """A judgment for each pair, in their order.
-
-        Every finished call is in the cache before the next one is waited for, so that a run that was killed goes on
-        where it stopped.
+        """A judgment for each pair, in their order. A run that was killed goes on from the cache where it stopped.
 
         Raises:
-            ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written; what was
-                answered before is in the cache.
+            ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written.
         """
         asked = [(i, swapped) for i, pair in enumerate(pairs) if not _is_equal(pair) for swapped in (False, True)]
         chats = [self._chat(pairs[i], swapped) for i, swapped in asked]
@@ -239,9 +232,8 @@ class PairwiseJudge:
         if None in votes:
             unread = [own for own in (given, swapped) if own.value is None]
             reasons = dict.fromkeys(own.reason for own in unread)
-            return Judgment(
-                id_, None, None, votes, "; ".join(reasons), tuple(text for own in unread for text in own.raw)
-            )
+            raw = tuple(text for own in unread for text in own.raw)
+            return Judgment(id_, None, None, votes, "; ".join(reasons), raw)
         scores = None if self.mode == "verdict" else tuple((one + two) / 2 for one, two in zip(*orders, strict=True))
         return Judgment(id_, votes[0] if votes[0] == votes[1] else "tie", scores, votes)
 
@@ -254,43 +246,44 @@ def read_scores(text: str, *, truncated: bool = False) -> tuple[float, float]:
     labelled with the answers they are for (`Assistant 1: 8/10.`, `Answer B: 7`), one for each. Where these disagree,
     nothing is read.
 
-    Args:
-        text: The reply; thoughts are not read.
-        truncated: It was cut off, so that a number at its end may be half of one.
-
     Raises:
-        Unreadable: There are no two such numbers, there are several, or one is outside of 1 to 10.
+        Unreadable: There are no two such numbers, there are several, or one is outside of 1 to 10; of a reply that was
+            cut off, a number at its end may be half of one.
     """
     lines, json_text = _lines(text, truncated)
-    if json_text:
-        scores = read_reply(json_text, Scores, truncated=truncated)
-        return scores.score_1, scores.score_2
+    if not json_text:
+        json_text, truncated = json.dumps([float(score) for score in _plain_scores(lines)]), False
+    scores = read_reply(json_text, Scores, truncated=truncated)
+    return scores.score_1, scores.score_2
+
+
+def _plain_scores(lines: list[str]) -> tuple[str, str]:
     pairs = {match.groups() for line in lines if (match := _PAIR.fullmatch(line))}
-    if not pairs and len(lines) == 2 and all(map(_ONE.fullmatch, lines)):
-        pairs = {tuple(_ONE.fullmatch(line)[1] for line in lines)}
-    labelled: dict[str, set[str]] = {"1": set(), "2": set()}
-    names = set()
+    alone = [match[1] for line in lines if (match := _ONE.fullmatch(line))]
+    if len(alone) == len(lines) == 2:
+        pairs = {tuple(alone)}
+    labelled: dict[str, set[str]] = {"score_1": set(), "score_2": set()}
+    names, doubtful = set(), False
     for piece in _BETWEEN.split("\n".join(lines))[:: _BETWEEN.groups + 1]:
         if match := _LABELLED.fullmatch(piece):
-            names.add(match[1].casefold())
-            labelled[{"A": "1", "B": "2"}.get(match[2], match[2])].add(match[3])
-    if len(names) == 1 and all(labelled.values()) and not pairs:
-        pairs = {(first, second) for first in labelled["1"] for second in labelled["2"]}
+            name, side, score, rest = match.groups()
+            if rest:  # "Answer 1: 5 arguments", "Answer 1: 8 for style"
+                doubtful = True
+            else:
+                names.add(name.casefold())
+                labelled[_SIDES[side.lower()]].add(score)
+    if not pairs and len(names) == 1 and not doubtful:
+        pairs = set(itertools.product(*labelled.values()))
     if len(pairs) != 1:
         raise Unreadable("several scores for one answer" if pairs else "there are no two scores")
     [pair] = pairs
     if any(scores - {score} for scores, score in zip(labelled.values(), pair, strict=True)):
         raise Unreadable("several scores for one answer")
-    scores = read_reply(json.dumps([float(score) for score in pair]), Scores)
-    return scores.score_1, scores.score_2
+    return pair
 
 
 def read_score(text: str, *, truncated: bool = False) -> float:
-    """Read one score from 1 to 10 out of a reply that is nothing else: `7`, `8/10.`, `Score: 8 out of 10`.
-
-    Raises:
-        Unreadable: It is anything else, or outside of 1 to 10.
-    """
+    """One score from 1 to 10 of a reply that is nothing else (`7`, `8/10.`, `Score: 8 out of 10`), or `Unreadable`."""
     lines, _ = _lines(text, truncated)
     match = _ONE.fullmatch(lines[0]) if len(lines) == 1 else None
     if match is None:
