@@ -173,8 +173,8 @@ class TestPretokenised:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"labels": [-100, 6, -100]}, "`labels` has 3 entries for 4 `input_ids`"),
-            ({"negative_mask": [0, 1]}, "`negative_mask` has 2 entries for 4 `input_ids`"),
+            ({"labels": [-100, 6, -100]}, "`labels` must be a list, one entry per token, got 3 for 4 `input_ids`"),
+            ({"negative_mask": [0, 1]}, "`negative_mask` must be a list, one entry per token, got 2 for 4"),
             ({"labels": [6, 7, 8, -100]}, r"`labels\[0\]` is 6, which is neither -100 .* nor `input_ids\[0\]` \(5\)"),
             ({"labels": None}, "`labels` must be a list, one entry per token, got None"),
             ({"input_ids": None}, "`input_ids` must be a list"),

@@ -49,7 +49,7 @@ class TestUnwanted:
 
     def test_rows_that_cannot_be_counted(self):
         bare = {key: value for key, value in row(7, "text").items() if key != "negative_spans"}
-        with pytest.raises(ValueError, match=r"rows: row 1 \(id 'q7-0'\) has no 'negative_spans'; annotate"):
+        with pytest.raises(ValueError, match=r"rows: row 1 \(id 'q7-0'\) has no 'negative_spans'; "):
             unwanted([row(0, "text"), bare])
         with pytest.raises(ValueError, match="rows is empty"):
             unwanted([])

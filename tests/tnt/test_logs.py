@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import random
+from collections import Counter
 
 import pytest
 
@@ -213,13 +214,13 @@ FILLER = ["The weather is mild today.", "Cats sleep a lot!", "Bread needs yeast,
 
 
 def mined(flagged, clean):
-    return {form: phrase.outputs for phrase in mine_phrases(flagged, clean) for form in phrase.forms}
+    return {form: {output for output, _ in places} for _, places in mine_phrases(flagged, clean) for _, form in places}
 
 
 def test_a_phrase_of_flagged_outputs_is_found_and_nothing_that_both_groups_share():
     flagged = [f"{FILLER[i % 4]} You should buy Acme." for i in range(8)]
     clean = [f"{FILLER[i % 4]} You should rest." for i in range(24)]
-    assert mined(flagged, clean) == {"You should buy Acme": frozenset(range(8))}
+    assert mined(flagged, clean) == {"You should buy Acme": set(range(8))}
 
 
 def test_the_longest_phrase_wins_over_those_inside_it():
@@ -266,8 +267,12 @@ def test_a_word_that_most_clean_outputs_hold_is_no_candidate():
 
 def test_phrases_end_with_the_sentence_and_commas_are_part_of_a_form():
     flagged = [f"{FILLER[i % 4]} Honestly{',' if i % 3 else ''} Acme. Rules apply." for i in range(9)]
-    (phrase,) = [p for p in mine_phrases(flagged, FILLER * 6) if "Honestly, Acme" in p.forms]
-    assert phrase.forms == {"Honestly, Acme": 6, "Honestly Acme": 3}
+    (forms,) = [
+        Counter(form for _, form in places)
+        for _, places in mine_phrases(flagged, FILLER * 6)
+        if (0, "Honestly Acme") in places
+    ]
+    assert forms == {"Honestly, Acme": 6, "Honestly Acme": 3}
 
 
 def test_nothing_is_mined_without_two_groups():

@@ -49,53 +49,33 @@ class TNTConfig(SFTConfig):
 
     variant: str = field(
         default="ff",
-        metadata={
-            "help": "How the model is drawn to its target, at unwanted and at kept tokens.",
-            "choices": list(VARIANTS),
-        },
+        metadata={"help": "How unwanted and kept tokens are drawn to their target.", "choices": [*VARIANTS]},
     )
     alpha: float = field(default=1.0, metadata={"help": "Weight of unwanted tokens beside kept ones."})
     smoothing: float = field(
-        default=1e-6, metadata={"help": "Probability a reverse KL's target gives to a banned token."}
+        default=1e-6, metadata={"help": "Probability a reverse KL's target gives a banned token."}
     )
     smooth_over: str = field(
         default="banned",
-        metadata={
-            "help": "What `smoothing` is given to: the banned token, or every entry (the published code).",
-            "choices": list(SMOOTH_OVER),
-        },
+        metadata={"help": "What gets it: the banned token, or every entry.", "choices": [*SMOOTH_OVER]},
     )
-    share_prefix: bool = field(
-        default=False,
-        metadata={"help": "Compute a prompt once for all rows of a batch that have it, and draw these together."},
-    )
+    share_prefix: bool = field(default=False, metadata={"help": "Compute a prompt once for all its rows of a batch."})
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the policy."})
 
     def __post_init__(self):
         super().__post_init__()
         check_objective(self.variant, self.alpha, self.smoothing, self.smooth_over)
-        reject_sft_settings(
-            self,
-            "TNT",
-            because="weighs every token itself",
-            loss_type="set `variant` instead",
-            rows="give `input_ids`, `labels`, `negative_mask`",
-        )
+        rows = "give `input_ids`, `labels`, `negative_mask`"
+        because = "weighs every token itself"
+        reject_sft_settings(self, "TNT", because=because, loss_type="set `variant` instead", rows=rows)
 
 
 @dataclass
 class TNTArguments(PromptArguments):
-    """Prompts, sampling and evaluation. One YAML serves every `trl-ext tnt` command.
-
-    Raises:
-        ValueError: A value outside its range, naming the field.
-    """
+    """Prompts, sampling and evaluation. One YAML serves every `trl-ext tnt` command."""
 
     dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Outputs: for `annotate` those to mark, for `train` and `run` annotated ones; JSONL or data set."
-        },
+        default=None, metadata={"help": "Outputs: for `annotate` those to mark, for `train` and `run` annotated ones."}
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split of `eval_dataset_name` on the hub."})
@@ -122,11 +102,7 @@ class TNTArguments(PromptArguments):
 
 @dataclass
 class AnnotatorArguments:
-    """What is unwanted. Several annotators together mark what any of them marks.
-
-    Raises:
-        ValueError: A value outside its choices, or an option whose annotator is not switched on.
-    """
+    """What is unwanted. Several annotators together mark what any of them marks."""
 
     phrases: list[str] = field(default_factory=list, metadata={"help": "Unwanted words and phrases."})
     phrases_file: str | None = field(default=None, metadata={"help": "File of them: .txt, one a line, or .json."})
@@ -137,21 +113,16 @@ class AnnotatorArguments:
     ignore_case: bool = field(default=True, metadata={"help": "Phrases and patterns: ignore case."})
     inflections: bool = field(default=False, metadata={"help": "Phrases: English endings of the last word too."})
     first_word: bool = field(
-        default=False,
-        metadata={"help": "Phrases: mark only the word each begins with, which removes as much and moves less."},
+        default=False, metadata={"help": "Phrases: mark only the word each begins with, which moves less."}
     )
-    classifier: str | None = field(
-        default=None, metadata={"help": "A sequence classifier whose label marks what is unwanted."}
-    )
-    classifier_label: str | None = field(default=None, metadata={"help": "That label."})
+    classifier: str | None = field(default=None, metadata={"help": "A sequence classifier."})
+    classifier_label: str | None = field(default=None, metadata={"help": "Its label that means unwanted."})
     profanity: bool = field(default=False, metadata={"help": "Mark profanity, by alt-profanity-check."})
     threshold: float = field(default=0.5, metadata={"help": "Classifier and profanity: mark above this probability."})
     unit: Literal["sentence", "window"] = field(
         default="sentence", metadata={"help": "Classifier and profanity: what is scored at once."}
     )
-    judge_task: str | None = field(
-        default=None, metadata={"help": "What a language model is to quote as unwanted, in words."}
-    )
+    judge_task: str | None = field(default=None, metadata={"help": "What a language model is to quote, in words."})
     judge_model: str | None = field(default=None, metadata={"help": "That language model."})
     judge_base_url: str | None = field(
         default=None, metadata={"help": "Its OpenAI-compatible server; it runs in this process if left out."}
@@ -177,35 +148,22 @@ class AnnotatorArguments:
             raise ValueError(f"nothing says what is unwanted: give one of {', '.join(f'`{name}`' for name in names)}.")
 
     def build(self, *, with_candidates: bool = True) -> list[Annotator]:
-        """The annotators; loads models.
-
-        Args:
-            with_candidates: Whether to look for the selected `candidates` too; if not, nothing else need be asked for.
-
-        Raises:
-            ValueError: None is asked for, or what one of them refuses.
-            ImportError: An optional package is missing.
-        """
+        """The annotators, loaded; without candidates there may be none."""
         if with_candidates:
             self.check()
+        from .annotate.classifiers import ClassifierAnnotator, ProfanityAnnotator
+        from .annotate.phrases import PhraseAnnotator, load_phrases
+
         annotators: list[Annotator] = []
         if self.phrases or self.phrases_file or self.patterns:
-            from .annotate.phrases import PhraseAnnotator, load_phrases
-
             phrases = [*self.phrases, *(load_phrases(self.phrases_file) if self.phrases_file else [])]
             options = {name: getattr(self, name) for name in ("ignore_case", "inflections", "first_word")}
             annotators.append(PhraseAnnotator(phrases, self.patterns, **options))
         if with_candidates and self.candidates:
-            from .annotate.phrases import PhraseAnnotator
-
             annotators.append(PhraseAnnotator(self._candidates(), first_word=self.first_word, name="candidates"))
         if self.classifier:
-            from .annotate.classifiers import ClassifierAnnotator
-
             annotators.append(ClassifierAnnotator(self.classifier, self.classifier_label, self.threshold, self.unit))
         if self.profanity:
-            from .annotate.classifiers import ProfanityAnnotator
-
             annotators.append(ProfanityAnnotator(self.threshold, self.unit))
         if self.judge_task:
             from .annotate.judge import JudgeAnnotator

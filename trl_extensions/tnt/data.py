@@ -4,19 +4,18 @@ Offsets count Python characters (code points), start at 0 and are half-open: `te
 """
 
 import logging
-import os
 import random
 from collections.abc import Sequence
 from itertools import takewhile
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..core.generation.sampling import completion_text
-from ..core.runs.jsonl import read_jsonl
+from ..core.inputs import is_file, read_dataset, read_rows
 from ..core.training.encoding import encode_prompt, end_token_id
 
 
@@ -33,34 +32,25 @@ _COUNTS = "_tnt_counts"
 
 
 def load_training_rows(source: str, split: str, *, clean_ratio: float | None = None, seed: int = 0) -> Dataset:
-    """Annotated outputs: a `.jsonl` file of `annotate`, or a data set with the trainer's columns.
+    """Annotated outputs, or tokenised rows, of any file or data set that `core.inputs.read_rows` reads.
 
     Args:
-        source: The file, or the name of a data set.
-        split: Split of a data set.
+        source, split: See `read_rows`.
         clean_ratio: At most this many clean rows per row with a span, drawn at random.
         seed: Seed of that draw.
 
     Raises:
         ValueError: A file that is not there, or holds nothing usable.
     """
-    if not source.endswith(".jsonl"):
-        rows = load_dataset(source, split=split)
-        rows = rows if "input_ids" in rows.column_names else rows.to_list()
-    elif os.path.isfile(source):
-        rows = read_jsonl(source)
-        rows = Dataset.from_list(rows) if rows and "input_ids" in rows[0] else rows
-    else:
-        raise ValueError(f"{source}: there is no such file; run `trl-ext tnt annotate` first.")
-    if isinstance(rows, Dataset):
+    found = list(read_rows(source)) if is_file(source) else read_dataset(source, split)
+    if found and "input_ids" in found[0]:
         if clean_ratio is not None:
             raise ValueError("`clean_ratio` does not apply to tokenised rows: thin them out yourself.")
-        return rows
-    for number, row in enumerate(rows, start=1):
-        missing = {"prompt", "completion"} - row.keys()
-        if missing:
+        return found if isinstance(found, Dataset) else Dataset.from_list(found)
+    for number, row in enumerate(found, start=1):
+        if missing := {"prompt", "completion"} - row.keys():
             raise ValueError(f"{source}: row {number} has no `{min(missing)}`; run `trl-ext tnt annotate` first.")
-    rows = select_rows(rows, clean_ratio, seed)
+    rows = select_rows(list(found), clean_ratio, seed)
     if not rows:
         raise ValueError(f"{source}: no rows to train on: sample and annotate more outputs.")
     return Dataset.from_list([{name: row.get(name) for name in TEXT_COLUMNS} for row in rows])
@@ -83,17 +73,11 @@ def select_rows(rows: list[dict[str, Any]], clean_ratio: float | None, seed: int
 
 
 class EncodedRow(NamedTuple):
-    """One row as tokens.
-
-    Attributes:
-        input_ids: Prompt and completion, T token ids.
-        token_weights: T signs, each of its token as a target: +1 keep, -1 unwanted, 0 not scored.
-        span_ends: For every span (or marked token) the index of the last scored token it touches, or -1.
-    """
+    """One row of T tokens, prompt and completion."""
 
     input_ids: list[int]
-    token_weights: list[int]
-    span_ends: list[int]
+    token_weights: list[int]  # signs, each of its token as a target: +1 keep, -1 unwanted, 0 not scored
+    span_ends: list[int]  # for every span (or marked token) the index of the last scored token it touches, or -1
 
 
 def prepare_rows(
@@ -109,9 +93,9 @@ def prepare_rows(
     Args:
         dataset: Rows with `prompt` and `completion` (texts or chat messages) and, optionally, `negative_spans`: pairs
             [start, end) of character offsets into the completion, or into the last assistant message of a chat, whose
-            earlier messages count as prompt. A row without spans is kept whole, and useful. An optional `truncated`
-            column (bool) marks completions cut off by the sampler, which then get no end token. Or pretokenised rows:
-            `input_ids`, `labels` (the id, or -100 where not scored) and `negative_mask` (true where unwanted).
+            earlier messages count as prompt; and `truncated` (bool), for completions cut off by the sampler, which get
+            no end token. Or pretokenised rows: `input_ids`, `labels` (the id, or -100 where not scored) and
+            `negative_mask` (true where unwanted).
         tokenizer: The trainer's tokenizer; a fast one, unless the rows are pretokenised.
         max_length: Limit on the tokens of a row, or None. Longer rows are cut on the right; one warning counts them,
             and the spans that lay behind the cut.
@@ -128,8 +112,21 @@ def prepare_rows(
     """
     if set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return dataset
-    pretokenised = set(PRETOKENISED_COLUMNS) <= set(dataset.column_names)
-    _check_dataset(dataset, tokenizer, pretokenised, name)
+    columns, pretokenised = dataset.column_names, set(PRETOKENISED_COLUMNS) <= set(dataset.column_names)
+    if "images" in columns or "image" in columns:
+        raise ValueError(f"The {name} dataset has images, which TNT does not support: use text columns.")
+    if not pretokenised and not {"prompt", "completion"} <= set(columns):
+        raise ValueError(
+            f"The {name} dataset has the columns {columns}; TNT needs `prompt` and `completion` (and `negative_spans` "
+            "where something is unwanted), or `input_ids`, `labels` and `negative_mask`."
+        )
+    if not pretokenised and not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in the text its tokens lie: "
+            "load the fast one, or give pretokenised rows (`input_ids`, `labels`, `negative_mask`)."
+        )
+    if not len(dataset):
+        raise ValueError(f"The {name} dataset has no rows.")
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
         where = f"{name} row {index}"
@@ -181,12 +178,9 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
     signs = [-1 if negative else 1 for negative in negative_tokens(offsets, spans)]
     if not (truncated and ids):
         ids, signs = [*ids, end_id], [*signs, 1]
-    touched = [[i for i, hit in enumerate(negative_tokens(offsets, [span])) if hit] for span in spans]
-    return EncodedRow(
-        prompt_ids + ids,
-        [0] * len(prompt_ids) + signs,
-        [len(prompt_ids) + tokens[-1] if tokens else -1 for tokens in touched],
-    )
+    touched = [[i for i, hit in enumerate(negative_tokens(offsets, [span]), len(prompt_ids)) if hit] for span in spans]
+    ends = [tokens[-1] if tokens else -1 for tokens in touched]
+    return EncodedRow(prompt_ids + ids, [0] * len(prompt_ids) + signs, ends)
 
 
 def encode_token_row(row: dict[str, Any], where: str) -> EncodedRow:
@@ -194,12 +188,9 @@ def encode_token_row(row: dict[str, Any], where: str) -> EncodedRow:
     ids, labels, mask = (row[column] for column in PRETOKENISED_COLUMNS)
     mask = [False] * len(ids or []) if mask is None else mask
     for column, values in zip(PRETOKENISED_COLUMNS, (ids, labels, mask), strict=True):
-        if not isinstance(values, list):
-            raise ValueError(f"{where}: `{column}` must be a list, one entry per token, got {values!r:.80}.")
-        if len(values) != len(ids):
-            raise ValueError(
-                f"{where}: `{column}` has {len(values)} entries for {len(ids)} `input_ids`: give one per token."
-            )
+        if not isinstance(values, list) or len(values) != len(ids):
+            got = f"{len(values)} for {len(ids)} `input_ids`" if isinstance(values, list) else f"{values!r:.80}"
+            raise ValueError(f"{where}: `{column}` must be a list, one entry per token, got {got}.")
     for t, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if label not in (-100, token):
             raise ValueError(
@@ -209,24 +200,6 @@ def encode_token_row(row: dict[str, Any], where: str) -> EncodedRow:
     signs = [0 if label == -100 else -1 if marked else 1 for label, marked in zip(labels, mask, strict=True)]
     signs[:1] = [0] * len(signs[:1])  # nothing predicts the first token
     return EncodedRow(ids, signs, [t if signs[t] else -1 for t, marked in enumerate(mask) if marked])
-
-
-def _check_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, pretokenised: bool, name: str) -> None:
-    columns = dataset.column_names
-    if "images" in columns or "image" in columns:
-        raise ValueError(f"The {name} dataset has images, which TNT does not support: use text columns.")
-    if not pretokenised and not {"prompt", "completion"} <= set(columns):
-        raise ValueError(
-            f"The {name} dataset has the columns {columns}; TNT needs `prompt` and `completion` (and `negative_spans` "
-            "where something is unwanted), or `input_ids`, `labels` and `negative_mask`."
-        )
-    if not pretokenised and not tokenizer.is_fast:
-        raise ValueError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in the text its tokens lie: "
-            "load the fast one, or give pretokenised rows (`input_ids`, `labels`, `negative_mask`)."
-        )
-    if not len(dataset):
-        raise ValueError(f"The {name} dataset has no rows.")
 
 
 def is_chat(value: Any) -> bool:
@@ -294,22 +267,17 @@ def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
     unscored = len(counts) - len(scored) - total["vanished"]
 
     def first(key: str) -> str:
-        return f"(first: row {next(i for i, count in enumerate(counts) if count[key])})"
+        return next((f" (first: row {i})" for i, count in enumerate(counts) if count[key]), "")
 
-    parts = []
-    if total["cut"]:
-        parts.append(f"{total['cut']} are longer than max_length={max_length} and were cut on the right {first('cut')}")
-    if total["vanished"]:
-        parts.append(f"{total['vanished']} of these had no completion left and were dropped")
-    if total["spans_cut"]:
-        parts.append(f"{total['spans_cut']} negative spans lay behind the cut, wholly or in part")
-    if unscored:
-        parts.append(f"{unscored} have no scored token and were dropped")
-    if total["touches_nothing"]:
-        where = first("touches_nothing")
-        parts.append(f"{total['touches_nothing']} have negative spans that touch no scored token {where}")
-    if parts:
-        logger.warning("Of %d %s rows, %s.", len(counts), name, "; ".join(parts))
+    parts = [
+        (total["cut"], f"are longer than max_length={max_length} and were cut on the right{first('cut')}"),
+        (total["vanished"], "of these had no completion left and were dropped"),
+        (total["spans_cut"], "negative spans lay behind the cut, wholly or in part"),
+        (unscored, "have no scored token and were dropped"),
+        (total["touches_nothing"], f"have negative spans that touch no scored token{first('touches_nothing')}"),
+    ]
+    if said := [f"{count} {what}" for count, what in parts if count]:
+        logger.warning("Of %d %s rows, %s.", len(counts), name, "; ".join(said))
     if not scored:
         remedy = f"raise max_length={max_length}" if total["vanished"] else "check `labels`, which are all -100"
         raise ValueError(f"No {name} row is left, for none has a scored token: {remedy}.")

@@ -31,21 +31,20 @@ def evaluate_patch(
     original: nn.Module | None = None,
     batch_tokens: int = 4096,
 ) -> dict[str, Any]:
-    """Compare a patched model with its original, and write the result as JSON.
+    """Compare a patched model with its original, and write the result as JSON to `output`.
 
     Args:
         model, tokenizer, original, batch_tokens: See `scores.score_rows`.
         original_rows: Annotated outputs of the original to held-out prompts, greedy (`sample` 0) and random ones.
         patched_rows: Those of the patched model to the same prompts.
-        output: JSON file to write.
 
     Returns:
         What was written. `original` and `patched`: `unwanted` of `greedy` and of `sampled` outputs, where there are
-        any. `preservation`: the result of the function of that name. `divergence`, over the original's outputs:
-        `kl_target` (KL(d || p) to the ideal target, nats per token), `kl_clean` (KL(q || p), nats per token of outputs
-        without a span), each `{"value", "low", "high"}` with a 95 % interval over outputs, and `prob_negative` and
-        `prob_negative_original` (mean probability of an unwanted token where the original wrote it; None without one).
-        `perplexity` under the original: `original` and `patched`, of the greedy outputs of each.
+        any. `preservation`: see there. `divergence`, over the original's outputs, nats per token, `{"value", "low",
+        "high"}` with a 95 % interval over outputs: `kl_target` (KL(d || p) to the ideal target) and `kl_clean`
+        (KL(q || p), of outputs without a span); and `prob_negative`, `prob_negative_original` (mean probability of an
+        unwanted token where the original wrote it; None without one). `perplexity` under the original of the greedy
+        outputs: `original` and `patched`.
     """
     settings = {"original": original, "batch_tokens": batch_tokens}
     greedy, patched = _written(original_rows), _written(patched_rows)
@@ -57,7 +56,7 @@ def evaluate_patch(
         "preservation": preservation(original_rows, patched_rows),
         "divergence": _divergence(scores, greedy),
         "perplexity": {
-            "original": math.exp(-logp / sum(_tokens(score) for score in scores)),
+            "original": math.exp(-logp / sum(map(_tokens, scores))),
             "patched": perplexity(model, tokenizer, patched, **settings),
         },
     }
@@ -77,8 +76,8 @@ def _written(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_kind(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    greedy, sampled = ([row for row in rows if (row["sample"] == 0) is first] for first in (True, False))
-    return {kind: unwanted(own) for kind, own in (("greedy", greedy), ("sampled", sampled)) if own}
+    kinds = {"greedy": [row for row in rows if row["sample"] == 0], "sampled": [row for row in rows if row["sample"]]}
+    return {kind: unwanted(own) for kind, own in kinds.items() if own}
 
 
 def _tokens(score: dict[str, float]) -> float:
@@ -89,7 +88,7 @@ def _divergence(scores: list[dict[str, float]], rows: list[dict[str, Any]]) -> d
     clean = [score for score, row in zip(scores, rows, strict=True) if not row["negative_spans"]]
     negatives = sum(score["negative_tokens"] for score in scores)
     result = {
-        "kl_target": _ratio([score["kl_target"] for score in scores], [_tokens(score) for score in scores]),
+        "kl_target": _ratio([score["kl_target"] for score in scores], list(map(_tokens, scores))),
         "kl_clean": _ratio([score["kl_kept"] for score in clean], [score["kept_tokens"] for score in clean]),
     }
     for name in ("prob_negative", "prob_negative_original"):
@@ -102,9 +101,6 @@ def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Outputs to one prompt are alike, so both 95 % intervals take prompts as independent, not outputs: Wilson's counts
     prompts, which is exact for one output a prompt and on the safe side for more; the bootstrap draws whole prompts.
-
-    Args:
-        rows: Annotated rows.
 
     Returns:
         JSON-ready: `n` (outputs), `prompts`, `share` (of outputs with a span, in [0, 1]) and `spans_per_1000_tokens`,
@@ -137,8 +133,7 @@ def preservation(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence
     (`sample` 0): two random draws differ even when nothing has moved.
 
     Args:
-        original_rows: Annotated rows of the original model.
-        patched_rows: Annotated rows of the patched model, to the same prompts; matched by `id`.
+        original_rows, patched_rows: Annotated rows of both models to the same prompts; matched by `id`.
 
     Returns:
         JSON-ready. `clean`: `n` (clean greedy outputs compared), `exact_match` (share unchanged word for word,
@@ -152,8 +147,6 @@ def preservation(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence
         ValueError: No rows, a row without one of the columns, an `id` twice, no greedy output in common, or the same
             `id` with another prompt.
     """
-    _check(original_rows, "original_rows")
-    _check(patched_rows, "patched_rows")
     greedy, patched = _greedy_by_id(original_rows, "original_rows"), _greedy_by_id(patched_rows, "patched_rows")
     shared = [row_id for row_id in greedy if row_id in patched]
     if greedy and not shared:
@@ -175,16 +168,12 @@ def preservation(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence
 
 
 def first_difference(original: str, patched: str) -> float:
-    """Share of the original's words before the first that differs, in [0, 1].
-
-    1.0 where the patched text has all of them, whether or not it goes on.
-    """
+    """Share of the original's words before the first that differs, in [0, 1]; 1 where the patched text has them all."""
     before, after = original.split(), patched.split()
     if not before:
         return 1.0 if not after else 0.0
-    same = next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
-    )
+    words = enumerate(zip(before, after, strict=False))
+    same = next((i for i, (a, b) in words if a != b), min(len(before), len(after)))
     return same / len(before)
 
 
@@ -228,13 +217,11 @@ def _estimate(value: float, low: float, high: float) -> dict[str, float | None]:
 
 
 def _greedy_by_id(rows: Sequence[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
-    by_id = {}
+    _check(rows, name)
+    by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["sample"] != 0:
-            continue
-        if row["id"] in by_id:
+        if row["sample"] == 0 and by_id.setdefault(row["id"], row) is not row:
             raise ValueError(f"{name}: id {row['id']!r} occurs twice; outputs are matched by it, so keep one row.")
-        by_id[row["id"]] = row
     return by_id
 
 
@@ -242,7 +229,7 @@ def _check(rows: Sequence[dict[str, Any]], name: str) -> None:
     if not rows:
         raise ValueError(f"{name} is empty: there is nothing to measure; sample and annotate outputs first.")
     for i, row in enumerate(rows):
-        missing = [column for column in NEEDED if column not in row]
-        if missing:
-            hint = "annotate the rows first" if missing == ["negative_spans"] else "give rows as sampled"
-            raise ValueError(f"{name}: row {i} (id {row.get('id')!r}) has no {missing[0]!r}; {hint}.")
+        if missing := [column for column in NEEDED if column not in row]:
+            raise ValueError(
+                f"{name}: row {i} (id {row.get('id')!r}) has no {missing[0]!r}; sample and annotate rows."
+            )

@@ -15,7 +15,7 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -93,9 +93,7 @@ def _log_row(row: dict[str, Any], index: int) -> LogRow:
             raise ValueError(f"`{column}` must be {expected}, got {row[column]!r:.80}")
     spans, complaint = check_spans(row.get("spans"), len(text), "the log", "spans"), (complaint or "").strip()
     flagged = bool(flagged or spans or complaint or (severity is not None and flagged is None))
-    return LogRow(
-        index, prompt, row["completion"], text, flagged, tuple(spans), complaint, severity, bool(truncated)
-    )
+    return LogRow(index, prompt, row["completion"], text, flagged, tuple(spans), complaint, severity, bool(truncated))
 
 
 def _is_severity(value: Any) -> bool:
@@ -126,7 +124,6 @@ class Candidate:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """Every form to look for."""
         return (self.text, *self.variants)
 
 
@@ -147,8 +144,8 @@ _HEADER = """\
 #             Set false rather than delete the entry: what a log marks is unwanted unless an entry says that it is not.
 #   text, variants   what is looked for: whole words, any case and white space. Add forms, or delete wrong ones.
 #   severity  1 (a blemish) to 5 (must never happen).
-# You can add entries: `- text: ...` is enough. For your information only: kind (span: marked in an output; quote: from
-# a complaint; phrase: more frequent in flagged outputs), count and clean_count (flagged and other outputs with it) and
+# `- text: ...` alone is an entry too. For your information only: kind (span: marked in an output; quote: from a
+# complaint; phrase: more frequent in flagged outputs), count and clean_count (flagged and other outputs with it) and
 # examples. A phrase that only flagged outputs share may be their subject, not their fault: look at the examples.
 """
 
@@ -157,15 +154,16 @@ def write_candidates(path: str | os.PathLike, candidates: Sequence[Candidate]) -
     """Write candidates as YAML, under a comment that says how to edit them; a file that is there is refused."""
     import yaml
 
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else round(value, 2) if isinstance(value, float) else value
-
     path = Path(path)
     if path.exists():
         raise ValueError(f"{path} exists and may have been edited; move it away, or write to another file")
     if not candidates:
         raise ValueError(f"no candidate to write to {path}; add complaints that quote the output, or more logs")
-    entries = [{f.name: plain(getattr(candidate, f.name)) for f in fields(Candidate)} for candidate in candidates]
+    entries = [
+        {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(candidate).items()}
+        | {"severity": round(candidate.severity, 2)}
+        for candidate in candidates
+    ]
     body = yaml.safe_dump({"candidates": entries}, sort_keys=False, allow_unicode=True, width=110)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _HEADER + "\n" + body)
@@ -257,10 +255,10 @@ def marked_text(text: str, start: int, end: int) -> str:
     """What a span marks, as something to look for elsewhere: widened to whole words, without punctuation around it."""
     if not text[start:end].strip():
         return ""
-    while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
-        start -= 1
-    while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
-        end += 1
+    if text[start].isalnum():
+        start = re.search(r"[^\W_]*$", text[:start]).start()
+    if text[end - 1].isalnum():
+        end = _RUN.match(text, end - 1).end()
     words = " ".join(text[start:end].split())
     words = words.strip(_PUNCTUATION) or words
     return _MARKUP.sub(r"\2", words) if _MARKUP.fullmatch(words) else words
@@ -298,41 +296,34 @@ Spots: TypeAlias = list[tuple[int, list[tuple[str, int, int]], int]]
 """Where a phrase occurs: the output, a sentence (for each word its folded text, start and end), its first word."""
 
 
-class MinedPhrase(NamedTuple):
-    """A phrase that separates flagged outputs from clean ones."""
-
-    forms: dict[str, int]  # how the outputs write it, and how often
-    outputs: frozenset[int]  # positions of the flagged outputs that hold it
-    z: float  # its log-odds ratio in standard deviations
-
-
-def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> list[MinedPhrase]:
-    """Phrases that are over-represented in flagged outputs, the clearest first; none if either group is empty.
+def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> list[tuple[float, list[tuple[int, str]]]]:
+    """Phrases that are over-represented in flagged outputs: z, and every flagged output that holds it with its form.
 
     Every phrase within a sentence that two flagged outputs hold is tried; it must separate the groups (`separates`) and
     have log-odds of `MIN_Z` standard deviations (`log_odds`). Of two, one inside the other, the longer stays if it is
-    nearly as frequent (`SAME_SHARE`) or has the higher z; otherwise it is the shorter one with some neighbour, and goes.
+    nearly as frequent (`SAME_SHARE`) or has the higher z; otherwise it is the shorter one with a neighbour, and goes.
     """
-    if not flagged or not clean:
-        return []
-    scores: dict[Gram, float] = {}
+    scores: dict[Gram, tuple[float, int]] = {}
     found: dict[Gram, Spots] = {}
     spots, in_clean = {(): _beginnings(flagged)}, {(): _beginnings(clean)}
-    for _ in range(MAX_WORDS):
-        spots = {gram: where for gram, where in _longer(spots).items() if len(_outputs(where)) >= 2}
+    for _ in range(MAX_WORDS if flagged and clean else 0):
+        spots = {gram: where for gram, where in _longer(spots).items() if _num_outputs(where) >= 2}
         in_clean = {gram: where for gram, where in _longer(in_clean).items() if gram in spots}
         for gram, where in spots.items():
-            counts = len(_outputs(where)), len(flagged), len(_outputs(in_clean.get(gram, []))), len(clean)
+            counts = _num_outputs(where), len(flagged), _num_outputs(in_clean.get(gram, [])), len(clean)
             z = log_odds(*counts)[1]
             if z >= MIN_Z and separates(*counts):
-                scores[gram], found[gram] = z, where
-    phrases = []
-    for gram in _without_nested(scores, {gram: len(_outputs(where)) for gram, where in found.items()}):
-        forms: Counter[str] = Counter()
-        for output, words, first in found[gram]:
-            forms[" ".join(flagged[output][words[first][1] : words[first + len(gram) - 1][2]].split())] += 1
-        phrases.append(MinedPhrase(dict(forms), _outputs(found[gram]), scores[gram]))
-    return sorted(phrases, key=lambda phrase: (-phrase.z, min(phrase.forms)))
+                scores[gram], found[gram] = (z, counts[0]), where
+    return [
+        (
+            scores[gram][0],
+            [
+                (output, " ".join(flagged[output][words[first][1] : words[first + len(gram) - 1][2]].split()))
+                for output, words, first in found[gram]
+            ],
+        )
+        for gram in _without_nested(scores)
+    ]
 
 
 def _beginnings(texts: Sequence[str]) -> Spots:
@@ -358,21 +349,21 @@ def _longer(spots: dict[Gram, Spots]) -> dict[Gram, Spots]:
     return longer
 
 
-def _outputs(spots: Spots) -> frozenset[int]:
-    return frozenset(output for output, _, _ in spots)
+def _num_outputs(spots: Spots) -> int:
+    return len({output for output, _, _ in spots})
 
 
-def _without_nested(scores: dict[Gram, float], counts: dict[Gram, int]) -> list[Gram]:
-    """One of each pair of n-grams of which one lies inside the other, longest first."""
-    left = dict.fromkeys(sorted(scores, key=lambda gram: (-len(gram), -scores[gram], gram)))
+def _without_nested(scores: dict[Gram, tuple[float, int]]) -> list[Gram]:
+    """One of each pair of n-grams of which one lies inside the other, longest first, by z and number of outputs."""
+    left = dict.fromkeys(sorted(scores, key=lambda gram: (-len(gram), -scores[gram][0], gram)))
     for gram in list(left):
+        z, count = scores[gram]
         parts = (gram[i : i + size] for size in range(len(gram) - 1, 0, -1) for i in range(len(gram) - size + 1))
         for part in parts:
             if gram not in left:
                 break
             if part in left:
-                longer_stays = counts[gram] >= SAME_SHARE * counts[part] or scores[gram] >= scores[part]
-                del left[part if longer_stays else gram]
+                del left[part if count >= SAME_SHARE * scores[part][1] or z >= scores[part][0] else gram]
     return list(left)
 
 
@@ -419,20 +410,13 @@ _LONGEST_EXAMPLE = 160
 _NEGATIONS = frozenset(["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"])
 
 
-@dataclass
-class _Group:
-    """Forms of one candidate, and the flagged rows they come from."""
+class _Mention(NamedTuple):
+    """A form that a flagged row is said to hold, and by whom; z is infinite where somebody pointed at it."""
 
     kind: Literal["span", "quote", "phrase"]
+    form: str
+    row: int
     z: float = math.inf
-    forms: Counter[str] = field(default_factory=Counter)
-    rows: set[int] = field(default_factory=set)
-
-    def absorb(self, other: _Group) -> None:
-        self.kind = min(self.kind, other.kind, key=_KINDS.index)
-        self.z = max(self.z, other.z)
-        self.forms += other.forms
-        self.rows |= other.rows
 
 
 def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
@@ -460,7 +444,8 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
             "a `complaint` or a `severity`"
         )
     indices = PhraseIndex([row.text for row in flagged]), PhraseIndex([row.text for row in clean])
-    candidates = [_as_candidate(group, flagged, *indices) for group in _merge_similar(_groups(flagged, clean))]
+    groups = _merge_similar(_mentions(flagged, clean))
+    candidates = [_as_candidate(group, flagged, *indices) for group in groups]
     candidates = [candidate for candidate in candidates if candidate.count]
     candidates.sort(key=lambda c: (not c.selected, -c.score, c.clean_count, c.text))
     if left_out := candidates[MAX_CANDIDATES:]:
@@ -471,17 +456,15 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
     return candidates[:MAX_CANDIDATES]
 
 
-def _groups(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, _Group]:
+def _mentions(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, list[_Mention]]:
     """Key of a form -> what spans and quotes say of it; then the phrases that rows with neither have in common."""
-    groups: dict[str, _Group] = {}
-    explained = set()
+    mentions: defaultdict[str, list[_Mention]] = defaultdict(list)
     for index, row in enumerate(flagged):
         for kind, spans in (("span", row.spans), ("quote", find_quotes(row.complaint, row.text))):
             for start, end, *_ in spans:
                 if text := marked_text(row.text, start, end):
-                    explained.add(index)
-                    group = _Group(kind, forms=Counter([text]), rows={index})
-                    groups.setdefault(form_key(text), _Group(kind)).absorb(group)
+                    mentions[form_key(text)].append(_Mention(kind, text, index))
+    explained = {mention.row for group in mentions.values() for mention in group}
     rest = [index for index in range(len(flagged)) if index not in explained]
     if rest and not clean:
         logger.warning(
@@ -489,22 +472,25 @@ def _groups(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, _Gr
             "add outputs that nobody flagged",
             len(rest),
         )
-    for phrase in mine_phrases([flagged[index].text for index in rest], [row.text for row in clean]):
-        for form, count in phrase.forms.items():
-            group = _Group("phrase", phrase.z, Counter({form: count}), {rest[index] for index in phrase.outputs})
-            groups.setdefault(form_key(form), _Group("phrase", phrase.z)).absorb(group)
-    return groups
+    for z, places in mine_phrases([flagged[index].text for index in rest], [row.text for row in clean]):
+        for index, form in places:
+            mentions[form_key(form)].append(_Mention("phrase", form, rest[index], z))
+    return mentions
 
 
-def _merge_similar(groups: dict[str, _Group]) -> list[_Group]:
+def _rows(group: list[_Mention]) -> set[int]:
+    return {mention.row for mention in group}
+
+
+def _merge_similar(mentions: dict[str, list[_Mention]]) -> list[list[_Mention]]:
     """Put each form, the most frequent first, to a more frequent one that it is a near-duplicate of."""
-    heads: list[tuple[list[str], set[str], _Group]] = []
-    for key, group in sorted(groups.items(), key=lambda item: (-len(item[1].rows), item[0])):
+    heads: list[tuple[list[str], set[str], list[_Mention]]] = []
+    for key, group in sorted(mentions.items(), key=lambda item: (-len(_rows(item[1])), item[0])):
         words = [word.removesuffix("'s").strip("*_") or word for word in key.split()]
         beginnings = {word[:2] for word in words}  # of which half must be the same, which is fast to tell
         for head, known, of_head in heads:
             if 2 * len(beginnings & known) >= len(beginnings) and _near_duplicates(words, head):
-                of_head.absorb(group)
+                of_head += group
                 break
         else:
             heads.append((words, beginnings, group))
@@ -513,35 +499,34 @@ def _merge_similar(groups: dict[str, _Group]) -> list[_Group]:
 
 def _near_duplicates(one: list[str], other: list[str]) -> bool:
     """Whether the words are the same, up to spelling, but for added ones: at most a quarter of the longer text."""
-    added = 0
+    added: list[str] = []
     for tag, i, j, k, m in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        same_length = tag == "replace" and j - i == m - k
-        if tag == "equal" or (same_length and all(map(_same_word, one[i:j], other[k:m]))):
-            continue
-        words = one[i:j] + other[k:m]
-        if tag == "replace" or any(map(_never_ignored, words)):
+        mine, theirs = one[i:j], other[k:m]
+        if tag == "replace" and not (len(mine) == len(theirs) and all(map(_same_word, mine, theirs))):
             return False
-        added += len(words)
-    return 4 * added <= max(len(one), len(other))
+        if tag in ("insert", "delete"):
+            added += mine + theirs
+    return 4 * len(added) <= max(len(one), len(other)) and not any(map(_never_ignored, added))
 
 
 def _same_word(one: str, other: str) -> bool:
     """Whether two words are inflections or misspellings of each other; the first letter tells "safe" from "unsafe"."""
     if _never_ignored(one) or _never_ignored(other) or one[0] != other[0]:
         return False
-    if one.isalpha() and other.isalpha() and (other in inflected_forms(one) or one in inflected_forms(other)):
-        return True
-    return min(len(one), len(other)) >= 6 and SequenceMatcher(None, one, other, autojunk=False).ratio() >= 0.85
+    alike = min(len(one), len(other)) >= 6 and SequenceMatcher(None, one, other, autojunk=False).ratio() >= 0.85
+    return alike or ((one + other).isalpha() and (other in inflected_forms(one) or one in inflected_forms(other)))
 
 
 def _never_ignored(word: str) -> bool:
     return word in _NEGATIONS or word.endswith("n't") or any(char.isdigit() for char in word)
 
 
-def _as_candidate(group: _Group, flagged: Sequence[LogRow], in_flagged: PhraseIndex, in_clean: PhraseIndex) -> Candidate:
+def _as_candidate(
+    group: list[_Mention], flagged: Sequence[LogRow], in_flagged: PhraseIndex, in_clean: PhraseIndex
+) -> Candidate:
     alike: defaultdict[str, Counter[str]] = defaultdict(Counter)  # forms that the search does not tell apart
-    for form, count in group.forms.items():
-        alike[fold(form)][form] += count
+    for mention in group:
+        alike[fold(mention.form)][mention.form] += 1
     ordered = sorted(alike, key=lambda key: (-alike[key].total(), key))
     forms = [min(alike[key], key=lambda form: (-alike[key][form], form)) for key in ordered]
     places: dict[int, Span] = {}
@@ -549,25 +534,18 @@ def _as_candidate(group: _Group, flagged: Sequence[LogRow], in_flagged: PhraseIn
         places = {index: spans[0] for index, spans in in_flagged.find(form).items()} | places
     clean_count = len({index for form in forms for index in in_clean.find(form)})
     counts = len(places), len(flagged), clean_count, len(in_clean.texts)
-    if group.kind == "phrase":
-        selected = group.z >= SELECT_Z and separates(*counts)
+    kind, z, rows = min((m.kind for m in group), key=_KINDS.index), max(m.z for m in group), _rows(group)
+    if kind == "phrase":
+        selected = z >= SELECT_Z and separates(*counts)
     else:
-        pointed_at = 2 * len(group.rows) >= len(places)
-        selected = pointed_at or (counts[3] > 0 and separates(*counts) and log_odds(*counts)[1] >= MIN_Z)
-    severities = [flagged[index].severity for index in sorted(group.rows) if flagged[index].severity is not None]
-    # Rows that point at it come first
-    ordered_rows = sorted(places, key=lambda index: (index not in group.rows, index))
-    contexts = dict.fromkeys(_context(flagged[index].text, *places[index][:2]) for index in ordered_rows)
-    return Candidate(
-        text=forms[0],
-        kind=group.kind,
-        selected=selected,
-        severity=sum(severities) / len(severities) if severities else DEFAULT_SEVERITY,
-        count=len(places),
-        clean_count=clean_count,
-        examples=tuple(contexts)[:NUM_EXAMPLES],
-        variants=tuple(forms[1:]),
-    )
+        selected = 2 * len(rows) >= len(places)
+        selected = selected or (counts[3] > 0 and separates(*counts) and log_odds(*counts)[1] >= MIN_Z)
+    severities = [flagged[index].severity for index in sorted(rows) if flagged[index].severity is not None]
+    severity = sum(severities) / len(severities) if severities else DEFAULT_SEVERITY
+    pointing_first = sorted(places, key=lambda index: (index not in rows, index))
+    contexts = dict.fromkeys(_context(flagged[index].text, *places[index][:2]) for index in pointing_first)
+    examples, variants = tuple(contexts)[:NUM_EXAMPLES], tuple(forms[1:])
+    return Candidate(forms[0], selected, severity, kind, len(places), clean_count, examples, variants)
 
 
 def _context(text: str, start: int, end: int) -> str:

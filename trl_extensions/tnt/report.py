@@ -1,15 +1,18 @@
-"""The report of a patch: what it removed, what it left alone, and at what cost; written from what lies in the folder."""
+"""The report of a patch, written from what lies in the folder: what it removed, what it left, and at what cost."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from ..core.generation.sampling import completion_text
+from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
 
 
+SIDES = ("original", "patched")
 SIDE_BY_SIDE = 5
+LOGGED = ("loss", "prob/negative", "prob/negative_ref", "kl/negative", "kl/kept", "entropy", "tokens/negative")
 
 
 def write_report(folder: Path) -> Path:
@@ -18,31 +21,39 @@ def write_report(folder: Path) -> Path:
     Intervals are 95 %: Wilson's for shares, a bootstrap over prompts for KL and spans per 1,000 tokens. KL in nats per
     token.
     """
-    evaluation, settings, training = (
-        _read(folder / name) for name in ("evaluation.json", "settings.json", "training_settings.json")
+    evaluation, settings, training, state = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("evaluation.json", "settings.json", "training_settings.json", "train/trainer_state.json")
     )
-    model = settings["model_name_or_path"]
+    model, caption = settings["model_name_or_path"], "Left: outputs with something unwanted. Right: what stayed."
     report = RunReport(f"Targeted negative training: {Path(model).name}")
     report.data = {"model": model, "variant": training["variant"], "alpha": training["alpha"]} | evaluation
     report.text(verdict(evaluation))
     draw_two_axes(evaluation, folder / "two_axes.png")
-    report.figure(
-        "two_axes.png", "Left: outputs with something unwanted. Right: how like the original's clean outputs."
+    report.figure("two_axes.png", caption)
+    _write_axes(report, evaluation)
+    report.heading("How it was made")
+    seconds = next((entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry), None)
+    report.text(
+        f"`variant: {training['variant']}`, `alpha: {training['alpha']}`, learning rate "
+        f"{training['learning_rate']:g}, {state['global_step']} steps"
+        + (f" in {float(seconds):.0f} seconds." if seconds else ".")
     )
-    _unwanted_table(report, evaluation)
-    _preservation_table(report, evaluation)
-    _making_table(report, folder, training)
-    _samples(report, folder)
+    annotation = folder / "original" / "annotation.json"
+    if not training["dataset_name"] and annotation.exists():
+        made = json.loads(annotation.read_text(encoding="utf-8"))
+        report.text(f"{made['with_span']} of {made['rows']} sampled outputs had a span, {made['spans']} spans in all.")
+    if steps := [entry for entry in state["log_history"] if "loss" in entry]:
+        cells = [[f"{float(entry[name]):.4f}" if name in entry else "" for name in LOGGED] for entry in steps]
+        rows = [[f"step {steps[place]['step']}", *cells[place]] for place in (0, -1)]
+        report.table(["log entry", *LOGGED], rows)
+    _write_samples(report, folder)
     return report.write(folder)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
     """Both axes in a few sentences."""
-    before, after = (evaluation[side]["greedy"]["share"] for side in ("original", "patched"))
+    before, after = (evaluation[side]["greedy"]["share"] for side in SIDES)
     clean = evaluation["preservation"]["clean"]
     off = f", a reduction of {1 - after['value'] / before['value']:.0%}" if before["value"] else ""
     sentences = [
@@ -50,7 +61,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
         f"before and {_percent(after)} after{off}."
     ]
     if "sampled" in evaluation["patched"] and "sampled" in evaluation["original"]:
-        pair = (_percent(evaluation[side]["sampled"]["share"]) for side in ("original", "patched"))
+        pair = (_percent(evaluation[side]["sampled"]["share"]) for side in SIDES)
         sentences.append("Random samples: {} before, {} after.".format(*pair))
     if clean["n"]:
         sentences.append(
@@ -77,130 +88,75 @@ def _number(estimate: dict[str, float | None], digits: int = 4) -> str:
 
 def draw_two_axes(evaluation: dict[str, Any], path: Path) -> Any:
     """The unwanted rate before and after, and what is left of the original's behaviour, in percent: figure and PNG."""
-    from matplotlib.figure import Figure
-
-    sides = {"original": "#999999", "patched": "#0072B2"}
-    kinds = [kind for kind in ("greedy", "sampled") if all(kind in evaluation[side] for side in sides)]
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for shift, (side, colour) in zip((-0.19, 0.19), sides.items(), strict=True):
-        shares = [evaluation[side][kind]["share"] for kind in kinds]
-        _bars(left, [place + shift for place in range(len(kinds))], shares, 0.34, color=colour, label=side)
-    counts = [evaluation["patched"][kind]["n"] for kind in kinds]
-    left.set_xticks(range(len(kinds)), [f"{kind}\n(n = {n})" for kind, n in zip(kinds, counts, strict=True)])
+    figure, (left, right) = plots.panels(2)
+    kinds = [kind for kind in ("greedy", "sampled") if all(kind in evaluation[side] for side in SIDES)]
+    names = [f"{kind}\n(n = {evaluation['patched'][kind]['n']})" for kind in kinds]
+    rates = {side: [evaluation[side][kind]["share"] for kind in kinds] for side in SIDES}
+    plots.bar_plot(left, names, rates, unit=100, colours={"original": plots.BEFORE})
     left.set(title="unwanted: should fall", ylabel="outputs with an unwanted span (%)", ylim=(0, None))
-    left.legend(frameon=False)
     clean = evaluation["preservation"]["clean"]
-    if clean["n"]:
-        values = [clean["exact_match"]["value"], clean["bleu"] / 100, clean["rouge_l"], clean["first_difference"]]
-        estimates = [clean["exact_match"], *({"value": value} for value in values[1:])]
-        _bars(right, list(range(4)), estimates, 0.6, color="#009E73")
-    right.set_xticks(range(4), ["unchanged\nword for word", "BLEU", "ROUGE-L", "words before\na difference"])
-    right.set(title="preserved: should stay at 100", ylabel="likeness to the original (%)", ylim=(0, 105))
+    bleu = None if clean["bleu"] is None else clean["bleu"] / 100
+    likeness = [clean["exact_match"], bleu, clean["rouge_l"], clean["first_difference"]]
+    names = ["unchanged", "BLEU", "ROUGE-L", "words before\na difference"]
+    plots.bar_plot(right, names, {"": likeness}, unit=100, colours={"": plots.COLOURS[2]})
+    right.set(title="preserved: should stay at 100", ylabel="likeness to the original (%)", ylim=(0, 115))
     right.set_xlabel(f"{clean['n']} greedy outputs that were clean")
-    figure.savefig(path, dpi=150, format="png")
-    return figure
+    return plots.save(figure, path)
 
 
-def _bars(axes: Any, places: list[float], estimates: list[dict[str, Any]], width: float, **style: Any) -> None:
-    heights = [100 * (estimate["value"] or 0.0) for estimate in estimates]
-    axes.bar(places, heights, width, **style)
-    for place, height, estimate in zip(places, heights, estimates, strict=True):
-        if estimate.get("high") is not None:
-            ends = [[height - 100 * estimate["low"]], [100 * estimate["high"] - height]]
-            axes.errorbar(place, height, ends, color="0.2", capsize=3, linewidth=1)
-
-
-def _unwanted_table(report: RunReport, evaluation: dict[str, Any]) -> None:
+def _write_axes(report: RunReport, evaluation: dict[str, Any]) -> None:
+    kept, divergence, perplexity = (evaluation[name] for name in ("preservation", "divergence", "perplexity"))
     report.heading("Unwanted outputs, on held-out prompts")
     rows = [
         [side, kind, entry["n"], _percent(entry["share"]), _number(entry["spans_per_1000_tokens"], 2)]
         for kind in ("greedy", "sampled")
-        for side in ("original", "patched")
+        for side in SIDES
         if (entry := evaluation[side].get(kind))
     ]
     report.table(["model", "decoding", "outputs", "with a span", "spans per 1,000 tokens"], rows)
-    divergence = evaluation["divergence"]
     if divergence["prob_negative_original"] is not None:
         report.text(
             f"Where the original wrote an unwanted token, the patched model gives it a probability of "
             f"{divergence['prob_negative']:.3f}, the original {divergence['prob_negative_original']:.3f}."
         )
-
-
-def _preservation_table(report: RunReport, evaluation: dict[str, Any]) -> None:
     report.heading("What was preserved")
-    kept, divergence, perplexity = (evaluation[name] for name in ("preservation", "divergence", "perplexity"))
-    clean = kept["clean"]
-    if clean["n"]:
+    if (clean := kept["clean"])["n"]:
         report.table(
             ["clean greedy outputs", "unchanged word for word", "BLEU", "ROUGE-L", "words before a difference"],
             [[clean["n"], _percent(clean["exact_match"]), f"{clean['bleu']:.1f}", clean["rouge_l"],
               f"{clean['first_difference']:.0%}"]],
         )  # fmt: skip
-    report.table(
-        ["KL to the ideal target", "KL to the original, clean outputs"],
-        [[_number(divergence["kl_target"]), _number(divergence["kl_clean"])]],
-    )
+    kls = [[_number(divergence["kl_target"]), _number(divergence["kl_clean"])]]
+    report.table(["KL to the ideal target", "KL to the original, clean outputs"], kls)
     report.text("Nats per token, over the original's greedy outputs; 95 % intervals.")
     report.table(
         ["model", "tokens", "cut off", "seq-rep-4", "distinct-2", "perplexity under the original"],
         [
-            [side, f"{kept[side]['length']:.0f}", f"{kept[side]['truncated']:.0%}", kept[side]["seq_rep_4"],
-             kept[side]["distinct_2"], f"{perplexity[side]:.2f}"]
-            for side in ("original", "patched")
+            [side, f"{own['length']:.0f}", f"{own['truncated']:.0%}", own["seq_rep_4"], own["distinct_2"],
+             f"{perplexity[side]:.2f}"]
+            for side, own in ((side, kept[side]) for side in SIDES)
         ],
     )  # fmt: skip
 
 
-def _making_table(report: RunReport, folder: Path, training: dict[str, Any]) -> None:
-    report.heading("How it was made")
-    state = _read(folder / "train" / "trainer_state.json")
-    steps = [entry for entry in state["log_history"] if "loss" in entry]
-    seconds = next((entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry), None)
-    report.text(
-        f"`variant: {training['variant']}`, `alpha: {training['alpha']}`, learning rate "
-        f"{training['learning_rate']:g}, {state['global_step']} steps"
-        + (f" in {float(seconds):.0f} seconds." if seconds else ".")
-    )
-    annotation = folder / "original" / "annotation.json"
-    if not training["dataset_name"] and annotation.exists():
-        made = _read(annotation)
-        report.text(f"{made['with_span']} of {made['rows']} sampled outputs had a span, {made['spans']} spans in all.")
-    names = ("loss", "prob/negative", "prob/negative_ref", "kl/negative", "kl/kept", "entropy", "tokens/negative")
-    if steps:
-        report.table(
-            ["log entry", *names],
-            [
-                [f"step {entry['step']}", *(f"{float(entry[name]):.4f}" if name in entry else "" for name in names)]
-                for entry in (steps[0], steps[-1])
-            ],
-        )
-
-
-def _samples(report: RunReport, folder: Path) -> None:
+def _write_samples(report: RunReport, folder: Path) -> None:
     before, after = (
         {row["id"]: row for row in read_jsonl(folder / side / "eval_annotated.jsonl") if row["sample"] == 0}
-        for side in ("original", "patched")
+        for side in SIDES
     )
-    shared = [key for key in before if key in after]
-    texts = {key: [completion_text(side[key]["completion"]) for side in (before, after)] for key in shared}
-    clean = [key for key in shared if not before[key]["negative_spans"]]
-    groups = {
-        "Unwanted before": [key for key in shared if before[key]["negative_spans"]],
-        "Clean before, and changed": [key for key in clean if texts[key][0] != texts[key][1]],
-    }
+    groups: dict[str, list[str]] = {"Unwanted before": [], "Clean before, and changed": []}
+    for key in (key for key in before if key in after):
+        if before[key]["negative_spans"]:
+            groups["Unwanted before"].append(key)
+        elif completion_text(before[key]["completion"]) != completion_text(after[key]["completion"]):
+            groups["Clean before, and changed"].append(key)
     for heading, keys in groups.items():
         if keys:
             report.heading(heading)
-            report.table(
-                ["prompt", "original", "patched"],
-                [[_asked(before[key]), _marked(before[key]), _marked(after[key])] for key in keys[:SIDE_BY_SIDE]],
-            )
-
-
-def _asked(row: dict[str, Any]) -> str:
-    return row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+            prompts = {key: before[key]["prompt"] for key in keys[:SIDE_BY_SIDE]}
+            asked = {key: chat if isinstance(chat, str) else chat[-1]["content"] for key, chat in prompts.items()}
+            rows = [[text, _marked(before[key]), _marked(after[key])] for key, text in asked.items()]
+            report.table(["prompt", *SIDES], rows)
 
 
 def _marked(row: dict[str, Any]) -> str:

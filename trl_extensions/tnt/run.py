@@ -37,14 +37,6 @@ _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs",
 }  # fmt: skip
 
-_STAGES = {
-    "sample": "sampling the original's outputs to train on",
-    "annotate": "marking what is unwanted in them",
-    "sample_held_out": "sampling answers to the held-out prompts",
-    "train": "training",
-    "evaluate": "comparing the two",
-}
-
 
 @dataclass
 class TNTRun(Run):
@@ -108,18 +100,16 @@ class TNTRun(Run):
         check_resume(self.folder / "training_settings.json", values, made=self.patched, started=trained)
 
     def stages(self) -> Iterator[Stage]:
-        """Every stage in order: its method's name, the model it is about, and the file that says it is done."""
-
-        def stage(name: str, side: str, done: str) -> Stage:
-            return Stage(name, side, self.folder / done, f"{side}: {_STAGES[name]}")
-
-        if not self.args.dataset_name:
-            yield stage("sample", "original", "original/sampling.json")
-            yield stage("annotate", "original", "original/annotation.json")
-        yield stage("sample_held_out", "original", "original/eval_sampling.json")
-        yield stage("train", "patched", "model")
-        yield stage("sample_held_out", "patched", "patched/eval_sampling.json")
-        yield stage("evaluate", "patched", "evaluation.json")
+        for name, side, done, label in (
+            ("sample", "original", "original/sampling.json", "sampling the original's outputs to train on"),
+            ("annotate", "original", "original/annotation.json", "marking what is unwanted in them"),
+            ("sample_held_out", "original", "original/eval_sampling.json", "sampling answers to the held-out prompts"),
+            ("train", "patched", "model", "training"),
+            ("sample_held_out", "patched", "patched/eval_sampling.json", "sampling answers to the held-out prompts"),
+            ("evaluate", "patched", "evaluation.json", "comparing the two"),
+        ):
+            if not (self.args.dataset_name and name in ("sample", "annotate")):
+                yield Stage(name, side, self.folder / done, f"{side}: {label}")
 
     def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
         if perform is None:  # else every stage has a process of its own, and this one has no use for models
@@ -133,11 +123,9 @@ class TNTRun(Run):
 
     def sample(self, side: str = "original") -> None:
         """Sample the original's outputs to the training prompts."""
-        folder = self.folder / side
-        report = self.sample_to(
-            self.original, self.prompts()[0], folder / "outputs.jsonl", self.args.num_samples, True
-        )
-        mark_done(folder / "sampling.json", report)
+        output = self.folder / side / "outputs.jsonl"
+        report = self.sample_to(self.original, self.prompts()[0], output, self.args.num_samples, True)
+        mark_done(self.folder / side / "sampling.json", report)
 
     def annotate(self, side: str = "original") -> None:
         """Mark what is unwanted in them."""
@@ -160,9 +148,8 @@ class TNTRun(Run):
         config = copy.copy(self.config)
         config.output_dir = str(self.folder / "train")
         source = self.args.dataset_name or str(self.folder / "original" / "annotated.jsonl")
-        rows = load_training_rows(
-            source, self.args.dataset_train_split, clean_ratio=self.args.clean_ratio, seed=config.seed
-        )
+        thinned = {"clean_ratio": self.args.clean_ratio, "seed": config.seed}
+        rows = load_training_rows(source, self.args.dataset_train_split, **thinned)
         held_out = None
         if self.args.eval_dataset_name:
             held_out = load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)
@@ -173,7 +160,6 @@ class TNTRun(Run):
         fit(TNTTrainer, self.model_args, config, rows, held_out, Path(self.patched))
 
     def evaluate(self, side: str = "patched") -> dict[str, Any]:
-        """Compare the two models' answers to the held-out prompts."""
         return self._compare(self.original, self.patched)
 
     def evaluate_alone(self) -> dict[str, Any]:
@@ -193,7 +179,7 @@ class TNTRun(Run):
         return self._annotators
 
     def prompts(self) -> tuple[list[Query], list[Query]]:
-        """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
+        """Training and held-out prompts."""
         return self.args.load_prompts(self.config.seed)
 
     def sample_to(self, model: str, prompts: list[Query], output: Path, num_samples: int, is_original: bool):
@@ -221,15 +207,12 @@ class TNTRun(Run):
     def _compare(self, original: str, patched: str) -> dict[str, Any]:
         engine = self.models.in_process(patched)
         behind_adapter = is_adapter_directory(patched) and _base_of(patched) == original
+        before, after = (read_jsonl(self.folder / side / "eval_annotated.jsonl") for side in ("original", "patched"))
         return evaluate_patch(
-            engine.model,
-            engine.tokenizer,
-            read_jsonl(self.folder / "original" / "eval_annotated.jsonl"),
-            read_jsonl(self.folder / "patched" / "eval_annotated.jsonl"),
-            self.folder / "evaluation.json",
+            engine.model, engine.tokenizer, before, after, self.folder / "evaluation.json",
             original=None if behind_adapter else self.models.in_process(original).model,
             batch_tokens=self.args.eval_batch_tokens,
-        )
+        )  # fmt: skip
 
 
 def _base_of(model: str) -> str:
