@@ -58,24 +58,19 @@ def test_white_space_inside_a_field_is_collapsed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- name: a\n", "expected a mapping with the key `principles`"),
+        ("- name: a\n", "expected a mapping with the only key `principles`"),
         ("principles: []\n", "at least one principle"),
         ("principles: text\n", "at least one principle"),
-        ("principle:\n" + entry(), "unknown key 'principle'"),
-        ("principles:\n- just text\n", "principle 1: expected a mapping"),
-        ("principles:\n" + entry() + "  weight: 2\n", r"principle 1 \('a'\): unknown field 'weight'"),
-        (
-            "principles:\n" + entry() + "- name: b\n  definition: Do.\n",
-            r"principle 2 \('b'\): `antithesis` is missing",
-        ),
-        ("principles:\n" + entry(definition=""), r"principle 1 \('a'\): `definition` is missing"),
-        ("principles:\n" + entry(definition="'  '"), r"principle 1 \('a'\): `definition` is empty"),
-        ("principles:\n" + entry(name="yes"), "principle 1: `name` must be text, got True; put it in quotes"),
-        ("principles:\n" + entry() + entry(name="A"), r"principle 2 \('A'\): `name` is already used by principle 1"),
-        (
-            "principles:\n" + entry(antithesis="do."),
-            r"principle 1 \('a'\): `definition` and `antithesis` are the same",
-        ),
+        ("principle:\n" + entry(), "the only key `principles`"),
+        ("principles:\n" + entry() + "task: a\n", "the only key `principles`"),
+        ("principles:\n- just text\n", "principle 1: .*name, definition, antithesis"),
+        ("principles:\n" + entry() + "  weight: 2\n", r"principle 1 \('a'\): `weight`: "),
+        ("principles:\n" + entry() + "- name: b\n  definition: Do.\n", r"principle 2 \('b'\): `antithesis`: "),
+        ("principles:\n" + entry(definition=""), r"principle 1 \('a'\): `definition`: "),
+        ("principles:\n" + entry(definition="'  '"), r"principle 1 \('a'\): `definition`: .* at least 1"),
+        ("principles:\n" + entry(name="yes"), "principle 1: `name`: .*text"),
+        ("principles:\n" + entry() + entry(name="A"), r"principle 2 \('A'\): `name` is taken by principle 1"),
+        ("principles:\n" + entry(antithesis="do."), r"principle 1 \('a'\): .* are the same"),
         ("principles:\n- name: a: b\n", "not valid YAML"),
     ],
 )
@@ -93,7 +88,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_saving_what_could_not_be_loaded_is_refused(tmp_path):
     path = write(tmp_path, "kept")
-    with pytest.raises(ValueError, match="already used"):
+    with pytest.raises(ValueError, match="is taken by principle 1"):
         save_principles(path, [TWO[0], TWO[0]])
     assert path.read_text() == "kept"
 
@@ -338,7 +333,7 @@ def test_check_of_a_single_principle_shows_both_constitutions(tmp_path, capsys):
 def test_check_of_a_bad_file_says_what_is_wrong(tmp_path):
     path = tmp_path / "p.yaml"
     path.write_text("principles:\n- name: a\n")
-    with pytest.raises(ValueError, match="`definition` is missing"):
+    with pytest.raises(ValueError, match="`definition`: "):
         main(["--check", str(path)])
 
 

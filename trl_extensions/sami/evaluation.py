@@ -7,7 +7,6 @@ constitution and still be a poor one.
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -35,7 +33,7 @@ from ..core.runs.report import mean_and_error, write_atomically
 from ..core.text import corpus_distinct_2, distinct_2
 from .collator import DataCollatorForSAMI
 from .config import SAMIArguments
-from .data import load_rows, prepare_rows, to_dataset
+from .data import TOKEN_COLUMNS, load_rows, prepare_rows, to_dataset
 from .principles import constitution_label
 from .scores import pair_lengths, rows_of, score_matched, score_pairs
 
@@ -56,28 +54,30 @@ def score_rows(
     measure_kl: bool = True,
     batch_tokens: int = 8192,
 ) -> list[dict[str, float]]:
-    """Score sampled rows, longest first, batched by tokens.
+    """Score rows of `sample_rows`, longest first, batched by tokens.
 
     Args:
-        model: The model under test; a PEFT model's base is its reference.
-        tokenizer: Its tokenizer.
-        rows: Rows of `sample_rows`.
-        ref_model: The original of a fully fine-tuned model. None: the PEFT base; without PEFT there is no `kl`.
+        model, tokenizer: The model under test; a PEFT model's base is its reference.
+        ref_model: The original of a fully fine-tuned model; without it and without PEFT there is no `kl`.
         measure_kl: Run the reference too; False leaves `kl` out.
-        batch_tokens: Padded tokens per batch, C x C sequences a row.
+        batch_tokens: Padded tokens per batch.
 
     Returns:
         For each row, in order: `mi_bound` and `mi_bound_sum` (nats; per-token means and sums of log-probabilities),
         `accuracy_columns`, `accuracy_rows`, `kl` (nats per response token).
     """
     dataset = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overlong_policy="error", name="evaluation")
-    shared = why_not_exact(model, longest=max(map(_longest, dataset))) is None
+    lengths = [[list(map(len, row[name])) for name in TOKEN_COLUMNS] for row in dataset]
+    shared = why_not_exact(model, longest=max(max(prompts) + max(own) for prompts, own in lengths)) is None
+    # Sequences of each row, and the tokens of the longest: all responses behind one prompt, or one behind it
+    numbers = [len(own) if shared else len(own) ** 2 for _, own in lengths]
+    longest = [max(prompts) + (sum(own) if shared else max(own)) for prompts, own in lengths]
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collate = DataCollatorForSAMI(pad_id, share_prefix=shared)
     results: list[dict[str, float]] = [{} for _ in rows]
     with eval_mode(model), torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="row") as bar:
         count = Throughput(bar)
-        for indices in _batches(dataset, batch_tokens, shared):
+        for indices in plan_batches(longest, 0, batch_tokens, numbers):
             device = next(model.parameters()).device
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
             reference = _reference_states(model, inputs, ref_model) if measure_kl else None
@@ -100,8 +100,7 @@ def _score_batch(
         "accuracy_columns": by_mean["mi/accuracy_columns"],
         "accuracy_rows": by_mean["mi/accuracy_rows"],
     } | ({"kl": by_mean["kl"]} if kl is not None else {})
-    lists = {name: values.tolist() for name, values in columns.items()}
-    return [{name: values[i] for name, values in lists.items()} for i in range(len(inputs["num_constitutions"]))]
+    return [dict(zip(columns, values, strict=True)) for values in torch.stack([*columns.values()], dim=1).tolist()]
 
 
 def _reference_states(
@@ -116,31 +115,13 @@ def _reference_states(
     return None
 
 
-def _longest(row: dict[str, Any]) -> int:
-    return max(map(len, row["prompt_input_ids"])) + max(map(len, row["completion_input_ids"]))
-
-
-def _batches(dataset: Dataset, batch_tokens: int, shared: bool) -> list[list[int]]:
-    """Rows of similar length, as many to a batch as fit into its tokens, padding included."""
-    numbers, lengths = [], []  # sequences of each row, and the tokens of the longest
-    for row in dataset:
-        responses = list(map(len, row["completion_input_ids"]))
-        numbers.append(len(responses) if shared else len(responses) ** 2)
-        lengths.append(_longest(row) + (sum(responses) - max(responses) if shared else 0))
-    return plan_batches(lengths, 0, batch_tokens, numbers)
-
-
 def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dict[str, Any]:
     """Means with standard errors over queries, and what the responses look like.
 
-    Args:
-        rows: Sampled rows.
-        scores: Of `score_rows`, in the same order.
-
     Returns:
-        JSON-ready: for each score `{"mean", "se"}` (standard error over queries), `num_queries`,
-        `max_bound` (log C of the first row, nats), `length` (mean response tokens), `length_by_constitution`,
-        `truncated` (share of responses cut off), `distinct_2` and `corpus_distinct_2`.
+        JSON-ready: for each of the `scores` of `score_rows` `{"mean", "se"}` (standard error over queries),
+        `num_queries`, `max_bound` (log C of the first row, nats), `length` (mean response tokens),
+        `length_by_constitution`, `truncated` (share of responses cut off), `distinct_2` and `corpus_distinct_2`.
     """
     texts = [completion_text(completion) for row in rows for completion in row["completions"]]
     lengths = [tokens for row in rows for tokens in row["num_tokens"]]
@@ -225,26 +206,22 @@ def judge_settings(args: SAMIArguments) -> dict[str, Any]:
 
 def judge_samples(
     args: SAMIArguments,
-    samples: str | os.PathLike,
-    originals: str | os.PathLike,
+    samples: Path,
+    originals: Path,
     *,
-    calls: str | os.PathLike,
-    output: str | os.PathLike,
+    calls: Path,
+    output: Path,
 ) -> dict[str, Any]:
-    """Judge the responses in one file of samples against those in another, and write the result as JSON.
+    """Judge the responses in a file of samples against those in another, and write the result as JSON.
 
     Args:
         args: `judge`, `judge_mode` and `judge_max_new_tokens`.
-        samples: `eval_samples.jsonl` of the model under test.
-        originals: The same of the original, or of any other model.
-        calls: Log of the judge's calls; none that is in there is made again.
+        samples, originals: `eval_samples.jsonl` of the model under test, and of the original or any other model.
+        calls: Where the judge's calls are kept; none that is in there is made again.
         output: JSON file to write.
 
     Returns:
         What was written: see `compare`, and `judge`, its settings.
-
-    Raises:
-        ValueError: As `pairs_of`, or from the engine.
     """
     rows, others = load_rows(samples, kept_only=False), load_rows(originals, kept_only=False)
     pairs = pairs_of(rows, others)
@@ -295,11 +272,7 @@ def pairs_of(rows: Sequence[dict[str, Any]], originals: Sequence[dict[str, Any]]
 def compare(
     judgments: Sequence[Judgment], rows: Sequence[dict[str, Any]], originals: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Win rates of the responses under test, with intervals by query.
-
-    Args:
-        judgments: Of `pairs_of(rows, originals)`, in that order.
-        rows, originals: Sampled rows, empty responses included.
+    """Win rates by the judgments of `pairs_of(rows, originals)`, with intervals by query.
 
     Returns:
         JSON-ready: `wins`, `losses` and the other counts of `core.judge.pairwise.summarise`; `queries`; mean `tokens`
@@ -313,13 +286,13 @@ def compare(
     ids = [own.id for own in judgments]
     counts = pairwise.summarise(judgments)
     result = {"wins": counts.pop("first"), "losses": counts.pop("second")} | counts
-    result["queries"] = len({_query(key) for key in ids})
+    result["queries"] = len({key.rpartition("/")[0] for key in ids})
     result["tokens"] = sum(tokens[key] for key in ids) / len(ids)
     result["original_tokens"] = sum(was[key] for key in ids) / len(ids)
     read = [own for own in judgments if own.winner is not None]
     if not read:
         return result | {"raw": None, "length_balanced": None, "length_adjusted": None}
-    outcomes, groups = [_OUTCOMES[own.winner] for own in read], [_query(own.id) for own in read]
+    outcomes, groups = zip(*((_OUTCOMES[own.winner], own.id.rpartition("/")[0]) for own in read), strict=True)
     lengths = [tokens[own.id] for own in read], [was[own.id] for own in read]
     result["raw"] = win_rate(outcomes, groups=groups)
     result["length_balanced"] = length_balanced(outcomes, *lengths, groups=groups)
@@ -328,16 +301,9 @@ def compare(
 
 
 def forget_other_judges(folder: Path, args: SAMIArguments) -> None:
-    """Remove the win rates of a run that another judge gave, so that its stages are done again.
-
-    The calls of either judge stay in the log: to go back to the first costs nothing.
-    """
+    """Remove the win rates of a run that another judge gave; the calls of both are kept, so going back is free."""
     settings = judge_settings(args)
     for path in sorted(folder.glob("round_*/win_rate.json")):
         if json.loads(path.read_text(encoding="utf-8"))["judge"] != settings:
             print(f"{path} is by a judge with other settings: judging that round again")
             path.unlink()
-
-
-def _query(pair_id: str) -> str:
-    return pair_id.rpartition("/")[0]

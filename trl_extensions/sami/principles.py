@@ -12,13 +12,14 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ..core.generation.ask import ask_until_read
 from ..core.generation.types import GenerationEngine, GenerationParams
@@ -28,41 +29,43 @@ from ..core.runs.report import write_atomically
 
 logger = logging.getLogger(__name__)
 
-FIELDS = ("name", "definition", "antithesis")
 _HEADER = """\
 # Principles for SAMI. Edit freely: each entry needs a short unique `name`, a `definition` (the behaviour you want) and
 # an `antithesis` (its opposite, as clear an instruction as the definition). Training contrasts the two.
 # After editing, check the file with: trl-ext principles --check {file}
 """
 _PROMPTS = files("trl_extensions.sami").joinpath("prompts")
-# So that a small model does not give what it gave before
-_RETRY_TEMPERATURE = 1.0
-_MAX_NAME_WORDS = 6
+_RETRY_TEMPERATURE, _MAX_NAME_WORDS = 1.0, 6
 
 
-@dataclass(frozen=True)
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+Line = Annotated[str, AfterValidator(_one_line), Field(min_length=1)]
+
+
+@pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Principle:
     """A behaviour and its opposite, each an instruction in one line, under a short unique name.
 
     Raises:
-        TypeError: A field is not text.
-        ValueError: A field is empty, or the two instructions are the same.
+        ValueError: A field is not text or empty, or the two instructions are the same.
     """
 
-    name: str
-    definition: str
-    antithesis: str
+    name: Line
+    definition: Line
+    antithesis: Line
 
-    def __post_init__(self):
-        for field in FIELDS:
-            value = getattr(self, field)
-            if not isinstance(value, str):
-                raise TypeError(f"`{field}` must be text, got {value!r}; put it in quotes")
-            if not value.strip():
-                raise ValueError(f"`{field}` is empty; write one sentence")
-            object.__setattr__(self, field, _one_line(value))
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
         if self.definition.casefold() == self.antithesis.casefold():
             raise ValueError("`definition` and `antithesis` are the same; write the opposite as the antithesis")
+        return self
+
+
+FIELDS = tuple(field.name for field in fields(Principle))
+_PRINCIPLE = TypeAdapter(Principle)
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,11 @@ def constitution_label(choices: Mapping[str, bool]) -> str:
 
 
 def sample_constitutions(principles: Sequence[Principle], num: int, *, seed: int, key: str) -> list[Constitution]:
-    """Draw constitutions with different choices (section 3 of the paper builds two a query this way).
+    """Draw C = `num` constitutions with different choices (section 3 of the paper builds two a query this way).
 
     Every set of `num` distinct choice assignments is equally likely, and each constitution has its own random order.
-    The draw depends on `(seed, key)` only, so queries can be visited in any order, or again after a restart.
-
-    Args:
-        principles: P principles; P must satisfy `2**P >= num`.
-        num: Number of constitutions C, at least 2.
-        seed: Seed of the run.
-        key: What the draw is for, usually the query's id.
+    The draw depends on the run's `seed` and on the `key`, usually the query's id, only, so queries can be visited in
+    any order, or again after a restart.
 
     Raises:
         ValueError: `num` is below 2, there are too few principles for `num` different choices, or two have one name.
@@ -134,46 +132,28 @@ def parse_principles(document: Any, source: str) -> list[Principle]:
     Raises:
         ValueError: One line naming the source, the principle (counted from 1), the field and the remedy.
     """
-    if not isinstance(document, dict):
-        raise ValueError(
-            f"{source}: expected a mapping with the key `principles`, got {type(document).__name__}; start the file "
-            "with `principles:`"
-        )
-    unknown = [key for key in document if key != "principles"]
-    if unknown:
-        raise ValueError(f"{source}: unknown key {unknown[0]!r}; remove it, the only top-level key is `principles`")
-    entries = document.get("principles")
+    entries = document.get("principles") if isinstance(document, dict) and len(document) == 1 else None
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{source}: `principles` must be a list of at least one principle; add `- name: ...`")
-    principles: list[Principle] = []
+        raise ValueError(
+            f"{source}: expected a mapping with the only key `principles` and a list of at least one principle; start "
+            "the file with `principles:` and add `- name: ...`"
+        )
     seen: dict[str, int] = {}
-    for index, entry in enumerate(entries, start=1):
-        principle = _parse_principle(entry, f"{source}: principle {index}")
-        first = seen.setdefault(principle.name.casefold(), index)
-        if first != index:
-            raise ValueError(
-                f"{source}: principle {index} ({principle.name!r}): `name` is already used by principle {first}; "
-                "rename one"
-            )
+    principles = []
+    for number, entry in enumerate(entries, start=1):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        where = f"{source}: principle {number}" + (f" ({_one_line(name)!r})" if isinstance(name, str) else "")
+        try:
+            principle = _PRINCIPLE.validate_python(entry)
+        except ValidationError as error:
+            [first, *_] = error.errors(include_url=False)
+            field = f"`{first['loc'][0]}`: " if first["loc"] else ""
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{where}: {field}{reason} (give {', '.join(FIELDS)}, each as text)") from None
+        if seen.setdefault(principle.name.casefold(), number) != number:
+            raise ValueError(f"{where}: `name` is taken by principle {seen[principle.name.casefold()]}; rename one")
         principles.append(principle)
     return principles
-
-
-def _parse_principle(entry: Any, where: str) -> Principle:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where}: expected a mapping with `name`, `definition` and `antithesis`, got {entry!r}")
-    if isinstance(entry.get("name"), str) and entry["name"].strip():
-        where = f"{where} ({_one_line(entry['name'])!r})"
-    unknown = [key for key in entry if key not in FIELDS]
-    if unknown:
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; remove it, the fields are {', '.join(FIELDS)}")
-    for field in FIELDS:
-        if entry.get(field) is None:
-            raise ValueError(f"{where}: `{field}` is missing; add `{field}: <one sentence>`")
-    try:
-        return Principle(**entry)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def load_principles(path: str | os.PathLike) -> list[Principle]:
@@ -195,15 +175,12 @@ def load_principles(path: str | os.PathLike) -> list[Principle]:
 
 
 def save_principles(path: str | os.PathLike, principles: Sequence[Principle], *, task: str | None = None) -> None:
-    """Write principles as YAML, under a comment that invites a person to edit them.
+    """Write principles as YAML, under a comment that invites a person to edit them and names the task.
 
-    Args:
-        path: Where to write; parent folders are made, an existing file is replaced in one step.
-        principles: At least one; validated like a file that is read.
-        task: The task they were written for, kept as a comment.
+    They are validated like a file that is read; parent folders are made, an existing file is replaced in one step.
     """
     path = Path(path)
-    document = {"principles": [vars(principle) for principle in principles]}
+    document = {"principles": [asdict(principle) for principle in principles]}
     parse_principles(document, str(path))
     header = _HEADER.format(file=path.name) + (f"# Task: {_one_line(task)}\n" if task else "")
     body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
@@ -249,8 +226,7 @@ def write_principles(
         `num` principles with distinct names.
 
     Raises:
-        ValueError: The task is empty, `num` is below 1, or fewer than `num` principles could be read from the answers;
-            the line says how many, and where the answers are.
+        ValueError: The task is empty, `num` is below 1, or fewer than `num` principles could be read from the answers.
     """
     if not task.strip():
         raise ValueError("`task` is empty; say in a few words what the principles are for")
@@ -259,7 +235,6 @@ def write_principles(
     max_attempts = 3 * num + 3 if max_attempts is None else max_attempts
     params = params or GenerationParams(max_new_tokens=600)
     found: list[Principle] = []
-    shown = [principle for _, principles in _examples() for principle in principles]
     with JsonlWriter(raw_path) if raw_path is not None else nullcontext() as raw:
         for attempt in range(max_attempts):
             prompt = writer_prompt(task, num - len(found), [principle.name for principle in found])
@@ -270,9 +245,7 @@ def write_principles(
             [answer] = ask_until_read(engine, [prompt], params, Drafts, tries=1, step="principles")
             before = len(found)
             for draft in answer.value.principles if answer.value is not None else ():
-                principle = _checked(draft)
-                if principle is not None and _is_new(principle, [*found, *shown]):
-                    found.append(principle)
+                _add_new(found, draft)
             if raw is not None:
                 raw.append({"prompt": prompt, "answer": answer.raw[-1], "parsed": len(found) - before})
             if len(found) >= num:
@@ -285,46 +258,36 @@ def write_principles(
     )
 
 
-def writer_prompt(task: str, num: int, names: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The chat messages that ask for `num` principles other than `names`, after worked examples as earlier turns."""
-    messages = []
-    for example, principles in _examples():
-        answer = json.dumps({"principles": [vars(principle) for principle in principles]}, ensure_ascii=False)
-        messages.append(_request(example["task"], len(principles), example["names"]))
-        messages.append({"role": "assistant", "content": answer})
-    return [*messages, _request(_one_line(task), num, names)]
-
-
-def _request(task: str, num: int, names: Sequence[str]) -> dict[str, str]:
-    from jinja2 import Template
-
-    text = Template(_PROMPTS.joinpath("write_principles.jinja").read_text(encoding="utf-8"))
-    return {"role": "user", "content": text.render(task=task, num=num, names=list(names))}
-
-
-def _examples() -> list[tuple[dict[str, Any], list[Principle]]]:
-    """The worked examples: task and names, and the principles written for them."""
-    examples = yaml.safe_load(_PROMPTS.joinpath("principle_examples.yaml").read_text(encoding="utf-8"))
-    source = "principle_examples.yaml"
-    return [(example, parse_principles({"principles": example["principles"]}, source)) for example in examples]
-
-
-def _checked(draft: _Draft) -> Principle | None:
-    """The principle of a draft; None if a field is empty, the rules are the same, or the name is a whole sentence."""
-    name = draft.name.strip(" .:;,!")
+def _add_new(found: list[Principle], draft: _Draft) -> None:
+    """Add a draft that is a principle, with a name that is no sentence, and repeats none nor a worked example."""
     try:
-        return Principle(name, draft.definition, draft.antithesis) if len(name.split()) <= _MAX_NAME_WORDS else None
+        principle = Principle(draft.name.strip(" .:;,!"), draft.definition, draft.antithesis)
     except ValueError:
-        return None
-
-
-def _is_new(principle: Principle, others: Sequence[Principle]) -> bool:
-    """Whether neither its name nor one of its instructions is there already."""
+        return
+    others = [*found, *(principle for example in _examples() for principle in example["principles"])]
     names = {other.name.casefold() for other in others}
     rules = {rule.casefold() for other in others for rule in (other.definition, other.antithesis)}
-    own = (principle.definition.casefold(), principle.antithesis.casefold())
-    return principle.name.casefold() not in names and rules.isdisjoint(own)
+    own = {principle.definition.casefold(), principle.antithesis.casefold()}
+    if len(principle.name.split()) <= _MAX_NAME_WORDS and principle.name.casefold() not in names and not own & rules:
+        found.append(principle)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def writer_prompt(task: str, num: int, names: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The chat messages that ask for `num` principles other than `names`, after worked examples as earlier turns."""
+    from jinja2 import Template
+
+    question = Template(_PROMPTS.joinpath("write_principles.jinja").read_text(encoding="utf-8"))
+    messages = []
+    for example in _examples():
+        answer = {"principles": [asdict(principle) for principle in example["principles"]]}
+        messages += [
+            {"role": "user", "content": question.render(example, num=len(example["principles"]))},
+            {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)},
+        ]
+    return [*messages, {"role": "user", "content": question.render(task=_one_line(task), num=num, names=names)}]
+
+
+def _examples() -> list[dict[str, Any]]:
+    """The worked examples: `task`, `names` that are there already, and `principles`."""
+    examples = yaml.safe_load(_PROMPTS.joinpath("principle_examples.yaml").read_text(encoding="utf-8"))
+    return [own | {"principles": [Principle(**principle) for principle in own["principles"]]} for own in examples]

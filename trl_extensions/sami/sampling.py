@@ -1,7 +1,7 @@
 """Sample C responses a query, one under each of C constitutions (SAMI, arXiv 2404.14313, section 3.1).
 
-Every finished row is on disk before the next one is waited for; a run that was killed goes on where it stopped. Which
-rows are worth training on is said by pure functions from the C responses of one query to a reason or None.
+Every finished row is on disk before the next one is waited for; a run that was killed goes on where it stopped. What
+makes a row unfit for training is said by pure functions from its C responses to a reason or None.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.generation.types import Generation, GenerationEngine, GenerationParams
+from ..core.generation.types import Generation, GenerationEngine, GenerationParams, Prompt
 from ..core.inputs import Query
 from ..core.modeling.batches import Padding, written_in
 from ..core.runs.resumable import map_rows
 from .data import TRAINING_TEMPLATE, check_template, render
-from .principles import Principle, sample_constitutions
+from .principles import Constitution, Principle, sample_constitutions
 
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,9 @@ EVERYTHING_BUT_EMPTY = ResponseFilters(evasive_openings=(), drop_truncated=False
 def rejection_reason(
     responses: Sequence[Generation], constitutions: Sequence[str], filters: ResponseFilters
 ) -> str | None:
-    """The first of `REASONS` that applies to any response of a row, None if the row is good.
+    """The first of `REASONS` that applies to any of the C responses of a row, None if the row is good.
 
-    Args:
-        responses: The C responses of one query; response j was sampled under constitution j.
-        constitutions: The C constitution texts.
-        filters: What to drop.
+    Response j was sampled under constitution j, of which the text is given.
     """
     if len(responses) != len(constitutions):
         raise ValueError(f"got {len(responses)} responses for {len(constitutions)} constitutions; one each is needed")
@@ -114,11 +111,8 @@ def is_evasive(response: str, openings: Sequence[str] = EVASIVE_OPENINGS) -> boo
 
 
 def is_echo(response: str, constitution: str) -> bool:
-    """Whether the response repeats its constitution.
-
-    It does when it contains one of the numbered lines, or starts with a line's instruction without the number, or
-    contains such an instruction of at least four words (shorter ones may well be ordinary speech).
-    """
+    """Whether the response repeats its constitution: contains one of the numbered lines, starts with a line's
+    instruction, or contains one of at least four words (shorter ones may well be ordinary speech)."""
     text = _normalize(response)
     for line in filter(None, map(_normalize, constitution.splitlines())):
         instruction = _NUMBER.sub("", line)
@@ -179,16 +173,14 @@ def sample_rows(
 
     A row holds `id`, `index` (position of the query), `query`, `constitutions`, `choices`, `prompts` (for training),
     `completions`, `truncated` (hit the generation limit), `num_tokens` (lists of C), `kept` and `reason`. Dropped rows
-    are written too, with `kept` false. The settings are written beside the rows, to `<output stem>.settings.json`;
-    running again with the same ones skips what is there. Queries are visited in order and never more of them than can
-    be needed: the rows sampled are those of the shortest run of queries from the start that gives `needed` kept ones,
-    whatever the chunk size, and however often the sampling was interrupted.
+    are written too, with `kept` false. The settings are written to `<output stem>.settings.json`; running again with
+    the same ones skips what is there. The rows sampled are those of the shortest run of queries from the start that
+    gives `needed` kept ones, whatever the chunk size, and however often the sampling was interrupted.
 
     Args:
         engine: Where responses come from.
         queries: Distinct queries, see `load_queries`.
-        principles: What the constitutions are built from.
-        num_constitutions: C, at least 2.
+        principles: What the `num_constitutions` (C, at least 2) of each query are built from.
         sampling_template: Prompt to sample with; fields `{query}` and `{constitution}`.
         training_template: Prompt to train with, same fields; it ends up in the rows.
         params: Length, temperature and stop strings.
@@ -217,65 +209,58 @@ def sample_rows(
         outcomes[row["reason"]] += 1
         return {"kept": outcomes[None], "dropped": outcomes.total() - outcomes[None]}
 
+    def prompt(template: str, query: str, constitution: Constitution) -> Prompt:
+        return render(template, query=query, constitution=constitution.text, conversational=conversational)
+
     def make(chunk: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         nonlocal tokens
         drawn = [sample_constitutions(principles, num_constitutions, seed=seed, key=row["id"]) for row in chunk]
         prompts = [
-            render(sampling_template, query=row["query"], constitution=one.text, conversational=conversational)
-            for row, own in zip(chunk, drawn, strict=True)
-            for one in own
+            prompt(sampling_template, row["query"], one) for row, own in zip(chunk, drawn, strict=True) for one in own
         ]
-        responses: list[dict[int, Generation]] = [{} for _ in chunk]
+        found: list[dict[int, Generation]] = [{} for _ in chunk]
         for position, response in engine.generate(prompts, params):
             place, column = divmod(position, num_constitutions)
-            responses[place][column] = response
-            if len(responses[place]) < num_constitutions:
+            found[place][column] = response
+            if len(found[place]) < num_constitutions:
                 continue
-            in_order = [responses[place][column] for column in range(num_constitutions)]
-            tokens += sum(one.num_tokens for one in in_order)
-            texts, query = [one.text for one in drawn[place]], chunk[place]["query"]
-            reason = rejection_reason(in_order, texts, filters)
-            answers = [one.text for one in in_order]
+            row, own = chunk[place], drawn[place]
+            responses = [found[place][column] for column in range(num_constitutions)]
+            tokens += sum(one.num_tokens for one in responses)
+            reason = rejection_reason(responses, [one.text for one in own], filters)
+            answers = [one.text for one in responses]
+            chats = [[{"role": "assistant", "content": text}] for text in answers]
             yield (
                 place,
                 {
-                    **chunk[place],
-                    "constitutions": texts,
-                    "choices": [one.choices for one in drawn[place]],
-                    "prompts": [
-                        render(training_template, query=query, constitution=text, conversational=conversational)
-                        for text in texts
-                    ],
-                    "completions": [[{"role": "assistant", "content": text}] for text in answers]
-                    if conversational
-                    else answers,
-                    "truncated": [one.finish_reason == "length" for one in in_order],
-                    "num_tokens": [one.num_tokens for one in in_order],
+                    **row,
+                    "constitutions": [one.text for one in own],
+                    "choices": [one.choices for one in own],
+                    "prompts": [prompt(training_template, row["query"], one) for one in own],
+                    "completions": chats if conversational else answers,
+                    "truncated": [one.finish_reason == "length" for one in responses],
+                    "num_tokens": [one.num_tokens for one in responses],
                     "kept": reason is None,
                     "reason": reason,
                 },
             )
 
+    settings = {
+        "engine": engine.name,
+        "num_constitutions": num_constitutions,
+        "seed": seed,
+        "conversational": conversational,
+        "params": params.as_dict(),
+        "filters": asdict(filters),
+        "sampling_template": sampling_template,
+        "training_template": training_template,
+        "principles": [asdict(principle) for principle in principles],
+    }
+    rows = [{"id": query.id, "index": index, "query": query.text} for index, query in enumerate(queries)]
+    # Even if all of a chunk is kept, none of it is one too many
+    limit = None if needed is None else lambda: needed - outcomes[None]
     report = map_rows(
-        [{"id": query.id, "index": index, "query": query.text} for index, query in enumerate(queries)],
-        make,
-        output,
-        chunk_size=chunk_size,
-        settings={
-            "engine": engine.name,
-            "num_constitutions": num_constitutions,
-            "seed": seed,
-            "conversational": conversational,
-            "params": params.as_dict(),
-            "filters": asdict(filters),
-            "sampling_template": sampling_template,
-            "training_template": training_template,
-            "principles": [asdict(principle) for principle in principles],
-        },
-        desc="sampling",
-        tally=tally,
-        # Even if all of a chunk is kept, none of it is one too many
-        limit=None if needed is None else lambda: needed - outcomes[None],
+        rows, make, output, chunk_size=chunk_size, settings=settings, desc="sampling", tally=tally, limit=limit
     )
     kept = outcomes.pop(None, 0)
     if needed is not None and kept < needed:
