@@ -22,9 +22,7 @@ from .generation.types import GenerationParams
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_COLUMNS = (
-    "query", "prompt", "messages", "conversations", "instruction", "text", "post", "question",
-)  # fmt: skip
+DEFAULT_COLUMNS = ("query", "prompt", "messages", "conversations", "instruction", "text", "post", "question")
 """Columns tried in this order where none is named; `input` goes behind `instruction`, as in Alpaca."""
 FIRST_HUMAN_TURN = r"\n\nHuman: (.*?)\n\nAssistant:"
 """`pattern` that takes the first question out of a transcript such as Anthropic/hh-rlhf's column `chosen`."""
@@ -36,13 +34,8 @@ _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "
 
 @dataclass(frozen=True)
 class Query:
-    """A query and a stable id: the first 12 hexadecimal digits of the SHA-256 of its text, or of its chat as JSON.
-
-    Args:
-        id (`str`): The id.
-        text (`str`): The query; of a chat, its last message.
-        messages (`list[dict]`, *optional*): The chat, where the source has one.
-    """
+    """A query (of a chat, its last message) and a stable id: the first 12 hexadecimal digits of the SHA-256 of its
+    text, or of its chat as JSON, which is in `messages`."""
 
     id: str
     text: str
@@ -191,22 +184,19 @@ def load_queries(
     logged.
 
     Args:
-        source (`str` or `os.PathLike`): See `read_rows`.
-        column (`str`, *optional*):
-            Column that holds the query, as text or as a chat (`role` and `content`, or `from` and `value`). Defaults
-            to the first present of `DEFAULT_COLUMNS`.
-        pattern (`str`, *optional*):
-            Regular expression with exactly one group, which is the query; `.` matches line breaks too. For the first
-            human turn of a transcript use `FIRST_HUMAN_TURN`, `r"\n\nHuman: (.*?)\n\nAssistant:"`.
-        split (`str`): Split of a data set; a file is always read whole.
-        limit (`int`, *optional*): Stop after this many queries.
-        chats (`bool`): Whether chats are taken as they are; otherwise they count with their first turn of the user.
+        source: See `read_rows`; a `split` is that of a data set.
+        column: Column that holds the query, as text or as a chat (`role` and `content`, or `from` and `value`).
+            Defaults to the first present of `DEFAULT_COLUMNS`.
+        pattern: Regular expression with exactly one group, which is the query; `.` matches line breaks too. For the
+            first human turn of a transcript use `FIRST_HUMAN_TURN`, `r"\n\nHuman: (.*?)\n\nAssistant:"`.
+        limit: Stop after this many queries.
+        chats: Whether chats are taken as they are; otherwise they count with their first turn of the user.
 
     Returns:
         Distinct queries in the order of the source.
 
     Raises:
-        `ValueError`: one line naming the source, the row (counted from 1) or column, and the remedy.
+        ValueError: One line naming the source, the row (counted from 1) or column, and the remedy.
     """
     source = os.fspath(source)
     if limit is not None and limit < 1:
@@ -295,10 +285,15 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
     except re.error as error:
         raise ValueError(f"`pattern` {pattern!r} is not a regular expression ({error}); correct it") from None
     if expression.groups != 1:
-        raise ValueError(
-            f"`pattern` {pattern!r} has {expression.groups} groups; put exactly one (...) around the query"
-        )
+        raise ValueError(f"`pattern` {pattern!r} has {expression.groups} groups; put one (...) around the query")
     return expression
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of arguments with what `--help` says of it."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -311,21 +306,16 @@ class QueryArguments:
 
     _chats: ClassVar[bool] = False
 
-    prompts: str | None = field(
-        default=None,
-        metadata={"help": "Prompts: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a data set."},
-    )
-    prompt_column: str | None = field(default=None, metadata={"help": "Column of the prompts; guessed if left out."})
-    prompt_pattern: str | None = field(
-        default=None, metadata={"help": "Regular expression with one group that cuts the prompt out of the column."}
-    )
-    prompt_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
-    num_prompts: int | None = field(default=None, metadata={"help": "Use at most this many prompts."})
-    num_eval_prompts: int = field(default=200, metadata={"help": "Prompts held out for evaluation."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of random outputs."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of random outputs."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Longest output, in tokens."})
-    stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end an output."})
+    prompts: str | None = option(None, "Prompts: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a data set.")
+    prompt_column: str | None = option(None, "Column of the prompts; guessed if left out.")
+    prompt_pattern: str | None = option(None, "Regular expression with one group, the prompt in the column.")
+    prompt_split: str = option("train", "Split of a data set.")
+    num_prompts: int | None = option(None, "Use at most this many prompts.")
+    num_eval_prompts: int = option(200, "Prompts held out for evaluation.")
+    temperature: float = option(1.0, "Temperature of random outputs.")
+    top_p: float = option(1.0, "Nucleus of random outputs.")
+    max_new_tokens: int = option(128, "Longest output, in tokens.")
+    stop: list[str] = option([], "Strings that end an output.")
 
     def __post_init__(self):
         check_least(self, num_eval_prompts=2, max_new_tokens=1)
@@ -368,13 +358,11 @@ class PromptArguments(QueryArguments):
 
     _chats: ClassVar[bool] = True
 
-    system_prompt: str | None = field(default=None, metadata={"help": "System message of every chat."})
-    plain_prompts: bool = field(
-        default=False, metadata={"help": "Continue prompts as they stand, even if the model has a chat template."}
-    )
-    greedy: bool = field(default=True, metadata={"help": "Sample one greedy output a prompt."})
-    num_samples: int = field(default=1, metadata={"help": "Random outputs a prompt, beside the greedy one."})
-    num_eval_samples: int = field(default=1, metadata={"help": "Random outputs a held-out prompt."})
+    system_prompt: str | None = option(None, "System message of every chat.")
+    plain_prompts: bool = option(False, "Continue prompts as they stand, even if the model has a chat template.")
+    greedy: bool = option(True, "Sample one greedy output a prompt.")
+    num_samples: int = option(1, "Random outputs a prompt, beside the greedy one.")
+    num_eval_samples: int = option(1, "Random outputs a held-out prompt.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -79,6 +79,13 @@ def test_half_written_line_longer_than_a_block(tmp_path):
     assert (tmp_path / "rows.jsonl.broken").read_bytes() == fragment + b"\n"
 
 
+def test_a_list_on_one_line_is_refused_as_such(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('[{"id": 0}, {"id": 1}]')
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: expected a JSON object, got list"):
+        read_jsonl(path)
+
+
 def test_a_number_is_not_a_complete_row(tmp_path):
     """`{"a": 1}\\n12` could be the start of anything: only an object counts as a whole row."""
     path = tmp_path / "rows.jsonl"
@@ -135,13 +142,6 @@ def test_full_disk_names_the_file(tmp_path, monkeypatch):
         assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
         writer.append({"id": 2})
     assert read_jsonl(path) == [{"id": 0}, {"id": 2}]
-
-
-def test_append_returns_the_bytes_of_the_line(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    with JsonlWriter(path) as writer:
-        sizes = [writer.append(row) for row in ROWS]
-    assert sizes == [len(line) for line in path.read_bytes().splitlines(keepends=True)]
 
 
 def test_syncing_once_in_a_while(tmp_path, monkeypatch):

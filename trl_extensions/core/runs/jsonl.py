@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from .report import replacing
@@ -33,30 +33,19 @@ def encode_row(row: dict[str, Any]) -> bytes:
 
 
 class JsonlWriter:
-    """
-    Appends rows to a JSON-lines file, one durable line at a time.
+    """Appends rows to a JSON-lines file, one durable line at a time. Use it as a context manager, or `close` it.
 
     A process killed while it writes leaves at most one half-written last line. Opening the file again moves that
-    fragment to `<path>.broken` and logs one line; every complete line stays as it was. A complete last row that only
-    lacks its newline gets the newline, so that the next row is not glued to it. Safe to share between threads; a
-    second writer of the same file is refused.
+    fragment to `<path>.broken` and logs one line; every complete line stays as it was, and gets the newline it may
+    lack. Safe to share between threads.
 
     Args:
-        path (`str` or `os.PathLike`):
-            File to append to. It and its parent directories are created if missing.
-        sync_seconds (`float`, *optional*, defaults to `0.0`):
-            A row survives the death of this process at once. That of the machine it survives at once with 0, and with
-            more after as many seconds, which is faster by far where rows come by the hundred.
-
-    Example:
-
-    ```python
-    with JsonlWriter("rows.jsonl") as writer:
-        writer.append({"prompt": "Hi", "completion": "Hello."})
-    ```
+        path: File to append to. It and its parent directories are created if missing.
+        sync_seconds: A row survives the death of this process at once. That of the machine it survives at once with 0,
+            and with more after as many seconds, which is faster by far where rows come by the hundred.
 
     Raises:
-        `ValueError`: if another process is writing to the file.
+        ValueError: Another process is writing to the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], sync_seconds: float = 0.0) -> None:
@@ -73,22 +62,18 @@ class JsonlWriter:
         except BaseException:
             self._file.close()
             raise
-        if created:
-            _sync_directory(self.path.parent)
+        if created and os.name != "nt":  # the directory's new entry
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            os.fsync(directory)
+            os.close(directory)
 
-    def append(self, row: dict[str, Any]) -> int:
-        """
-        Writes one row and returns once it is on disk.
-
-        Returns:
-            `int`: the bytes of its line.
-
-        Text that UTF-8 cannot hold (lone surrogates, which some servers return) is written as `?`.
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row and return once it is on disk. Lone surrogates, which UTF-8 cannot hold, are written as `?`.
 
         Raises:
-            `TypeError`: if `row` is not a `dict`, or holds a value JSON cannot express. Nothing is written.
-            `ValueError`: if `row` holds NaN or an infinity, or the writer is closed. Nothing is written.
-            `OSError`: if the disk refuses the line. What was written of it is taken back.
+            TypeError: `row` is no dict, or holds a value JSON cannot express. Nothing is written.
+            ValueError: `row` holds NaN or an infinity, or the writer is closed. Nothing is written.
+            OSError: The disk refuses the line. What was written of it is taken back.
         """
         if not isinstance(row, dict):
             raise TypeError(f"a row of {self.path} must be a dict, got {type(row).__name__}")
@@ -97,10 +82,9 @@ class JsonlWriter:
         except (TypeError, ValueError) as error:
             raise type(error)(f"row not written to {self.path}: {error}; columns {sorted(map(str, row))}") from None
         self._write(data)
-        return len(data)
 
     def close(self) -> None:
-        """Closes the file. Closing twice does nothing."""
+        """Close the file. Closing twice does nothing."""
         with self._lock:  # a row that another thread is writing is not cut off
             if not self._file.closed and self._sync_seconds:
                 os.fsync(self._file.fileno())
@@ -109,9 +93,7 @@ class JsonlWriter:
     def __enter__(self) -> JsonlWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _write(self, data: bytes) -> None:
@@ -130,7 +112,11 @@ class JsonlWriter:
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _repair_last_line(self) -> None:
-        start, tail = self._last_line()
+        if not self._file.seek(0, os.SEEK_END):
+            return
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.rfind(b"\n") + 1
+            tail = content[start:]
         if not tail:
             return
         if parse_row(tail) is not None:
@@ -146,40 +132,20 @@ class JsonlWriter:
         os.fsync(self._file.fileno())
         logger.warning("%s ended in a half-written line (%d bytes): moved it to %s", self.path, len(tail), broken.name)
 
-    def _last_line(self) -> tuple[int, bytes]:
-        """Offset and bytes of what follows the last newline, read backwards in blocks."""
-        position = self._file.seek(0, os.SEEK_END)
-        tail = b""
-        while position > 0:
-            step = min(position, 1 << 16)
-            position -= step
-            self._file.seek(position)
-            tail = self._file.read(step) + tail
-            newline = tail.rfind(b"\n")
-            if newline >= 0:
-                return position + newline + 1, tail[newline + 1 :]
-        return 0, tail
-
 
 def read_jsonl(path: str | os.PathLike[str], *, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """
-    Reads a JSON-lines file.
+    """The rows of a JSON-lines file, in its order.
 
-    Empty lines are skipped. A last line that a crash cut short (no newline and not a complete JSON object) is skipped
-    with a logged warning; the file itself is left alone, and [`JsonlWriter`] repairs it when it next appends.
+    Empty lines are skipped, and so is, with a warning, a last line that a crash cut short. The file is left alone:
+    [`JsonlWriter`] repairs it when it next appends.
 
     Args:
-        path (`str` or `os.PathLike`):
-            File to read, UTF-8.
-        required (`Sequence[str]`, *optional*, defaults to `()`):
-            Columns every row must have.
-
-    Returns:
-        `list[dict]`: the rows in file order.
+        path: File to read, UTF-8.
+        required: Columns every row must have.
 
     Raises:
-        `FileNotFoundError`: if there is no such file.
-        `ValueError`: naming the file and the line, if a line is not a JSON object or a required column is missing.
+        FileNotFoundError: There is no such file.
+        ValueError: A line is no JSON object, or a required column is missing; names the file and the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -191,7 +157,8 @@ def read_jsonl(path: str | os.PathLike[str], *, required: Sequence[str] = ()) ->
             continue
         row = parse_row(line)
         if row is None:
-            if number == len(lines):
+            # A whole list is no fragment of an object
+            if number == len(lines) and not line.lstrip().startswith(b"["):
                 logger.warning("%s:%d: skipped a half-written last line (%d bytes)", path, number, len(line))
                 continue
             raise ValueError(f"{path}:{number}: {_what_is_wrong(line)}; fix or delete this line")
@@ -215,37 +182,22 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) ->
 
 def _what_is_wrong(line: bytes) -> str:
     try:
-        value = json.loads(line.decode("utf-8"))
+        return f"expected a JSON object, got {type(json.loads(line)).__name__}"
     except UnicodeDecodeError:
         return "not UTF-8"
     except ValueError as error:
         return f"not valid JSON ({error})"
-    return f"expected a JSON object, got {type(value).__name__}"
 
 
 def _claim(file: IO[bytes]) -> None:
     """Refuse a file that another writer has open; the system forgets the claim of a process that dies."""
     try:
         import fcntl
-    except ImportError:  # Windows
-        return
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(
             f"{file.name}: another process is writing to it; wait for it, or use another output"
         ) from None
-    except OSError:  # a file system without locks
+    except (ImportError, OSError):  # Windows, or a file system without locks
         return
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes a new file's directory entry durable, where the system lets a directory be opened."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:  # Windows
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

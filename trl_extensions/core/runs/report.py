@@ -10,11 +10,7 @@ from typing import IO, Any
 
 
 class RunReport:
-    """Collects sections and writes them together.
-
-    Args:
-        title: Heading of `report.md`.
-    """
+    """Collects sections under a title, and numbers in `data`, and writes them together."""
 
     def __init__(self, title: str):
         self._lines = [f"# {title}", ""]
@@ -28,10 +24,8 @@ class RunReport:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A Markdown table; bars and line breaks inside cells are escaped."""
-        self._lines.append("| " + " | ".join(map(_cell, header)) + " |")
-        self._lines.append("| " + " | ".join("---" for _ in header) + " |")
-        self._lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-        self._lines.append("")
+        table = [header, ["---"] * len(header), *rows]
+        self._lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table] + [""]
 
     def figure(self, name: str, caption: str) -> None:
         self._lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
@@ -69,15 +63,9 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error (sample standard deviation over the root of n; nan for fewer than two values)."""
     n = len(values)
-    if n == 0:
-        return math.nan, math.nan
-    mean = sum(values) / n
-    if n == 1:
-        return mean, math.nan
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    mean = sum(values) / n if n else math.nan
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n) if n > 1 else math.nan
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return str(value).replace("|", "\\|").replace("\n", "<br>")
+    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", "<br>")
