@@ -4,12 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.inputs import check_least
+from ..core.inputs import check_least, option
 from ..core.renamed import renamed
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @renamed(near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="safety_classifier")
@@ -25,62 +21,62 @@ class CodecLMConfig:
         ValueError: A value outside its range or choices, or two that exclude each other; names the field.
     """
 
-    seeds: str | None = _option(None, "Seed instructions: a .jsonl, .json, .csv, ... file, or a data set on the hub.")
-    seed_column: str | None = _option(None, "Column of the seeds; guessed if left out.")
-    num_seeds: int | None = _option(None, "Use at most this many seeds.")
-    metadata: str | None = _option(
+    seeds: str | None = option(None, "Seed instructions: a .jsonl, .json, .csv, ... file, or a data set on the hub.")
+    seed_column: str | None = option(None, "Column of the seeds; guessed if left out.")
+    num_seeds: int | None = option(None, "Use at most this many seeds.")
+    metadata: str | None = option(
         None,
         "Instead of seeds: a YAML or JSONL file of use cases and skills, as `trl-ext codeclm metadata` writes one to "
         "be edited.",
     )
-    strong: str | None = _option(None, "The model that writes: an engine, see the docs.")
-    target: str | None = _option(None, "The model the data is for: an engine. Default: the model to be trained.")
-    scorer: str | None = _option(None, "The model that scores answers: an engine. Default: the strong one.")
-    prompt_folder: str | None = _option(
+    strong: str | None = option(None, "The model that writes: an engine, see the docs.")
+    target: str | None = option(None, "The model the data is for: an engine. Default: the model to be trained.")
+    scorer: str | None = option(None, "The model that scores answers: an engine. Default: the strong one.")
+    prompt_folder: str | None = option(
         None, "Folder of your own Jinja files, used in place of the ones of the same name that come along."
     )
-    num_instructions: int = _option(100, "Basic instructions to start from.")
-    allocation: str = _option(
+    num_instructions: int = option(100, "Basic instructions to start from.")
+    allocation: str = option(
         "equal",
         "`equal`: as many instructions for each metadata, `proportional`: in proportion to its seeds, or to `weight` "
         "in the metadata file.",
     )
-    pairing: str = _option(
+    pairing: str = option(
         "encoded", "`encoded`: skills as they came with the use case, `sampled`: drawn from all skills."
     )
-    max_skills: int = _option(3, "Most skills of a use case.")
-    instructions_per_call: int = _option(5, "Basic instructions asked for at once.")
-    rewrite: str = _option(
+    max_skills: int = option(3, "Most skills of a use case.")
+    instructions_per_call: int = option(5, "Basic instructions asked for at once.")
+    rewrite: str = option(
         "rubrics",
         "How instructions are made harder: `rubrics` (Self-Rubrics), `evol` (a fixed list of rewrites, whatever the "
         "metadata) or `none`.",
     )
-    num_rubrics: int = _option(4, "Rubrics, and actions, for each metadata.")
-    max_rounds: int = _option(4, "Most versions of an instruction that are tried; the basic one is the first.")
-    selection: str = _option(
+    num_rubrics: int = option(4, "Rubrics, and actions, for each metadata.")
+    max_rounds: int = option(4, "Most versions of an instruction that are tried; the basic one is the first.")
+    selection: str = option(
         "gap",
         "`gap`: keep the first version on which strong and target differ by more than `gap_threshold` (contrastive "
         "filtering); `random`: a version drawn at random, `all`: the last version; both with the strong model's "
         "answer, unscored.",
     )
-    gap_threshold: float = _option(3.0, "Smallest difference of scores, not included.")
-    scoring: str = _option(
+    gap_threshold: float = option(3.0, "Smallest difference of scores, not included.")
+    scoring: str = option(
         "text",
         "`text`: the scorer writes two numbers from 1 to 10, as published; `logprobs`: the expected score under its "
         "probabilities, for models that cannot write one.",
     )
-    temperature: float = _option(0.7, "Of everything the strong model writes but answers.")
-    answer_temperature: float = _option(0.7, "Of both models' answers.")
-    score_temperature: float = _option(0.0, "Of the scorer.")
-    top_p: float = _option(1.0, "Nucleus of everything that is sampled.")
-    max_new_tokens: int = _option(512, "Longest metadata, list or instruction, in tokens.")
-    max_answer_tokens: int = _option(1024, "Longest answer, in tokens.")
-    max_score_tokens: int = _option(64, "Longest reply of the scorer, in tokens; one that thinks aloud needs more.")
-    min_words: int = _option(3, "Drop instructions of fewer words.")
-    max_words: int = _option(400, "Drop instructions of more words.")
-    max_answer_words: int | None = _option(None, "Drop answers of more words.")
-    keep_truncated: bool = _option(False, "Keep answers that were cut off by `max_answer_tokens`.")
-    dedup_threshold: float = _option(
+    temperature: float = option(0.7, "Of everything the strong model writes but answers.")
+    answer_temperature: float = option(0.7, "Of both models' answers.")
+    score_temperature: float = option(0.0, "Of the scorer.")
+    top_p: float = option(1.0, "Nucleus of everything that is sampled.")
+    max_new_tokens: int = option(512, "Longest metadata, list or instruction, in tokens.")
+    max_answer_tokens: int = option(1024, "Longest answer, in tokens.")
+    max_score_tokens: int = option(64, "Longest reply of the scorer, in tokens; one that thinks aloud needs more.")
+    min_words: int = option(3, "Drop instructions of fewer words.")
+    max_words: int = option(400, "Drop instructions of more words.")
+    max_answer_words: int | None = option(None, "Drop answers of more words.")
+    keep_truncated: bool = option(False, "Keep answers that were cut off by `max_answer_tokens`.")
+    dedup_threshold: float = option(
         0.7, "Drop instructions whose word 3-grams overlap by this Jaccard similarity; 1: only copies."
     )
     decontaminate_against: list[str] = field(
@@ -90,13 +86,13 @@ class CodecLMConfig:
     languages: list[str] = field(
         default_factory=list, metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en)."}
     )
-    safety_classifier: str | None = _option(
+    safety_classifier: str | None = option(
         None, "Drop toxic pairs: `profanity`, or a sequence classifier as `model` or `model:label`."
     )
-    screen_threshold: float = _option(0.5, "Drop at this probability or more.")
-    max_rows: int | None = _option(None, "Export at most this many pairs, drawn at random.")
-    max_calls: int | None = _option(None, "Stop after this many calls of models; run again with more to go on.")
-    max_tokens: int | None = _option(
+    screen_threshold: float = option(0.5, "Drop at this probability or more.")
+    max_rows: int | None = option(None, "Export at most this many pairs, drawn at random.")
+    max_calls: int | None = option(None, "Stop after this many calls of models; run again with more to go on.")
+    max_tokens: int | None = option(
         None, "Stop after this many tokens, read and written; run again with more to go on."
     )
 
@@ -140,28 +136,28 @@ MUTABLE_FIELDS = {
 class CodecLMArguments:
     """What the commands do with the pairs. One YAML serves all of them."""
 
-    train: bool = _option(
+    train: bool = option(
         False,
         "run: fine-tune the target on the pairs and compare it with the strong model, before and after. The options "
         "of SFTConfig and ModelConfig are there only with this.",
     )
-    weight_by: str | None = _option(
+    weight_by: str | None = option(
         None, "train: weigh rows by their `gap`, or so that each `metadata` counts alike. Default: alike."
     )
-    validation_share: float = _option(0.1, "train: share of the pairs held out, to see what their likelihood becomes.")
-    benchmark: str | None = _option(
+    validation_share: float = option(0.1, "train: share of the pairs held out, to see what their likelihood becomes.")
+    benchmark: str | None = option(
         None, "train: prompts to compare the models on: a file, or a data set on the hub. None: no comparison."
     )
-    benchmark_column: str | None = _option(None, "Its column; guessed if left out.")
-    num_benchmark_prompts: int | None = _option(None, "Use at most this many.")
-    judge: str | None = _option(None, "train: the model that compares answers: an engine. Default: the scorer.")
-    judge_mode: str = _option(
+    benchmark_column: str | None = option(None, "Its column; guessed if left out.")
+    num_benchmark_prompts: int | None = option(None, "Use at most this many.")
+    judge: str | None = option(None, "train: the model that compares answers: an engine. Default: the scorer.")
+    judge_mode: str = option(
         "scores", "How it is asked: `scores` (two numbers), `verdict` (A, B or tie) or `logprobs` (A or B)."
     )
-    description: str | None = _option(None, "metadata: what the instructions should be like, in a few sentences.")
-    num_metadata: int = _option(20, "metadata: how many to propose.")
-    output: str | None = _option(None, "metadata: the YAML file to write. Default: output_dir/metadata.yaml.")
-    format: str = _option("prompt_completion", "export: columns of data.jsonl, `prompt_completion` or `messages`.")
+    description: str | None = option(None, "metadata: what the instructions should be like, in a few sentences.")
+    num_metadata: int = option(20, "metadata: how many to propose.")
+    output: str | None = option(None, "metadata: the YAML file to write. Default: output_dir/metadata.yaml.")
+    format: str = option("prompt_completion", "export: columns of data.jsonl, `prompt_completion` or `messages`.")
 
     def __post_init__(self):
         check_least(self, num_metadata=1)
@@ -179,8 +175,8 @@ class CodecLMArguments:
 class FolderArguments:
     """Where data is made, without a trainer."""
 
-    output_dir: str = _option("codeclm", "The run's folder.")
-    seed: int = _option(42, "Of everything that is drawn.")
+    output_dir: str = option("codeclm", "The run's folder.")
+    seed: int = option(42, "Of everything that is drawn.")
 
 
 def _check_choices(settings: Any, **choices: tuple[str | None, ...]) -> None:

@@ -289,11 +289,9 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
     return expression
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of arguments with what `--help` says of it."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *choices: str) -> Any:
+    """A field of arguments: its default, what `--help` says of it, and what it may be, if that is a few words."""
+    return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}))
 
 
 @dataclass
@@ -315,7 +313,7 @@ class QueryArguments:
     temperature: float = option(1.0, "Temperature of random outputs.")
     top_p: float = option(1.0, "Nucleus of random outputs.")
     max_new_tokens: int = option(128, "Longest output, in tokens.")
-    stop: list[str] = option([], "Strings that end an output.")
+    stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end an output."})
 
     def __post_init__(self):
         check_least(self, num_eval_prompts=2, max_new_tokens=1)

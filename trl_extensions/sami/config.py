@@ -1,21 +1,16 @@
 # ruff: noqa: RUF009 (`_option` makes a field)
 """Settings of `SAMITrainer`, and of the SAMI commands beside those of the trainer, the model and the engine."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from trl import SFTConfig
 
 from ..core.generation import parse_engine
-from ..core.inputs import QueryArguments, check_least
+from ..core.inputs import QueryArguments, check_least, option
 from ..core.judge.pairwise import MODES
 from ..core.renamed import renamed
-from ..core.training.checks import reject_sft_settings
+from ..core.training.load import reject_sft_settings
 from .data import check_template
-
-
-def _option(default: Any, text: str, *choices: str) -> Any:
-    return field(default=default, metadata={"help": text} | ({"choices": list(choices)} if choices else {}))
 
 
 @renamed(overflow="overlong_policy")
@@ -54,21 +49,21 @@ class SAMIConfig(SFTConfig):
         ValueError: A value outside its range or choices, or a setting of `SFTConfig` that SAMI cannot honour.
     """
 
-    beta: float = _option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")
-    logp_reduction: str = _option("mean", "Log-probability of a response: mean per token, or sum.", "mean", "sum")
-    prompt_template: str | None = _option(None, "Prompt of rows of parts; fields {query} and {constitution}.")
-    overlong_policy: str = _option("error", "For rows longer than `max_length`.", "error", "drop", "truncate")
-    log_kl: bool = _option(True, "Log KL to the original also when `beta` is 0 (without PEFT: keeps a second model).")
-    share_prefix: bool = _option(True, "Score all responses behind one copy of each prompt, where that is exact.")
-    disable_dropout: bool = _option(True, "Switch dropout off in the policy.")
-    guard_steps: int = _option(0, "Check fresh held-out samples for over-optimisation every N steps; 0 is off.")
-    guard_num_queries: int = _option(4, "Held-out queries the guard samples for.")
-    guard_max_new_tokens: int = _option(128, "Length limit of the guard's samples (tokens).")
-    guard_stop: list[str] | None = _option(None, "Strings that end the guard's samples.")
-    guard_max_kl: float | None = _option(None, "Stop above this KL to the original on fresh samples (nats per token).")
-    guard_max_length_ratio: float | None = _option(None, "Stop above this multiple of the untrained samples' length.")
-    guard_min_length_ratio: float | None = _option(None, "Stop below this multiple of the untrained samples' length.")
-    guard_min_distinct_2: float | None = _option(None, "Stop below this share of distinct word pairs in samples.")
+    beta: float = option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")
+    logp_reduction: str = option("mean", "Log-probability of a response: mean per token, or sum.", "mean", "sum")
+    prompt_template: str | None = option(None, "Prompt of rows of parts; fields {query} and {constitution}.")
+    overlong_policy: str = option("error", "For rows longer than `max_length`.", "error", "drop", "truncate")
+    log_kl: bool = option(True, "Log KL to the original also when `beta` is 0 (without PEFT: keeps a second model).")
+    share_prefix: bool = option(True, "Score all responses behind one copy of each prompt, where that is exact.")
+    disable_dropout: bool = option(True, "Switch dropout off in the policy.")
+    guard_steps: int = option(0, "Check fresh held-out samples for over-optimisation every N steps; 0 is off.")
+    guard_num_queries: int = option(4, "Held-out queries the guard samples for.")
+    guard_max_new_tokens: int = option(128, "Length limit of the guard's samples (tokens).")
+    guard_stop: list[str] | None = option(None, "Strings that end the guard's samples.")
+    guard_max_kl: float | None = option(None, "Stop above this KL to the original on fresh samples (nats per token).")
+    guard_max_length_ratio: float | None = option(None, "Stop above this multiple of the untrained samples' length.")
+    guard_min_length_ratio: float | None = option(None, "Stop below this multiple of the untrained samples' length.")
+    guard_min_distinct_2: float | None = option(None, "Stop below this share of distinct word pairs in samples.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,35 +103,35 @@ class SAMIArguments(QueryArguments):
         ValueError: A value outside its range, naming the field.
     """
 
-    dataset_name: str | None = _option(None, "train: rows, a file of `sample` or a data set with SAMI's columns.")
-    dataset_train_split: str = _option("train", "train: split of `dataset_name`.")
-    eval_dataset_name: str | None = _option(None, "train: held-out rows, for `eval_strategy` and the guard.")
-    num_eval_prompts: int = _option(64, "Queries held out for evaluation.")
-    max_new_tokens: int = _option(350, "Longest response, in tokens.")
-    temperature: float = _option(0.0, "Sampling temperature; 0 is greedy.")
-    principles: str | None = _option(None, "YAML file of principles.")
-    num_constitutions: int = _option(2, "Constitutions per query (C).")
-    sampling_template: str | None = _option(None, "Prompt of training responses; fields {query} and {constitution}.")
-    keep_truncated: bool = _option(False, "Train on rows with a response that hit `max_new_tokens` before its end.")
-    max_response_tokens: int | None = _option(None, "Drop rows with a response longer than this.")
-    rounds: int = _option(3, "run: rounds of expert iteration.")
-    effective_batch_size: int = _option(128, "Queries in one gradient step, over all processes and micro-batches.")
-    steps_per_round: int = _option(2, "run: gradient steps of the first round.")
-    steps_per_round_increment: int = _option(2, "run: further steps each round has over the one before.")
-    eval_batch_tokens: int = _option(4096, "Padded tokens per batch when scoring.")
-    original_model: str | None = _option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
-    judge: str | None = _option(
+    dataset_name: str | None = option(None, "train: rows, a file of `sample` or a data set with SAMI's columns.")
+    dataset_train_split: str = option("train", "train: split of `dataset_name`.")
+    eval_dataset_name: str | None = option(None, "train: held-out rows, for `eval_strategy` and the guard.")
+    num_eval_prompts: int = option(64, "Queries held out for evaluation.")
+    max_new_tokens: int = option(350, "Longest response, in tokens.")
+    temperature: float = option(0.0, "Sampling temperature; 0 is greedy.")
+    principles: str | None = option(None, "YAML file of principles.")
+    num_constitutions: int = option(2, "Constitutions per query (C).")
+    sampling_template: str | None = option(None, "Prompt of training responses; fields {query} and {constitution}.")
+    keep_truncated: bool = option(False, "Train on rows with a response that hit `max_new_tokens` before its end.")
+    max_response_tokens: int | None = option(None, "Drop rows with a response longer than this.")
+    rounds: int = option(3, "run: rounds of expert iteration.")
+    effective_batch_size: int = option(128, "Queries in one gradient step, over all processes and micro-batches.")
+    steps_per_round: int = option(2, "run: gradient steps of the first round.")
+    steps_per_round_increment: int = option(2, "run: further steps each round has over the one before.")
+    eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
+    original_model: str | None = option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
+    judge: str | None = option(
         None,
         "Judges held-out responses against the original's: a model that runs in this process, or YAML such as "
         "`{engine: endpoint, model: ..., base_url: ...}`.",
     )
-    judge_mode: str = _option(
+    judge_mode: str = option(
         "scores",
         "`scores`: the judge writes two numbers, `verdict`: A, B or tie, `logprobs`: its probabilities of A and B, "
         "for small models.",
     )
-    judge_max_new_tokens: int = _option(64, "Longest reply of the judge; more for one that thinks aloud.")
-    judge_against: str | None = _option(None, "evaluate: eval_samples.jsonl of the model to judge against.")
+    judge_max_new_tokens: int = option(64, "Longest reply of the judge; more for one that thinks aloud.")
+    judge_against: str | None = option(None, "evaluate: eval_samples.jsonl of the model to judge against.")
 
     def __post_init__(self):
         super().__post_init__()
