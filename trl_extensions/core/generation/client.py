@@ -17,11 +17,12 @@ from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
 from ..runs.jsonl import encode_row, parse_row
+from .endpoint import EndpointError
 from .types import Generation, GenerationEngine, GenerationParams, Prompt
 
 
@@ -41,12 +42,8 @@ class BudgetSpent(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class CallFailed(Exception):  # noqa: N818 (it is the call that did)
-    """One call failed for good, others need not; the message is one line.
-
-    Args:
-        message: What happened.
-        retryable: Another time the same call may succeed: the server kept failing, rather than refused it.
-    """
+    """One call failed for good, others need not. `retryable`: another time it may succeed, since the server kept
+    failing rather than refused it."""
 
     def __init__(self, message: str, *, retryable: bool):
         super().__init__(message)
@@ -81,15 +78,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What came back.
-
-    Args:
-        text: The answer; empty for a request with options.
-        finish_reason: "stop", or "length" where the token limit cut the answer off.
-        num_tokens, num_prompt_tokens: Tokens written and read.
-        logprobs: In nats, one for each option of the request.
-        estimated: The tokens were counted here, since the server does not say how many there were.
-    """
+    """What came back: a text ("" to a request with options, which gets `logprobs`, one for each, in nats), "stop" or
+    "length" where it was cut off, and tokens written and read; `estimated` where the server did not count them."""
 
     text: str = ""
     finish_reason: str = "stop"
@@ -126,14 +116,13 @@ class ResponseCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._naming_the_file():
             self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.execute("BEGIN IMMEDIATE")
-            if not self._database.execute("PRAGMA user_version").fetchone()[0]:
-                self._database.execute("CREATE TABLE calls (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT)")
+            for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", "BEGIN IMMEDIATE"):
+                self._database.execute(statement)
+            if not self._ask("PRAGMA user_version")[0]:
+                self._ask("CREATE TABLE calls (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT)")
                 self._take_over(self.path.with_suffix(".jsonl"))
-                self._database.execute("PRAGMA user_version=1")
-            self._database.execute("COMMIT")
+                self._ask("PRAGMA user_version=1")
+            self._ask("COMMIT")
 
     def __len__(self) -> int:
         return int(self._ask("SELECT count(*) FROM calls")[0])
@@ -200,27 +189,18 @@ class ResponseCache:
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(self.path)) from error
 
     def _take_over(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        with open(path, "rb") as lines:
-            rows = (row for row in map(parse_row, lines) if row is not None and {"key", "reply"} <= row.keys())
-            values = ((row["key"], encode_row(row).decode()) for row in rows)
-            self._database.executemany("INSERT OR IGNORE INTO calls (key, row) VALUES (?, ?)", values)
-        logger.info("%s: took over the calls of %s", self.path, path.name)
+        if path.is_file():
+            with open(path, "rb") as lines:
+                rows = (row for row in map(parse_row, lines) if row is not None and {"key", "reply"} <= row.keys())
+                values = ((row["key"], encode_row(row).decode()) for row in rows)
+                self._database.executemany("INSERT OR IGNORE INTO calls (key, row) VALUES (?, ?)", values)
+            logger.info("%s: took over the calls of %s", self.path, path.name)
 
 
 @dataclass
 class Usage:
-    """What was called since the client was made.
-
-    Args:
-        calls: Calls made.
-        cache_hits: Calls found in the cache instead.
-        failed: Calls that failed for good.
-        num_prompt_tokens, num_tokens: Tokens read and written.
-        cost: By the engines' prices.
-        estimated: Calls whose tokens were counted here, since the server does not say how many there were.
-    """
+    """What a client has done: calls made, found in the cache instead (`cache_hits`) and failed for good; tokens and,
+    by the engines' prices, cost; and calls whose tokens were `estimated`, since the server does not count them."""
 
     calls: int = 0
     cache_hits: int = 0
@@ -235,10 +215,6 @@ class Usage:
     def seconds(self) -> float:
         """Wall time since then."""
         return time.monotonic() - self.started
-
-
-def _a_quarter_of_the_bytes(text: str) -> int:
-    return -(-len(text.encode("utf-8", errors="replace")) // 4)
 
 
 class LLMClient:
@@ -273,7 +249,7 @@ class LLMClient:
         self._cache = cache
         self._prices = dict(prices or {})
         self._max_calls, self._max_tokens = max_calls, max_tokens
-        self._count_tokens = count_tokens or _a_quarter_of_the_bytes
+        self._count_tokens = count_tokens or (lambda text: -(-len(text.encode("utf-8", errors="replace")) // 4))
         self._begun = len(cache)
         self._tokens_before = cache.num_tokens if max_tokens is not None else 0
         self._under_way: dict[str, asyncio.Task[Response]] = {}
@@ -313,12 +289,11 @@ class LLMClient:
         hurry = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
         failed = error is not None and not isinstance(error, BudgetSpent)
         async with self._open:
+            for key, task in self._under_way.items():
+                if failed and (hurry or key not in self._in_flight):
+                    task.cancel()
             tasks = list(self._under_way.values())
             try:
-                if failed:
-                    for key, task in self._under_way.items():
-                        if hurry or key not in self._in_flight:
-                            task.cancel()
                 if tasks:
                     await asyncio.wait(tasks, timeout=_GRACE if failed else None)
             finally:
@@ -333,8 +308,8 @@ class LLMClient:
 
         Raises:
             BudgetSpent: Nothing was asked.
-            CallFailed: This call cannot be answered: the server refused it, or kept failing; or the prompt does not
-                fit into the model.
+            CallFailed: This call cannot be answered: the server refused it, broke it off or kept failing; or the
+                prompt does not fit into the model.
             EndpointError: No call can: the key or address is wrong, or ten calls in a row have failed.
             OSError: The cache cannot be written.
         """
@@ -342,8 +317,7 @@ class LLMClient:
         request = Request(step, name, prompt, params, options)
         task = self._under_way.get(request.key)
         if task is None:
-            response = self._cache.find(request)
-            if response is not None:
+            if (response := self._cache.find(request)) is not None:
                 self.usage.cache_hits += 1
                 return response
             task = self._under_way[request.key] = asyncio.create_task(self._make(role, request))
@@ -352,8 +326,15 @@ class LLMClient:
             return await asyncio.shield(task)
         except (ValueError, TypeError) as error:
             raise CallFailed(str(error), retryable=False) from None
-        except RuntimeError as error:
-            raise self._judge_failure(error, name) from None
+        except EndpointError as error:
+            if error.status in _WRONG_FOR_ALL:
+                raise
+            if self._failed_in_a_row[name] >= _IN_A_ROW:
+                raise EndpointError(
+                    f"{_IN_A_ROW} calls in a row have failed, the last one: {error}; finished ones are kept: the same "
+                    "command resumes once the server answers"
+                ) from None
+            raise CallFailed(str(error), retryable=error.status is None) from None
 
     async def _make(self, role: str, request: Request) -> Response:
         engine = self.engines[role]
@@ -410,33 +391,10 @@ class LLMClient:
         usage.cost += (response.num_prompt_tokens * read + response.num_tokens * written) / 1e6
         return response
 
-    def _judge_failure(self, error: RuntimeError, engine: str) -> Exception:
-        """The error of one call, or of all that would follow."""
-        from .endpoint import EndpointError
-
-        if not isinstance(error, EndpointError) or error.status in _WRONG_FOR_ALL:
-            return error
-        if self._failed_in_a_row[engine] >= _IN_A_ROW:
-            return EndpointError(
-                f"{_IN_A_ROW} calls in a row have failed, the last one: {error}; finished ones are kept: the same "
-                "command resumes once the server answers"
-            )
-        return CallFailed(str(error), retryable=error.status is None)
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    engine: GenerationEngine
-    prompt: Prompt
-    seed: int
-    future: asyncio.Future[tuple]
-
 
 class _LocalWorker:
-    """One thread for all models of this process, which would only slow each other down side by side.
-
-    It is a daemon, so that a program that was interrupted ends at once.
-    """
+    """One thread for all models of this process, which would only slow each other down side by side. A daemon, so
+    that a program that was interrupted ends at once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop = loop
@@ -446,10 +404,10 @@ class _LocalWorker:
 
     async def ask(
         self, engine: GenerationEngine, prompt: Prompt, params: GenerationParams, seed: int, options: Sequence[str]
-    ) -> tuple:
+    ) -> tuple[Any, ...]:
         """A generation and, with options, their log-probabilities."""
         future = self._loop.create_future()
-        self._queue.put(((id(engine), replace(params, seed=0), options), _Waiting(engine, prompt, seed, future)))
+        self._queue.put(((id(engine), replace(params, seed=0), options), (engine, prompt, seed, future)))
         return await future
 
     def close(self) -> None:
@@ -458,42 +416,35 @@ class _LocalWorker:
         self._queue.put(None)
 
     def _work(self) -> None:
-        groups: defaultdict[Any, list[_Waiting]] = defaultdict(list)
-        while not self._closed.is_set():
-            for item in self._arrivals(block=not any(groups.values())):
-                if item is not None:
-                    groups[item[0]].append(item[1])
-            if groups:
-                largest = max(groups, key=lambda group: len(groups[group]))
-                batch, rest = groups[largest][:_MOST_IN_A_BATCH], groups.pop(largest)[_MOST_IN_A_BATCH:]
-                groups |= {largest: rest} if rest else {}
-                self._run(batch, *largest[1:])
+        groups: defaultdict[Any, list[tuple[Any, ...]]] = defaultdict(list)
+        while True:
+            items = [] if groups else [self._queue.get()]
+            time.sleep(_SETTLING)
+            while not self._queue.empty():
+                items.append(self._queue.get())
+            if self._closed.is_set():
+                return
+            for group, call in items:
+                groups[group].append(call)
+            largest = max(groups, key=lambda group: len(groups[group]))
+            batch, rest = groups[largest][:_MOST_IN_A_BATCH], groups.pop(largest)[_MOST_IN_A_BATCH:]
+            groups |= {largest: rest} if rest else {}
+            self._run(batch, *largest[1:])
 
-    def _arrivals(self, block: bool) -> Iterator[Any]:
-        if block:
-            yield self._queue.get()
-        time.sleep(_SETTLING)
-        with suppress(Empty):
-            while True:
-                yield self._queue.get_nowait()
-
-    def _run(self, batch: Sequence[_Waiting], params: GenerationParams, options: Sequence[str]) -> None:
-        engine, prompts = batch[0].engine, [own.prompt for own in batch]
-        missing = dict(enumerate(batch))
+    def _run(self, batch: Sequence[tuple[Any, ...]], params: GenerationParams, options: Sequence[str]) -> None:
+        engine, prompts, missing = batch[0][0], [own[1] for own in batch], dict(enumerate(batch))
         try:
             if options:
-                answers = ((place, (cost, own)) for place, cost, own in engine.option_logprobs(prompts, options))
+                answers = engine.option_logprobs(prompts, options)
             else:
-                generated = engine.generate(prompts, params, [own.seed for own in batch])
-                answers = ((place, (generation,)) for place, generation in generated)
-            for place, answer in answers:
-                self._settle(missing.pop(place).future, answer)
+                answers = engine.generate(prompts, params, [own[2] for own in batch])
+            for place, *answer in answers:
+                self._settle(missing.pop(place)[-1], answer)
                 if self._closed.is_set():
                     return
         except (ValueError, TypeError) as error:
             if len(batch) == 1:
-                self._settle(batch[0].future, error)
-                return
+                return self._settle(batch[0][-1], error)
             # One prompt that does not fit into the model is no reason to refuse the others: halved, it is soon alone
             rest = list(missing.values())
             middle = (len(rest) + 1) // 2
@@ -501,18 +452,14 @@ class _LocalWorker:
                 self._run(part, params, options)
         except Exception as error:
             for own in missing.values():
-                self._settle(own.future, error)
+                self._settle(own[-1], error)
 
-    def _settle(self, future: asyncio.Future[tuple], result: tuple | Exception) -> None:
+    def _settle(self, future: asyncio.Future[Any], result: Any) -> None:
         """Hand a result over to the event loop, unless nobody waits for it any more."""
 
         def settle() -> None:
-            if future.done():
-                return
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+            if not future.done():
+                future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
 
         with suppress(RuntimeError):  # the loop is closed: an interrupted program is on its way out
             self._loop.call_soon_threadsafe(settle)
