@@ -15,7 +15,16 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from .types import Generation, GenerationParams, Prompt, check_prompts, cut_at_stop, request_seed, sum_by_option
+from .types import (
+    Generation,
+    GenerationParams,
+    Prompt,
+    check_integer,
+    check_prompts,
+    cut_at_stop,
+    request_seed,
+    sum_by_option,
+)
 
 
 if TYPE_CHECKING:
@@ -25,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds, as in the package
 _NO_SCHEMA = re.compile(r"response_format|json.?schema|structured|guided|grammar", re.IGNORECASE)
+# Where servers put what went wrong: OpenAI, vLLM before 0.10, FastAPI, Mistral, Anthropic, Cloudflare, AWS, ...
+_WORDS = ("error", "errors", "message", "detail", "details", "msg", "error_message", "error_description", "title")
 
 
 class EndpointError(RuntimeError):
@@ -59,8 +70,6 @@ class EndpointEngine:
     An answer is complete if the server says "stop"; "length" is cut off. One that it ended for a reason of its own,
     such as a content filter, is delivered as cut off by `generate`, with a warning, and fails in `LLMClient`.
 
-    Sampling defaults that are not said in `extra_body` (`top_k`, for one) stay the server's.
-
     Args:
         base_url (`str`):
             Address of the server. `/v1` is added unless the address has a version or a query (`?api-version=...`).
@@ -75,7 +84,7 @@ class EndpointEngine:
         timeout (`float`, *optional*, defaults to `300.0`):
             Seconds to wait for one answer.
         extra_body (`dict`, *optional*):
-            Further fields of every request; they win over the engine's own.
+            Further fields of every request, such as `top_k`; they win over the engine's own.
         max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`):
             What the server calls the token limit: `max_tokens` or `max_completion_tokens`.
         omit (`Sequence[str]`, *optional*, defaults to `()`):
@@ -101,22 +110,22 @@ class EndpointEngine:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}")
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
-        if max_retries < 0:
-            raise ValueError(f"max_retries must be 0 or more, got {max_retries}")
+        check_integer("concurrency", concurrency, minimum=1)
+        check_integer("max_retries", max_retries, minimum=0)
         try:
             import openai  # noqa: F401
         except ImportError as error:
             raise ImportError(f"the endpoint engine needs the openai package ({error}): pip install openai") from error
-        self.base_url, self.model = base_url, model
+        self.base_url, self.model, self._api_key = base_url, model, api_key
         self.concurrency, self.max_retries, self.timeout = concurrency, max_retries, timeout
         self.extra_body, self.max_tokens_field, self.omit = dict(extra_body or {}), max_tokens_field, tuple(omit)
         # What else is sent may change what is answered: other settings are another engine to caches and run folders
-        extra = f" {json.dumps(self.extra_body, sort_keys=True)}" if self.extra_body else ""
-        self.name = f"endpoint:{model}{extra}"
-        self._api_key = api_key
-        self._url, self._query = _parse_address(base_url)
+        self.name = f"endpoint:{model}{f' {json.dumps(extra_body, sort_keys=True)}' if extra_body else ''}"
+        parts = urlsplit(base_url)
+        path = parts.path.rstrip("/").removesuffix("/chat/completions")
+        if not parts.query and not re.search(r"/v\d+\w*(/|$)", path):
+            path += "/v1"
+        self._url, self._query = urlunsplit((parts.scheme, parts.netloc, path, "", "")), dict(parse_qsl(parts.query))
         self._sends_schemas = True
 
     def generate(
@@ -131,7 +140,6 @@ class EndpointEngine:
             `ValueError`: naming the prompt's index, if it is plain text: this API only takes chats.
             `EndpointError`: from the iterator, when a request fails for good.
         """
-        check_prompts(prompts)
         _check_chats(prompts)
         if seeds is None:
             seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
@@ -150,17 +158,13 @@ class EndpointEngine:
             `ValueError`: naming the prompt's index, if it is plain text.
             `EndpointError`: from the iterator, when a request fails for good or the server sends no log-probabilities.
         """
-        check_prompts(prompts)
         _check_chats(prompts)
         return self._stream([(prompt, GenerationParams(1), 0, tuple(options)) for prompt in prompts])
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Any]:
-        """A connection for one event loop, as `ask(prompt, params, seed, options=())`.
-
-        It gives a [`Generation`] and, with options, their log-probabilities, and raises `EndpointError`. The bound on
-        requests in flight is the caller's to keep.
-        """
+        """A connection for one event loop: `await ask(prompt, params, seed, options=())` gives a [`Generation`] and,
+        with options, their log-probabilities. The bound on requests in flight is the caller's to keep."""
         import openai
 
         async with openai.AsyncOpenAI(
@@ -172,7 +176,7 @@ class EndpointEngine:
         ) as client:
             yield partial(self._ask, client)
 
-    def _stream(self, requests: Sequence[tuple]) -> Iterator[tuple[int, Generation, Any]]:
+    def _stream(self, requests: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Generation, Any]]:
         """Results as they come, from an event loop in a thread: it goes on while the caller writes, and in notebooks.
 
         A request is sent when an earlier one is answered and taken, so that little is wasted if the caller leaves.
@@ -199,8 +203,6 @@ class EndpointEngine:
             async with self.session() as ask:
                 await asyncio.gather(*(work(ask) for _ in range(min(self.concurrency, len(requests)))))
 
-        task = loop.create_task(run())
-
         def follow() -> None:
             try:
                 loop.run_until_complete(task)
@@ -210,6 +212,7 @@ class EndpointEngine:
                 loop.close()
                 results.put(None)
 
+        task = loop.create_task(run())
         threading.Thread(target=follow, name="endpoint", daemon=True).start()
         try:
             while (result := results.get()) is not None:
@@ -227,27 +230,21 @@ class EndpointEngine:
         """One answer; the client sends again what failed by HTTP's rules, this what is no answer in spite of them."""
         for attempt in range(self.max_retries + 1):
             try:
-                reply = await self._post(client, self._body(prompt, params, seed, options))
-                return self._read_options(reply, options) if options else (self._read(reply, params), None)
+                return self._read(await self._post(client, self._body(prompt, params, seed, options)), params, options)
             except _Broken as error:
                 reason = error
             if attempt < self.max_retries:
                 delay = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.75, 1.0)
                 logger.warning("%s: %s; trying again in %.1f s", self._url, self._safe(reason), delay)
                 await asyncio.sleep(delay)
-        raise self._error(reason, tries=True)
+        raise self._error(reason)
 
     def _body(self, prompt: Prompt, params: GenerationParams, seed: int, options: Sequence[str]) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, "messages": prompt, "temperature": params.temperature}
         body[self.max_tokens_field] = params.max_new_tokens
-        if options:
-            body |= {"logprobs": True, "top_logprobs": 20}
-        else:
-            body |= {"seed": seed}
-        if params.temperature > 0:
-            body["top_p"] = params.top_p
-        if params.stop:
-            body["stop"] = list(params.stop)
+        body |= {"logprobs": True, "top_logprobs": 20} if options else {"seed": seed}
+        body |= {"top_p": params.top_p} if params.temperature > 0 else {}
+        body |= {"stop": list(params.stop)} if params.stop else {}
         for name in self.omit:
             body.pop(name, None)
         if params.schema is not None and self._sends_schemas:
@@ -278,9 +275,12 @@ class EndpointEngine:
             raise self._error(f"HTTP {status}: {words}", status) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise self._error(f"{type(cause).__name__}: {cause}", tries=True) from None
-        reply = _parse(raw.content)
-        if reply is None:
+            raise self._error(f"{type(cause).__name__}: {cause}") from None
+        try:
+            reply = json.loads(raw.content.decode("utf-8-sig"))
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict):
             raise _Broken(f"the answer is not a chat completion: {_words_of(raw.content)}")
         if reply.get("error") or not reply.get("choices"):
             self._raise_for_code(reply.get("error"), f"the answer has no choices: {_words_of(raw.content)}")
@@ -288,48 +288,41 @@ class EndpointEngine:
 
     def _raise_for_code(self, error: Any, reason: str) -> None:
         """An error inside a 200: refused for good if its code is that of a refusal, worth another try otherwise."""
-        code = error.get("code") if isinstance(error, dict) else None
-        code = int(code) if str(code).isdecimal() else None
-        if code is not None and 400 <= code < 500 and not _is_passing(code):
-            raise self._error(f"{code}: {_words(error)}", code)
+        code = str(error.get("code") if isinstance(error, dict) else "")
+        if code.isdecimal() and 400 <= int(code) < 500 and not _is_passing(int(code)):
+            raise self._error(f"{code}: {_words(error)}", int(code))
         raise _Broken(reason)
 
-    def _read(self, reply: dict[str, Any], params: GenerationParams) -> Generation:
-        choice, message = _choice_of(reply)
+    def _read(
+        self, reply: dict[str, Any], params: GenerationParams, options: Sequence[str]
+    ) -> tuple[Generation, list[float] | None]:
+        choice = reply["choices"][0] if isinstance(reply["choices"], list) else None
+        if not isinstance(choice, dict) or not (isinstance(choice.get("message"), dict) or choice.get("error")):
+            raise _Broken("the answer is not a chat completion: its choice has no message")
         reason = choice.get("finish_reason")
         if choice.get("error") or reason == "error":
             self._raise_for_code(choice.get("error"), f"the answer broke off: {_words(choice.get('error')) or reason}")
         usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
-        text = _text_of(message.get("content")) or _text_of(message.get("refusal"))
-        generation = Generation(
-            text=cut_at_stop(text, params.stop),
-            finish_reason="stop" if reason == "stop" else "length",
-            num_tokens=_count(usage.get("completion_tokens")),
-            num_prompt_tokens=_count(usage.get("prompt_tokens")),
-        )
+        names = ("completion_tokens", "prompt_tokens")
+        tokens = [own if isinstance(own, int) else 0 for own in map(usage.get, names)]
+        if options:
+            try:
+                top = choice["logprobs"]["content"][0]["top_logprobs"]
+                listed = [(own["token"], float(own["logprob"])) for own in top]
+            except (KeyError, IndexError, TypeError, ValueError):
+                words = "sends no log-probabilities: have the numbers written as text, or use another engine"
+                raise EndpointError(f"{self._url} {words}") from None
+            return Generation("", "length", *tokens), sum_by_option(listed, options)
+        text = _text_of(choice["message"].get("content")) or _text_of(choice["message"].get("refusal"))
+        generation = Generation(cut_at_stop(text, params.stop), "stop" if reason == "stop" else "length", *tokens)
         if reason not in ("stop", "length"):
             raise self._error(f"the answer is not complete: finish_reason is {reason!r}", 200, generation)
-        return generation
+        return generation, None
 
-    def _read_options(self, reply: dict[str, Any], options: Sequence[str]) -> tuple[Generation, list[float]]:
-        choice, _ = _choice_of(reply)
-        try:
-            tokens = choice["logprobs"]["content"][0]["top_logprobs"]
-            listed = [(own["token"], float(own["logprob"])) for own in tokens]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise self._error(
-                "the server sends no log-probabilities: have the numbers written as text, or use another engine"
-            ) from None
-        usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
-        cost = Generation("", "length", _count(usage.get("completion_tokens")), _count(usage.get("prompt_tokens")))
-        return cost, sum_by_option(listed, options)
-
-    def _error(
-        self, reason: object, status: int | None = None, partial: Generation | None = None, *, tries: bool = False
-    ) -> EndpointError:
+    def _error(self, reason: object, status: int | None = None, partial: Generation | None = None) -> EndpointError:
         if status is not None and _is_passing(status):
-            status, tries = None, True
-        after = f" (after {self.max_retries + 1} tries)" if tries else ""
+            status = None
+        after = f" (after {self.max_retries + 1} tries)" if status is None else ""
         return EndpointError(f"{self._url}: {self._safe(reason)}{after}", status, partial)
 
     def _safe(self, words: object) -> str:
@@ -338,16 +331,8 @@ class EndpointEngine:
         return (line.replace(self._api_key, "***") if self._api_key else line)[:300]
 
 
-def _parse_address(base_url: str) -> tuple[str, dict[str, str]]:
-    """The address and the query that the package is given."""
-    parts = urlsplit(base_url)
-    path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    if not parts.query and not re.search(r"/v\d+\w*(/|$)", path):
-        path += "/v1"
-    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), dict(parse_qsl(parts.query))
-
-
 def _check_chats(prompts: Sequence[Prompt]) -> None:
+    check_prompts(prompts)
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             raise ValueError(
@@ -371,32 +356,13 @@ def _is_passing(status: int) -> bool:
     return status in (408, 409, 429) or status >= 500
 
 
-def _choice_of(reply: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    choice = reply["choices"][0] if isinstance(reply["choices"], list) else None
-    if not isinstance(choice, dict) or not (isinstance(choice.get("message"), dict) or choice.get("error")):
-        raise _Broken("the answer is not a chat completion: its choice has no message")
-    return choice, choice.get("message") or {}
-
-
 def _text_of(content: Any) -> str:
     """The text of a message: of a list of parts, those that are text, without thoughts."""
     if isinstance(content, list):
-        return "".join(_text_of(part) for part in content)
+        return "".join(map(_text_of, content))
     if isinstance(content, dict) and content.get("type") in ("text", "output_text", "refusal"):
         return _text_of(content.get("text") or content.get("refusal"))
     return content if isinstance(content, str) else ""
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _parse(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _words_of(data: bytes) -> str:
@@ -409,17 +375,13 @@ def _words_of(data: bytes) -> str:
 
 
 def _words(value: Any) -> str:
-    if isinstance(value, str):
-        return value
     if isinstance(value, list):
         return "; ".join(filter(None, map(_words, value)))
     if not isinstance(value, dict):
-        return ""
+        return value if isinstance(value, str) else ""
     value = {str(key).lower(): own for key, own in value.items()}
-    names = ("error", "errors", "message", "detail", "details", "msg", "error_message", "error_description", "title")
-    words = next(filter(None, (_words(value.get(name)) for name in names)), "")
-    place = value.get("loc")
-    if words and isinstance(place, list):  # FastAPI's
-        words += f" ({', '.join(map(str, place))})"
+    words = next(filter(None, (_words(value.get(name)) for name in _WORDS)), "")
+    if words and isinstance(value.get("loc"), list):  # FastAPI's, of a field
+        words += f" ({', '.join(map(str, value['loc']))})"
     inner = value.get("metadata")  # of a provider behind the server
     return f"{words}: {inner['raw']}" if isinstance(inner, dict) and inner.get("raw") else words
