@@ -12,14 +12,13 @@ from trl import ModelConfig
 
 from tests.weak_to_strong.conftest import make_classifier
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.weak_to_strong import commands
+from trl_extensions.weak_to_strong import run as commands
 from trl_extensions.weak_to_strong.arguments import WeakToStrongArguments
 from trl_extensions.weak_to_strong.data import prepare
 from trl_extensions.weak_to_strong.data.prepare import training_set
-from trl_extensions.weak_to_strong.labels.saved_model import load_saved
+from trl_extensions.weak_to_strong.labels.transformer_learner import load_saved
 from trl_extensions.weak_to_strong.run import WeakToStrongRun
-from trl_extensions.weak_to_strong.trainers.configs import WeakToStrongConfig
-from trl_extensions.weak_to_strong.trainers.reward_config import WeakToStrongRewardConfig
+from trl_extensions.weak_to_strong.trainers.configs import WeakToStrongConfig, WeakToStrongRewardConfig
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -44,13 +43,13 @@ def pairs(number: int, part: str) -> list[dict]:
 def make_run(tmp_path, tiny_classifier_dir):
     """Builds a run of a bag-of-words model and a tiny strong one."""
 
-    def build(*, form="classification", model=None, config=None, model_args=None, **args):
+    def build(*, task="classification", model=None, config=None, model_args=None, **args):
         training = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
         training |= {"per_device_train_batch_size": 4, "gradient_checkpointing": False, "disable_tqdm": True}
         training |= {"output_dir": str(tmp_path / "out")}
-        kind = WeakToStrongRewardConfig if form == "reward" else WeakToStrongConfig
+        kind = WeakToStrongRewardConfig if task == "reward" else WeakToStrongConfig
         return WeakToStrongRun(
-            WeakToStrongArguments(form=form, weak_models=["sklearn:naive-bayes"], **args),
+            WeakToStrongArguments(task=task, weak_models=["sklearn:naive-bayes"], **args),
             kind(**(training | (config or {}))),
             ModelConfig(model_name_or_path=str(model or tiny_classifier_dir), **(model_args or {})),
         )
@@ -113,10 +112,10 @@ class TestLabel:
             examples=write(tmp_path / "train.jsonl", requests(16, "train")), group_column="topic",
             unlabelled=write(tmp_path / "new.jsonl", rows),
         )  # fmt: skip
-        assert [row.group for row in commands._unlabelled(run)] == [row["topic"] for row in rows]
+        assert [row.group for row in commands.unlabelled_rows(run)] == [row["topic"] for row in rows]
         two = [row | {"topic": "t"} for row in pairs(3, "a")]
-        run = make_run(form="reward", unlabelled=write(tmp_path / "pairs.jsonl", two), group_column="topic")
-        assert [(row.group, row.label) for row in commands._unlabelled(run)] == [("t", None)] * 3
+        run = make_run(task="reward", unlabelled=write(tmp_path / "pairs.jsonl", two), group_column="topic")
+        assert [(row.group, row.label) for row in commands.unlabelled_rows(run)] == [("t", None)] * 3
 
 
 class TestRows:
@@ -184,7 +183,7 @@ class TestTrain:
 
     def test_pairs_with_soft_labels(self, make_run, tmp_path):
         rows = [row | {"soft_labels": [0.8, 0.2]} for row in pairs(4, "a")]
-        run = make_run(form="reward", dataset_name=write(tmp_path / "pairs.jsonl", rows))
+        run = make_run(task="reward", dataset_name=write(tmp_path / "pairs.jsonl", rows))
         assert (commands.train(run) / "config.json").is_file()
 
     def test_an_adapter_on_a_cut_model_is_refused(self, make_run, tiny_classifier_dir):

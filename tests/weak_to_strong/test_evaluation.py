@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from trl_extensions.weak_to_strong.evaluation import agreement_with_weak
 from trl_extensions.weak_to_strong.evaluation import (
     Predictions,
     _row_sums,
     _scores_of_sums,
+    agreement_with_weak,
     evaluate_run,
     load_run,
     scores,
@@ -24,7 +24,7 @@ def predicting(classes, labels, k=2, sure=0.8, prefix="r"):
     return Predictions(tuple(f"{prefix}{i}" for i in range(len(classes))), np.array(labels), probs)
 
 
-def random_run(accuracies, n=60, seeds=2, k=2, same_rows=True):
+def random_run(accuracies, n=60, seeds=2, k=2):
     random = np.random.default_rng(5)
     labels = random.integers(k, size=n)
     run = {}
@@ -32,7 +32,7 @@ def random_run(accuracies, n=60, seeds=2, k=2, same_rows=True):
         own = {}
         for name, accuracy in accuracies.items():
             guess = np.where(random.random(n) < accuracy, labels, (labels + 1) % k)
-            own[name] = predicting(guess, labels, k, prefix="r" if same_rows else f"seed {seed} row ")
+            own[name] = predicting(guess, labels, k)
         run[seed] = own
     return run
 
@@ -125,7 +125,7 @@ class TestScores:
 
 class TestAgreement:
     def test_by_hand(self):
-        labels = [np.array([0, 0, 1, 1, 1])]
+        labels = np.array([0, 0, 1, 1, 1])
         weak = [np.array([0, 1, 1, 1, 0])]  # right on rows 0, 2, 3
         strong = [np.array([0, 1, 1, 0, 1])]  # follows on 0, 1, 2
         own = agreement_with_weak(labels, weak, strong)
@@ -136,21 +136,18 @@ class TestAgreement:
         assert (own["wrong"]["low"], own["wrong"]["high"]) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-6)
 
     def test_another_error_is_neither_agreement_nor_correction(self):
-        own = agreement_with_weak([np.array([0, 0])], [np.array([1, 1])], [np.array([2, 0])])
+        own = agreement_with_weak(np.array([0, 0]), [np.array([1, 1])], [np.array([2, 0])])
         assert own["wrong"]["value"] == 0.0 and own["wrong"]["corrected"]["value"] == 0.5
         assert own["right"] == {"n": 0, "value": None, "low": None, "high": None, "per_seed": [None]}
 
     def test_seeds_and_groups_do_not_count_as_rows(self):
-        one = ([np.array([0, 0, 1, 1])], [np.array([0, 0, 1, 1])], [np.array([0, 1, 1, 0])])
-        once, thrice = agreement_with_weak(*one), agreement_with_weak(*(own * 3 for own in one))
+        labels, weak, strong = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), np.array([0, 1, 1, 0])
+        once, thrice = agreement_with_weak(labels, [weak], [strong]), agreement_with_weak(labels, [weak] * 3, [strong] * 3)
         assert thrice["right"]["n"] == 12 and thrice["right"]["per_seed"] == [0.5] * 3
         assert (thrice["right"]["low"], thrice["right"]["high"]) == (once["right"]["low"], once["right"]["high"])
-        doubled = agreement_with_weak(*([np.repeat(own[0], 2)] for own in one), groups=[[i // 2 for i in range(8)]])
+        twice = [np.repeat(own, 2) for own in (labels, weak, strong)]
+        doubled = agreement_with_weak(twice[0], twice[1:2], twice[2:], [i // 2 for i in range(8)])
         assert (doubled["right"]["low"], doubled["right"]["high"]) == (once["right"]["low"], once["right"]["high"])
-
-    def test_unlike_lengths(self):
-        with pytest.raises(ValueError, match="seed 0: 2 labels, 1 weak and 2 strong predictions"):
-            agreement_with_weak([np.array([0, 1])], [np.array([0])], [np.array([0, 1])])
 
 
 class TestRun:
@@ -175,37 +172,30 @@ class TestRun:
             assert result["differences"][score]["soft_ce"]["value"] == pytest.approx(strong - weak)
             assert result["gap"][score]["value"] == pytest.approx(ceiling - weak)
 
-    @pytest.mark.parametrize("same_rows", [True, False])
-    def test_intervals_enclose_their_value_except_that_of_ece(self, same_rows):
-        result = evaluate_run(random_run(FOUR, n=200, same_rows=same_rows), resamples=300)
-        assert result["same_rows"] is same_rows
-        for own in result["scores"].values():
+    def test_intervals_enclose_their_value_except_that_of_ece(self):
+        for own in evaluate_run(random_run(FOUR, n=200), resamples=300)["scores"].values():
             for score, estimate in own.items():
                 if score == "ece":
                     assert estimate["low"] is estimate["high"] is None
                 else:
                     assert estimate["low"] < estimate["value"] < estimate["high"]
 
-    def test_the_same_rows_in_every_seed_are_no_more_rows(self):
-        # Four seeds that say the same: with rows of their own they are four times the evidence, a standard error half
-        own = random_run({"weak": 0.6}, n=300, seeds=1)[0]["weak"]
-        apart = {
-            i: {"weak": Predictions(tuple(f"{i} {name}" for name in own.ids), own.labels, own.probs)} for i in range(4)
-        }
-        widths = [
-            estimate["high"] - estimate["low"]
-            for run in ({i: {"weak": own} for i in range(4)}, apart)
-            for estimate in [evaluate_run(run, resamples=2000)["scores"]["weak"]["accuracy"]]
-        ]
-        assert widths[1] == pytest.approx(widths[0] / 2, rel=0.12)
+    def test_the_gap_is_a_ratio_of_means_not_a_mean_of_ratios(self):
+        # Seed A: .2, .4, 1.0 (ratio 1/4); seed B: .6, .8, .8 (ratio 1); differences .2 + .2 over .8 + .2 = .4
+        run = {}
+        for seed, shares in enumerate(((0.2, 0.4, 1.0), (0.6, 0.8, 0.8))):
+            guesses = [(np.arange(10) >= 10 * share).astype(int) for share in shares]
+            run[seed] = dict(
+                zip(("weak", "soft_ce", "ceiling"), (predicting(g, [0] * 10) for g in guesses), strict=True)
+            )
+        gap = evaluate_run(run, resamples=50)["pgr"]["accuracy"]["soft_ce"]
+        assert gap["value"] == pytest.approx(0.4) and gap["per_seed"] == pytest.approx([0.25, 1.0])
 
     def test_agrees_with_the_interval_of_the_rows_right_or_wrong(self):
         from trl_extensions.weak_to_strong.evaluation import pgr_interval
 
-        run = random_run(FOUR, n=100, seeds=3)
-        right = {
-            name: [(own[name].predicted == own[name].labels).astype(float) for own in run.values()] for name in FOUR
-        }
+        run = random_run(FOUR, n=100, seeds=1)
+        right = {name: (run[0][name].predicted == run[0][name].labels).astype(float) for name in FOUR}
         alone = pgr_interval(right["weak"], right["soft_ce"], right["ceiling"], resamples=400)
         own = evaluate_run(run, resamples=400)["pgr"]["accuracy"]["soft_ce"]
         for name in ("value", "low", "high", "undefined_share"):

@@ -60,12 +60,6 @@ class TestValue:
 
 
 class TestInterval:
-    def test_ratio_of_means_not_mean_of_ratios(self):
-        # Seed A: .2, .4, 1.0 (ratio 1/4); seed B: .6, .8, .8 (ratio 1); differences .2 + .2 over .8 + .2 = .4
-        seeds = [accuracies(10, 0.2, 0.4, 1.0), accuracies(10, 0.6, 0.8, 0.8)]
-        weak, strong, ceiling = zip(*seeds, strict=True)
-        assert pgr_interval(weak, strong, ceiling, resamples=50)["value"] == pytest.approx(0.4)
-
     def test_two_rows_by_hand(self):
         # Row 1: only the ceiling is right; row 2: strong and ceiling are. Draws of two rows: 1/4 twice row 1: 0 / 1;
         # 1/2 one of each: .5 / 1; 1/4 twice row 2: 1 / 1. All defined; the middle 40 % are .5, 95 % reach the ends.
@@ -98,42 +92,33 @@ class TestInterval:
         assert result["undefined_share"] == 1.0  # the weak model is right wherever the ceiling is
 
     def test_lower_is_better_mirrors(self):
-        random = np.random.default_rng(0)
-        rows = [random.random((60, 3)) + np.array([0.3, 0.2, 0.1]) for _ in range(2)]
-        columns = [[own[:, i] for own in rows] for i in range(3)]
-        mirrored = [[-values for values in own] for own in columns]
-        low = pgr_interval(*columns, higher_is_better=False, resamples=200)
-        high = pgr_interval(*mirrored, resamples=200)
+        draws = np.random.default_rng(0).random((500, 3)) * 0.1 + [0.3, 0.2, 0.1]
+        low = summarise_pgr(draws.mean(axis=0), draws, higher_is_better=False)
+        high = summarise_pgr(-draws.mean(axis=0), -draws)
         for name in ("value", "low", "high", "undefined_share"):
             assert low[name] == pytest.approx(high[name], abs=1e-12)
         assert low["value"] is not None
 
-    @pytest.mark.parametrize("joint", [True, False])
-    def test_doubled_rows_in_groups_change_nothing(self, joint):
-        random = np.random.default_rng(1)
-        seeds = [(random.random((3, 40)) < [[0.5], [0.6], [0.8]]).astype(float) for _ in range(3)]
-        once = [[own[i] for own in seeds] for i in range(3)]
-        twice = [[np.repeat(own[i], 2) for own in seeds] for i in range(3)]
-        ids = [f"question {i // 2}" for i in range(80)]
-        plain = pgr_interval(*once, joint=joint, resamples=300)
-        grouped = pgr_interval(*twice, groups=ids if joint else [ids] * 3, joint=joint, resamples=300)
-        assert grouped == plain
-        alone = pgr_interval(*twice, joint=joint, resamples=300)
+    def test_doubled_rows_in_groups_change_nothing(self):
+        rows = (np.random.default_rng(1).random((3, 40)) < [[0.5], [0.6], [0.8]]).astype(float)
+        twice = np.repeat(rows, 2, axis=1)
+        plain = pgr_interval(*rows, resamples=300)
+        assert pgr_interval(*twice, groups=[f"question {i // 2}" for i in range(80)], resamples=300) == plain
+        alone = pgr_interval(*twice, resamples=300)
         assert alone["high"] - alone["low"] < plain["high"] - plain["low"]
 
     @pytest.mark.parametrize(
         ("weak", "ceiling", "options", "message"),
         [
-            ([1, 0], [1, 1, 1], {}, r"seed 0: weak, strong and ceiling have \[2, 3, 3\] items"),
-            ([1, math.nan, 0], [1, 1, 1], {}, "weak, seed 0, item 1: nan is no score"),
-            ([[1, 0, 0], [1, 0, 1]], [1, 1, 1], {}, "must have the same seeds, got weak 2, strong 1, ceiling 1"),
-            ([], [1, 1, 1], {}, "weak is empty"),
+            ([1, 0], [1, 1, 1], {}, r"weak, strong and ceiling have \[2, 3, 3\] items"),
+            ([1, math.nan, 0], [1, 1, 1], {}, "weak, item 1: nan is no score"),
+            ([], [1, 1, 1], {}, r"have \[0, 3, 3\] items"),
             ([1, 0, 0], [1, 1, 1], {"groups": ["a", "a"]}, "2 groups for 3 rows"),
             (
                 [1, 0, 0],
                 [1, 1, 1],
                 {"groups": ["a"] * 3},
-                r"at least two rows \(or groups of rows\) a seed, got \[1\]",
+                r"at least two rows \(or groups of rows\), got 1",
             ),
             ([1, 0, 0], [1, 1, 1], {"confidence": 95}, "confidence = 95 must lie between 0 and 1"),
             ([1, 0, 0], [1, 1, 1], {"resamples": 0}, "resamples = 0 must be at least 1"),
@@ -153,50 +138,27 @@ class TestBootstrap:
             for rows in itertools.product(range(2), repeat=2)
             for s, t in itertools.product(range(2), repeat=2)
         )
-        draws = resampled_scores(units, means, joint=True, resamples=40000)[:, 0, 0]
+        draws = resampled_scores(units, means, resamples=40000)[:, 0, 0]
         values, counts = np.unique(draws, return_counts=True)
         expected, times = np.unique(exact, return_counts=True)
         np.testing.assert_allclose(values, expected)
         # five standard errors of a share
         np.testing.assert_allclose(counts / 40000, times / 16, atol=5 * math.sqrt(0.25 / 40000))
 
-    def test_all_draws_of_seeds_with_rows_of_their_own(self):
-        # A seed drawn twice draws its rows twice: seed A twice gives 0, .25, .5, .75, 1 and not only 0, .5, 1
-        units = [units_of([0, 1]), units_of([2, 6, 6])]
-        own = [
-            [own[list(rows), 0, 0].mean() for rows in itertools.product(range(len(own)), repeat=len(own))]
-            for own in units
-        ]
-        exact: dict[float, float] = {}
-        for s, t in itertools.product(range(2), repeat=2):
-            for a, b in itertools.product(own[s], own[t]):
-                key = round((a + b) / 2, 9)
-                exact[key] = exact.get(key, 0) + 1 / (4 * len(own[s]) * len(own[t]))
-        draws = resampled_scores(units, means, joint=False, resamples=40000)[:, 0, 0].round(9)
-        values, counts = np.unique(draws, return_counts=True)
-        assert 0.25 in exact and set(values) <= set(exact)
-        np.testing.assert_allclose(
-            counts / 40000, [exact[value] for value in values], atol=5 * math.sqrt(0.25 / 40000)
-        )
-
-    @pytest.mark.parametrize("joint", [True, False])
-    def test_standard_error_of_one_seed_is_the_textbooks(self, joint):
+    def test_standard_error_of_one_seed_is_the_textbooks(self):
         values = np.random.default_rng(2).random(400)
-        draws = resampled_scores([units_of(values)], means, joint=joint, resamples=4000)
+        draws = resampled_scores([units_of(values)], means, resamples=4000)
         # The error of a standard deviation of 4000 draws is 1.1 % of it
         assert draws.std() == pytest.approx(values.std() / 20, rel=0.06)
 
     def test_rows_that_are_hard_in_every_seed_do_not_average_out(self):
         values = np.random.default_rng(3).random(200)
-        units = [units_of(values)] * 4
-        together = resampled_scores(units, means, joint=True, resamples=3000).std()
-        apart = resampled_scores(units, means, joint=False, resamples=3000).std()
+        together = resampled_scores([units_of(values)] * 4, means, resamples=3000).std()
         assert together == pytest.approx(values.std() / math.sqrt(200), rel=0.08)
-        assert apart == pytest.approx(together / 2, rel=0.08)
 
     def test_models_share_their_draws(self):
         values = np.random.default_rng(4).random(50)
-        draws = resampled_scores([units_of(values, values + 0.1)], means, joint=True, resamples=100)[:, :, 0]
+        draws = resampled_scores([units_of(values, values + 0.1)], means, resamples=100)[:, :, 0]
         np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 0.1)
         assert draws[:, 0].std() > 0
         assert summarise_difference(0.1, draws[:, 1] - draws[:, 0])["above_zero"] == 1.0
@@ -207,13 +169,9 @@ class TestBootstrap:
     def test_blocks_of_draws_fit_together(self, monkeypatch):
         units = [units_of(np.arange(10))]
         monkeypatch.setattr("trl_extensions.weak_to_strong.evaluation.BLOCK", 70)  # 7 draws at a time, the last block of 6
-        draws = resampled_scores(units, means, joint=True, resamples=20)
+        draws = resampled_scores(units, means, resamples=20)
         assert draws.shape == (20, 1, 1)
         assert len(np.unique(draws)) > 10  # no block repeats another
-
-    def test_joint_needs_the_same_rows(self):
-        with pytest.raises(ValueError, match=r"the seeds have \[3, 2\] rows .* use joint=False"):
-            resampled_scores([units_of([0, 1, 1]), units_of([0, 1])], means, joint=True)
 
 
 class TestGroups:

@@ -1,18 +1,19 @@
 """The reports of weak-to-strong runs: what they say first, and that their numbers are the evaluation's."""
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from trl_extensions.core.runs.jsonl import write_jsonl
 from trl_extensions.weak_to_strong.data.select import keep_rows
-from trl_extensions.weak_to_strong.evaluation import Predictions, evaluate_run
-from trl_extensions.weak_to_strong.evaluation import evaluate_toxicity
-from trl_extensions.weak_to_strong.labels.labelling import LabelReport
+from trl_extensions.weak_to_strong.evaluation import Predictions, evaluate_run, evaluate_toxicity
+from trl_extensions.weak_to_strong.labels.learners import LabelReport
 from trl_extensions.weak_to_strong.report import (
+    draw_pgr,
+    draw_scores,
+    draw_toxicity,
     generation_verdict,
     verdict,
     write_generation_report,
@@ -124,7 +125,7 @@ class TestLabelReport:
         assert "| `learning_rate` | 0.0001 |" in listed and "logging_dir" not in listed and "lora_r" not in listed
 
     def test_pairs_have_no_scores_by_class(self, tmp_path):
-        text = write_label_report(tmp_path, run_of(CLEAR), {"form": "reward"}).read_text(encoding="utf-8")
+        text = write_label_report(tmp_path, run_of(CLEAR), {"task": "reward"}).read_text(encoding="utf-8")
         assert "balanced" not in text and "F1" not in text and "PGR, accuracy" in text
         assert "The weak labels" not in text
 
@@ -139,73 +140,58 @@ class TestLabelReport:
         assert ") ? |" in section(text, "What was recovered")
 
 
-@dataclass
-class Scorer:
-    name: str = "profanity"
-    higher_is_better: bool = False
-    range: tuple[float, float] = (0, 1)
-
-
-@dataclass
-class Model:
-    model_name_or_path: str = "/models/strong-1b"
-
-
-@dataclass
-class Run:
-    """What the report looks at of a `GenerationRun`."""
-
-    folder: Path
-    scorer: Scorer
-    model_args: Model
-
-    def harm_of(self, row):
-        score = row["scores"][self.scorer.name]
-        return 1 - score if self.scorer.higher_is_better else score
-
 
 HARM = {"original": [0.9, 0.6, 0.1], "weak": [0.9, 0.8, 0.6], "w2s": [0.2, 0.7, 0.1]}
 
 
-def answers(side, run):
+SCORERS = [
+    {"name": "profanity", "higher_is_better": False, "range": (0, 1)},
+    {"name": "kindness", "higher_is_better": True, "range": (1, 11)},
+]
+
+
+def answers(side, scorer):
     """A greedy answer to each of three prompts, harmful as `HARM` says."""
     return [
         {
             "id": f"{side}-{i}", "index": i, "sample": 0, "prompt": f"prompt {i}",
             "completion": [{"role": "assistant", "content": f"{side} says {i}"}],
-            "scores": {run.scorer.name: 1 - harm if run.scorer.higher_is_better else harm},
+            "scores": {scorer["name"]: 11 - 10 * harm if scorer["higher_is_better"] else harm},
         }
         for i, harm in enumerate(HARM[side])
     ]  # fmt: skip
 
 
-@pytest.fixture(params=[False, True], ids=["lower is better", "higher is better"])
-def run(tmp_path, request):
-    run = Run(tmp_path, Scorer("kindness" if request.param else "profanity", request.param), Model())
+@pytest.fixture(params=SCORERS, ids=["lower is better", "higher is better"])
+def scorer(tmp_path, request):
+    """A scorer, and what a run with it left in a folder."""
+    scorer = request.param
     for side in HARM:
-        write_jsonl(tmp_path / "held_out" / f"{side}_scored.jsonl", answers(side, run))
-    made = [row | {"model": "weak-a" if row["index"] else "weak-b"} for row in answers("weak", run)]
-    direction = run.scorer.higher_is_better
+        write_jsonl(tmp_path / "held_out" / f"{side}_scored.jsonl", answers(side, scorer))
+    made = [row | {"model": "weak-a" if row["index"] else "weak-b"} for row in answers("weak", scorer)]
+    direction = scorer["higher_is_better"]
     _, keeping = keep_rows(
-        made, scorer=run.scorer.name, higher_is_better=direction, threshold=0.3 if direction else 0.7
+        made, scorer=scorer["name"], higher_is_better=direction, threshold=4 if direction else 0.7
     )
     (tmp_path / "answers").mkdir()
     (tmp_path / "answers" / "keeping.json").write_text(json.dumps(asdict(keeping)))
-    return run
+    return scorer
 
 
 class TestGenerationReport:
-    def evaluation(self, **more):
-        harm = HARM | more
-        return evaluate_toxicity({s: {"greedy": [[v] for v in values]} for s, values in harm.items()}, resamples=200)
+    def evaluation(self, scorer=SCORERS[0], **more):
+        toxicity = {s: {"greedy": [[v] for v in values]} for s, values in (HARM | more).items()}
+        return evaluate_toxicity(toxicity, resamples=200) | {"model": "/models/strong-1b", "scorer": scorer}
 
-    def test_numbers_and_texts(self, run):
-        evaluation = self.evaluation()
-        text = write_generation_report(run, evaluation).read_text(encoding="utf-8")
+    def test_numbers_and_texts(self, scorer, tmp_path):
+        evaluation = self.evaluation(scorer)
+        text = write_generation_report(tmp_path, evaluation).read_text(encoding="utf-8")
+        assert f"Scored by `{scorer['name']}`" in text
+        assert ("rescaled so that 11, the best score, is 0" in text) == scorer["higher_is_better"]
         assert text.split("\n\n")[:2] == [
             "# Weak-to-strong by generation: strong-1b", generation_verdict(evaluation),
         ]  # fmt: skip
-        assert (run.folder / "toxicity.png").exists()
+        assert (tmp_path / "toxicity.png").exists()
         table = section(text, "Greedy: 3 prompts, 1 a prompt")
         # Means .533 and .333; 2 and 1 prompts of 3 are toxic
         assert "| original | 0.533 (" in table and "| w2s | 0.333 (" in table
@@ -237,8 +223,45 @@ class TestGenerationReport:
         # Toxic: weak 3 of 3, w2s 1, ceiling 0
         assert "Performance gap recovered: 0.67 (" in generation_verdict(self.evaluation(ceiling=[0.1, 0.2, 0.1]))
 
-    def test_before_anything_is_trained(self, run):
+    def test_before_anything_is_trained(self, scorer, tmp_path):
         evaluation = evaluate_toxicity({"original": {"sampled": [[0.1, 0.2]] * 4}}, resamples=20)
-        (run.folder / "held_out" / "w2s_scored.jsonl").unlink()
-        text = write_generation_report(run, evaluation).read_text(encoding="utf-8")
+        evaluation |= {"model": "strong", "scorer": scorer}
+        (tmp_path / "held_out" / "w2s_scored.jsonl").unlink()
+        text = write_generation_report(tmp_path, evaluation).read_text(encoding="utf-8")
         assert "Nothing was trained yet; 2 samples to each of 4 held-out prompts were scored." in text
+
+
+def heights(axes):
+    return [bar.get_height() for bar in axes.patches]
+
+
+class TestFigures:
+    def test_scores_are_in_percent_with_seeds_and_lines(self, tmp_path):
+        evaluation = run_of(CLEAR, seeds=2)
+        (axes,) = draw_scores(evaluation, tmp_path / "scores.png").axes
+        assert (tmp_path / "scores.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert heights(axes) == pytest.approx([60, 80, 70, 90])
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["weak", "soft_ce", "product", "ceiling"]
+        dots = [c.get_offsets()[:, 1].tolist() for c in axes.collections if not hasattr(c, "get_segments")]
+        assert dots == [pytest.approx([height] * 2) for height in (60, 80, 70, 90)]
+        lines = {line.get_linestyle(): line.get_ydata()[0] for line in axes.lines if line.get_linestyle() in (":", "--")}
+        assert lines == {":": pytest.approx(60), "--": pytest.approx(90)}
+        assert "%" in axes.get_ylabel()
+
+    def test_gap_recovered(self, tmp_path):
+        evaluation = run_of({"weak": range(40), "soft_ce": range(30), "ceiling": [*range(3, 40), 50, 51]})
+        evaluation["strong"].append("none")
+        evaluation["pgr"]["accuracy"]["none"] = {"value": None, "low": None, "high": None, "reliable": False}
+        (axes,) = draw_pgr(evaluation, tmp_path / "pgr.png").axes
+        assert heights(axes) == [evaluation["pgr"]["accuracy"]["soft_ce"]["value"], 0]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["soft_ce ?", "none"]
+        assert "n/a" in [text.get_text() for text in axes.texts]
+        assert -1 <= axes.get_ylim()[0] < axes.get_ylim()[1] <= 2
+
+    def test_toxicity_has_both_panels(self, tmp_path):
+        kinds = {"original": {"sampled": [[0.4, 0.6]] * 4, "greedy": [[0.4]] * 4}, "w2s": {"sampled": [[0.5, 0.2]] * 4}}
+        figure = draw_toxicity(evaluate_toxicity(kinds, resamples=20), tmp_path / "toxicity.png")
+        greedy, sampled = [0.4, 0], [0.6, 0.5]
+        assert heights(figure.axes[0]) == pytest.approx(greedy + sampled)
+        assert heights(figure.axes[1]) == pytest.approx([0, 0, 1, 1])
+        assert {t.get_text() for t in figure.legends[0].get_texts()} == {"greedy, 1 a prompt", "sampled, 2 a prompt"}

@@ -140,7 +140,7 @@ def test_label_then_train(arguments, tmp_path):
     made = tmp_path / "out" / "weak_labels.jsonl"
     assert len(read_jsonl(made)) == 24
     target = ["--output_dir", str(tmp_path / "trained"), "--dataset_name", str(made)]
-    assert main(["w2s", "train", *arguments, *target, "--weak_loss", "confidence"]) == 0
+    assert main(["w2s", "train", *arguments, *target, "--loss_type", "confidence"]) == 0
     assert (tmp_path / "trained" / "model" / "config.json").is_file()
 
 
@@ -163,7 +163,7 @@ def test_reward_run(arguments, tiny_model_dir, tmp_path):
     arguments[arguments.index("--test_examples") + 1] = write(tmp_path / "q.jsonl", pairs(12, "test"))
     place = arguments.index("--linear_probe")
     arguments = arguments[:place] + arguments[place + 2 :]
-    own = ["--form", "reward", "--variants", "soft_ce", "--num_train_epochs", "1"]
+    own = ["--task", "reward", "--variants", "soft_ce", "--num_train_epochs", "1"]
     assert main(["w2s", "run", *arguments, *own]) == 0
     said = read_jsonl(tmp_path / "out/predictions/seed_0/soft_ce.jsonl")
     assert len(said) == 12
@@ -179,7 +179,7 @@ def test_reward_run(arguments, tiny_model_dir, tmp_path):
         (["--weak_models", "sklearn:forest"], "forest"),
         (["--examples_where", "split"], "`examples_where` must be a column"),
         (["--seeds", "1", "1"], "`seeds` must be"),
-        (["--form", "ranking"], "form"),
+        (["--form", "ranking"], "task"),
         (["--weak_share", "1.5"], "`weak_share`"),
         (["--label_column", "klass"], "klass"),
         (["--weak_models", "x[2:4]"], "first 4 layers"),

@@ -1,15 +1,16 @@
 """Settings of the weak-to-strong commands beside those of the trainer, the model and the engine."""
 
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
+from ..core.inputs import PromptArguments
+from ..core.renamed import renamed
 from .trainers.configs import LOSSES
 
 
-_SUFFIXES = ("weights", "kept")
-
-
+@renamed(form="task", middle_models="bootstrap_models")
 @dataclass
 class WeakToStrongArguments:
     """Examples, weak models and what is compared. One YAML serves every `trl-ext w2s` command.
@@ -18,7 +19,7 @@ class WeakToStrongArguments:
         ValueError: A value outside its range, naming the field.
     """
 
-    form: Literal["classification", "reward", "generation"] = field(
+    task: Literal["classification", "reward", "generation"] = field(
         default="classification",
         metadata={"help": "What is labelled: texts by class, pairs by which is better, or prompts by answers."},
     )
@@ -57,9 +58,9 @@ class WeakToStrongArguments:
             "sklearn:naive-bayes, sklearn:char-logreg."
         },
     )
-    middle_models: list[str] = field(
+    bootstrap_models: list[str] = field(
         default_factory=list,
-        metadata={"help": "Bootstrapping: models between weak and strong; each learns from the one before it."},
+        metadata={"help": "Models between weak and strong; each learns from the one before it."},
     )
     weak_share: float = field(default=0.5, metadata={"help": "Share of the examples the weak models learn from."})
     ensemble: Literal["soft", "hard", "accuracy"] = field(
@@ -94,7 +95,7 @@ class WeakToStrongArguments:
     )
 
     def __post_init__(self):
-        choices = {"form": ("classification", "reward", "generation"), "ensemble": ("soft", "hard", "accuracy")}
+        choices = {"task": ("classification", "reward", "generation"), "ensemble": ("soft", "hard", "accuracy")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
@@ -115,14 +116,45 @@ class WeakToStrongArguments:
             filter_of(getattr(self, name), name)
 
 
-def parse_variant(variant: str) -> tuple[str, bool, bool]:
-    """A variant's loss, whether rows are weighed by confidence, and whether only confident ones are kept.
+@dataclass
+class GenerationArguments(PromptArguments):
+    """Weak models answer `prompts`, a scorer chooses among the answers, the strong model learns the chosen ones.
 
     Raises:
-        ValueError: An unknown loss or suffix.
+        ValueError: A value outside its range, naming the field.
     """
+
+    scorer: str = field(
+        default="profanity",
+        metadata={
+            "help": "What scores answers: profanity, or YAML such as {kind: classifier, model: ..., label: toxic}; "
+            "kinds: profanity, classifier, judge, evaluate, phrases."
+        },
+    )
+    threshold: float | None = field(
+        default=None, metadata={"help": "Keep answers with a score at least this good; which way is the scorer's."}
+    )
+    best_of: int | None = field(default=None, metadata={"help": "Keep only so many answers a prompt, the best."})
+    budget: int | None = field(default=None, metadata={"help": "Keep only so many answers in all, the best."})
+    min_tokens: int = field(default=0, metadata={"help": "Drop answers of fewer tokens."})
+    keep_truncated: bool = field(
+        default=False, metadata={"help": "Keep answers cut off by `max_new_tokens`, as continuations always are."}
+    )
+    ceiling_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Trusted answers (`prompt`, `completion`) that the ceiling is trained on; none, no PGR."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.threshold is None and self.best_of is None and self.budget is None:
+            self.best_of = 1
+
+
+def parse_variant(variant: str) -> tuple[str, bool, bool]:
+    """A variant's loss, whether rows are weighed by confidence, and whether only confident ones are kept."""
     loss, *suffixes = variant.split("+")
-    if loss not in LOSSES or not set(suffixes) <= set(_SUFFIXES):
+    if loss not in LOSSES or not set(suffixes) <= {"weights", "kept"}:
         raise ValueError(
             f"`variants`: {variant!r} is none; give one of {', '.join(LOSSES)}, with `+weights` or `+kept` behind it."
         )
@@ -130,11 +162,7 @@ def parse_variant(variant: str) -> tuple[str, bool, bool]:
 
 
 def filter_of(text: str | None, name: str) -> dict[str, str] | None:
-    """`split=train` as `{"split": "train"}`.
-
-    Raises:
-        ValueError: There is no `=` in it.
-    """
+    """`split=train` as `{"split": "train"}`."""
     if text is None:
         return None
     column, equals, value = text.partition("=")
@@ -144,12 +172,21 @@ def filter_of(text: str | None, name: str) -> dict[str, str] | None:
 
 
 def split_layers(name: str) -> tuple[str, int | None]:
-    """A model's name and how many of its first layers are meant: `gpt2[:6]` is `("gpt2", 6)`, `gpt2` all of them.
-
-    Raises:
-        ValueError: Something else in brackets.
-    """
+    """A model's name and how many of its first layers are meant: `gpt2[:6]` is `("gpt2", 6)`, `gpt2` all of them."""
     match = re.fullmatch(r"(.+?)(?:\[:(\d+)\])?", name)
     if match is None or "[" in match[1] or match[2] == "0":
         raise ValueError(f"{name!r}: write NAME[:4] for the first 4 layers of a model.")
     return match[1], int(match[2]) if match[2] else None
+
+
+def refuse_unused(arguments: Any, names: Iterable[str], because: str) -> None:
+    """Refuse fields of a dataclass that are set, to another value than their default, and would have no effect.
+
+    `because` ends the sentence "... has no effect", such as "with `task: generation`".
+    """
+    known = {f.name: f for f in fields(arguments)}
+    defaults = {n: f.default if f.default_factory is MISSING else f.default_factory() for n, f in known.items()}
+    given = [f"`{name}`" for name in names if getattr(arguments, name) != defaults[name]]
+    if given:
+        verb, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise ValueError(f"{', '.join(given)} {verb} no effect {because}: leave {them} out.")

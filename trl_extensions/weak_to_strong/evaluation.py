@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.generation.sampling import completion_text
 from ..core.runs.jsonl import read_jsonl
-from ..core.stats import bootstrap_ratio, wilson
+from ..core.stats import BLOCK, bootstrap_ratio, group_index, percentiles, wilson
 from .labels.calibrate import expected_calibration_error
 
 
@@ -34,8 +35,6 @@ CONFIDENCE = 0.95
 SMALLEST_GAP = 1e-12
 # Share of resamples without a gap above which the rest no longer stands for all of them.
 MOST_UNDEFINED = 0.05
-# Numbers held by one block of draws (16 MiB of float64).
-BLOCK = 1 << 21
 # Probabilities written with few digits do not sum to exactly 1.
 SUM_TOLERANCE = 1e-3
 
@@ -144,48 +143,42 @@ def evaluate_run(
     """Compare weak, weak-to-strong and ceiling models over seeds.
 
     Intervals are percentiles of one hierarchical bootstrap, over seeds and over test rows (whole groups where given),
-    shared by all models, so that differences are paired. If every seed has the same test rows, a resample takes the
-    same ones from all. Two or three seeds understate what another one could change; one leaves seeds out.
+    shared by all models, so that differences are paired. Two or three seeds understate what another one could change;
+    one leaves seeds out.
 
     Args:
-        predictions: Seed -> model name (see the head of this module) -> predictions, the same models in every seed and
-            the same rows for all models of a seed.
+        predictions: Seed -> model name (see the head of this module) -> predictions: the same models in every seed,
+            and all of the same rows.
         groups: Row id -> group of rows that belong together; a row without one, or with None, stands alone.
         costs: Model -> what its making took, e.g. `{"seconds": 81.0, "tokens": 120000}`; a list is one value a seed.
         resamples: Of the intervals.
 
     Returns:
         JSON-ready. `seeds`, `models` (in the order to show them), `strong` (those trained on weak labels), `classes`,
-        `rows` (per seed), `groups` (per seed, None without), `same_rows`, `confidence`, `resamples`, `costs`.
-        `scores`: model -> score -> `value` (mean over seeds), `low`, `high`, `per_seed`; `ece` has no interval, since
-        resampling rows inflates it. Per score of `GAP_SCORES`: `gap` (ceiling - weak) and `differences` (strong model
-        -> strong - weak), as in `summarise_difference`, and `pgr` (strong model -> as in `summarise_pgr`, with
-        `per_seed`). `agreement`: strong model or ceiling -> as in `agreement_with_weak`.
+        `rows` and `groups` (per seed; None without), `confidence`, `resamples`, `costs`. `scores`: model -> score -> `value` (mean
+        over seeds), `low`, `high`, `per_seed`; `ece` has no interval, since resampling rows inflates it. Per score of
+        `GAP_SCORES`: `gap` (ceiling - weak) and `differences` (strong model -> strong - weak), as in
+        `summarise_difference`, and `pgr` (strong model -> as in `summarise_pgr`, with `per_seed`). `agreement`: strong
+        model or ceiling -> as in `agreement_with_weak`.
 
     Raises:
         ValueError: No weak model, models or rows that differ, labels that disagree; names the seed and the model.
     """
     aligned = _align(predictions)
-    seeds, models = list(aligned), _ordered(next(iter(aligned.values())))
-    strong = [name for name in models if name not in (WEAK, CEILING) and not name.startswith(TEACHER_PREFIX)]
-    ids = {number: own[WEAK].ids for number, own in aligned.items()}
-    by_seed = None if groups is None else [[groups.get(row_id) for row_id in ids[number]] for number in seeds]
-    same_rows = len(set(ids.values())) == 1
-    units = [
-        sums_by_group(np.stack([_row_sums(aligned[number][name]) for name in models], axis=1), own)
-        for number, own in zip(seeds, by_seed or [None] * len(seeds), strict=True)
-    ]
-    draws = resampled_scores(units, _scores_of_sums, joint=same_rows, resamples=resamples)
-    per_seed = {name: [scores(aligned[number][name]) for number in seeds] for name in models}
     runs = list(aligned.values())
+    models, weak = _ordered(runs[0]), runs[0][WEAK]
+    strong = [name for name in models if name not in (WEAK, CEILING) and not name.startswith(TEACHER_PREFIX)]
+    own_groups = None if groups is None else [groups.get(row_id) for row_id in weak.ids]
+    units = [sums_by_group(np.stack([_row_sums(own[name]) for name in models], axis=1), own_groups) for own in runs]
+    draws = resampled_scores(units, _scores_of_sums, resamples=resamples)
+    per_seed = {name: [scores(own[name]) for own in runs] for name in models}
     return {
-        "seeds": seeds,
+        "seeds": list(aligned),
         "models": models,
         "strong": strong,
-        "classes": int(runs[0][WEAK].probs.shape[1]),
-        "rows": [len(ids[number]) for number in seeds],
+        "classes": int(weak.probs.shape[1]),
+        "rows": [len(weak.ids)] * len(runs),
         "groups": None if groups is None else [len(own) for own in units],
-        "same_rows": same_rows,
         "confidence": CONFIDENCE,
         "resamples": resamples,
         "costs": None if costs is None else {name: dict(cost) for name, cost in costs.items()},
@@ -193,10 +186,7 @@ def evaluate_run(
         **_gaps(per_seed, draws, models, strong),
         "agreement": {
             name: agreement_with_weak(
-                [own[WEAK].labels for own in runs],
-                [own[WEAK].predicted for own in runs],
-                [own[name].predicted for own in runs],
-                groups=by_seed,
+                weak.labels, [own[WEAK].predicted for own in runs], [own[name].predicted for own in runs], own_groups
             )
             for name in (*strong, *(name for name in models if name == CEILING))
         },
@@ -245,12 +235,10 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def _align(predictions: Mapping[int, Mapping[str, Predictions]]) -> dict[int, dict[str, Predictions]]:
-    """All models of a seed in one order of rows, and all seeds in one where they have the same rows."""
+    """All models of all seeds in one order of rows."""
     if not predictions:
         raise ValueError("no predictions: give at least one seed")
     first_seed, first = next(iter(predictions.items()))
-    order = first[WEAK].ids if WEAK in first else ()
-    aligned = {}
     for number, models in predictions.items():
         if WEAK not in models:
             raise ValueError(
@@ -259,17 +247,14 @@ def _align(predictions: Mapping[int, Mapping[str, Predictions]]) -> dict[int, di
         if models.keys() != first.keys():
             odd = sorted(models.keys() ^ first.keys())
             raise ValueError(f"seeds {first_seed} and {number}: only one of them has {odd}; evaluate the same models")
-        weak = models[WEAK]
-        ids = order if set(order) == set(weak.ids) else weak.ids
         for name, own in models.items():
-            _check_against(own, weak, f"seed {number}: {name!r}")
-        aligned[number] = {name: own.in_order(ids) for name, own in models.items()}
-    return aligned
+            _check_against(own, first[WEAK], f"seed {number}: {name!r}")
+    ids = first[WEAK].ids
+    return {n: {name: own.in_order(ids) for name, own in models.items()} for n, models in predictions.items()}
 
 
 def _check_against(own: Predictions, weak: Predictions, place: str) -> None:
-    odd = set(own.ids) ^ set(weak.ids)
-    if odd:
+    if odd := set(own.ids) ^ set(weak.ids):
         raise ValueError(
             f"{place} and {WEAK!r} have other test rows ({len(own.ids)} and {len(weak.ids)}; only one of them has "
             f"{min(odd)!r}); let both predict the same file"
@@ -357,52 +342,37 @@ def why_undefined(weak: float, ceiling: float, *, higher_is_better: bool = True)
 
 
 def pgr_interval(
-    weak: Sequence[Any],
-    strong: Sequence[Any],
-    ceiling: Sequence[Any],
+    weak: Sequence[float],
+    strong: Sequence[float],
+    ceiling: Sequence[float],
     *,
-    groups: Sequence[Any] | None = None,
-    joint: bool = True,
-    higher_is_better: bool = True,
+    groups: Sequence[Hashable] | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """PGR of mean scores over items and seeds, with the interval of a bootstrap over both.
-
-    The ratio is taken of means over seeds, not averaged over seeds: a seed with a small gap would decide the latter.
+    """PGR of mean scores over items, with the interval of a bootstrap over them, as in `summarise_pgr`.
 
     Args:
-        weak, strong, ceiling: A value for every test item, e.g. 1.0 where a model is right and 0.0 where not: `(N,)`
-            for one seed, or a sequence over seeds of such arrays, in the same order for the three.
-        groups: Which items belong together (None: an item by itself) and are drawn together, `(N,)`; with
-            `joint=False` and several seeds a sequence over seeds.
-        joint: The items are the same in every seed, and a resample takes the same ones from each.
-        higher_is_better, confidence, resamples, seed: Of `performance_gap_recovered` and of the bootstrap.
-
-    Returns:
-        JSON-ready: see `summarise_pgr`.
+        weak, strong, ceiling: `(N,)`, a value for every test item in the same order, e.g. 1.0 where a model is right.
+        groups: Which items belong together (None: an item by itself) and are drawn together, `(N,)`.
+        confidence, resamples, seed: Of the bootstrap.
 
     Raises:
         ValueError: Arrays that differ in length, numbers that are not finite, fewer than two items or groups.
     """
-    roles = {"weak": weak, "strong": strong, "ceiling": ceiling}
-    models = [_over_seeds(values, name) for name, values in roles.items()]
-    if len({len(values) for values in models}) > 1:
-        counts = ", ".join(f"{name} {len(values)}" for values, name in zip(models, roles, strict=True))
-        raise ValueError(f"weak, strong and ceiling must have the same seeds, got {counts}; leave out the others")
-    by_seed = [groups] * len(models[0]) if joint or len(models[0]) == 1 else groups
-    units = []
-    for i, values in enumerate(zip(*models, strict=True)):
-        lengths = [len(own) for own in values]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"seed {i}: weak, strong and ceiling have {lengths} items; score the same ones")
-        stacked = np.stack(values, axis=1)  # with ones to divide sums by, (N, 3, 2)
-        with_counts = np.stack([stacked, np.ones_like(stacked)], axis=2)
-        units.append(sums_by_group(with_counts, None if by_seed is None else by_seed[i]))
-    point = np.mean([_means(own.sum(axis=0)) for own in units], axis=0)[:, 0]
-    draws = resampled_scores(units, _means, joint=joint, resamples=resamples, seed=seed)[:, :, 0]
-    return summarise_pgr(point, draws, higher_is_better=higher_is_better, confidence=confidence)
+    models = {"weak": weak, "strong": strong, "ceiling": ceiling}
+    arrays = [np.asarray(values, dtype=float) for values in models.values()]
+    if len({len(own) for own in arrays}) > 1:
+        raise ValueError(f"weak, strong and ceiling have {[len(a) for a in arrays]} items; score the same ones")
+    for name, own in zip(models, arrays, strict=True):
+        if not np.isfinite(own).all():
+            item = int(np.argmin(np.isfinite(own)))
+            raise ValueError(f"{name}, item {item}: {own[item]} is no score; give finite numbers")
+    values = np.stack(arrays, axis=1)  # (N, 3), and with ones to divide sums by (N, 3, 2)
+    units = sums_by_group(np.stack([values, np.ones_like(values)], axis=2), groups)
+    draws = resampled_scores([units], lambda sums: sums[..., :1] / sums[..., 1:], resamples=resamples, seed=seed)
+    return summarise_pgr(values.mean(axis=0), draws[:, :, 0], confidence=confidence)
 
 
 def summarise_pgr(
@@ -411,15 +381,14 @@ def summarise_pgr(
     """PGR from scores `(3,)` of weak, strong and ceiling, and from their resamples `(R, 3)`.
 
     Returns:
-        JSON-ready: `value`, `low`, `high` (percentiles over the resamples that have a gap); `reason`, the cause
-        why there is no value and no interval, else None; `undefined_share`, the share of resamples without a gap;
-        `reliable`, False where that share is above 5 %, because the interval then describes a selection of them.
+        JSON-ready: `value`, `low`, `high` (percentiles over the resamples that have a gap); `reason`, why there is
+        none, else None; `undefined_share`, the share of resamples without a gap; `reliable`, False where that share is
+        above 5 %, because the interval then describes a selection of them.
     """
     sign = 1.0 if higher_is_better else -1.0
     gaps = sign * (draws[:, 2] - draws[:, 0])
     defined = gaps > SMALLEST_GAP
-    share = float((~defined).mean())
-    weak, strong, ceiling = (float(number) for number in point)
+    weak, strong, ceiling = map(float, point)
     reason = why_undefined(weak, ceiling, higher_is_better=higher_is_better)
     low = high = None
     if reason is None and defined.any():
@@ -429,8 +398,8 @@ def summarise_pgr(
         "low": low,
         "high": high,
         "reason": reason,
-        "undefined_share": share,
-        "reliable": share <= MOST_UNDEFINED,
+        "undefined_share": float((~defined).mean()),
+        "reliable": float((~defined).mean()) <= MOST_UNDEFINED,
     }
 
 
@@ -440,115 +409,54 @@ def summarise_difference(point: float, draws: np.ndarray) -> dict[str, float]:
     return {"value": float(point), "low": low, "high": high, "above_zero": float((draws > SMALLEST_GAP).mean())}
 
 
-def _over_seeds(values: Sequence[Any], name: str) -> list[np.ndarray]:
-    if not len(values):
-        raise ValueError(f"{name} is empty: give a value for every test item")
-    one_seed = np.ndim(values[0]) == 0
-    arrays = [np.asarray(own, dtype=float) for own in ([values] if one_seed else values)]
-    for i, own in enumerate(arrays):
-        if own.ndim != 1:
-            raise ValueError(f"{name}, seed {i}: expected one number an item, got an array of shape {own.shape}")
-        if not np.isfinite(own).all():
-            item = int(np.argmin(np.isfinite(own)))
-            raise ValueError(f"{name}, seed {i}, item {item}: {own[item]} is no score; give finite numbers")
-    return arrays
-
-
-def _means(sums: np.ndarray) -> np.ndarray:
-    return sums[..., :1] / sums[..., 1:]
-
-
 # The bootstrap over seeds and rows
-
-
-def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Low and high bound of the middle `confidence` of some resamples `(R,)`."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie between 0 and 1, e.g. 0.95")
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def sums_by_group(rows: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
     """Sum `(N, ...)` over the rows of each group, groups in order of appearance; a row in group None stays alone."""
     if groups is None:
         return rows
-    if len(groups) != len(rows):
-        raise ValueError(f"{len(groups)} groups for {len(rows)} rows: give one group (or None) a row")
-    numbers: dict[Hashable, int] = {}
-    index = [numbers.setdefault((i,) if g is None else g, len(numbers)) for i, g in enumerate(groups)]
-    sums = np.zeros((len(numbers), *rows.shape[1:]))
+    index, number = group_index(groups, len(rows))
+    sums = np.zeros((number, *rows.shape[1:]))
     np.add.at(sums, index, rows)
     return sums
 
 
 def resampled_scores(
-    units: Sequence[np.ndarray],
-    value: Callable[[np.ndarray], np.ndarray],
-    *,
-    joint: bool,
-    resamples: int = 2000,
-    seed: int = 0,
+    units: Sequence[np.ndarray], value: Callable[[np.ndarray], np.ndarray], *, resamples: int = 2000, seed: int = 0
 ) -> np.ndarray:
-    """Hierarchical bootstrap: draw seeds with replacement and, in each seed drawn, its units with replacement.
+    """Hierarchical bootstrap: draw seeds with replacement, and rows with replacement, the same ones for all seeds.
 
-    Models share every draw, so differences and ratios of their scores are paired.
+    What makes a test row hard is no news in the next seed. Models share every draw, so differences and ratios of their
+    scores are paired.
 
     Args:
         units: An array `(U, M, F)` a seed: F statistics summed over each of U units (rows, or groups of them), for M
             models. Any score that depends on rows through sums will do: accuracy, recall, F1, a mean loss.
         value: From sums `(..., F)` to scores `(..., J)`.
-        joint: The units are the same in every seed, and a resample takes the same ones from each seed drawn: what
-            makes a test row hard is then no news in the next seed. Otherwise each seed drawn has a draw of its own.
-        resamples: How often (R).
-        seed: Of the draws.
+        resamples, seed: How often (R), and of the draws.
 
     Returns:
         `(R, M, J)`: means of the scores over the seeds drawn.
 
     Raises:
-        ValueError: Fewer than two units in a seed, no resamples, or `joint` with unlike numbers of units.
+        ValueError: Fewer than two units, or no resamples.
     """
-    sizes = [len(own) for own in units]
-    if not sizes or min(sizes) < 2:
-        raise ValueError(f"an interval needs at least two rows (or groups of rows) a seed, got {sizes}: test on more")
-    if joint and len(set(sizes)) > 1:
-        raise ValueError(f"the seeds have {sizes} rows (or groups), so they are not the same rows: use joint=False")
+    number = len(units[0])
+    if number < 2:
+        raise ValueError(f"an interval needs at least two rows (or groups of rows), got {number}: test on more")
     if resamples < 1:
         raise ValueError(f"resamples = {resamples} must be at least 1; 2000 are usual")
-    random = np.random.default_rng(seed)
-    draw = _joint_block if joint else _separate_block
-    step = max(1, BLOCK // max(sizes))
-    blocks = [
-        draw(random, units, value, min(step, resamples - start)) / len(units) for start in range(0, resamples, step)
-    ]
+    random, step, blocks = np.random.default_rng(seed), max(1, BLOCK // number), []
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        counts, seeds = _times_drawn(random, size, number), _times_drawn(random, size, len(units))
+        block = sum(
+            times[:, None, None] * value(_weighted_sums(counts, own))
+            for times, own in zip(seeds.T, units, strict=True)
+        )
+        blocks.append(block / len(units))
     return np.concatenate(blocks)
-
-
-def _joint_block(random: np.random.Generator, units: Sequence[np.ndarray], value: Callable, size: int) -> np.ndarray:
-    """Sum over the seeds drawn, `(size, M, J)`."""
-    counts = _times_drawn(random, size, len(units[0]))
-    seeds = _times_drawn(random, size, len(units))
-    return sum(
-        times[:, None, None] * value(_weighted_sums(counts, own)) for times, own in zip(seeds.T, units, strict=True)
-    )
-
-
-def _separate_block(
-    random: np.random.Generator, units: Sequence[np.ndarray], value: Callable, size: int
-) -> np.ndarray:
-    total = 0.0
-    for _ in units:
-        chosen = random.integers(len(units), size=size)
-        drawn = None
-        for i, own in enumerate(units):
-            here = np.flatnonzero(chosen == i)
-            found = value(_weighted_sums(_times_drawn(random, len(here), len(own)), own))
-            if drawn is None:
-                drawn = np.empty((size, *found.shape[1:]))
-            drawn[here] = found
-        total = total + drawn
-    return total
 
 
 def _times_drawn(random: np.random.Generator, size: int, n: int) -> np.ndarray:
@@ -567,63 +475,49 @@ def _weighted_sums(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def agreement_with_weak(
-    labels: Sequence[np.ndarray],
+    labels: np.ndarray,
     weak: Sequence[np.ndarray],
     strong: Sequence[np.ndarray],
-    *,
-    groups: Sequence[Sequence[Hashable] | None] | None = None,
+    groups: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Shares of test rows on which a strong model says what the weak one says, split by whether that is right.
 
     A model that only imitates follows both alike; one that generalizes keeps what is right and corrects what is wrong
     (arXiv 2312.09390, section 5.1). Shares are means over all rows and seeds. Wilson's intervals count the rows (or
-    groups of rows) of one seed only: exact for one seed, on the safe side for more, whose rows are much the same.
+    groups of rows) of one seed only: exact for one seed, on the safe side for more.
 
     Args:
-        labels, weak, strong: True classes, those the weak model predicts and the strong one: an array `(N,)` a seed.
-        groups: For every seed which rows belong together (None: a row by itself), or None.
+        labels: True classes `(N,)`.
+        weak, strong: Classes that the weak and the strong model predict: an array `(N,)` a seed.
+        groups: Which rows belong together (None: a row by itself).
 
     Returns:
         JSON-ready. `right`, rows whose weak label is right: the share agreed on is what the strong model kept.
         `wrong`, the others: the share agreed on are errors it imitated. Each with `n` (rows, summed over seeds),
         `value`, `low`, `high` and `per_seed`; None where there is no such row. `wrong` has `corrected` too, the share
         of these rows where the strong model is right (1 - `value` for two classes, less for more).
-
-    Raises:
-        ValueError: Seeds or arrays of unlike lengths.
     """
-    by_seed = groups if groups is not None else [None] * len(labels)
+    index = group_index(groups, len(labels))[0]
     right, wrong, corrected = [], [], []
-    for i, (truth, teacher, student, own) in enumerate(zip(labels, weak, strong, by_seed, strict=True)):
-        if not len(truth) == len(teacher) == len(student):
-            raise ValueError(
-                f"seed {i}: {len(truth)} labels, {len(teacher)} weak and {len(student)} strong predictions; score the "
-                "same rows with both models"
-            )
-        follows, is_right = student == teacher, teacher == truth
-        right.append(_count(follows, is_right, own))
-        wrong.append(_count(follows, ~is_right, own))
-        corrected.append(_count(student == truth, ~is_right, own))
+    for teacher, student in zip(weak, strong, strict=True):
+        is_right = teacher == labels
+        for counts, hits, rows in (
+            (right, student == teacher, is_right),
+            (wrong, student == teacher, ~is_right),
+            (corrected, student == labels, ~is_right),
+        ):
+            counts.append((int((hits & rows).sum()), int(rows.sum()), len(np.unique(index[rows]))))
     fixed = _share(corrected)
     fixed.pop("n")
     return {"right": _share(right), "wrong": _share(wrong) | {"corrected": fixed}}
 
 
-def _count(hits: np.ndarray, rows: np.ndarray, groups: Sequence[Hashable] | None) -> tuple[int, int, int]:
-    """Hits among some rows, these rows, and how many of them are independent."""
-    n = int(rows.sum())
-    independent = n
-    if groups is not None:
-        own = [groups[i] for i in np.flatnonzero(rows)]
-        independent = len({g for g in own if g is not None}) + sum(g is None for g in own)
-    return int((hits & rows).sum()), n, independent
-
-
 def _share(counts: list[tuple[int, int, int]]) -> dict[str, Any]:
-    hits, n = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    """Of a hit count, rows and independent rows a seed."""
+    hits, n, independent = (sum(column) for column in zip(*counts, strict=True))
     if not n:
         return {"n": 0, "value": None, "low": None, "high": None, "per_seed": [None] * len(counts)}
-    independent = sum(count[2] for count in counts) / len(counts)
+    independent /= len(counts)
     low, high = wilson(min(hits * independent / n, independent), independent, CONFIDENCE)
     per_seed = [count[0] / count[1] if count[1] else None for count in counts]
     return {"n": n, "value": hits / n, "low": low, "high": high, "per_seed": per_seed}
@@ -671,6 +565,23 @@ def evaluate_toxicity(
     return {"threshold": TOXIC, "confidence": CONFIDENCE, "models": list(toxicity), "kinds": kinds}
 
 
+def harm_of(row: Mapping[str, Any], scorer: Mapping[str, Any]) -> float | None:
+    """How bad a scored answer is, in [0, 1]: 0 at the best end of the scorer's range, 1 at the worst.
+
+    Args:
+        row: `completion` and `scores`. None comes of a missing score; an empty answer does no harm.
+        scorer: `name`, `range` and `higher_is_better`.
+    """
+    if not completion_text(row["completion"]).strip():
+        return 0.0
+    score = row["scores"][scorer["name"]]
+    if score is None:
+        return None
+    low, high = scorer["range"]
+    share = (score - low) / (high - low)
+    return 1 - share if scorer["higher_is_better"] else share
+
+
 def _compare_toxicity(by_model: dict[str, np.ndarray], kind: str, resamples: int) -> dict[str, Any]:
     shapes = {name: own.shape for name, own in by_model.items()}
     if len(set(shapes.values())) > 1:
@@ -707,7 +618,7 @@ def _paired_toxicity(highest: dict[str, np.ndarray], resamples: int) -> dict[str
         return result
     # (P, M, 3): highest score, toxic or not, and one to divide by
     units = np.stack([np.stack([own, own >= TOXIC, np.ones_like(own)], axis=1) for own in highest.values()], axis=1)
-    draws = resampled_scores([units], _per_prompt, joint=True, resamples=resamples)
+    draws = resampled_scores([units], _per_prompt, resamples=resamples)
     point = _per_prompt(units.sum(axis=0))
     not_trained = (WEAK, ORIGINAL, CEILING)
     trained = [n for n in names if n not in not_trained and not n.startswith((f"{WEAK}-", TEACHER_PREFIX))]

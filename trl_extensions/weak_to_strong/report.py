@@ -1,22 +1,18 @@
-"""The report of a weak-to-strong run: did the strong model beat its teachers, and how much of the gap came back."""
+"""The report of a weak-to-strong run, from what lies in its folder: did the strong model beat its teachers, and how
+much of the gap came back."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..core.generation.sampling import completion_text
 from ..core.runs.jsonl import read_jsonl
+from ..core.runs.plots import BEFORE, COLOURS, bar_plot, panels, save
 from ..core.runs.report import RunReport
-from .evaluation import CEILING, GAP_SCORES, ORIGINAL, WEAK
-from .figures import MEASURE_TITLES, draw_pgr, draw_scores, draw_toxicity
-from .report_text import listed, number, percent, pgr_cell, recovered, share, shares
-
-
-if TYPE_CHECKING:
-    from .generation.run import GenerationRun
+from .evaluation import CEILING, GAP_SCORES, ORIGINAL, STRONG, WEAK, harm_of
 
 
 SIDE_BY_SIDE = 5
@@ -24,11 +20,12 @@ TITLES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "macro F1", "f1_positive": "F1, class 1",
     "nll": "nll, nats", "ece": "ECE",
 }  # fmt: skip
+MEASURE_TITLES = {"expected_maximum": "expected maximum toxicity", "probability": "toxicity probability"}
 # Which of a pair is the better one is written in an arbitrary order, so scores by class say nothing.
 PAIR_SCORES = ("accuracy", "nll", "ece")
 # What a reader asks first; the trainer's other settings are in report.json.
 SHOWN = (
-    "form", "model_name_or_path", "weak_models", "middle_models", "ensemble", "calibrate", "examples",
+    "task", "model_name_or_path", "weak_models", "bootstrap_models", "ensemble", "calibrate", "examples",
     "examples_where", "num_examples", "test_examples", "test_where", "num_test_examples", "group_column",
     "weak_share", "keep_share", "linear_probe", "use_peft", "lora_r", "load_in_4bit", "learning_rate",
     "weak_learning_rate", "num_train_epochs", "weak_num_train_epochs", "max_steps", "lr_scheduler_type", "max_length",
@@ -48,7 +45,7 @@ def write_label_report(
         folder: Where to.
         evaluation: Result of `evaluation.evaluate_run`.
         settings: The run's settings, by name; those of `SHOWN` are listed, all are in `report.json`.
-        weak_reports: What the weak labels looked like, for each seed: fields of `labelling.LabelReport` and `seed`.
+        weak_reports: What the weak labels looked like, for each seed: fields of `learners.LabelReport` and `seed`.
 
     Returns:
         The path of `report.md`.
@@ -56,24 +53,30 @@ def write_label_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = Path(str(settings.get("model_name_or_path", "strong model"))).name
+    names = [name for name in TITLES if name in evaluation["scores"][WEAK]]
+    if settings.get("task") == "reward":
+        names = [name for name in names if name in PAIR_SCORES]
     report = RunReport(f"Weak-to-strong: {model}")
     report.data = {"settings": dict(settings), "weak_labels": [dict(own) for own in weak_reports]} | evaluation
     report.text(verdict(evaluation))
     report.text(_reading(evaluation))
-    draw_scores({model: evaluation}, folder / "scores.png")
+    draw_scores(evaluation, folder / "scores.png")
     report.figure("scores.png", "Accuracy on the test rows; dots are seeds, lines the weak model and the ceiling.")
     if evaluation["strong"]:
-        draw_pgr({model: evaluation}, folder / "pgr.png")
+        draw_pgr(evaluation, folder / "pgr.png")
         report.figure("pgr.png", "Share of the gap between the weak model (0) and the ceiling (1) that was recovered.")
-    _scores_table(report, evaluation, is_pairs=settings.get("form") == "reward")
-    _recovered_table(report, evaluation, is_pairs=settings.get("form") == "reward")
+    report.heading("Scores on the test rows")
+    rows = [[m, *(number(evaluation["scores"][m][name], 3) for name in names)] for m in evaluation["models"]]
+    report.table(["model", *(TITLES[name] for name in names)], rows)
+    report.text("Means over seeds. No interval is given for ECE, which resampling rows inflates.")
+    _recovered_table(report, evaluation, [name for name in GAP_SCORES if name in names])
     _agreement_table(report, evaluation)
     _weak_tables(report, weak_reports)
     _cost_table(report, evaluation["costs"])
     report.heading("Settings")
-    report.table(
-        ["setting", "value"], [[f"`{name}`", _setting(settings[name])] for name in SHOWN if _is_set(settings, name)]
-    )
+    shown = {name: settings[name] for name in SHOWN if settings.get(name) not in (None, [], "")}
+    rows = [[f"`{name}`", f"{value:g}" if isinstance(value, float) else value] for name, value in shown.items()]
+    report.table(["setting", "value"], rows)
     return report.write(folder)
 
 
@@ -89,79 +92,49 @@ def verdict(evaluation: dict[str, Any]) -> str:
     ceiling = f" (ceiling: {percent(scores[CEILING]['accuracy'])})" if CEILING in scores else ""
     clear = [name for name in strong if differences[name]["low"] > 0]
     if len(strong) == 1:
-        beats = f"beats its teacher: {reached} accuracy against {weak}{ceiling}"
-        misses = f"is not clear of its teacher: {reached} accuracy against {weak}{ceiling}"
-        sentences = [f"Trained on weak labels (`{best}`), the strong model {beats if clear else misses}."]
-    else:
-        sentences = [
-            f"{len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher (the "
-            "interval of the difference lies above 0). "
-            f"The most accurate, `{best}`, has {reached} accuracy against {weak}{ceiling}."
-        ]
-    sentences.append(recovered(gaps[best]))
-    if len(strong) > 1:
-        others = [gaps[name]["value"] for name in strong if name != best and gaps[name]["value"] is not None]
-        span = f" PGR of the others: {min(others):.2f} to {max(others):.2f}." if others else ""
-        sentences.append(
-            f"`{best}` was picked out of {len(strong)} by these very test rows, which flatters it: to choose a loss, "
-            f"compare them on other rows.{span}"
+        beats = "beats its teacher" if clear else "is not clear of its teacher"
+        return (
+            f"Trained on weak labels (`{best}`), the strong model {beats}: {reached} accuracy against {weak}{ceiling}. "
+            f"{recovered(gaps[best])}"
         )
-    return " ".join(sentences)
+    others = [gaps[name]["value"] for name in strong if name != best and gaps[name]["value"] is not None]
+    span = f" PGR of the others: {min(others):.2f} to {max(others):.2f}." if others else ""
+    return (
+        f"{len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher (the interval "
+        f"of the difference lies above 0). The most accurate, `{best}`, has {reached} accuracy against {weak}{ceiling}. "
+        f"{recovered(gaps[best])} `{best}` was picked out of {len(strong)} by these very test rows, which flatters it: "
+        f"to choose a loss, compare them on other rows.{span}"
+    )
 
 
 def _reading(evaluation: dict[str, Any]) -> str:
     """How to take the intervals."""
-    rows, seeds = evaluation["rows"], len(evaluation["seeds"])
-    counted = f"{rows[0]}" if len(set(rows)) == 1 else f"{min(rows)} to {max(rows)}"
-    groups = evaluation["groups"]
-    grouped = (
-        f" in {groups[0] if len(set(groups)) == 1 else f'{min(groups)} to {max(groups)}'} groups" if groups else ""
-    )
-    drawn = "whole groups of test rows" if groups else "test rows"
+    seeds, groups = len(evaluation["seeds"]), evaluation["groups"]
+    grouped = f" in {groups[0]} groups" if groups else ""
     text = (
-        f"{counted} test rows{grouped}, {seeds} seed{'s' * (seeds > 1)}. Intervals are "
-        f"{100 * evaluation['confidence']:g} %, by a bootstrap over {drawn} and over seeds; models are compared "
-        "on the same draws."
+        f"{evaluation['rows'][0]} test rows{grouped}, {seeds} seed{'s' * (seeds > 1)}. Intervals are "
+        f"{100 * evaluation['confidence']:g} %, by a bootstrap over {'whole groups of ' if groups else ''}test rows and "
+        "over seeds; models are compared on the same draws."
     )
     if seeds == 1:
         return f"{text} With one seed they do not cover what another seed would change."
     return f"{text} So few seeds understate what another one could change." if seeds < 5 else text
 
 
-def _scores_table(report: RunReport, evaluation: dict[str, Any], is_pairs: bool) -> None:
-    report.heading("Scores on the test rows")
-    names = [name for name in TITLES if name in evaluation["scores"][WEAK] and (not is_pairs or name in PAIR_SCORES)]
-    report.table(
-        ["model", *(TITLES[name] for name in names)],
-        [
-            [model, *(number(own[name], 3) for name in names)]
-            for model, own in ((model, evaluation["scores"][model]) for model in evaluation["models"])
-        ],
-    )
-    report.text("Means over seeds. No interval is given for ECE, which resampling rows inflates.")
-
-
-def _recovered_table(report: RunReport, evaluation: dict[str, Any], is_pairs: bool) -> None:
+def _recovered_table(report: RunReport, evaluation: dict[str, Any], names: Sequence[str]) -> None:
     if not evaluation["strong"]:
         return
     report.heading("What was recovered")
-    names = GAP_SCORES[:1] if is_pairs else GAP_SCORES
-    report.table(
-        ["model", "accuracy over the weak model", "above it in", *(f"PGR, {TITLES[n]}" for n in names), "by seed"],
-        [
-            [
-                name,
-                number(difference, 3, sign="+"),
-                f"{difference['above_zero']:.1%} of resamples",
-                *(pgr_cell(evaluation["pgr"][score][name]) for score in names),
-                ", ".join("-" if value is None else f"{value:.2f}" for value in gap["per_seed"]),
-            ]
-            for name in evaluation["strong"]
-            for difference, gap in [(evaluation["differences"]["accuracy"][name], evaluation["pgr"]["accuracy"][name])]
-        ],
-    )  # fmt: skip
-    gap = evaluation["gap"]["accuracy"]
-    if gap is not None:
+    rows = []
+    for name in evaluation["strong"]:
+        difference, gap = evaluation["differences"]["accuracy"][name], evaluation["pgr"]["accuracy"][name]
+        by_seed = ", ".join("-" if value is None else f"{value:.2f}" for value in gap["per_seed"])
+        cells = [pgr_cell(evaluation["pgr"][score][name]) for score in names]
+        above = f"{difference['above_zero']:.1%} of resamples"
+        rows.append([name, number(difference, 3, sign="+"), above, *cells, by_seed])
+    columns = [f"PGR, {TITLES[name]}" for name in names]
+    report.table(["model", "accuracy over the weak model", "above it in", *columns, "by seed"], rows)
+    if gap := evaluation["gap"]["accuracy"]:
         report.text(
             f"The ceiling is {number(gap, 3, sign='+')} above the weak model in accuracy, and above it in "
             f"{gap['above_zero']:.1%} of resamples. PGR is (strong - weak) / (ceiling - weak), of means over seeds; a "
@@ -191,44 +164,23 @@ def _weak_tables(report: RunReport, weak_reports: Sequence[Mapping[str, Any]]) -
     if not weak_reports:
         return
     report.heading("The weak labels")
+    labels, learners = [], []
+    for own in weak_reports:
+        right = [share(own["target_accuracy"]), share(own["extra_accuracy"].get("test"))]
+        classes = [" / ".join(f"{part:.0%}" for part in own[name]) for name in ("class_shares", "labelled_shares")]
+        labels.append([own["seed"], own["rows"], *right, own["disagreement"], own["confidence"], *classes])
+        for name, learner in own["learners"].items():
+            right = [share(learner["target_accuracy"]), share(learner["extra_accuracy"].get("test"))]
+            ece = f"{_listed(learner['ece_before'])}, {_listed(learner['ece'])}"
+            learners.append([own["seed"], name, *right, _listed(learner["temperature"]), ece])
+    right = ["right", "right, test rows"]
     report.table(
-        [
-            "seed",
-            "rows labelled",
-            "right",
-            "right, test rows",
-            "disagreement",
-            "confidence",
-            "classes",
-            "true classes",
-        ],
-        [
-            [
-                own.get("seed", i),
-                own["rows"],
-                share(own["target_accuracy"]),
-                share(own["extra_accuracy"].get("test")),
-                own["disagreement"],
-                own["confidence"],
-                shares(own["class_shares"]),
-                shares(own["labelled_shares"]),
-            ]
-            for i, own in enumerate(weak_reports)
-        ],
+        ["seed", "rows labelled", *right, "disagreement", "confidence", "classes", "true classes"], labels
     )
-    report.table(
-        ["seed", "weak model", "right", "right, test rows", "temperature", "ECE before and after"],
-        [
-            [own.get("seed", i), name, share(learner["target_accuracy"]),
-             share(learner["extra_accuracy"].get("test")), listed(learner["temperature"]),
-             f"{listed(learner['ece_before'])}, {listed(learner['ece'])}"]
-            for i, own in enumerate(weak_reports)
-            for name, learner in own["learners"].items()
-        ],
-    )  # fmt: skip
-    for i, own in enumerate(weak_reports):
+    report.table(["seed", "weak model", *right, "temperature", "ECE before and after"], learners)
+    for own in weak_reports:
         for warning in own["warnings"]:
-            report.text(f"**Seed {own.get('seed', i)}:** {warning}")
+            report.text(f"**Seed {own['seed']}:** {warning}")
 
 
 def _cost_table(report: RunReport, costs: Mapping[str, Mapping[str, Any]] | None) -> None:
@@ -245,36 +197,41 @@ def _cost_table(report: RunReport, costs: Mapping[str, Mapping[str, Any]] | None
     report.text("Means over seeds.")
 
 
-def write_generation_report(run: "GenerationRun", evaluation: dict[str, Any]) -> Path:
+# Runs by generation
+
+
+def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
     """Write `report.md`, `report.json` and `toxicity.png` of a run by generation, from what its stages left.
 
     Args:
-        run: The run; its folder, its scorer's name and direction, and the strong model's name are looked at.
-        evaluation: Result of `toxicity.evaluate_toxicity`, models called "original", "weak", "w2s" and "ceiling".
+        folder: The run's.
+        evaluation: Result of `evaluation.evaluate_toxicity`, models called "original", "weak", "w2s" and "ceiling",
+            with the strong `model` and the `scorer` (`name`, `range`, `higher_is_better`).
 
     Returns:
         The path of `report.md`.
     """
-    model = Path(str(run.model_args.model_name_or_path)).name
-    report = RunReport(f"Weak-to-strong by generation: {model}")
-    keeping = _read_json(run.folder / "answers" / "keeping.json")
-    report.data = {"model": run.model_args.model_name_or_path, "scorer": run.scorer.name, "kept": keeping} | evaluation
+    report = RunReport(f"Weak-to-strong by generation: {Path(str(evaluation['model'])).name}")
+    path = folder / "answers" / "keeping.json"
+    keeping = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    report.data = {"kept": keeping} | evaluation
     report.text(generation_verdict(evaluation))
-    low, high = run.scorer.range
-    best = high if run.scorer.higher_is_better else low
+    scorer = evaluation["scorer"]
+    (low, high), name = scorer["range"], scorer["name"]
+    best = high if scorer["higher_is_better"] else low
     scale = "" if (low, high, best) == (0, 1, 0) else f", rescaled so that {best:g}, the best score, is 0"
     report.text(
-        f"Scored by `{run.scorer.name}`{scale}. A prompt counts as toxic if one of its samples scores "
+        f"Scored by `{name}`{scale}. A prompt counts as toxic if one of its samples scores "
         f"{evaluation['threshold']:g} or more. Both numbers grow with the samples a prompt. Intervals are "
         f"{100 * evaluation['confidence']:g} %, over prompts; differences are paired by prompt."
     )
-    draw_toxicity(evaluation, run.folder / "toxicity.png")
+    draw_toxicity(evaluation, folder / "toxicity.png")
     report.figure("toxicity.png", "Expected maximum toxicity and toxicity probability on held-out prompts.")
     for kind, own in evaluation["kinds"].items():
         _toxicity_table(report, kind, own)
     _keeping_table(report, keeping)
-    _side_by_side(report, run, evaluation["threshold"])
-    return report.write(run.folder)
+    _side_by_side(report, folder / "held_out", evaluation)
+    return report.write(folder)
 
 
 def generation_verdict(evaluation: dict[str, Any]) -> str:
@@ -304,29 +261,19 @@ def generation_verdict(evaluation: dict[str, Any]) -> str:
 def _toxicity_table(report: RunReport, kind: str, own: dict[str, Any]) -> None:
     left_out = f", {own['incomplete']} left out for a missing score" if own["incomplete"] else ""
     report.heading(f"{kind.capitalize()}: {own['prompts']} prompts, {own['samples']} a prompt{left_out}")
-    report.table(
-        ["model", *MEASURE_TITLES.values()],
-        [
-            [name, *(number(values[measure], 3) for measure in MEASURE_TITLES)]
-            for name, values in own["models"].items()
-        ],
-    )
+    rows = [[name, *(number(values[m], 3) for m in MEASURE_TITLES)] for name, values in own["models"].items()]
+    report.table(["model", *MEASURE_TITLES.values()], rows)
+    differences, gaps = own["differences"], own["pgr"]
     rows = [
-        [f"{name} - {baseline}", *(number(own["differences"][measure][baseline][name], 3, sign="+")
-                                   for measure in MEASURE_TITLES)]
-        for baseline, others in own["differences"]["probability"].items()
+        [f"{name} - {base}", *(number(differences[m][base][name], 3, sign="+") for m in MEASURE_TITLES)]
+        for base, others in differences["probability"].items()
         for name in others
-    ]  # fmt: skip
+    ]
     if rows:
         report.table(["difference", *MEASURE_TITLES.values()], rows)
-    if own["pgr"]["probability"]:
-        report.table(
-            ["gap recovered", *MEASURE_TITLES.values()],
-            [
-                [name, *(pgr_cell(own["pgr"][measure][name]) for measure in MEASURE_TITLES)]
-                for name in own["pgr"]["probability"]
-            ],
-        )
+    rows = [[name, *(pgr_cell(gaps[m][name]) for m in MEASURE_TITLES)] for name in gaps["probability"]]
+    if rows:
+        report.table(["gap recovered", *MEASURE_TITLES.values()], rows)
 
 
 def _keeping_table(report: RunReport, keeping: dict[str, Any] | None) -> None:
@@ -346,47 +293,120 @@ def _keeping_table(report: RunReport, keeping: dict[str, Any] | None) -> None:
         report.table(["weak model", "answers", "kept", "share of the kept"], rows)
 
 
-def _side_by_side(report: RunReport, run: "GenerationRun", threshold: float) -> None:
+def _side_by_side(report: RunReport, folder: Path, evaluation: dict[str, Any]) -> None:
     """Answers to the same prompts before and after training: the most toxic before, and those that still are."""
-    paths = [run.folder / "held_out" / f"{side}_scored.jsonl" for side in (ORIGINAL, "w2s")]
+    paths = [folder / f"{side}_scored.jsonl" for side in (ORIGINAL, STRONG)]
     if not all(path.exists() for path in paths):
         return
-    harm = run.harm_of
-    before, after = (
-        {(row["index"], row["sample"]): row for row in read_jsonl(path) if harm(row) is not None} for path in paths
-    )
-    shared = [key for key in before if key in after]
-    worst = sorted(shared, key=lambda key: -harm(before[key]))[:SIDE_BY_SIDE]
-    still = sorted(shared, key=lambda key: -harm(after[key]))[:SIDE_BY_SIDE]
-    groups = {
-        "The most toxic answers before training": worst,
-        "Toxic after training": [key for key in still if harm(after[key]) >= threshold],
-    }
-    for heading, keys in groups.items():
-        if keys:
+    rows: list[dict[Any, dict[str, Any]]] = []
+    harm: list[dict[Any, float]] = []
+    for path in paths:
+        own = {(row["index"], row["sample"]): row for row in read_jsonl(path)}
+        harm.append({key: h for key, row in own.items() if (h := harm_of(row, evaluation["scorer"])) is not None})
+        rows.append(own)
+    shared = [key for key in harm[0] if key in harm[1]]
+    worst = sorted(shared, key=lambda key: -harm[0][key])[:SIDE_BY_SIDE]
+    still = sorted(shared, key=lambda key: -harm[1][key])[:SIDE_BY_SIDE]
+    still = [key for key in still if harm[1][key] >= evaluation["threshold"]]
+    for heading, keys in (("The most toxic answers before training", worst), ("Toxic after training", still)):
+        table = []
+        for key in keys:
+            prompt = rows[0][key]["prompt"]
+            asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+            texts = [completion_text(own[key]["completion"]) for own in rows]
+            table.append([asked, *texts, f"{harm[0][key]:.2f} → {harm[1][key]:.2f}"])
+        if table:
             report.heading(heading)
-            report.table(
-                ["prompt", "before", "after", "score"],
-                [
-                    [_asked(before[key]), completion_text(before[key]["completion"]),
-                     completion_text(after[key]["completion"]), f"{harm(before[key]):.2f} → {harm(after[key]):.2f}"]
-                    for key in keys
-                ],
-            )  # fmt: skip
+            report.table(["prompt", "before", "after", "score"], table)
 
 
-def _asked(row: dict[str, Any]) -> str:
-    prompt = row["prompt"]
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+# Estimates {"value", "low", "high"} and shares as text
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def percent(estimate: dict[str, Any]) -> str:
+    """A share in percent with its interval, where it has one."""
+    interval = f" ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})" if estimate["low"] is not None else ""
+    return f"{100 * estimate['value']:.1f} %{interval}"
 
 
-def _is_set(settings: Mapping[str, Any], name: str) -> bool:
-    return settings.get(name) not in (None, [], "")
+def number(estimate: dict[str, Any], digits: int = 2, sign: str = "") -> str:
+    """A number with its interval, where it has one; `sign` "+" writes the sign of positive ones too."""
+    if estimate["value"] is None:
+        return "n/a"
+    form = f"{{:{sign}.{digits}f}}".format
+    text = form(estimate["value"])
+    return text if estimate["low"] is None else f"{text} ({form(estimate['low'])} to {form(estimate['high'])})"
 
 
-def _setting(value: Any) -> Any:
-    return f"{value:g}" if isinstance(value, float) else value
+def share(value: float | None) -> str:
+    """A share in percent."""
+    return "n/a" if value is None else f"{value:.1%}"
+
+
+def _listed(values: Sequence[float | None]) -> str:
+    """One number, or those of the two halves of a bootstrap chain."""
+    return " and ".join("n/a" if value is None else f"{value:.2f}" for value in values)
+
+
+def recovered(gap: dict[str, Any]) -> str:
+    """A result of `summarise_pgr` as a sentence."""
+    if gap["value"] is None:
+        return f"The performance gap recovered is undefined: {gap['reason']}."
+    text = f"Performance gap recovered: {number(gap)}"
+    if gap["reliable"]:
+        return f"{text}."
+    return f"{text}; the interval is unreliable, as {gap['undefined_share']:.0%} of resamples have no gap at all."
+
+
+def pgr_cell(gap: dict[str, Any]) -> str:
+    """The same in a table; a question mark says that the interval is unreliable."""
+    if gap["value"] is None:
+        return f"undefined: {gap['reason']}"
+    return number(gap) if gap["reliable"] else f"{number(gap)} ?"
+
+
+# Figures
+
+
+def draw_scores(evaluation: dict[str, Any], path: str | Path) -> Any:
+    """Bars of every model's accuracy with intervals, a dot a seed, and lines at the weak model and the ceiling."""
+    own = {name: evaluation["scores"][name]["accuracy"] for name in evaluation["models"]}
+    figure, [axes] = panels(width=max(4.5, 1.2 + 0.8 * len(own)))
+    bar_plot(axes, list(own), {"": list(own.values())}, unit=100, digits="%.1f")
+    for place, estimate in enumerate(own.values()):
+        seeds = [100 * value for value in estimate["per_seed"]]
+        axes.scatter([place] * len(seeds), seeds, s=13, color="white", edgecolor="black", linewidth=0.7, zorder=3)
+    for name, style in ((WEAK, ":"), (CEILING, "--")):
+        if name in own:
+            axes.axhline(100 * own[name]["value"], color="0.35", linestyle=style, linewidth=1, label=name)
+    axes.set_ylabel("accuracy (%)")
+    return save(figure, path)
+
+
+def draw_pgr(evaluation: dict[str, Any], path: str | Path) -> Any:
+    """Bars of the gap recovered by loss, with intervals; a question mark says that one is unreliable."""
+    gaps = {name: evaluation["pgr"]["accuracy"][name] for name in evaluation["strong"]}
+    names = [name if gap["value"] is None or gap["reliable"] else f"{name} ?" for name, gap in gaps.items()]
+    figure, [axes] = panels(width=max(4.5, 1.2 + 0.8 * len(gaps)))
+    bar_plot(axes, names, {"": list(gaps.values())}, digits="%.2f")
+    for height, style, name in ((0, ":", WEAK), (1, "--", CEILING)):
+        axes.axhline(height, color="0.35", linestyle=style, linewidth=1, label=name)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -1.0), min(max(high, 1.15), 2.0))  # a PGR far out only says that the gap is small
+    axes.set_ylabel("gap recovered (accuracy)")
+    return save(figure, path)
+
+
+def draw_toxicity(evaluation: dict[str, Any], path: str | Path) -> Any:
+    """Two panels, expected maximum toxicity and toxicity probability, a bar per model and kind of decoding."""
+    models = evaluation["models"]
+    figure, grid = panels(2, width=max(4.0, 1.2 + 0.8 * len(models)))
+    for axes, (measure, title) in zip(grid, MEASURE_TITLES.items(), strict=True):
+        series, colours = {}, {}
+        for kind, own in evaluation["kinds"].items():
+            label = f"{kind}, {own['samples']} a prompt"
+            series[label] = [own["models"].get(name, {}).get(measure) for name in models]
+            colours[label] = COLOURS[0] if kind == "sampled" else BEFORE
+        bar_plot(axes, models, series, colours=colours, digits="%.2f")
+        axes.set_ylabel(f"{title} (should fall)")
+    return save(figure, path)

@@ -9,12 +9,14 @@ skipped when that file is there, so the same command resumes a run that was kill
     output_dir/features/       states of texts under frozen models, with `linear_probe`
     output_dir/seed_0/         labels/ of the weak models, and a folder for the training of each strong one
     output_dir/predictions/    seed_0/weak.jsonl, ceiling.jsonl, soft_ce.jsonl, ...: what each said of the test rows
+
+`label`, `train` and `evaluate` below are the parts on their own, for people who bring the others themselves.
 """
 
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +24,24 @@ from typing import Any
 import numpy as np
 from trl import ModelConfig
 
+from ..core.extras import import_extra
 from ..core.runs.jsonl import read_jsonl, write_jsonl
 from ..core.runs.report import write_atomically
-from ..core.runs.run import MUTABLE_ON_RESUME, Stage, check_resume, run_stages, training_settings
-from .arguments import WeakToStrongArguments, filter_of, parse_variant, split_layers
+from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, folder_lock, training_settings
+from ..core.training.load import fit, last_checkpoint
+from ..embedded import resolve_model_name
+from .arguments import WeakToStrongArguments, filter_of, parse_variant, refuse_unused, split_layers
 from .data.examples import Example, Pair, load_examples, load_pairs, split_halves
+from .data.prepare import source_settings, training_set
 from .data.select import keep_confident
-from .evaluation import CEILING, TEACHER_PREFIX, WEAK, evaluate_run, load_run
-from .labels.labelling import bootstrap_chain
-from .labels.learners import Learner, fingerprint, folder_name, prediction_rows
-from .labels.sklearn_learner import SklearnLearner
-from .labels.transformer_learner import TransformerLearner
-from .trainers.configs import WeakToStrongConfig
-from .trainers.feature_store import FeatureStore
-from .trainers.reward_config import WeakToStrongRewardConfig
-from .unused_fields import refuse_unused
+from .evaluation import CEILING, STRONG, TEACHER_PREFIX, WEAK, Predictions, evaluate_run, load_run, scores
+from .labels.learners import Learner, StageLabels, bootstrap_chain, fingerprint, folder_name, prediction_rows
+from .labels.transformer_learner import TransformerLearner, predict_saved, saved_class_names
+from .report import write_label_report
+from .trainers.classification import WeakToStrongTrainer
+from .trainers.configs import WeakToStrongConfig, WeakToStrongRewardConfig
+from .trainers.features import FeatureStore
+from .trainers.reward import WeakToStrongRewardTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +55,7 @@ SKLEARN = "sklearn:"
 
 
 @dataclass
-class WeakToStrongRun:
+class WeakToStrongRun(Run):
     """One run: its settings, its folder, and a method for each stage.
 
     Args:
@@ -65,82 +70,88 @@ class WeakToStrongRun:
 
     def __post_init__(self):
         self.folder = Path(self.config.output_dir)
-        self._loaded: dict[str, list[Example] | list[Pair]] = {}
+        self._rows: dict[str, list[Example] | list[Pair]] = {}
         self._class_names: list[str] | None = None
         self._learners: dict[tuple[str, bool], Learner] = {}
 
     @property
     def is_pairs(self) -> bool:
-        return self.args.form == "reward"
+        return self.args.task == "reward"
 
-    def claim(self) -> None:
-        """Write the run's settings, or refuse to resume a run that was started with others."""
-        in_use = (self.folder / "labels").exists() or any(self.folder.glob("seed_*"))
-        check_resume(self.folder / "settings.json", self._settings(), made=str(self.folder), started=in_use)
-
-    def _settings(self) -> dict[str, Any]:
-        settings = training_settings(self.config, _MUTABLE_ON_RESUME)
-        settings |= {name: value for name, value in asdict(self.args).items() if name not in _MUTABLE_ON_RESUME}
-        sources = {"examples": self.examples, "test_examples": self.test_examples}
-        contents = {
-            f"{name}_in_file": fingerprint(rows()) for name, rows in sources.items() if getattr(self.args, name)
-        }
-        return settings | asdict(self.model_args) | contents
+    def needs_processes(self) -> bool:
+        return super().needs_processes() and not getattr(self.config, "linear_probe", False)
 
     def stages(self) -> Iterator[Stage]:
         """Every stage in order: its method's name, its seed and variant, and the file that says it is done."""
         for seed in self.args.seeds:
-            said = self.folder / "predictions" / f"seed_{seed}"
-            yield Stage("label", f"{seed}", said / f"{WEAK}.jsonl", f"seed {seed}: weak labels")
+            yield Stage("label", f"{seed}", self._predictions(seed, WEAK), f"seed {seed}: weak labels")
             for variant in (CEILING, *self.args.variants):
                 label = f"seed {seed}: strong model, {'true labels' if variant == CEILING else variant}"
-                yield Stage("train", f"{seed}/{variant}", said / f"{variant}.jsonl", label)
+                yield Stage("train", f"{seed}/{variant}", self._predictions(seed, variant), label)
 
-    def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
-        """Carry out what is not done yet and write the report.
+    def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        """What labels and models depend on, beside seeds and variants, of which more may be added."""
+        settings = training_settings(self.config, _MUTABLE_ON_RESUME)
+        settings |= {name: value for name, value in asdict(self.args).items() if name not in _MUTABLE_ON_RESUME}
+        for name, rows in (("examples", self.examples), ("test_examples", self.test_examples)):
+            if getattr(self.args, name):
+                settings[f"{name}_in_file"] = fingerprint(rows())
+        started = (self.folder / "labels").exists() or any(self.folder.glob("seed_*"))
+        return {"settings.json": (settings | asdict(self.model_args), started)}
 
-        Args:
-            perform: Carries out one stage given its method's name and what it is of; in this process if left out.
-
-        Returns:
-            The path of `report.md`.
-        """
-        self.check_inputs()
-        self.claim()
-        run_stages(self.stages(), perform or self.perform)
-        return self.evaluate()
-
-    def perform(self, name: str, of: str) -> None:
-        """Carry out one stage in this process."""
-        getattr(self, name)(of)
+    def check(self) -> None:
+        """Raise a one-line `ValueError` for what is missing, or would be ignored, before anything is loaded."""
+        args, model_args = self.args, self.model_args
+        for name in ("examples", "test_examples"):
+            if not getattr(args, name):
+                raise ValueError(f"`{name}` is missing: name a file or data set with true labels.")
+        if not model_args.model_name_or_path or not args.weak_models:
+            raise ValueError("`model_name_or_path` (the strong model) and `weak_models` are needed.")
+        if not args.variants:
+            raise ValueError("`variants` is empty: name at least one loss, such as soft_ce.")
+        for name in (*args.weak_models, *args.bootstrap_models):
+            split_layers(name)
+        if model_args.model_name_or_path.startswith(SKLEARN):
+            raise ValueError("`model_name_or_path` must be a transformer: scikit-learn models are weak ones.")
+        if self.is_pairs:
+            refuse_unused(args, ("text_column", "text_template", "label_column"), "with `task: reward`")
+        _, layers = split_layers(model_args.model_name_or_path)
+        if args.save_models and model_args.use_peft and layers is not None:
+            raise ValueError(
+                "`save_models` with `use_peft` and `[:N]`: a saved adapter does not know that its base was cut; leave "
+                "one of them out."
+            )
+        if getattr(self.config, "linear_probe", False):
+            if model_args.load_in_4bit or model_args.load_in_8bit:
+                raise ValueError(
+                    "`linear_probe` trains a head on states of a model that is not quantised: choose one."
+                )
+            refuse_unused(model_args, ("use_peft",), "with `linear_probe`, which trains the head only")
+            refuse_unused(self.config, ("overlong_policy",), "with `linear_probe`, which truncates")
+        self.test_examples()
 
     # The stages
 
     def label(self, of: str) -> None:
         """Train the weak models on one half of the examples and let them label the other, and the test rows."""
-        seed = int(of)
+        seed, test = int(of), self.test_examples()
         labelled, target = split_halves(self.examples(), share=self.args.weak_share, seed=seed)
-        self.label_with(labelled, target, seed, self.label_folder(seed), {"test": self.test_examples()})
-        last = self.label_folder(seed) / f"stage_{len(self.args.middle_models)}"
-        said = self.folder / "predictions" / f"seed_{seed}"
-        teachers = sorted((last / "learners").glob("*/test.jsonl"))
-        for path in teachers if len(teachers) > 1 else []:
-            write_jsonl(said / f"{TEACHER_PREFIX}{path.parent.name}.jsonl", read_jsonl(path))
-        for number in range(len(self.args.middle_models)):  # the student's teacher is the last of the chain
-            earlier = read_jsonl(self.label_folder(seed) / f"stage_{number}" / "test.jsonl")
-            write_jsonl(said / f"{TEACHER_PREFIX}stage-{number}.jsonl", earlier)
-        write_jsonl(said / f"{WEAK}.jsonl", read_jsonl(last / "test.jsonl"))
+        *earlier, last = self.make_labels(labelled, target, seed, self._label_folder(seed), {"test": test})
+        shown = {f"{TEACHER_PREFIX}stage-{number}": stage.soft for number, stage in enumerate(earlier)}
+        if len(last.by_learner) > 1:
+            shown |= {f"{TEACHER_PREFIX}{folder_name(name)}": own for name, own in last.by_learner.items()}
+        for name, own in (shown | {WEAK: last.soft}).items():  # the student's teacher is the last of the chain
+            write_jsonl(self._predictions(seed, name), prediction_rows(test, own["test"]))
 
     def train(self, of: str) -> None:
         """Train the strong model on the weak labels, or the true ones, and ask it about the test rows."""
         seed, _, variant = of.partition("/")
         rows, soft_labels = self.weak_labels(int(seed))
+        settings = {"loss_type": "soft_ce", "weight_by_confidence": False}
         if variant == CEILING:
-            settings = {"weak_loss": "soft_ce", "weight_by_confidence": False}
             soft_labels = np.eye(len(self.class_names))[[row.label for row in rows]]
         else:
-            loss, weigh, keep = parse_variant(variant)
-            settings = {"weak_loss": loss, "weight_by_confidence": weigh}
+            settings["loss_type"], settings["weight_by_confidence"], keep = parse_variant(variant)
             if keep:
                 kept, summary = keep_confident(
                     soft_labels, self.args.keep_share, class_names=self.class_names, seed=int(seed)
@@ -149,38 +160,29 @@ class WeakToStrongRun:
                 rows, soft_labels = [rows[place] for place in kept], soft_labels[kept]
         learner = self.learner(self.model_args.model_name_or_path)
         folder = self.folder / f"seed_{seed}" / variant
-        learner.fit(rows, soft_labels, None, seed=int(seed), folder=folder / "train", **settings)
+        learner.fit(rows, soft_labels, seed=int(seed), folder=folder / "train", **settings)
         if self.args.save_models:
             learner.save(folder / "model")
         probs = learner.predict(self.test_examples())
         if learner.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "cost.json", json.dumps(learner.cost) + "\n")
-            said = self.folder / "predictions" / f"seed_{seed}" / f"{variant}.jsonl"
-            write_jsonl(said, prediction_rows(self.test_examples(), probs))
+            write_jsonl(self._predictions(seed, variant), prediction_rows(self.test_examples(), probs))
 
-    def evaluate(self) -> Path:
+    def write_report(self) -> Path:
         """Compare all models over the seeds and write the report."""
-        from .report import write_label_report
-
-        wanted = [WEAK, CEILING, *self.args.variants]
-        everything = load_run(self.folder / "predictions")
+        wanted, everything = (WEAK, CEILING, *self.args.variants), load_run(self.folder / "predictions")
         predictions = {
-            seed: {
-                name: own
-                for name, own in everything[seed].items()
-                if name in wanted or name.startswith(TEACHER_PREFIX)
-            }
+            seed: {n: own for n, own in everything[seed].items() if n in wanted or n.startswith(TEACHER_PREFIX)}
             for seed in self.args.seeds
         }
-        groups = {row.id: row.group for row in self.test_examples()}
-        evaluation = evaluate_run(predictions, groups=groups if self.args.group_column else None, costs=self._costs())
+        evaluation = evaluate_run(predictions, groups=self._groups(), costs=self._costs())
         write_atomically(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
         weak_reports = [
-            {"seed": seed} | json.loads((self.label_folder(seed) / "report.json").read_text(encoding="utf-8"))
+            {"seed": seed} | json.loads((self._label_folder(seed) / "report.json").read_text(encoding="utf-8"))
             for seed in self.args.seeds
         ]
-        return write_label_report(self.folder, evaluation, self._settings(), weak_reports)
+        return write_label_report(self.folder, evaluation, self.settings()["settings.json"][0], weak_reports)
 
     # What the stages share
 
@@ -192,9 +194,12 @@ class WeakToStrongRun:
 
     def _make_learner(self, name: str, weak: bool) -> Learner:
         if name.startswith(SKLEARN):
+            import_extra("sklearn")
+            from .labels.sklearn_learner import SklearnLearner
+
             return SklearnLearner(name.removeprefix(SKLEARN))
         config, store = copy.copy(self.config), None
-        config.weak_loss, config.weight_by_confidence = "soft_ce", False  # a variant sets its own
+        config.loss_type, config.weight_by_confidence = "soft_ce", False  # a variant sets its own
         if weak and self.args.weak_learning_rate is not None:
             config.learning_rate = self.args.weak_learning_rate
         if weak and self.args.weak_num_train_epochs is not None:
@@ -207,18 +212,58 @@ class WeakToStrongRun:
             store = FeatureStore(self.folder / "features" / f"{folder_name(f'{name}-{depends_on}')}.npz")
         return TransformerLearner(name, config, model_args, self.class_names, store)
 
+    def make_labels(
+        self, labelled, target, seed: int, folder: Path, eval_sets: dict[str, Any], output: Path | None = None
+    ) -> list[StageLabels]:
+        """Train the weak models, and those between, on rows with true labels, and let them label the target rows."""
+        stages = [self.args.weak_models, *([name] for name in self.args.bootstrap_models)]
+        results = bootstrap_chain(
+            [[self.learner(name, weak=True) for name in names] for names in stages],
+            labelled,
+            target,
+            num_classes=len(self.class_names),
+            seed=seed,
+            folder=folder,
+            ensemble=self.args.ensemble,
+            calibrate=self.args.calibrate,
+            calibration_share=self.args.calibration_share,
+            eval_sets=eval_sets,
+            output=output,
+        )
+        for learner in self._learners.values():
+            if isinstance(learner, TransformerLearner):
+                learner.release()
+        summary = "\n".join(result.report.summary for result in results)
+        print(summary)
+        own = {"summary": summary} | asdict(results[-1].report)
+        write_atomically(folder / "report.json", json.dumps(own, indent=2) + "\n")
+        return results
+
+    def weak_labels(self, seed: int) -> tuple[list[Example] | list[Pair], np.ndarray]:
+        """The rows the weak models labelled, with their true labels, and the soft labels `(N, K)` they gave."""
+        path = self._label_folder(seed) / f"stage_{len(self.args.bootstrap_models)}" / "weak_labels.jsonl"
+        given = read_jsonl(path, required=("id", "soft_labels"))
+        rows = {row.id: row for row in self.examples()}
+        return [rows[row["id"]] for row in given], np.array([row["soft_labels"] for row in given])
+
     def examples(self) -> list[Example] | list[Pair]:
         """Examples with true labels, of which the weak models see one half."""
-        return self._load("examples", self.args.examples, self.args.examples_split, self.args.examples_where,
-                          self.args.num_examples)  # fmt: skip
+        if "examples" not in self._rows:
+            args = self.args
+            self._rows["examples"] = self._load(
+                args.examples, args.examples_split, filter_of(args.examples_where, "examples_where"), args.num_examples
+            )
+        return self._rows["examples"]
 
     def test_examples(self) -> list[Example] | list[Pair]:
-        """Held-out examples."""
-        if "test" in self._loaded:
-            return self._loaded["test"]
-        known = {_content(row) for row in self.examples()} if self.args.examples else set()
-        rows = self._load("test", self.args.test_examples, self.args.test_split, self.args.test_where,
-                          self.args.num_test_examples)  # fmt: skip
+        """Held-out examples, without those that are among `examples` too."""
+        if "test" in self._rows:
+            return self._rows["test"]
+        args = self.args
+        known = {_content(row) for row in self.examples()} if args.examples else set()
+        rows = self._load(
+            args.test_examples, args.test_split, filter_of(args.test_where, "test_where"), args.num_test_examples
+        )
         new = [row for row in rows if _content(row) not in known]
         if not new:
             raise ValueError(
@@ -230,7 +275,7 @@ class WeakToStrongRun:
         shared = {row.group for row in self.examples()} & {row.group for row in new} - {None} if known else ()
         if shared:
             logger.warning("%d groups (%s, ...) have rows in `examples` and in the test", len(shared), min(shared))
-        self._loaded["test"] = new
+        self._rows["test"] = new
         return new
 
     @property
@@ -240,15 +285,12 @@ class WeakToStrongRun:
             self.examples()
         return self._class_names
 
-    def _load(self, part: str, source: str, split: str, where: str | None, limit: int | None):
-        if part in self._loaded:
-            return self._loaded[part]
-        options = {"split": split, "group_column": self.args.group_column, "limit": limit, "seed": 0}
-        options["where"] = filter_of(where, f"{part}_where")
+    def _load(self, source: str, split: str, where: dict[str, str] | None, limit: int | None):
+        options = {"split": split, "group_column": self.args.group_column, "limit": limit, "where": where}
         if self.is_pairs:
-            self._loaded[part], names = load_pairs(source, **options), ["chosen", "rejected"]
+            rows, names = load_pairs(source, **options), ["chosen", "rejected"]
         else:
-            self._loaded[part], names = load_examples(
+            rows, names = load_examples(
                 source,
                 text_template=self.args.text_template,
                 text_column=self.args.text_column,
@@ -257,44 +299,26 @@ class WeakToStrongRun:
                 **options,
             )
         self._class_names = self._class_names or names
-        unknown = [row.id for row in self._loaded[part] if row.label is None]
+        unknown = [row.id for row in rows if row.label is None]
         if unknown:
             raise ValueError(f"{source}: row {unknown[0]} has no label; true labels are needed here.")
-        return self._loaded[part]
+        return rows
 
-    def label_with(self, labelled, target, seed: int, folder: Path, extra: dict[str, Any] | None = None) -> Path:
-        """Train the weak models, and those between, on rows with true labels; returns the file of labels."""
-        stages = [self.args.weak_models, *([name] for name in self.args.middle_models)]
-        reports = bootstrap_chain(
-            [[self.learner(name, weak=True) for name in names] for names in stages],
-            labelled,
-            target,
-            num_classes=len(self.class_names),
-            seed=seed,
-            folder=folder,
-            ensemble=self.args.ensemble,
-            calibrate=self.args.calibrate,
-            calibration_share=self.args.calibration_share,
-            extra=extra,
-        )
-        for learner in self._learners.values():
-            if isinstance(learner, TransformerLearner):
-                learner.release()
-        for report in reports:
-            print(report.summary)
-        own = {"summary": "\n".join(report.summary for report in reports)} | asdict(reports[-1])
-        write_atomically(folder / "report.json", json.dumps(own, indent=2) + "\n")
-        return Path(reports[-1].path)
+    def _predictions(self, seed: int | str, model: str) -> Path:
+        return self.folder / "predictions" / f"seed_{seed}" / f"{model}.jsonl"
 
-    def label_folder(self, seed: int) -> Path:
+    def _label_folder(self, seed: int) -> Path:
         return self.folder / f"seed_{seed}" / "labels"
 
-    def weak_labels(self, seed: int) -> tuple[list[Example] | list[Pair], np.ndarray]:
-        """The rows the weak models labelled, with their true labels, and the soft labels `(N, K)` they gave."""
-        path = self.label_folder(seed) / f"stage_{len(self.args.middle_models)}" / "weak_labels.jsonl"
-        given = read_jsonl(path, required=("id", "soft_labels"))
-        rows = {row.id: row for row in self.examples()}
-        return [rows[row["id"]] for row in given], np.array([row["soft_labels"] for row in given])
+    def _groups(self) -> dict[str, str | None] | None:
+        """Group of each test row, where rows have some."""
+        if not self.args.group_column:
+            return None
+        if not self.args.test_examples:
+            raise ValueError(
+                "`group_column` needs `test_examples`, which says what group each prediction belongs to."
+            )
+        return {row.id: row.group for row in self.test_examples()}
 
     def _costs(self) -> dict[str, dict[str, Any]]:
         """What training each strong model took: a value for each seed."""
@@ -305,42 +329,133 @@ class WeakToStrongRun:
             costs[variant] = {name: [cost[name] for cost in own] for name in own[0]}
         return costs
 
-    def check_inputs(self) -> None:
-        """Raise a one-line `ValueError` for what is missing before anything is loaded."""
-        args = self.args
-        for name in ("examples", "test_examples"):
-            if not getattr(args, name):
-                raise ValueError(f"`{name}` is missing: name a file or data set with true labels.")
-        if not self.model_args.model_name_or_path or not args.weak_models:
-            raise ValueError("`model_name_or_path` (the strong model) and `weak_models` are needed.")
-        if not args.variants:
-            raise ValueError("`variants` is empty: name at least one loss, such as soft_ce.")
-        for name in (*args.weak_models, *args.middle_models):
-            split_layers(name)
-        if self.model_args.model_name_or_path.startswith(SKLEARN):
-            raise ValueError("`model_name_or_path` must be a transformer: scikit-learn models are weak ones.")
-        self._check_options()
-        self.test_examples()
-
-    def _check_options(self) -> None:
-        """Refuse what would be ignored, or would not work."""
-        if self.is_pairs:
-            refuse_unused(self.args, ("text_column", "text_template", "label_column"), "with `form: reward`")
-        _, layers = split_layers(self.model_args.model_name_or_path)
-        if self.args.save_models and self.model_args.use_peft and layers is not None:
-            raise ValueError(
-                "`save_models` with `use_peft` and `[:N]`: a saved adapter does not know that its base was cut; leave "
-                "one of them out."
-            )
-        if getattr(self.config, "linear_probe", False):
-            if self.model_args.load_in_4bit or self.model_args.load_in_8bit:
-                raise ValueError(
-                    "`linear_probe` trains a head on states of a model that is not quantised: choose one."
-                )
-            refuse_unused(self.model_args, ("use_peft",), "with `linear_probe`, which trains the head only")
-            refuse_unused(self.config, ("overlong",), "with `linear_probe`, which truncates")
-
 
 def _content(row: Example | Pair) -> str | frozenset[str]:
     """What two rows have in common if they are the same; a pair is so in either order."""
     return row.text if isinstance(row, Example) else frozenset((row.chosen, row.rejected))
+
+
+# The parts on their own
+
+
+def label(run: WeakToStrongRun) -> str:
+    """Let weak models label: rows of `unlabelled`, or the half of the examples they were not trained on.
+
+    Test examples, where given, are predicted too, into `weak_predictions.jsonl`, which `evaluate` takes.
+
+    Returns:
+        Where the labels are, for a person.
+    """
+    if not run.args.examples or not run.args.weak_models:
+        raise ValueError("`label` needs `examples` with true labels, and `weak_models`.")
+    if run.args.unlabelled:
+        labelled, target = run.examples(), unlabelled_rows(run)
+    else:
+        labelled, target = split_halves(run.examples(), share=run.args.weak_share, seed=run.config.seed)
+    eval_sets = {"test": run.test_examples()} if run.args.test_examples else {}
+    output = run.folder / "weak_labels.jsonl"
+    with folder_lock(run.folder):
+        run.claim()
+        last = run.make_labels(labelled, target, run.config.seed, run.folder / "labels", eval_sets, output)[-1]
+        for name, rows in eval_sets.items():
+            write_jsonl(run.folder / "weak_predictions.jsonl", prediction_rows(rows, last.soft[name]))
+    return f"rows with weak labels: {output}"
+
+
+def train(run: WeakToStrongRun) -> Path:
+    """Train the strong model on rows with weak labels; resumes from its last checkpoint.
+
+    Returns:
+        Where the model is.
+
+    Raises:
+        ValueError: Rows or settings that cannot be used, or others than those of the training to be resumed.
+    """
+    target = run.folder / "model"
+    config, model_args = copy.copy(run.config), run.model_args
+    config.output_dir = str(run.folder / "train")
+    path, layers = split_layers(model_args.model_name_or_path)
+    if layers is not None and model_args.use_peft:
+        raise ValueError(
+            f"{model_args.model_name_or_path} with `use_peft`: a saved adapter does not know that its base was cut; "
+            "train without an adapter, or on the whole model."
+        )
+    dataset = training_set(run.args.dataset_name, run.args.dataset_train_split, is_pairs=run.is_pairs)
+    claim_training(run)
+    # An adapter made for language modelling, which is TRL's default, would leave the head untrained
+    model_args = replace(model_args, model_name_or_path=resolve_model_name(path), lora_task_type="SEQ_CLS")
+    if layers is not None:
+        config.model_init_kwargs = (config.model_init_kwargs or {}) | {"num_hidden_layers": layers}
+    trainer_class = WeakToStrongRewardTrainer if run.is_pairs else WeakToStrongTrainer
+    fit(trainer_class, model_args, config, dataset, None, target)
+    return target
+
+
+def claim_training(run: Any, more: dict[str, Any] | None = None) -> None:
+    """Write what `train` of a run trains with, or refuse to go on with other settings or rows."""
+    if run.config.process_index:
+        return
+    settings = {"task": run.args.task} | training_settings(run.config) | asdict(run.model_args) | (more or {})
+    settings |= source_settings(run.args.dataset_name, run.args.dataset_train_split)
+    target = run.folder / "model"
+    started = target.exists() or any(last_checkpoint(str(folder)) for folder in run.folder.glob("train*"))
+    check_resume(run.folder / "training_settings.json", settings, made=str(target), started=started)
+
+
+def evaluate(run: WeakToStrongRun) -> str:
+    """Ask a trained model about test examples, and compare it with the weak one and the ceiling where those are given.
+
+    Returns:
+        What came out, for a person.
+    """
+    if not run.args.predictions:
+        run.args.predictions = str(run.folder / "predictions.jsonl")
+        write_jsonl(run.args.predictions, _ask(run))
+    paths = {STRONG: run.args.predictions, WEAK: run.args.weak_predictions, CEILING: run.args.ceiling_predictions}
+    models = {name: Predictions.load(path) for name, path in paths.items() if path}
+    if WEAK in models:
+        evaluation = evaluate_run({run.config.seed: models}, groups=run._groups())
+    else:
+        evaluation = {"scores": {STRONG: {name: {"value": value} for name, value in scores(models[STRONG]).items()}}}
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    own = ", ".join(f"{name} {value['value']:.3f}" for name, value in evaluation["scores"][STRONG].items())
+    gap, recovered = evaluation.get("pgr", {}).get("accuracy", {}).get(STRONG), ""
+    if gap and gap["value"] is None:
+        recovered = f"; performance gap recovered: undefined, {gap['reason']}"
+    elif gap:
+        recovered = f"; performance gap recovered {gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})"
+    return f"{run.folder / 'evaluation.json'}: {own}{recovered}"
+
+
+def unlabelled_rows(run: WeakToStrongRun) -> list[Example] | list[Pair]:
+    """Rows to label, whose true labels, if they have any, nobody looks at."""
+    args, source = run.args, run.args.unlabelled
+    options = {"split": args.examples_split, "group_column": args.group_column}
+    if run.is_pairs:
+        return [replace(pair, label=None) for pair in load_pairs(source, **options)]
+    return load_examples(
+        source,
+        text_template=args.text_template,
+        text_column=args.text_column,
+        label_column=None,
+        class_names=run.class_names,
+        **options,
+    )[0]
+
+
+def _ask(run: WeakToStrongRun) -> list[dict]:
+    """Prediction rows of a trained model; of a classifier the labels are read with the class names it knows."""
+    config, model_args = run.config, run.model_args
+    if not model_args.model_name_or_path or not run.args.test_examples:
+        raise ValueError("`evaluate` needs `model_name_or_path` and `test_examples`, or `predictions`.")
+    name = resolve_model_name(model_args.model_name_or_path)
+    if not run.is_pairs and (names := saved_class_names(name, model_args, config.trust_remote_code)):
+        if config.class_names not in (None, names):
+            raise ValueError(
+                f"{name} has the classes {names}, not {config.class_names}: leave `class_names` out, or give another "
+                "model."
+            )
+        config.class_names = names
+    rows = run.test_examples()
+    return prediction_rows(rows, predict_saved(name, rows, len(run.class_names), config, model_args))

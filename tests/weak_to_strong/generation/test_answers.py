@@ -1,6 +1,7 @@
 """Sampling from weak models: a scripted engine for what happens around it, and tiny models for the thing itself."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -9,7 +10,7 @@ from trl_extensions.core.generation import TransformersEngine
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.inputs import Query
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.weak_to_strong.generation.answers import load_answers, sample_answers
+from trl_extensions.weak_to_strong.generation.run import load_answers, sample_answers
 
 
 class Engine:
@@ -18,6 +19,9 @@ class Engine:
     def __init__(self, name, budget=10**6, reason="stop"):
         self.name, self.budget, self.reason = f"scripted:{name}", budget, reason
         self.asked = []
+
+    def __call__(self):
+        return self
 
     def generate(self, prompts, params):
         for index in reversed(range(len(prompts))):
@@ -57,19 +61,19 @@ def test_every_model_answers_every_prompt(tmp_path):
 
 def test_models_and_samples_are_drawn_independently(tmp_path):
     engines = {"a": Engine("x"), "b": Engine("x")}
-    sample_answers(engines, PROMPTS, PARAMS, tmp_path / "answers.jsonl", num_samples=2)
+    sample_answers(engines, PROMPTS, PARAMS, tmp_path / "answers.jsonl", num_samples=2, greedy=False)
     seeds = [{seed for _, _, seed in engine.asked} for engine in engines.values()]
     assert [len(own) for own in seeds] == [2, 2] and not seeds[0] & seeds[1]
 
 
 def test_plain_prompts_are_continued_and_chats_get_the_system_prompt(tmp_path):
     plain, chat = Engine("s"), Engine("s")
-    sample_answers({"s": plain}, PROMPTS, PARAMS, tmp_path / "plain.jsonl", num_samples=1, conversational=False)
+    sample_answers({"s": plain}, PROMPTS, PARAMS, tmp_path / "plain.jsonl", num_samples=1, greedy=False, conversational=False)
     assert {prompt for prompt, _, _ in plain.asked} == {"one", "two", "mute"}
     assert [row["completion"] for row in load_answers(tmp_path / "plain.jsonl")] == [
         "scripted:s on one", "scripted:s on two", "",
     ]  # fmt: skip
-    sample_answers({"s": chat}, PROMPTS[:1], PARAMS, tmp_path / "chat.jsonl", num_samples=1, system_prompt="Be kind.")
+    sample_answers({"s": chat}, PROMPTS[:1], PARAMS, tmp_path / "chat.jsonl", num_samples=1, greedy=False, system_prompt="Be kind.")
     [(prompt, _, _)] = chat.asked
     assert prompt == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "one"}]
 
@@ -77,11 +81,11 @@ def test_plain_prompts_are_continued_and_chats_get_the_system_prompt(tmp_path):
 @pytest.mark.parametrize("budget", [1, 5])
 def test_a_kill_loses_nothing_and_more_models_may_follow(tmp_path, budget):
     whole, output = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
-    sample_answers({"a": Engine("a"), "b": Engine("b")}, PROMPTS, PARAMS, whole, num_samples=2)
+    sample_answers({"a": Engine("a"), "b": Engine("b")}, PROMPTS, PARAMS, whole, num_samples=2, greedy=False)
     with pytest.raises(KeyboardInterrupt):
-        sample_answers({"a": Engine("a", budget)}, PROMPTS, PARAMS, output, num_samples=2)
+        sample_answers({"a": Engine("a", budget)}, PROMPTS, PARAMS, output, num_samples=2, greedy=False)
     first, second = Engine("a"), Engine("b")
-    report = sample_answers({"a": first, "b": second}, PROMPTS, PARAMS, output, num_samples=2)
+    report = sample_answers({"a": first, "b": second}, PROMPTS, PARAMS, output, num_samples=2, greedy=False)
     assert (len(first.asked), len(second.asked), report.resumed) == (6 - budget, 6, budget)
     assert load_answers(output) == load_answers(whole)
 
@@ -94,14 +98,14 @@ def test_engines_may_be_made_when_their_turn_comes(tmp_path):
         return Engine(name)
 
     report = sample_answers(
-        {"a": lambda: make("a"), "b": lambda: make("b")}, PROMPTS, PARAMS, tmp_path / "x.jsonl", num_samples=1
+        {"a": lambda: make("a"), "b": lambda: make("b")}, PROMPTS, PARAMS, tmp_path / "x.jsonl", num_samples=1, greedy=False
     )
     assert alive == ["a", "b"] and report.sampled == 6
 
 
 def test_other_settings_prompts_or_models_are_refused(tmp_path):
     output = tmp_path / "answers.jsonl"
-    sample_answers({"a": Engine("a"), "b": Engine("b")}, PROMPTS, PARAMS, output, num_samples=1)
+    sample_answers({"a": Engine("a"), "b": Engine("b")}, PROMPTS, PARAMS, output, num_samples=1, greedy=False)
     before = output.read_bytes()
     for engines, prompts, message in (
         ({"a": Engine("other"), "b": Engine("b")}, PROMPTS, 'engine was "scripted:a", now "scripted:other"'),
@@ -109,7 +113,7 @@ def test_other_settings_prompts_or_models_are_refused(tmp_path):
         ({"a": Engine("a")}, PROMPTS, "holds answers of b, of which no engine is given"),
     ):
         with pytest.raises(ValueError, match=message) as error:
-            sample_answers(engines, prompts, PARAMS, output, num_samples=1)
+            sample_answers(engines, prompts, PARAMS, output, num_samples=1, greedy=False)
         assert "\n" not in str(error.value)
     assert output.read_bytes() == before
     settings = json.loads((tmp_path / "answers.a.settings.json").read_text())
@@ -119,11 +123,8 @@ def test_other_settings_prompts_or_models_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("engines", "prompts", "options", "message"),
     [
-        ({}, PROMPTS, {}, "no weak model"),
-        ({"a": Engine("a")}, [], {}, "no prompts"),
-        ({"a": Engine("a")}, [PROMPTS[0], PROMPTS[0]], {}, "is given 2 times"),
         ({"../a": Engine("a")}, PROMPTS, {}, "called '../a'; give a name"),
-        ({"a": Engine("a")}, PROMPTS, {"num_samples": 0}, "nothing to sample"),
+        ({"a": Engine("a")}, PROMPTS, {"num_samples": 0, "greedy": False}, "nothing to sample"),
         ({"a": Engine("a")}, PROMPTS, {"params": GenerationParams(16)}, "temperature above 0"),
         ({"a": Engine("a")}, PROMPTS, {"system_prompt": "x", "conversational": False}, "needs a model with a chat"),
     ],
@@ -142,7 +143,8 @@ def test_tiny_models_sample_in_process_and_continue_text_as_it_stands(tmp_path, 
     prompts = [Query.from_text("The quick brown"), Query.from_text("Put the egg")]
     params = GenerationParams(max_new_tokens=8, temperature=1.0)
     output = tmp_path / "answers.jsonl"
-    report = sample_answers(engines, prompts, params, output, num_samples=2, greedy=True, conversational=False)
+    made = {name: partial(lambda engine: engine, engine) for name, engine in engines.items()}
+    report = sample_answers(made, prompts, params, output, num_samples=2, greedy=True, conversational=False)
     rows = load_answers(output)
     assert report.sampled == len(rows) == len(read_jsonl(output)) == 12
     greedy = {(row["model"], row["prompt"]): row["completion"] for row in rows if row["sample"] == 0}

@@ -10,12 +10,10 @@ from trl_extensions.cli.main import main
 from trl_extensions.core.generation import EngineArguments
 from trl_extensions.core.generation.types import Generation
 from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
-from trl_extensions.weak_to_strong import commands
-from trl_extensions.weak_to_strong.arguments import WeakToStrongArguments
-from trl_extensions.weak_to_strong.generation.arguments import GenerationArguments
+from trl_extensions.weak_to_strong.arguments import GenerationArguments, WeakToStrongArguments
+from trl_extensions.weak_to_strong.generation import run as commands
 from trl_extensions.weak_to_strong.generation.run import GenerationRun
-from trl_extensions.weak_to_strong.generation.scorers import CallableScorer
-from trl_extensions.weak_to_strong.trainers.sft_config import WeakToStrongSFTConfig
+from trl_extensions.weak_to_strong.trainers.configs import WeakToStrongSFTConfig
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -33,9 +31,16 @@ class Engine:
             yield index, Generation(prompt.partition(": ")[2], "stop", 3)
 
 
-def grade(prompts, texts):
+class Marks:
     """A judge's marks, as in "mark 7"."""
-    return [float(text.split()[1]) if text.startswith("mark") else None for text in texts]
+
+    name, higher_is_better, settings = "judge", True, {"kind": "marks"}
+
+    def __init__(self, score_range):
+        self.range = score_range
+
+    def score(self, prompts, texts):
+        return [float(text.split()[1]) if text.startswith("mark") else None for text in texts]
 
 
 @pytest.fixture
@@ -52,14 +57,14 @@ def make_run(tmp_path, tiny_model_dir):
         training = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
         training |= {"per_device_train_batch_size": 2, "gradient_checkpointing": False, "disable_tqdm": True}
         run = GenerationRun(
-            WeakToStrongArguments(form="generation", weak_models=[str(tiny_model_dir)], **(args or {})),
+            WeakToStrongArguments(task="generation", weak_models=[str(tiny_model_dir)], **(args or {})),
             GenerationArguments(**(settings | own)),
             EngineArguments(),
             WeakToStrongSFTConfig(output_dir=str(tmp_path / "out"), **training, **(config or {})),
             ModelConfig(model_name_or_path=str(tiny_model_dir)),
         )
         run._engine = lambda model: Engine()
-        run._scorer = CallableScorer(grade, "judge", higher_is_better=True, range=score_range)
+        run._scorer = Marks(score_range)
         return run
 
     return build
@@ -67,7 +72,7 @@ def make_run(tmp_path, tiny_model_dir):
 
 def answered(run: GenerationRun) -> GenerationRun:
     """The run with what it would have sampled and scored on held-out prompts before training."""
-    run.check_inputs()
+    run.check()
     run.claim()
     run.make_answers()
     for side in ("original", "weak"):
@@ -80,7 +85,7 @@ def test_generation_run(tiny_model_dir, tmp_path):
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"The quick brown fox {i}"} for i in range(10)])
     trusted = write(tmp_path / "good.jsonl", [{"prompt": f"The {i}", "completion": " lazy dog"} for i in range(4)])
     arguments = [
-        "--form", "generation", "--model_name_or_path", str(tiny_model_dir), "--weak_models", str(tiny_model_dir),
+        "--task", "generation", "--model_name_or_path", str(tiny_model_dir), "--weak_models", str(tiny_model_dir),
         "--prompts", prompts, "--num_eval_prompts", "3", "--plain_prompts", "true", "--max_new_tokens", "6",
         "--num_samples", "2", "--num_eval_samples", "2", "--scorer", "{kind: phrases, patterns: ['[0-9]']}",
         "--best_of", "1", "--keep_truncated", "true", "--ceiling_dataset_name", trusted, "--max_steps", "1",
@@ -105,9 +110,9 @@ def test_marks_become_harm(make_run):
     marks = {row["prompt"]: row["scores"]["judge"] for row in read_jsonl(run.folder / "held_out/weak_scored.jsonl")}
     # 10 is the best mark and no harm, 1 the worst
     expected = sorted((10 - mark) / 9 for mark in marks.values())
-    assert sorted(harm for [harm] in run._scores_of("weak")["greedy"]) == pytest.approx(expected)
+    assert sorted(harm for [harm] in run._harm_of("weak")["greedy"]) == pytest.approx(expected)
     assert len(marks) == 2
-    run.evaluate()
+    run.write_report()
     measured = json.loads((run.folder / "evaluation.json").read_text())["kinds"]["greedy"]["models"]["weak"]
     assert measured["expected_maximum"]["value"] == pytest.approx(sum(expected) / 2)
 
@@ -145,7 +150,7 @@ def test_an_empty_answer_does_no_harm_and_a_missing_score_is_missing(make_run):
             for text, score, i in rows
         ],
     )
-    assert run._scores_of("w2s") == {"sampled": [[0.0], [0.0], [None], [1.0]]}
+    assert run._harm_of("w2s") == {"sampled": [[0.0], [0.0], [None], [1.0]]}
 
 
 def test_another_threshold_is_refused_until_the_choice_is_deleted(make_run):
@@ -188,10 +193,10 @@ def test_trusted_answers_to_held_out_prompts_are_left_out(make_run, tmp_path, ca
     assert "2 of 3 rows have a held-out prompt" in caplog.text
     run = make_run(ceiling_dataset_name=write(tmp_path / "known.jsonl", [rows[0], rows[2]]))
     with pytest.raises(ValueError, match="the prompts of all 2 rows are held out"):
-        run.check_inputs()
+        run.check()
     run = make_run(ceiling_dataset_name=write(tmp_path / "messages.jsonl", [{"messages": chat}]))
     with pytest.raises(ValueError, match=r"messages\.jsonl: row 1 has no column `completion`"):
-        run.check_inputs()
+        run.check()
 
 
 def test_held_out_chats_are_found_among_trusted_prompts(make_run, tmp_path):
@@ -221,7 +226,7 @@ def test_held_out_chats_are_found_among_trusted_prompts(make_run, tmp_path):
 def test_a_wrong_scorer_fails_before_anything_is_loaded(make_run, scorer, message):
     run = make_run(scorer=scorer)
     with pytest.raises(ValueError, match=message):
-        run.check_inputs()
+        run.check()
 
 
 def test_a_missing_package_fails_as_soon(make_run, monkeypatch):
@@ -229,14 +234,14 @@ def test_a_missing_package_fails_as_soon(make_run, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "profanity_check", None)
-    with pytest.raises(ImportError, match="pip install alt-profanity-check"):
-        make_run(scorer="profanity").check_inputs()
+    with pytest.raises(ImportError, match=r"pip install .trl-extensions\[profanity\]"):
+        make_run(scorer="profanity").check()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"args": {"seeds": [7]}}, "`seeds` has no effect with `form: generation`: leave it out."),
+        ({"args": {"seeds": [7]}}, "`seeds` has no effect with `task: generation`: leave it out."),
         ({"args": {"ensemble": "hard", "examples": "x.jsonl"}}, "`examples`, `ensemble` have no effect"),
         ({"args": {"variants": ["product"]}}, "`variants` has no effect"),
         ({"config": {"token_loss": "reverse_kl"}}, "`token_loss` has no effect without a `weak_model`"),

@@ -5,9 +5,14 @@ import json
 import pytest
 
 from trl_extensions.core.generation.types import Generation, GenerationParams
-from trl_extensions.weak_to_strong.generation.judge_scorer import JudgeScorer, parse_rating
-from trl_extensions.weak_to_strong.generation.scorer_range import check_scores, harm
-from trl_extensions.weak_to_strong.generation.scorers import CallableScorer, PhraseScorer, create_scorer, plan_scorer
+from trl_extensions.weak_to_strong.evaluation import harm_of
+from trl_extensions.weak_to_strong.generation.scorers import (
+    JudgeScorer,
+    PhraseScorer,
+    check_scores,
+    checked_range,
+    plan_scorer,
+)
 
 
 TEXTS = ["You damn idiot.", "Have a nice day.", "The cat sat on the mat."]
@@ -26,6 +31,10 @@ class Shout(evaluate.Measurement):
         values = [factor * sum(letter.isupper() for letter in text) for text in {first}]
         return {output}
 """
+
+
+def create_scorer(settings):
+    return plan_scorer(settings).build()
 
 
 @pytest.fixture
@@ -92,7 +101,7 @@ def test_an_evaluate_module_by_path(module):
     # one number for all texts: each is then measured alone
     scorer = create_scorer(settings | {"key": "most"})
     assert scorer.score([""] * 3, ["AbC", "no", "No"]) == [2, 0, 1]
-    for key, message in ((None, "has no None; set `key` to one of: 'capitals', 'most'"), ("loud", "has no 'loud'")):
+    for key, message in ((None, "no None; set `key` to one with numbers, of: 'capitals', 'most'"), ("loud", "no 'loud'")):
         with pytest.raises(ValueError, match=message):
             create_scorer(settings | {"key": key}).score([""], ["a"])
 
@@ -124,11 +133,6 @@ def test_the_share_of_phrases_that_are_absent():
     assert PhraseScorer(["cat"], ignore_case=False).score([""] * 2, ["Cat", "cat"]) == [1.0, 0.0]
 
 
-def test_a_function_as_a_scorer():
-    scorer = CallableScorer(lambda prompts, texts: list(map(len, texts)), "length", higher_is_better=True)
-    assert scorer.score([""], ["four"]) == [4] and scorer.higher_is_better and scorer.name == "length"
-
-
 def test_a_config_describes_a_scorer_in_yaml():
     scorer = create_scorer("{kind: phrases, phrases: [damn, 'as an AI'], name: style}")
     assert scorer.settings["phrases"] == ["damn", "as an AI"] and scorer.name == "style"
@@ -145,7 +149,9 @@ def test_a_config_describes_a_scorer_in_yaml():
         ("classifier", "scorer of kind classifier: missing .*'model'"),
         ("{kind: evaluate, module: x.py}", "missing .*'higher_is_better'"),
         ("phrases", "give `phrases` or `patterns`"),
-        ("{kind: phrases, phrases: ['']}", "`phrases` holds an empty text"),
+        ("{kind: phrases, phrases: ['']}", "`phrases` is .*; give a list of texts, none of them empty"),
+        ("{kind: phrases, phrases: damn}", "`phrases` is 'damn'; give a list of texts"),
+        ("{kind: judge, criterion: kind, model: x, concurency: 3}", "has no key 'concurency'"),
         ("{kind: phrases, patterns: ['(']}", "pattern '\\(' is not a regular expression"),
         ("{kind: judge, criterion: kind}", "give the `model` that judges"),
     ],
@@ -162,22 +168,30 @@ def test_scores_lie_in_a_range(module):
     assert create_scorer(settings).range == (0, 1)
     loud = create_scorer(settings | {"range": [0, 50]})
     assert loud.range == (0, 50) and loud.settings == create_scorer(settings).settings
-    assert harm(10, loud) == 0.2
-    marks = CallableScorer(lambda prompts, texts: [], "marks", higher_is_better=True, range=(1, 10))
-    assert [harm(mark, marks) for mark in (1, 4, 10)] == pytest.approx([1, 2 / 3, 0])
-    assert JudgeScorer(ScriptedJudge({}), "kind").range == (1, 10) and PhraseScorer(["x"]).range == (0, 1)
-    check_scores([{"id": "a", "scores": {"marks": score}} for score in (1, 10, None)], marks)
+    judge = JudgeScorer(ScriptedJudge({}), "kind")
+    assert judge.range == (1, 10) and PhraseScorer(["x"]).range == (0, 1)
+    check_scores([{"id": "a", "scores": {"judge": score}} for score in (1, 10, None)], judge)
     for score in (0.9, 10.5):
         with pytest.raises(
-            ValueError, match=f"scorer 'marks' gave row 'a' the score {score}, outside .* 1 to 10: set"
+            ValueError, match=f"scorer 'judge' gave row 'a' the score {score}, outside .* 1 to 10: set"
         ):
-            check_scores([{"id": "a", "scores": {"marks": score}}], marks)
+            check_scores([{"id": "a", "scores": {"judge": score}}], judge)
+
+
+def test_scores_as_harm():
+    marks = {"name": "x", "range": [1, 10], "higher_is_better": True}
+    rows = [{"completion": "a", "scores": {"x": mark}} for mark in (1, 4, 10)]
+    assert [harm_of(row, marks) for row in rows] == pytest.approx([1, 2 / 3, 0])
+    loud = {"name": "x", "range": [0, 50], "higher_is_better": False}
+    assert harm_of({"completion": "a", "scores": {"x": 10}}, loud) == 0.2
+    assert harm_of({"completion": "a", "scores": {"x": None}}, loud) is None
+    assert harm_of({"completion": " \n", "scores": {"x": None}}, loud) == 0.0
 
 
 @pytest.mark.parametrize("values", [(1, 0), (0, 0), (0, float("inf")), (0,), 5, "ab"])
 def test_what_is_no_range(values):
     with pytest.raises(ValueError, match="`range` of a scorer is"):
-        CallableScorer(lambda prompts, texts: [], "x", higher_is_better=True, range=values)
+        checked_range(values)
 
 
 def test_a_plan_loads_nothing():
@@ -185,11 +199,6 @@ def test_a_plan_loads_nothing():
     assert plan.settings == {"kind": "classifier", "model": "/nowhere", "label": "toxic"}
     with pytest.raises(OSError):
         plan.build()
-
-
-def test_phrases_must_be_a_list():
-    with pytest.raises(TypeError, match="`phrases` is 'damn'; give a list of texts"):
-        create_scorer("{kind: phrases, phrases: damn}")
 
 
 # The judge
@@ -208,64 +217,64 @@ class ScriptedJudge:
     def generate(self, prompts, params):
         self.calls.append((prompts, params))
         for index in reversed(range(len(prompts))):
-            question = prompts[index][-1]["content"]
+            question = prompts[index][0]["content"]
             [text] = [text for text in self.script if f"<answer>\n{text}\n</answer>" in question]
             yield index, Generation(self.script[text].pop(0), self.reason, 5)
 
 
+def rating(number):
+    return json.dumps({"rating": number})
+
+
 def test_the_judge_is_asked_once_more_and_what_cannot_be_read_is_kept():
     params = GenerationParams(max_new_tokens=9, temperature=0.5, seed=4)
-    engine = ScriptedJudge({"good": ["9"], "so so": ["Well...", "5/10"], "odd": ["It has 3 parts.", "11"], "x": ["2"]})
+    engine = ScriptedJudge({
+        "good": [rating(9)], "so so": ["Well...", rating(5)], "odd": ["It has 3 parts.", rating(11)], "x": [rating(2)],
+    })  # fmt: skip
     judge = JudgeScorer(engine, " polite\n and {brief} ", params=params)
     prompts = ["why {y}?", [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how?"}], "", "q"]
     assert judge.score(prompts, ["good", "so so", "odd", "x"]) == [9.0, 5.0, None, 2.0]
-    assert judge.failures == {2: ["It has 3 parts.", "11"]}
+    assert judge.failures == {2: ["It has 3 parts.", rating(11)]}
     assert judge.counts == {"retried": 2, "unparsed": 1}
     (asked, first), (again, second) = engine.calls
-    assert (first, second) == (params, GenerationParams(max_new_tokens=9, temperature=0.5, seed=5))
+    assert (first.max_new_tokens, first.temperature, first.seed, second.seed) == (9, 0.5, 4, 5)
+    assert "rating" in json.loads(first.schema)["properties"] and second.schema == first.schema
     assert [[message["role"] for message in chat] for chat in asked] == [["user"]] * 4
     assert "Criterion: polite and {brief}\n" in asked[0][0]["content"] and "why {y}?" in asked[0][0]["content"]
     assert "system: be kind\nuser: how?" in asked[1][0]["content"] and "(none)" in asked[2][0]["content"]
-    assert len(again) == 2 and all("polite and {brief}" in chat[0]["content"] for chat in again)
-    assert again[0][0]["content"] != asked[1][0]["content"]
-    engine.script["x"] = ["3"]
+    assert [chat[0] for chat in again] == [asked[1][0], asked[2][0]]
+    assert again[0][1]["content"] == "Well..."  # it is told what could not be read
+    engine.script["x"] = [rating(3)]
     assert judge.score(["q"], ["x"]) == [3.0] and judge.failures == {} and judge.counts["unparsed"] == 1
 
 
 def test_a_judge_that_is_cut_off_has_not_answered():
-    judge = JudgeScorer(ScriptedJudge({"a": ["1", "1"]}, reason="length"), "short")
-    assert judge.score([""], ["a"]) == [None] and judge.failures == {0: ["1", "1"]}
+    judge = JudgeScorer(ScriptedJudge({"a": ['{"rating": 1', '{"rating": 1']}, reason="length"), "short")
+    assert judge.score([""], ["a"]) == [None] and judge.failures == {0: ['{"rating": 1'] * 2}
 
 
-def test_a_judge_from_a_config():
-    engine = ScriptedJudge({"a": ["7"]})
-    settings = {"kind": "judge", "engine": engine, "criterion": "kind", "params": {"max_new_tokens": 4}}
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        (rating(7), 7.0), (f"```json\n{rating(10)}\n```", 10.0), (f"<think>maybe 3</think>\n{rating(6)}", 6.0),
+        (rating(0), None), (rating(11), None), (rating(7.5), None), ("", None), ("7", None), ("I give it a 7", None),
+        ("8/10.", None), (f"<think>still {rating(7)}", None), (f"{rating(7)} {rating(8)}", None),
+        ("評価は７です", None),
+    ],
+)  # fmt: skip
+def test_a_rating_is_read_or_not_guessed(reply, score):
+    assert JudgeScorer(ScriptedJudge({"a": [reply, reply]}), "kind").score(["q"], ["a"]) == [score]
+
+
+def test_a_judge_from_a_config(tiny_model_dir):
+    settings = {"kind": "judge", "model": str(tiny_model_dir), "criterion": " kind ", "params": {"max_new_tokens": 4}}
     judge = create_scorer(settings)
-    assert judge.score(["q"], ["a"]) == [7.0] and judge.higher_is_better
-    assert engine.calls[0][1] == GenerationParams(max_new_tokens=4)
+    assert judge.params == GenerationParams(max_new_tokens=4) and judge.higher_is_better
     assert json.loads(json.dumps(judge.settings))["criterion"] == "kind"
     with pytest.raises(ValueError, match="`criterion` is empty"):
         create_scorer(settings | {"criterion": " "})
 
 
-def test_a_tiny_model_as_a_judge_gives_no_score_rather_than_a_wrong_one(tiny_model_dir):
-    judge = create_scorer({"kind": "judge", "model": str(tiny_model_dir), "criterion": "kind"})
-    [score] = judge.score(["Why?"], ["Because."])
-    [replies] = judge.failures.values()
-    assert score is None and len(replies) == 2 and judge.counts["unparsed"] == 1
-
-
-@pytest.mark.parametrize(
-    ("reply", "rating"),
-    [
-        ("7", 7.0), (" 10\n", 10.0), ("1.", 1.0), ("7.5", 7.5), ("8/10", 8.0), ("8 out of 10.", 8.0), ("**6**", 6.0),
-        ("Score: 4", 4.0), ("The rating is 9.", 9.0), ("**Rating:** 3", 3.0), ("[[5]]", 5.0), ('"2"', 2.0),
-        ("<think>maybe 3, no 4</think>\n6", 6.0), ("Final score = 10/10", 10.0),
-        ("", None), ("0", None), ("11", None), ("-3", None), ("100", None), ("7 8", None), ("7-8", None),
-        ("3/5", None), ("I give it a 7", None), ("7, because it is kind", None), ("seven", None), ("8/100", None),
-        ("1.5.2", None),
-        ("<think>still 7", None), ("10 parts", None), ("2024", None), ("8,5", None),
-    ],
-)  # fmt: skip
-def test_ratings_are_read_strictly(reply, rating):
-    assert parse_rating(reply) == rating
+def test_a_judge_at_an_endpoint_takes_the_settings_of_any_engine():
+    settings = {"kind": "judge", "model": "m", "base_url": "http://localhost:1", "criterion": "kind", "concurrency": 2}
+    assert create_scorer(settings).engine.concurrency == 2

@@ -8,61 +8,61 @@ that was killed anywhere:
                            last one to choose anew, before anything is trained on it)
     output_dir/model/      the strong model trained on those; ceiling/ on the trusted answers; train_*/ logs
     output_dir/held_out/   <side>.jsonl and <side>_scored.jsonl: original, weak, w2s and ceiling on held-out prompts
+
+`label`, `train` and `evaluate` below are the parts on their own.
 """
 
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
 from trl import ModelConfig
 
 from ...core.generation import EngineArguments, ModelSource
-from ...core.generation.sampling import completion_text
-from ...core.generation.types import GenerationEngine
+from ...core.generation.sampling import COLUMNS, sample_outputs
+from ...core.generation.types import GenerationEngine, GenerationParams
 from ...core.inputs import Query
+from ...core.modeling.batches import free_memory, written_in
 from ...core.runs.jsonl import read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
-from ...core.runs.run import Stage, check_resume, mark_done, run_stages, training_settings
+from ...core.runs.run import Run, Stage, check_resume, folder_lock, mark_done, run_stages, training_settings
 from ...core.training.load import fit, last_checkpoint
 from ...embedded import resolve_model_name
-from ..arguments import WeakToStrongArguments
+from ..arguments import GenerationArguments, WeakToStrongArguments, refuse_unused
 from ..data.prepare import read_rows
 from ..data.select import keep_rows, to_continuations, to_sft_dataset
+from ..evaluation import CEILING, ORIGINAL, STRONG, WEAK, evaluate_toxicity, harm_of
 from ..labels.learners import folder_name
+from ..report import write_generation_report
+from ..run import claim_training
+from ..trainers.configs import WeakToStrongSFTConfig
 from ..trainers.sft import WeakToStrongSFTTrainer
-from ..trainers.sft_config import WeakToStrongSFTConfig
-from ..unused_fields import refuse_unused
-from .answers import load_answers, sample_answers
-from .arguments import GenerationArguments
-from .scorer_range import check_scores, harm
-from .scorers import Scorer, plan_scorer
-from .scoring import score_rows
-from ..evaluation import ORIGINAL, evaluate_toxicity
+from .score import score_rows
+from .scorers import Scorer, check_scores, plan_scorer
 
 
 logger = logging.getLogger(__name__)
 
-WEAK, STRONG, CEILING = "weak", "w2s", "ceiling"
 _MODELS = {STRONG: "model", CEILING: "ceiling"}
 _KEEPING = ("threshold", "best_of", "budget", "min_tokens", "keep_truncated")
-# What belongs to labels; no command of this form looks at it
+# What belongs to labels; no command of this task looks at it
 _UNUSED = (
     "examples", "examples_split", "examples_where", "num_examples", "unlabelled", "test_examples", "test_split",
     "test_where", "num_test_examples", "text_column", "text_template", "label_column", "group_column",
-    "middle_models", "weak_share", "ensemble", "calibrate", "calibration_share", "keep_share", "weak_learning_rate",
+    "bootstrap_models", "weak_share", "ensemble", "calibrate", "calibration_share", "keep_share", "weak_learning_rate",
     "weak_num_train_epochs", "variants", "seeds", "save_models", "predictions", "weak_predictions",
     "ceiling_predictions",
 )  # fmt: skip
 
 
 @dataclass
-class GenerationRun:
+class GenerationRun(Run):
     """One run: its settings, its folder, and a method for each stage.
 
     Args:
@@ -85,7 +85,7 @@ class GenerationRun:
     def __post_init__(self):
         self.folder = Path(self.config.output_dir)
         self._scorer: Scorer | None = None
-        refuse_unused(self.args, _UNUSED, "with `form: generation`")
+        refuse_unused(self.args, _UNUSED, "with `task: generation`")
         refuse_unused(self.config, ["token_loss"], "without a `weak_model`, which only the trainer's class takes")
 
     @property
@@ -105,15 +105,20 @@ class GenerationRun:
         """The answers to train on."""
         return self.folder / "answers" / "kept.jsonl"
 
+    @property
+    def scorer(self) -> Scorer:
+        """What scores answers, loaded once."""
+        if self._scorer is None:
+            self._scorer = plan_scorer(self.generation_args.scorer).build()
+        return self._scorer
+
     def existing_sides(self) -> list[str]:
         """Those whose model was not left for later."""
         return [side for side, model in self.sides.items() if side not in (STRONG, CEILING) or Path(model).exists()]
 
-    def claim(self) -> None:
-        """Write the run's settings, or refuse to resume a run that was started with others.
-
-        What only choosing or training depends on may still change as long as nothing has been chosen or trained.
-        The range of the scorer may always change: scores do not depend on it.
+    def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        """What only training depends on may change as long as nothing is trained, and what only choosing depends on
+        as long as nothing is chosen (see `claim`). The range of the scorer may always change: no score depends on it.
         """
         own = asdict(self.generation_args)
         for name in (*_KEEPING, "ceiling_dataset_name"):
@@ -123,15 +128,18 @@ class GenerationRun:
         sampling = own | {"weak_models": self.args.weak_models, "seed": self.config.seed}
         sampling |= {name: getattr(self.model_args, name) for name in ("model_name_or_path", "model_revision")}
         sampling |= {"engine": self.engine_args.engine}
-        in_use = any((self.folder / name).exists() for name in ("answers", "held_out"))
-        check_resume(self.folder / "settings.json", sampling, made=str(self.folder), started=in_use)
+        training = training_settings(self.config) | asdict(self.model_args)
+        training |= {"ceiling_dataset_name": self.generation_args.ceiling_dataset_name}
+        return {
+            "settings.json": (sampling, any((self.folder / name).exists() for name in ("answers", "held_out"))),
+            "training_settings.json": (training, any(self._is_trained(side) for side in (STRONG, CEILING))),
+        }
+
+    def claim(self) -> None:
+        """Write the run's settings, or refuse to resume a run that was started with others."""
         if self.kept.exists():
             self._claim_keeping()
-        trained = any(self._is_trained(side) for side in (STRONG, CEILING))
-        settings = strong_settings(self.config, self.model_args) | {
-            "ceiling_dataset_name": self.generation_args.ceiling_dataset_name
-        }
-        check_resume(self.folder / "training_settings.json", settings, made=str(self.folder), started=trained)
+        super().claim()
 
     def _claim_keeping(self) -> None:
         own = {name: getattr(self.generation_args, name) for name in _KEEPING}
@@ -157,29 +165,29 @@ class GenerationRun:
             yield Stage("sample_held_out", side, held_out / f"{side}_sampling.json", f"{side}: held-out prompts")
             yield Stage("score_held_out", side, held_out / f"{side}_scoring.json", f"{side}: scoring those answers")
 
-    def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
-        """Carry out what is not done yet and write the report.
-
-        Args:
-            perform: Carries out one stage given its method's name and side; in this process if left out.
-
-        Returns:
-            The path of `report.md`.
-        """
-        self.check_inputs()
-        self.claim()
-        run_stages(self.stages(), perform or self.perform)
-        return self.evaluate()
+    def check(self) -> None:
+        """Raise a one-line `ValueError` for what is missing before anything is loaded."""
+        own = self.generation_args
+        plan_scorer(own.scorer)
+        if not own.prompts:
+            raise ValueError("`prompts` is missing: name a file or data set.")
+        if not self.model_args.model_name_or_path or not self.args.weak_models:
+            raise ValueError("`model_name_or_path` (the strong model) and `weak_models` are needed.")
+        for name in self.args.weak_models:
+            if name.startswith("sklearn:") or name.endswith("]"):
+                raise ValueError(f"`weak_models`: {name} cannot write answers: give whole language models.")
+        if own.num_eval_samples < 1 and not own.greedy:
+            raise ValueError("`num_eval_samples: 0` and `greedy: false` leave nothing to compare.")
+        if own.ceiling_dataset_name:
+            self.trusted_rows()
+        if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
+            raise ValueError("`engine_model` would answer in place of every model compared: leave it out.")
+        self._prompts()
 
     def make_answers(self) -> Path:
         """Carry out the stages before training that are not done yet; returns the file of answers to train on."""
-        own = [stage for stage in self.stages() if stage.name in ("sample", "score", "keep")]
-        run_stages(own, self.perform)
+        run_stages([stage for stage in self.stages() if stage.name in ("sample", "score", "keep")], self.perform)
         return self.kept
-
-    def perform(self, name: str, side: str) -> None:
-        """Carry out one stage in this process."""
-        getattr(self, name)(side)
 
     # The stages
 
@@ -203,16 +211,11 @@ class GenerationRun:
                 f"{self.kept} is gone, but a model was trained on it: delete {self.folder / _MODELS[STRONG]}, "
                 f"train_{STRONG} beside it and held_out/{STRONG}* as well to choose anew, or use another `output_dir`."
             )
-        own = self.generation_args
         kept, report = keep_rows(
             sorted(read_jsonl(self.kept.with_name("scored.jsonl")), key=lambda row: row["id"]),
             scorer=self.scorer.name,
             higher_is_better=self.scorer.higher_is_better,
-            threshold=own.threshold,
-            best_of=own.best_of,
-            budget=own.budget,
-            min_tokens=own.min_tokens,
-            keep_truncated=own.keep_truncated,
+            **{name: getattr(self.generation_args, name) for name in _KEEPING},
         )
         self._claim_keeping()
         mark_done(self.kept.with_name("keeping.json"), report)
@@ -252,23 +255,14 @@ class GenerationRun:
         own = f"held_out/{side}"
         self._score(f"{own}.jsonl", f"{own}_scored.jsonl", f"{own}_scoring.json")
 
-    def evaluate(self) -> Path:
+    def write_report(self) -> Path:
         """Compare all sides on the held-out prompts and write the report."""
-        from ..report import write_generation_report
-
-        scores = {side: self._scores_of(side) for side in self.existing_sides()}
-        evaluation = evaluate_toxicity(scores)
+        evaluation = evaluate_toxicity({side: self._harm_of(side) for side in self.existing_sides()})
+        evaluation |= {"model": self.model_args.model_name_or_path, "scorer": self._about_scorer()}
         write_atomically(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
-        return write_generation_report(self, evaluation)
+        return write_generation_report(self.folder, evaluation)
 
     # What the stages share
-
-    @property
-    def scorer(self) -> Scorer:
-        """What scores answers, loaded once."""
-        if self._scorer is None:
-            self._scorer = plan_scorer(self.generation_args.scorer).build()
-        return self._scorer
 
     def trusted_rows(self) -> list[dict[str, Any]]:
         """What the ceiling is trained on: no prompt that models are compared on.
@@ -281,11 +275,10 @@ class GenerationRun:
             {name: row[name] for name in ("prompt", "completion", "weight", "truncated") if name in row}
             for row in read_rows(source, "train")
         ]
-        for place, row in enumerate(rows):
-            missing = {"prompt", "completion"} - set(row)
-            if missing:
+        for place, row in enumerate(rows, start=1):
+            if missing := {"prompt", "completion"} - set(row):
                 raise ValueError(
-                    f"{source}: row {place + 1} has no column `{min(missing)}`: the ceiling needs `prompt` and "
+                    f"{source}: row {place} has no column `{min(missing)}`: the ceiling needs `prompt` and "
                     "`completion`."
                 )
         held_out = {_content(query.messages or query.text) for query in self._prompts()[1]}
@@ -301,30 +294,11 @@ class GenerationRun:
             )
         return left
 
-    def check_inputs(self) -> None:
-        """Raise a one-line `ValueError` for what is missing before anything is loaded."""
-        own = self.generation_args
-        plan_scorer(own.scorer)
-        if not own.prompts:
-            raise ValueError("`prompts` is missing: name a file or data set.")
-        if not self.model_args.model_name_or_path or not self.args.weak_models:
-            raise ValueError("`model_name_or_path` (the strong model) and `weak_models` are needed.")
-        for name in self.args.weak_models:
-            if name.startswith("sklearn:") or name.endswith("]"):
-                raise ValueError(f"`weak_models`: {name} cannot write answers: give whole language models.")
-        if own.num_eval_samples < 1 and not own.greedy:
-            raise ValueError("`num_eval_samples: 0` and `greedy: false` leave nothing to compare.")
-        if own.ceiling_dataset_name:
-            self.trusted_rows()
-        if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
-            raise ValueError("`engine_model` would answer in place of every model compared: leave it out.")
-        self._prompts()
-
     def _prompts(self) -> tuple[list[Query], list[Query]]:
         return self.generation_args.load_prompts(self.config.seed)
 
     def _score(self, source: str, output: str, done: str) -> None:
-        report = score_rows(load_answers(self.folder / source), [self.scorer], self.folder / output)
+        report = score_rows(load_answers(self.folder / source), self.scorer, self.folder / output)
         check_scores(read_jsonl(self.folder / output), self.scorer)
         mark_done(self.folder / done, report)
 
@@ -344,31 +318,22 @@ class GenerationRun:
     def _engine(self, model: str) -> GenerationEngine:
         return self.models.sampler(resolve_model_name(model), is_original=model == self.model_args.model_name_or_path)
 
-    def _scores_of(self, side: str) -> dict[str, list[list[float | None]]]:
+    def _about_scorer(self) -> dict[str, Any]:
+        return {name: getattr(self.scorer, name) for name in ("name", "range", "higher_is_better")}
+
+    def _harm_of(self, side: str) -> dict[str, list[list[float | None]]]:
         """Harm of the held-out answers by kind, prompts in their order."""
         rows = read_jsonl(self.folder / "held_out" / f"{side}_scored.jsonl")
         check_scores(rows, self.scorer)
         table: dict[str, dict[int, dict[int, float | None]]] = {"greedy": {}, "sampled": {}}
         for row in rows:
             kind = "sampled" if row["sample"] else "greedy"
-            table[kind].setdefault(row["index"], {})[row["sample"]] = self.harm_of(row)
+            table[kind].setdefault(row["index"], {})[row["sample"]] = harm_of(row, self._about_scorer())
         return {
             kind: [[samples[key] for key in sorted(samples)] for _, samples in sorted(prompts.items())]
             for kind, prompts in table.items()
             if prompts
         }
-
-    def harm_of(self, row: dict[str, Any]) -> float | None:
-        """How bad a scored answer is, in [0, 1]; None without a score. An empty answer does no harm."""
-        if not completion_text(row["completion"]).strip():
-            return 0.0
-        score = row["scores"][self.scorer.name]
-        return None if score is None else harm(score, self.scorer)
-
-
-def strong_settings(config: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
-    """What training depends on, beside its rows."""
-    return training_settings(config) | asdict(model_args)
 
 
 def _content(prompt: str | list[dict[str, str]]) -> str:
@@ -380,3 +345,101 @@ def _content(prompt: str | list[dict[str, str]]) -> str:
     if [message["role"] for message in turns] == ["user"]:
         return turns[0]["content"].strip()
     return json.dumps(own)
+
+
+# Answers of several models in one file
+
+
+@dataclass(frozen=True)
+class AnswersReport:
+    """The file of answers; the answers in it, those that earlier runs left, those without text, those cut off by the
+    token limit; tokens and seconds of this call; and the same for each model alone."""
+
+    path: Path
+    sampled: int
+    resumed: int
+    empty: int
+    truncated: int
+    tokens: int
+    seconds: float
+    models: dict[str, dict[str, Any]]
+
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
+        models = f"{len(self.models)} model{'s' * (len(self.models) != 1)}"
+        return (
+            f"{self.path}: {self.sampled} answers of {models}{earlier}, "
+            f"{self.truncated} cut off by the token limit, {self.empty} empty; "
+            f"{written_in(self.tokens, self.seconds)}"
+        )
+
+
+def sample_answers(
+    engines: Mapping[str, Callable[[], GenerationEngine]],
+    prompts: Sequence[Query],
+    params: GenerationParams,
+    output: str | os.PathLike,
+    **options: Any,
+) -> AnswersReport:
+    """Let every weak model answer every prompt into one file, one model after the other; see `sample_outputs`.
+
+    Args:
+        engines: Name of a model, for rows, reports and file names -> what makes its engine when its turn comes: the
+            models then need not fit together.
+        prompts, params, output: As for `sample_outputs`.
+        options: `greedy`, `num_samples`, `system_prompt` and `conversational` of `sample_outputs`.
+
+    Raises:
+        ValueError: As `sample_outputs`, or an `output` with answers of other models.
+    """
+    output = Path(output)
+    if output.is_file():
+        others = {str(row.get("model")) for row in read_jsonl(output)} - set(engines)
+        if others:
+            raise ValueError(
+                f"{output} holds answers of {', '.join(sorted(others))}, of which no engine is given; give the same "
+                "models, or more, to resume, or another output"
+            )
+    reports = {}
+    for name, make in engines.items():
+        report = sample_outputs(make(), prompts, params, output, model=name, **options)
+        reports[name] = {key: value for key, value in asdict(report).items() if key not in ("path", "padding_share")}
+        free_memory()
+    totals = {key: sum(report[key] for report in reports.values()) for key in next(iter(reports.values()))}
+    return AnswersReport(path=output, **totals, models=reports)
+
+
+def load_answers(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of `sample_answers`, in the order of their prompts, then of the models' names, then of the samples."""
+    rows = read_jsonl(path, required=(*COLUMNS, "model"))
+    return sorted(rows, key=lambda row: (row["index"], row["model"], row["sample"]))
+
+
+# The parts on their own
+
+
+def label(run: GenerationRun) -> str:
+    """Sample, score and choose what is not done yet; returns where the answers are, for a person."""
+    run.check()
+    with folder_lock(run.folder):
+        run.claim()
+        return f"answers to train on: {run.make_answers()}"
+
+
+def train(run: GenerationRun) -> Path:
+    """Train the strong model on `dataset_name`; resumes from its last checkpoint. Returns where the model is."""
+    rows = read_rows(run.args.dataset_name, run.args.dataset_train_split)
+    claim_training(run, {"keep_truncated": run.generation_args.keep_truncated})
+    run.train_on(rows, run.folder / "train", run.folder / "model")
+    return run.folder / "model"
+
+
+def evaluate(run: GenerationRun) -> str:
+    """Compare the models there are on held-out prompts; returns where the report is, for a person."""
+    run.check()
+    for side in run.existing_sides():
+        run.sample_held_out(side)
+        run.score_held_out(side)
+    return f"report: {run.write_report()}"

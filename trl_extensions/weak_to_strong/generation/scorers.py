@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import yaml
 from pydantic import BaseModel, Field
 
-from ...core.text import TextClassifier, load_profanity_check
 from ...core.generation import create_engine, parse_engine
 from ...core.generation.ask import ask_until_read
 from ...core.generation.replies import as_text
 from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
+from ...core.text import TextClassifier, load_profanity_check
 from ..labels.learners import digest
 
 

@@ -1,31 +1,47 @@
-"""What every weak model offers, and its calibrated predictions: written as soon as they are made, then used again.
+"""Weak models label rows: fit, calibrate, combine, chain, and say how good it is (arXiv 2312.09390, 2410.12621).
 
-A learner's folder holds `model/` (its own), `<name>.jsonl` of every set of rows it was asked about, and, once all of
-that is complete, `learner.json`.
+A folder of labels has a folder for each stage of the chain, `stage_0`, `stage_1`, ...; one stage is the usual case:
+
+    weak_labels.jsonl    {"id", "text" (or "chosen", "rejected"), "label", "soft_labels", "weak", "disagreement",
+                         "confidence"}, a row each; written whole, last
+    settings.json        what they were made with
+    learners/<learner>/  `model/` (the learner's own), `<name>.jsonl` of every set of rows it predicted, and, once all of
+                         that is complete, `learner.json`; a folder of these for each half in later stages of a chain
+
+The same call again goes on where an earlier one was stopped. To combine the same learners in another way, delete
+`weak_labels.jsonl`: what is in `learners/` is used again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from ...core.runs.jsonl import read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
 from ...core.runs.run import check_resume
-from ..data.examples import Example, Pair
-from .calibrate import Calibration, expected_calibration_error, fit_temperature
-from .calibrate import confidence
+from ..data.examples import Example, Pair, split_halves, take_slice
+from .calibrate import METHODS, combine, confidence, disagreement, expected_calibration_error, fit_temperature
 
 
-SLICE = "slice"
-"""The set of rows that calibrates."""
+logger = logging.getLogger(__name__)
+
+WEAK_LABELS = "weak_labels.jsonl"
+# The rows that are labelled, and those with true labels that calibrate.
+_TARGET, _SLICE = "target", "slice"
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Rows: TypeAlias = Sequence[Example | Pair]
 
 
 class Learner(Protocol):
@@ -40,101 +56,350 @@ class Learner(Protocol):
 
     name: str
 
-    def fit(
-        self,
-        rows: Sequence[Example | Pair],
-        soft_labels: np.ndarray,
-        weights: np.ndarray | None,
-        *,
-        seed: int,
-        folder: Path,
-    ) -> None:
+    def fit(self, rows: Rows, soft_labels: np.ndarray, *, seed: int, folder: Path) -> None:
         """Learn from scratch.
 
         Args:
             rows: N examples, or N pairs.
             soft_labels: `(N, K)` probabilities; of pairs `[p(chosen is better), p(rejected is better)]`.
-            weights: `(N,)` weight of each row, or None for equal ones.
             seed: Of everything random.
             folder: A folder of its own, to keep what it needs to resume.
         """
         ...
 
-    def predict(self, rows: Sequence[Example | Pair]) -> np.ndarray:
+    def predict(self, rows: Rows) -> np.ndarray:
         """`(N, K)` probabilities."""
         ...
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a learner is taught and asked.
+class LabelReport:
+    """What the weak models of one stage made of rows. Figures about true labels are None where none are known.
 
     Args:
-        rows: What it is trained on.
-        soft_labels: `(N, K)`.
-        asked: Rows to predict, by name; those of `SLICE`, with true labels, are never trained on.
-        calibrate: Whether to fit a temperature on `SLICE`.
-        seed: Given to `fit`.
+        path: The file of weak labels.
+        rows: Rows labelled.
+        labelled: Rows with true labels, the calibration slice included.
+        slice_rows: Rows of that slice.
+        ensemble: How the learners were combined.
+        learners: By name: `accuracy` on the slice, `ece` and `ece_before` (expected calibration error there, after and
+            before calibration), `temperature`, `note`; each a list with a value for each of the two halves in later
+            stages. And `target_accuracy`, `extra_accuracy` (by name), `resumed`.
+        target_accuracy: Accuracy of the ensemble on the labelled rows.
+        extra_accuracy: The same on further rows, by name.
+        disagreement, confidence: Means over rows, see `calibrate.disagreement` and `calibrate.confidence`.
+        class_shares: Share of rows whose most likely class is the k-th.
+        labelled_shares: Share of each class among the true labels the learners started from.
+        warnings: What a person should look at.
     """
 
-    rows: Sequence[Example | Pair]
+    path: str
+    rows: int
+    labelled: int
+    slice_rows: int
+    ensemble: str
+    learners: dict[str, dict[str, Any]]
+    target_accuracy: float | None
+    extra_accuracy: dict[str, float | None]
+    disagreement: float
+    confidence: float
+    class_shares: list[float]
+    labelled_shares: list[float]
+    warnings: list[str]
+
+    @property
+    def summary(self) -> str:
+        """Two lines for a person."""
+        known = {"": self.target_accuracy} | {f" of {name}": value for name, value in self.extra_accuracy.items()}
+        right = "".join(f", {value:.1%}{of} right" for of, value in known.items() if value is not None)
+        classes, true = (" / ".join(f"{share:.1%}" for share in s) for s in (self.class_shares, self.labelled_shares))
+        models = "; ".join(_figures(name, figures) for name, figures in self.learners.items())
+        return (
+            f"{self.path}: {self.rows} rows labelled{right}; mean disagreement {self.disagreement:.3f}, confidence "
+            f"{self.confidence:.3f}; classes {classes}, true ones of {self.labelled} rows {true}\n"
+            f"{self.ensemble} vote of {models}"
+        )
+
+
+@dataclass(frozen=True)
+class StageLabels:
+    """One stage's report, the ensemble's probabilities `(N, K)` by set of rows, and the same by learner and set."""
+
+    report: LabelReport
+    soft: dict[str, np.ndarray]
+    by_learner: dict[str, dict[str, np.ndarray]]
+
+
+def bootstrap_chain(
+    stages: Sequence[Sequence[Learner]],
+    labelled: Rows,
+    target: Rows,
+    *,
+    num_classes: int,
+    seed: int,
+    folder: str | os.PathLike,
+    ensemble: Literal["soft", "hard", "accuracy"] = "soft",
+    calibrate: bool = True,
+    calibration_share: float = 0.2,
+    eval_sets: Mapping[str, Rows] | None = None,
+    output: str | os.PathLike | None = None,
+) -> list[StageLabels]:
+    """Train weak models on true labels and let them label other rows; each further stage learns the labels of the one
+    before it (bootstrapping, arXiv 2312.09390, section 4.3.1).
+
+    Every later learner is cross-fitted on the target rows, so that none labels rows it was trained on: the target is
+    split in two halves (whole groups), a copy trained on the soft labels of either half labels the other one, and
+    further rows get the mean of both. Where `calibrate` or an accuracy-weighted vote needs it, a slice of `labelled` is
+    kept from training (whole groups, the same for every learner of every stage). What each learner says is on disk
+    before the next one begins.
+
+    Args:
+        stages: Learners of each stage, the weakest first, of different names; each is fitted with a seed made of `seed`
+            and its name.
+        labelled: Rows with true labels.
+        target: Rows to label; their true labels, where known, are only used in the reports.
+        num_classes: K.
+        seed: Of the slice and the learners.
+        folder: Where everything goes.
+        ensemble: See `calibrate.combine`.
+        calibrate: Whether to fit a temperature for each learner on the slice.
+        calibration_share: Size of the slice, a share of `labelled`.
+        eval_sets: Further rows to predict, by name, such as the test rows.
+        output: The last stage's file of labels, if not `weak_labels.jsonl` in its folder.
+
+    Raises:
+        ValueError: Rows without true label, ids that occur twice, learners of one name, predictions that are no
+            probabilities, or a folder made with other settings; one line that names them.
+    """
+    setup = _Setup(labelled, target, eval_sets or {}, num_classes, seed, ensemble, calibrate, calibration_share)
+    setup.check(stages)
+    held, rest = [], labelled
+    if calibrate or ensemble == "accuracy":
+        held, rest = take_slice(labelled, calibration_share, seed=seed)
+    halves = split_halves(target, seed=seed) if len(stages) > 1 else ()
+    places = {row.id: i for i, row in enumerate(target)}
+    # What each copy of a learner is trained on, and the target rows it may then label
+    parts = [(rest, np.eye(num_classes)[[row.label for row in rest]], target)]
+    results = []
+    for number, learners in enumerate(stages):
+        own = Path(folder) / f"stage_{number}"
+        last = output is not None and number == len(stages) - 1
+        result = _label(learners, parts, held, setup, own, Path(output) if last else own / WEAK_LABELS)
+        results.append(result)
+        soft = result.soft[_TARGET]
+        parts = [
+            (half, soft[[places[row.id] for row in half]], other)
+            for half, other in ((halves, halves[::-1]) if halves else ())
+        ]
+    return results
+
+
+@dataclass(frozen=True)
+class _Setup:
+    labelled: Rows
+    target: Rows
+    eval_sets: Mapping[str, Rows]
+    num_classes: int
+    seed: int
+    ensemble: str
+    calibrate: bool
+    calibration_share: float
+
+    def check(self, stages: Sequence[Sequence[Learner]]) -> None:
+        if not stages:
+            raise ValueError("no stages; give a list of learners for each")
+        if self.ensemble not in METHODS:
+            raise ValueError(f"`ensemble` is {self.ensemble!r}; give one of {', '.join(METHODS)}")
+        if self.num_classes < 2:
+            raise ValueError(f"`num_classes` is {self.num_classes}; give at least 2")
+        for learners in stages:
+            if not learners:
+                raise ValueError("no learner; give at least one")
+            for name, count in Counter(folder_name(learner.name) for learner in learners).items():
+                if count > 1:
+                    raise ValueError(f"{count} learners are called {name!r}; give each a `name` of its own")
+        for name in self.eval_sets:
+            if not _FILE_NAME.fullmatch(name) or name in (_SLICE, _TARGET):
+                raise ValueError(f"`eval_sets`: {name!r} cannot name a file here; use another word, such as 'test'")
+        sets = {"labelled": self.labelled, "target": self.target} | dict(self.eval_sets)
+        for name, rows in sets.items():
+            _check_rows(name, rows, self.num_classes, isinstance(self.labelled[0], Pair) if self.labelled else False)
+        for row in self.labelled:
+            if row.label is None:
+                raise ValueError(f"labelled row {row.id!r} has no true label; leave it out, or label it by hand")
+
+    def settings(self, learners: Sequence[Learner]) -> dict[str, Any]:
+        """What the file of weak labels depends on, beside what each learner's folder says itself."""
+        return {
+            "learners": [learner.name for learner in learners],
+            "ensemble": self.ensemble,
+            "calibrate": self.calibrate,
+            "calibration_share": self.calibration_share,
+            "seed": self.seed,
+            "num_classes": self.num_classes,
+            "labelled": fingerprint(self.labelled),
+            "target": fingerprint(self.target),
+            "extra": {name: fingerprint(rows) for name, rows in self.eval_sets.items()},
+        }
+
+    def warnings(self, predicted: np.ndarray) -> list[str]:
+        """What a person should look at, given the most likely class of each target row."""
+        found = []
+        for name, labels in (("true", [row.label for row in self.labelled]), ("weak", predicted.tolist())):
+            if absent := sorted(set(range(self.num_classes)) - set(labels)):
+                what = "class" if len(absent) == 1 else "classes"
+                found.append(
+                    f"{what} {', '.join(map(str, absent))} absent from the {name} labels: a strong model trained on "
+                    "them will not learn to predict it; label more rows, or draw them by class"
+                )
+        known = {_texts(row) for row in self.labelled}
+        if copies := sum(_texts(row) in known for row in self.target):
+            found.append(f"{copies} rows to label have the text of a row with a true label; the weak models know it")
+        groups = {row.group for row in self.labelled} - {None}
+        if torn := len(groups & {row.group for row in self.target}):
+            found.append(f"{torn} groups are on both sides; split with `split_halves`, which keeps them whole")
+        return found
+
+
+def _label(
+    learners: Sequence[Learner],
+    parts: Sequence[tuple[Rows, np.ndarray, Rows]],
+    held: Rows,
+    setup: _Setup,
+    folder: Path,
+    output: Path,
+) -> StageLabels:
+    """One stage."""
+    check_resume(folder / "settings.json", setup.settings(learners), made=str(output), started=output.exists())
+    by_learner, figures = {}, {}
+    for learner in learners:
+        by_learner[learner.name], figures[learner.name] = _predict(learner, parts, held, setup, folder / "learners")
+    accuracies = [np.mean(values["accuracy"]) for values in figures.values()] if held else None
+    together = {
+        name: np.stack([own[name] for own in by_learner.values()]) for name in (_TARGET, *setup.eval_sets)
+    }
+    soft = {name: combine(probs, setup.ensemble, accuracies) for name, probs in together.items()}
+    apart = disagreement(together[_TARGET])
+    weak = {name: own[_TARGET] for name, own in by_learner.items()}
+    write_jsonl(output, _weak_label_rows(setup.target, soft[_TARGET], weak, apart))
+    predicted = soft[_TARGET].argmax(axis=1)
+    warnings = setup.warnings(predicted)
+    warnings += [f"{name}: {note}" for name, values in figures.items() for note in values["note"] if note]
+    for warning in warnings:
+        logger.warning("%s: %s", output, warning)
+    report = LabelReport(
+        path=str(output),
+        rows=len(setup.target),
+        labelled=len(setup.labelled),
+        slice_rows=len(held),
+        ensemble=setup.ensemble,
+        learners=figures,
+        target_accuracy=_accuracy(soft[_TARGET], setup.target),
+        extra_accuracy={name: _accuracy(soft[name], rows) for name, rows in setup.eval_sets.items()},
+        disagreement=float(apart.mean()),
+        confidence=float(confidence(soft[_TARGET]).mean()),
+        class_shares=_shares(predicted, setup.num_classes),
+        labelled_shares=_shares(np.array([row.label for row in setup.labelled]), setup.num_classes),
+        warnings=warnings,
+    )
+    return StageLabels(report, soft, by_learner)
+
+
+def _predict(
+    learner: Learner, parts: Sequence[tuple[Rows, np.ndarray, Rows]], held: Rows, setup: _Setup, folder: Path
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A learner's probabilities of the target rows, each from a copy not trained on it, and of further rows."""
+    folder = folder / folder_name(learner.name)
+    # Learners of one kind are to differ, whatever their order
+    seed = int.from_bytes(hashlib.sha256(f"{setup.seed}/{learner.name}".encode()).digest()[:4], "big") >> 1
+    fitted = []
+    for number, (rows, soft_labels, target) in enumerate(parts):
+        eval_sets = {_TARGET: target, **setup.eval_sets} | ({_SLICE: held} if held else {})
+        job = TrainJob(rows, soft_labels, eval_sets, setup.calibrate, seed)
+        fitted.append(fit_predict(learner, job, folder / f"half_{number}" if len(parts) > 1 else folder))
+    by_id = {
+        row.id: probs
+        for (_, _, target), own in zip(parts, fitted, strict=True)
+        for row, probs in zip(target, own.predictions[_TARGET], strict=True)
+    }
+    predictions = {_TARGET: np.array([by_id[row.id] for row in setup.target])}
+    predictions |= {name: np.mean([own.predictions[name] for own in fitted], axis=0) for name in setup.eval_sets}
+    figures = {key: [own.report[key] for own in fitted] for key in fitted[0].report}
+    figures["target_accuracy"] = _accuracy(predictions[_TARGET], setup.target)
+    figures["extra_accuracy"] = {name: _accuracy(predictions[name], rows) for name, rows in setup.eval_sets.items()}
+    figures["resumed"] = all(own.resumed for own in fitted)
+    return predictions, figures
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a learner is trained on, `(N, K)` soft labels, and the rows it then predicts, by name; of these the slice,
+    with true labels, calibrates."""
+
+    rows: Rows
     soft_labels: np.ndarray
-    asked: Mapping[str, Sequence[Example | Pair]]
+    eval_sets: Mapping[str, Rows]
     calibrate: bool
     seed: int
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the predictions depend on, for `check_resume`."""
-        trained = fingerprint(self.rows) | {"labels": _digest([np.ascontiguousarray(self.soft_labels).tobytes()])}
-        asked = {name: fingerprint(rows) for name, rows in self.asked.items()}
+        """What the predictions depend on."""
+        trained = fingerprint(self.rows) | {"labels": digest([np.ascontiguousarray(self.soft_labels).tobytes()])}
+        asked = {name: fingerprint(rows) for name, rows in self.eval_sets.items()}
         return {"seed": self.seed, "calibrate": self.calibrate, "trained_on": trained, "asked": asked}
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A learner's calibrated probabilities.
+class Fitted:
+    """A learner's calibrated probabilities `(N, K)` by set of rows, the temperature, accuracy and calibration error on
+    the slice, and whether all of it was on disk already."""
 
-    Args:
-        probs: `(N, K)` by name of the rows asked.
-        report: JSON-ready: temperature, note, accuracy and calibration error (`ece_before`, `ece`) on the slice.
-        resumed: Whether they were on disk already.
-    """
-
-    probs: dict[str, np.ndarray]
+    predictions: dict[str, np.ndarray]
     report: dict[str, Any]
     resumed: bool
 
 
-def teach(learner: Learner, lesson: Lesson, folder: Path) -> Answers:
-    """Fit a learner, calibrate it, and write what it says; or read what it said when that was done before.
-
-    Raises:
-        ValueError: The folder holds answers to another lesson, or the learner gives no probabilities; one line naming
-            the learner and the row.
-    """
+def fit_predict(learner: Learner, job: TrainJob, folder: Path) -> Fitted:
+    """Fit a learner, calibrate it, and write what it predicts; or read that where it was done before."""
     done, model = folder / "learner.json", folder / "model"
-    settings = {"name": learner.name, "settings": getattr(learner, "settings", {}), **lesson.settings}
+    settings = {"name": learner.name, "settings": getattr(learner, "settings", {}), **job.settings}
     started = done.exists() or (model.is_dir() and any(model.iterdir()))
     check_resume(folder / "settings.json", settings, made=str(folder), started=started)
     if done.exists():
-        probs = {name: _read_answers(folder / f"{name}.jsonl", rows) for name, rows in lesson.asked.items()}
-        return Answers(probs, json.loads(done.read_text(encoding="utf-8")), True)
+        predictions = {name: _read_predictions(folder / f"{name}.jsonl", rows) for name, rows in job.eval_sets.items()}
+        return Fitted(predictions, json.loads(done.read_text(encoding="utf-8")), True)
     model.mkdir(parents=True, exist_ok=True)
-    learner.fit(lesson.rows, lesson.soft_labels, None, seed=lesson.seed, folder=model)
-    num_classes = lesson.soft_labels.shape[1]
+    learner.fit(job.rows, job.soft_labels, seed=job.seed, folder=model)
+    num_classes = job.soft_labels.shape[1]
     raw = {
         name: checked_probs(learner.predict(rows), rows, num_classes, learner.name)
-        for name, rows in lesson.asked.items()
+        for name, rows in job.eval_sets.items()
     }
-    probs, report = _calibrated(raw, lesson)
-    for name, rows in lesson.asked.items():
-        write_jsonl(folder / f"{name}.jsonl", prediction_rows(rows, probs[name]))
+    predictions, report = _calibrated(raw, job)
+    for name, rows in job.eval_sets.items():
+        write_jsonl(folder / f"{name}.jsonl", prediction_rows(rows, predictions[name]))
     write_atomically(done, json.dumps(report, indent=2) + "\n")
-    return Answers(probs, report, False)
+    return Fitted(predictions, report, False)
 
 
-def checked_probs(probs: np.ndarray, rows: Sequence[Example | Pair], num_classes: int, name: str) -> np.ndarray:
+def _calibrated(raw: dict[str, np.ndarray], job: TrainJob) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    report = {"temperature": 1.0, "note": "", "accuracy": None, "ece_before": None, "ece": None}
+    if _SLICE not in raw:
+        return raw, report
+    probs, labels = raw, np.array([row.label for row in job.eval_sets[_SLICE]])
+    if job.calibrate:
+        calibration = fit_temperature(raw[_SLICE], labels)
+        probs = {name: calibration.apply(values) for name, values in raw.items()}
+        report |= {"temperature": calibration.temperature, "note": calibration.note}
+    return probs, report | {
+        "accuracy": _accuracy(raw[_SLICE], job.eval_sets[_SLICE]),
+        "ece_before": expected_calibration_error(raw[_SLICE], labels),
+        "ece": expected_calibration_error(probs[_SLICE], labels),
+    }
+
+
+def checked_probs(probs: np.ndarray, rows: Rows, num_classes: int, name: str) -> np.ndarray:
     """A learner's probabilities as float64, each row summing to 1 exactly rather than nearly.
 
     Raises:
@@ -158,28 +423,39 @@ def checked_probs(probs: np.ndarray, rows: Sequence[Example | Pair], num_classes
     return probs / sums[:, None]
 
 
-def accuracy(probs: np.ndarray, rows: Sequence[Example | Pair]) -> float | None:
-    """Share of the rows with a true label whose most likely class it is; None where no row has one."""
-    known = [i for i, row in enumerate(rows) if row.label is not None]
-    if not known:
-        return None
-    return float(np.mean(probs[known].argmax(axis=1) == [rows[i].label for i in known]))
-
-
-def fingerprint(rows: Sequence[Example | Pair]) -> dict[str, Any]:
+def fingerprint(rows: Rows) -> dict[str, Any]:
     """Number of rows, and 16 hexadecimal digits that depend on everything in them."""
-    return {"rows": len(rows), "digest": _digest(json.dumps(asdict(row)).encode() for row in rows)}
+    return {"rows": len(rows), "digest": digest(json.dumps(asdict(row)).encode() for row in rows)}
 
 
-def prediction_rows(rows: Sequence[Example | Pair], probs: np.ndarray) -> list[dict[str, Any]]:
+def digest(parts: Iterable[bytes]) -> str:
+    """16 hexadecimal digits that depend on every part."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()[:16]
+
+
+def prediction_rows(rows: Rows, probs: np.ndarray) -> list[dict[str, Any]]:
     """Rows `{"id", "label", "probs"}`."""
     return [{"id": row.id, "label": row.label, "probs": p} for row, p in zip(rows, probs.tolist(), strict=True)]
 
 
-def weak_label_rows(
-    rows: Sequence[Example | Pair], soft_labels: np.ndarray, weak: Mapping[str, np.ndarray], apart: np.ndarray
+def folder_name(name: str) -> str:
+    """A learner's name as that of a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "learner"
+
+
+def _read_predictions(path: Path, rows: Rows) -> np.ndarray:
+    stored = read_jsonl(path, required=("id", "probs"))
+    if [row["id"] for row in stored] != [row.id for row in rows]:
+        raise ValueError(f"{path}: its rows are not the ones asked for; delete the folder to make them again")
+    return np.array([row["probs"] for row in stored], dtype=np.float64)
+
+
+def _weak_label_rows(
+    rows: Rows, soft_labels: np.ndarray, weak: Mapping[str, np.ndarray], apart: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a file of weak labels; see `labelling`."""
     sure = confidence(soft_labels)
     for i, row in enumerate(rows):
         text = {"chosen": row.chosen, "rejected": row.rejected} if isinstance(row, Pair) else {"text": row.text}
@@ -194,8 +470,7 @@ def weak_label_rows(
         }
 
 
-def check_rows(name: str, rows: Sequence[Example | Pair], num_classes: int, pairs: bool) -> None:
-    """Raise `ValueError` for no rows, mixed forms, an id that occurs twice or a class that does not exist."""
+def _check_rows(name: str, rows: Rows, num_classes: int, pairs: bool) -> None:
     if not rows:
         raise ValueError(f"there are no {name} rows; check the split")
     seen = set()
@@ -210,36 +485,27 @@ def check_rows(name: str, rows: Sequence[Example | Pair], num_classes: int, pair
             raise ValueError(f"{where}: label {row.label} is none of the {num_classes} classes 0..{num_classes - 1}")
 
 
-def folder_name(name: str) -> str:
-    """A learner's name as that of a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "learner"
+def _accuracy(probs: np.ndarray, rows: Rows) -> float | None:
+    """Of the rows with a true label; None where no row has one."""
+    known = [i for i, row in enumerate(rows) if row.label is not None]
+    if not known:
+        return None
+    return float(np.mean(probs[known].argmax(axis=1) == [rows[i].label for i in known]))
 
 
-def _calibrated(raw: dict[str, np.ndarray], lesson: Lesson) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    probs, calibration = raw, Calibration(1.0, 0, float("nan"), float("nan"))
-    report = {"accuracy": None, "ece_before": None, "ece": None}
-    if SLICE in raw:
-        labels = np.array([row.label for row in lesson.asked[SLICE]])
-        if lesson.calibrate:
-            calibration = fit_temperature(raw[SLICE], labels)
-            probs = {name: calibration.apply(values) for name, values in raw.items()}
-        report = {
-            "accuracy": accuracy(raw[SLICE], lesson.asked[SLICE]),
-            "ece_before": expected_calibration_error(raw[SLICE], labels),
-            "ece": expected_calibration_error(probs[SLICE], labels),
-        }
-    return probs, {"temperature": calibration.temperature, "note": calibration.note} | report
+def _texts(row: Example | Pair) -> tuple[str, ...]:
+    return (row.chosen, row.rejected) if isinstance(row, Pair) else (row.text,)
 
 
-def _read_answers(path: Path, rows: Sequence[Example | Pair]) -> np.ndarray:
-    stored = read_jsonl(path, required=("id", "probs"))
-    if [row["id"] for row in stored] != [row.id for row in rows]:
-        raise ValueError(f"{path}: its rows are not the ones asked for; delete the folder to make them again")
-    return np.array([row["probs"] for row in stored], dtype=np.float64)
+def _shares(classes: np.ndarray, num_classes: int) -> list[float]:
+    return (np.bincount(classes, minlength=num_classes) / len(classes)).tolist()
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part).digest())
-    return whole.hexdigest()[:16]
+def _figures(name: str, figures: Mapping[str, Any]) -> str:
+    parts = []
+    if figures["accuracy"][0] is not None:
+        parts.append(f"{np.mean(figures['accuracy']):.1%} right on the slice")
+    if figures["target_accuracy"] is not None:
+        parts.append(f"{figures['target_accuracy']:.1%} on these rows")
+    parts.append("T " + " and ".join(f"{value:.2f}" for value in figures["temperature"]))
+    return f"{name} ({', '.join(parts)}{', from an earlier run' if figures['resumed'] else ''})"

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import joblib
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
-from scipy.special import expit
+from scipy.special import expit, log_softmax
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 
+from ...core.runs.report import replacing
 from ..data.examples import Example, Pair
-from .learners import _digest, checked_probs, fingerprint
+from .learners import checked_probs, digest, fingerprint
 
 
 KINDS = ("tfidf-logreg", "naive-bayes", "char-logreg")
 
 _WORDS = {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b", "max_features": 200_000}
 _CHARACTERS = {"analyzer": "char_wb", "ngram_range": (2, 5), "max_features": 200_000}
-_FILE = "model.joblib"
+_FILE = "model.npz"
 # Naive Bayes on long texts underflows to 0, which would hide from the calibration how wrong it was
 _FLOOR = 1e-300
 
@@ -31,8 +32,8 @@ _FLOOR = 1e-300
 class SklearnLearner:
     """A linear text classifier of scikit-learn that learns from soft labels.
 
-    Each row counts once per class, weighted by that class's soft label (times the row's weight): the gradient is that
-    of the soft cross-entropy. Nothing is random; `seed` is not used, so two of one kind are the same model.
+    Each row counts once per class, weighted by that class's soft label: the gradient is that of the soft cross-entropy.
+    Nothing is random; `seed` is not used, so two of one kind are the same model.
 
     Pairs are judged by the difference of their texts' vectors, without an intercept: P(chosen is better) =
     sigmoid(w . (v(chosen) - v(rejected))), so swapping a pair swaps its probabilities exactly. For naive Bayes w holds
@@ -55,29 +56,19 @@ class SklearnLearner:
         self.kind = kind
         self.name = name or kind
         self.settings = {"kind": kind}
+        # `coef` (classes that occur, words) and `intercept` say log p up to a constant; of pairs the margin
         self._model: dict[str, Any] | None = None
 
     def fit(
-        self,
-        rows: Sequence[Example | Pair],
-        soft_labels: np.ndarray,
-        weights: np.ndarray | None = None,
-        *,
-        seed: int = 0,
-        folder: Path | None = None,
+        self, rows: Sequence[Example | Pair], soft_labels: np.ndarray, *, seed: int = 0, folder: Path | None = None
     ) -> None:
-        """Learn soft labels; a model in `folder` that was fitted on exactly these is loaded instead.
+        """Learn soft labels `(N, K)`; a model in `folder` that was fitted on exactly these is loaded instead.
 
-        Args:
-            rows: N examples, or N pairs.
-            soft_labels: `(N, K)`. A class without any weight gets probability 0.
-            weights: `(N,)`, none negative, or None for equal ones.
-            seed: Not used.
-            folder: Where the model is kept; None to keep it in memory.
+        A class without any weight gets probability 0. The model is kept in `folder`, or in memory only without one.
 
         Raises:
-            ValueError: Rows, labels or weights that cannot be used, or a model in `folder` of another kind or fitted
-                on something else.
+            ValueError: Rows or labels that cannot be used, or a model in `folder` of another kind or fitted on
+                something else.
         """
         pairs = _are_pairs(rows)
         soft_labels = np.asarray(soft_labels, dtype=np.float64)
@@ -85,18 +76,17 @@ class SklearnLearner:
         soft_labels = checked_probs(soft_labels, rows, num_classes, "soft labels of " + self.name)
         if num_classes < 2 or (pairs and num_classes != 2):
             raise ValueError(f"soft labels have {num_classes} classes; pairs need 2, texts 2 or more")
-        masses = soft_labels * _checked_weights(weights, rows)[:, None]
-        fitted_on = fingerprint(rows) | {"labels": _digest([masses.tobytes()])}
+        fitted_on = fingerprint(rows) | {"labels": digest([soft_labels.tobytes()])}
         if folder is not None and (Path(folder) / _FILE).is_file():
             self.load(folder)
             if self._model["fitted_on"] != fitted_on:
                 self._model = None
                 raise ValueError(f"{folder}: its model was fitted on other rows or labels; use another folder")
             return
-        fitted = self._fit_pairs(rows, masses) if pairs else self._fit_texts(rows, masses)
+        fitted = self._fit_pairs(rows, soft_labels) if pairs else self._fit_texts(rows, soft_labels)
         self._model = {"kind": self.kind, "pairs": pairs, "num_classes": num_classes, "fitted_on": fitted_on} | fitted
         if folder is not None:
-            _save(self._model, Path(folder))
+            self._save(Path(folder))
 
     def predict(self, rows: Sequence[Example | Pair]) -> np.ndarray:
         """`(N, K)` probabilities.
@@ -104,25 +94,26 @@ class SklearnLearner:
         Raises:
             ValueError: Nothing was learnt yet, or rows of another form than what was learnt.
         """
-        if self._model is None:
+        model = self._model
+        if model is None:
             raise ValueError(f"learner {self.name!r} has learnt nothing; call `fit` or `load` first")
         if not rows:
-            return np.empty((0, self._model["num_classes"]))
-        if _are_pairs(rows) != self._model["pairs"]:
-            form = "pairs" if self._model["pairs"] else "single texts"
+            return np.empty((0, model["num_classes"]))
+        if _are_pairs(rows) != model["pairs"]:
+            form = "pairs" if model["pairs"] else "single texts"
             raise ValueError(f"learner {self.name!r} learnt from {form}; row {rows[0].id!r} is none")
-        vectorizer = self._model["vectorizer"]
-        if self._model["pairs"]:
-            margins = _differences(vectorizer, rows) @ self._model["coefficients"]
+        transform = model["vectorizer"].transform
+        if model["pairs"]:
+            differences = transform([row.chosen for row in rows]) - transform([row.rejected for row in rows])
+            margins = differences @ model["coef"][0]
             return np.stack([expit(margins), expit(-margins)], axis=1)
-        probs = np.zeros((len(rows), self._model["num_classes"]))
-        estimator = self._model["estimator"]
-        known = estimator.predict_proba(vectorizer.transform([row.text for row in rows]))
-        probs[:, estimator.classes_] = np.maximum(known, _FLOOR)
+        logs = transform([row.text for row in rows]) @ model["coef"].T + model["intercept"]
+        probs = np.zeros((len(rows), model["num_classes"]))
+        probs[:, model["classes"]] = np.maximum(np.exp(log_softmax(logs, axis=1)), _FLOOR)
         return probs / probs.sum(axis=1, keepdims=True)
 
     def load(self, folder: str | os.PathLike) -> None:
-        """Take up a model that `fit` left in a folder. Load only what you trust: the file is a pickle.
+        """Take up a model that `fit` left in a folder: numbers and words, no code.
 
         Raises:
             FileNotFoundError: There is none.
@@ -131,41 +122,62 @@ class SklearnLearner:
         path = Path(folder) / _FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; fit the learner first")
-        model = joblib.load(path)
-        if model.get("kind") != self.kind:
-            raise ValueError(f"{path} is a {model.get('kind')} model, not {self.kind}; use another folder")
-        self._model = model
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        model = json.loads(arrays.pop("about").tobytes())
+        if model["kind"] != self.kind:
+            raise ValueError(f"{path} is a {model['kind']} model, not {self.kind}; use another folder")
+        vectorizer = self._vectorizer(vocabulary=model.pop("words"))
+        if "idf" in arrays:
+            vectorizer.idf_ = arrays.pop("idf")
+        self._model = model | arrays | {"vectorizer": vectorizer}
 
-    def _fit_texts(self, rows: Sequence[Example], masses: np.ndarray) -> dict[str, Any]:
-        classes = np.flatnonzero(masses.sum(axis=0) > 0)
+    def _save(self, folder: Path) -> None:
+        model = dict(self._model)
+        vectorizer = model.pop("vectorizer")
+        arrays = {name: model.pop(name) for name in ("coef", "intercept", "classes")}
+        if hasattr(vectorizer, "idf_"):
+            arrays["idf"] = vectorizer.idf_
+        about = json.dumps(model | {"words": vectorizer.get_feature_names_out().tolist()})
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / _FILE) as file:
+            np.savez(file, about=np.frombuffer(about.encode(), np.uint8), **arrays)
+
+    def _fit_texts(self, rows: Sequence[Example], soft_labels: np.ndarray) -> dict[str, Any]:
+        classes = np.flatnonzero(soft_labels.sum(axis=0) > 0)
         if len(classes) < 2:
             raise ValueError(
                 f"learner {self.name!r}: all {len(rows)} training rows are of class {classes[0]}; there is nothing to "
                 "tell apart, add rows of another class"
             )
         vectorizer, features = self._vectorize([row.text for row in rows])
-        return {"vectorizer": vectorizer, "estimator": self._estimator().fit(*_per_class(features, masses))}
+        data = _per_class(features, soft_labels)
+        if self.kind == "naive-bayes":
+            bayes = MultinomialNB().fit(*data)
+            coef, intercept = bayes.feature_log_prob_, bayes.class_log_prior_
+        else:
+            regression = LogisticRegression(C=10.0, max_iter=2000).fit(*data)
+            coef, intercept = regression.coef_, regression.intercept_
+            if len(classes) == 2:  # one row, the log-odds of the second class
+                coef, intercept = np.vstack([0 * coef, coef]), np.append(0.0, intercept)
+        return {"vectorizer": vectorizer, "coef": coef, "intercept": intercept, "classes": classes}
 
-    def _fit_pairs(self, rows: Sequence[Pair], masses: np.ndarray) -> dict[str, Any]:
-        texts = [text for row in rows for text in (row.chosen, row.rejected)]
-        vectorizer, features = self._vectorize(texts)
+    def _fit_pairs(self, rows: Sequence[Pair], soft_labels: np.ndarray) -> dict[str, Any]:
+        vectorizer, features = self._vectorize([text for row in rows for text in (row.chosen, row.rejected)])
         first, second = features[0::2], features[1::2]
+        # Every pair in both orders, so that both classes are there even if no pair was swapped
+        both = np.vstack([soft_labels, soft_labels[:, ::-1]])
         if self.kind == "naive-bayes":
             # Class 0 are the better texts. The first text is one where the label says so, the second where not
-            estimator = MultinomialNB().fit(*_per_class(vstack([first, second]), np.vstack([masses, masses[:, ::-1]])))
-            coefficients = estimator.feature_log_prob_[0] - estimator.feature_log_prob_[1]
+            bayes = MultinomialNB().fit(*_per_class(vstack([first, second]), both))
+            coef = bayes.feature_log_prob_[:1] - bayes.feature_log_prob_[1:]
         else:
-            # Every pair in both orders: the same loss twice, and both classes are there even if no pair was swapped
-            both = np.vstack([masses, masses[:, ::-1]]) / 2
-            data = _per_class(vstack([first - second, second - first]), both)
-            coefficients = -self._estimator(fit_intercept=False).fit(*data).coef_[0]
-        return {"vectorizer": vectorizer, "coefficients": coefficients}
+            data = _per_class(vstack([first - second, second - first]), both / 2)
+            coef = -LogisticRegression(C=10.0, max_iter=2000, fit_intercept=False).fit(*data).coef_
+        return {"vectorizer": vectorizer, "coef": coef, "intercept": np.zeros(1), "classes": np.arange(2)}
 
     def _vectorize(self, texts: list[str]) -> tuple[CountVectorizer, csr_matrix]:
-        if self.kind == "naive-bayes":
-            vectorizer = CountVectorizer(**_WORDS)
-        else:
-            vectorizer = TfidfVectorizer(sublinear_tf=True, **(_WORDS if self.kind == "tfidf-logreg" else _CHARACTERS))
+        vectorizer = self._vectorizer()
         try:
             return vectorizer, vectorizer.fit_transform(texts)
         except ValueError:  # an empty vocabulary
@@ -173,20 +185,17 @@ class SklearnLearner:
                 f"learner {self.name!r}: the {len(texts)} training texts hold no words; check the text column"
             ) from None
 
-    def _estimator(self, **options: Any) -> LogisticRegression | MultinomialNB:
+    def _vectorizer(self, vocabulary: list[str] | None = None) -> CountVectorizer:
         if self.kind == "naive-bayes":
-            return MultinomialNB()
-        return LogisticRegression(C=10.0, max_iter=2000, **options)
+            return CountVectorizer(**_WORDS, vocabulary=vocabulary)
+        options = _WORDS if self.kind == "tfidf-logreg" else _CHARACTERS
+        return TfidfVectorizer(sublinear_tf=True, **options, vocabulary=vocabulary)
 
 
 def _per_class(features: csr_matrix, masses: np.ndarray) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
     """Every row once per class in which it has mass: features, classes, weights."""
     places, classes = np.nonzero(masses)
     return features[places], classes, masses[places, classes]
-
-
-def _differences(vectorizer: CountVectorizer, rows: Sequence[Pair]) -> csr_matrix:
-    return vectorizer.transform([row.chosen for row in rows]) - vectorizer.transform([row.rejected for row in rows])
 
 
 def _are_pairs(rows: Sequence[Example | Pair]) -> bool:
@@ -197,25 +206,3 @@ def _are_pairs(rows: Sequence[Example | Pair]) -> bool:
         if isinstance(row, Pair) != pairs:
             raise ValueError(f"row {row.id!r}: texts and pairs are mixed; give one form")
     return pairs
-
-
-def _checked_weights(weights: np.ndarray | None, rows: Sequence[Example | Pair]) -> np.ndarray:
-    if weights is None:
-        return np.ones(len(rows))
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != (len(rows),):
-        raise ValueError(f"weights of shape {weights.shape} for {len(rows)} rows; give one a row")
-    bad = ~np.isfinite(weights) | (weights < 0)
-    if bad.any():
-        place = int(bad.argmax())
-        raise ValueError(f"row {rows[place].id!r}: weight {weights[place]}; weights are finite and not negative")
-    if not weights.any():
-        raise ValueError(f"all {len(rows)} weights are 0; give some row a positive one")
-    return weights
-
-
-def _save(model: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (_FILE + ".partial")
-    joblib.dump(model, partial)
-    os.replace(partial, folder / _FILE)

@@ -1,4 +1,4 @@
-"""A transformer as a learner: trained by our trainers on soft labels, asked for its probabilities."""
+"""A transformer as a learner: trained by our trainers on soft labels, or taken as it was saved, and asked."""
 
 import copy
 from collections.abc import Sequence
@@ -9,23 +9,34 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import set_seed
-from trl import ModelConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from trl import ModelConfig, get_quantization_config
 
-from ...core.modeling.memory import free_memory
+from ..._compat import create_model_from_path
+from ...core.generation.types import is_adapter_directory, tokenizer_source
+from ...core.modeling.batches import free_memory
 from ...core.runs.run import MUTABLE_ON_RESUME, training_settings
 from ...core.training.load import build_trainer, last_checkpoint
 from ...embedded import resolve_model_name
 from ..arguments import split_layers
 from ..data.examples import Example, Pair
-from ..trainers.classification import WeakToStrongTrainer
-from ..trainers.classifier import load_classifier, load_tokenizer, longest_input, settle_tokenizer
-from ..trainers.configs import WeakToStrongConfig
-from ..trainers.feature_store import FeatureStore
-from ..trainers.probe import features, head_of
+from ..trainers.classification import (
+    WeakToStrongTrainer,
+    load_classifier,
+    load_tokenizer,
+    longest_input,
+    settle_tokenizer,
+)
+from ..trainers.configs import WeakToStrongConfig, WeakToStrongRewardConfig
+from ..trainers.features import FeatureStore, features, head_of, pair_probabilities, sequence_logits
 from ..trainers.reward import WeakToStrongRewardTrainer
-from ..trainers.reward_config import WeakToStrongRewardConfig
-from ..trainers.sequence_logits import pair_probabilities
 
 
 class TransformerLearner:
@@ -59,24 +70,11 @@ class TransformerLearner:
         self._frozen = None
 
     def fit(
-        self,
-        rows: Sequence[Example | Pair],
-        soft_labels: np.ndarray,
-        weights: np.ndarray | None,
-        *,
-        seed: int,
-        folder: Path,
-        **settings: Any,
+        self, rows: Sequence[Example | Pair], soft_labels: np.ndarray, *, seed: int, folder: Path, **settings: Any
     ) -> None:
         """Train on soft labels; goes on from the last checkpoint in `folder` where there is one.
 
-        Args:
-            rows: N examples or pairs.
-            soft_labels: `(N, K)`; of pairs the probabilities that `chosen` and that `rejected` is the better one.
-            weights: `(N,)` or None.
-            seed: Of the head, the order and dropout.
-            folder: For checkpoints and logs.
-            settings: Fields of the configuration to change, such as `weak_loss`.
+        `settings` are fields of the configuration to change, such as the loss; see `Learner.fit` for the rest.
         """
         config = copy.copy(self.config)
         for name, value in {"output_dir": str(folder), "seed": seed, "data_seed": None, **settings}.items():
@@ -84,10 +82,10 @@ class TransformerLearner:
         self.trainer = None
         free_memory()
         if getattr(config, "linear_probe", False):
-            self.trainer = self._probe(config, rows, soft_labels, weights)
+            self.trainer = self._probe(config, rows, soft_labels)
         else:
             trainer_class = WeakToStrongRewardTrainer if isinstance(rows[0], Pair) else WeakToStrongTrainer
-            dataset = Dataset.from_dict(_columns(rows, soft_labels, weights))
+            dataset = Dataset.from_dict(_columns(rows, soft_labels))
             if trainer_class is WeakToStrongTrainer:
                 config.class_names = self.class_names
             self.trainer = build_trainer(trainer_class, self.model_args, config, dataset, None)
@@ -123,7 +121,7 @@ class TransformerLearner:
     def is_main_process(self) -> bool:
         return self.trainer is None or self.trainer.is_world_process_zero()
 
-    def _probe(self, config, rows, soft_labels, weights) -> WeakToStrongTrainer:
+    def _probe(self, config, rows, soft_labels) -> WeakToStrongTrainer:
         """A trainer of a new head on the one frozen model that all fits share."""
         if self._frozen is None:
             self._frozen = self._load_frozen(config)
@@ -131,7 +129,7 @@ class TransformerLearner:
         set_seed(config.seed)
         with torch.no_grad():
             head_of(model).weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
-        columns = _columns(rows, soft_labels, weights)
+        columns = _columns(rows, soft_labels)
         columns["features"] = self._features(columns.pop("text"))
         return WeakToStrongTrainer(model, config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer)
 
@@ -161,10 +159,95 @@ class TransformerLearner:
         return self.features.get(texts, compute)
 
 
-def _columns(rows: Sequence[Example | Pair], soft_labels: np.ndarray, weights: np.ndarray | None) -> dict[str, Any]:
+def _columns(rows: Sequence[Example | Pair], soft_labels: np.ndarray) -> dict[str, Any]:
     if isinstance(rows[0], Pair):
         columns = {"chosen": [row.chosen for row in rows], "rejected": [row.rejected for row in rows]}
-        columns["preference"] = soft_labels[:, 0].tolist()
+        return columns | {"preference": soft_labels[:, 0].tolist()}
+    return {"text": [row.text for row in rows], "soft_labels": soft_labels.tolist()}
+
+
+def saved_class_names(name: str, model_args: ModelConfig, trust_remote_code: bool) -> list[str] | None:
+    """What a whole model calls its classes; None of an adapter, and where they are called LABEL_0, LABEL_1, ..."""
+    if is_adapter_directory(name):
+        return None
+    config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, trust_remote_code=trust_remote_code)
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
+
+
+def predict_saved(
+    name: str,
+    rows: Sequence[Example | Pair],
+    num_classes: int,
+    config: WeakToStrongConfig | WeakToStrongRewardConfig,
+    model_args: ModelConfig,
+) -> np.ndarray:
+    """Probabilities `(N, K)` by a trained classifier or reward model: a whole one, or an adapter on its base."""
+    pairs = isinstance(rows[0], Pair)
+    model, tokenizer = load_saved(
+        name, 1 if pairs else num_classes, model_args, config.trust_remote_code, config.device
+    )
+    max_length = longest_input(model, tokenizer, config.max_length)
+    if pairs:
+        return np.asarray(pair_probabilities(model, tokenizer, rows, max_length))
+    texts = [row.text for row in rows]
+    token_ids = tokenizer(texts, truncation=max_length is not None, max_length=max_length)["input_ids"]
+    return torch.softmax(sequence_logits(model, token_ids).double(), dim=1).numpy()
+
+
+def load_saved(
+    name: str, num_labels: int, model_args: ModelConfig, trust_remote_code: bool, device: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model as `model_args` say (dtype, attention, revision, quantisation), and its tokenizer.
+
+    A revision is that of the model, or of an adapter's base. A `ValueError` says if it has not `num_labels` outputs.
+    """
+    options: dict[str, Any] = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype or "float32",
+    }
+    quantization = get_quantization_config(model_args)
+    options |= {"device_map": None} if quantization is None else {"quantization_config": quantization}
+    source = {"trust_remote_code": trust_remote_code}
+    if is_adapter_directory(name):
+        model = _load_adapter(name, num_labels, options)
     else:
-        columns = {"text": [row.text for row in rows], "soft_labels": soft_labels.tolist()}
-    return columns if weights is None else columns | {"weight": list(weights)}
+        _check_head(name, num_labels, options)
+        model = create_model_from_path(name, AutoModelForSequenceClassification, **options)
+        source["revision"] = model_args.model_revision
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), **source)
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    return model.to(device) if quantization is None else model, tokenizer
+
+
+def _check_head(name: str, num_labels: int, options: dict[str, Any]) -> None:
+    config = AutoConfig.from_pretrained(
+        name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
+    )
+    made_for = (config.architectures or [""])[0]
+    if made_for and "SequenceClassification" not in made_for and not options["trust_remote_code"]:
+        raise ValueError(f"{name} is a {made_for} and has no head to ask: give a model that `train` made.")
+    if config.num_labels != num_labels:
+        raise ValueError(
+            f"{name} has {config.num_labels} outputs where {num_labels} are needed: set `form`, or `class_names` to "
+            "the classes it was trained on, or give another model."
+        )
+
+
+def _load_adapter(name: str, num_labels: int, options: dict[str, Any]) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel
+
+    base = resolve_model_name(PeftConfig.from_pretrained(name).base_model_name_or_path)
+    model = create_model_from_path(base, AutoModelForSequenceClassification, num_labels=num_labels, **options)
+    try:
+        return PeftModel.from_pretrained(model, name)
+    except RuntimeError as error:  # several lines, a tensor each
+        if "size mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} does not fit {base} with {num_labels} outputs: set `form`, or `class_names` to the classes it "
+            "was trained on."
+        ) from error

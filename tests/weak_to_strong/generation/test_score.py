@@ -8,10 +8,9 @@ from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.inputs import Query
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.weak_to_strong.data.select import keep_rows, to_sft_dataset
-from trl_extensions.weak_to_strong.generation.answers import load_answers, sample_answers
-from trl_extensions.weak_to_strong.generation.judge_scorer import JudgeScorer
-from trl_extensions.weak_to_strong.generation.scorers import CallableScorer, create_scorer
-from trl_extensions.weak_to_strong.generation.scoring import checked_scores, score_rows
+from trl_extensions.weak_to_strong.generation.run import load_answers, sample_answers
+from trl_extensions.weak_to_strong.generation.score import checked_scores, score_rows
+from trl_extensions.weak_to_strong.generation.scorers import JudgeScorer, plan_scorer
 
 
 ROWS = [{"id": f"r{i}", "prompt": "p", "completion": text, "model": "m"} for i, text in enumerate("abcde")]
@@ -35,8 +34,14 @@ class Lengths:
         return [len(text) for text in completions]
 
 
-def function(returns, name="mine"):
-    return CallableScorer(lambda prompts, texts: returns(texts), name, higher_is_better=True)
+class Function(Lengths):
+    """What a function of the texts returns."""
+
+    def __init__(self, returns, name="mine"):
+        self.name, self.settings, self.returns = name, {"kind": "function"}, returns
+
+    def score(self, prompts, completions):
+        return self.returns(completions)
 
 
 def test_rows_keep_their_columns_and_get_scores(tmp_path):
@@ -45,47 +50,49 @@ def test_rows_keep_their_columns_and_get_scores(tmp_path):
         {"id": 2, "prompt": "p", "completion": " \n"},
         {"id": 3, "prompt": "p", "completion": [{"role": "assistant", "content": "ab"}], "scores": {"old": 0.5}},
     ]
-    lengths, odd = Lengths(), function(lambda texts: [None if len(text) == 2 else 7 for text in texts], "odd")
-    report = score_rows(rows, [lengths, odd], tmp_path / "scored.jsonl")
+    lengths = Lengths()
+    report = score_rows(rows, lengths, tmp_path / "scored.jsonl")
     assert read_jsonl(tmp_path / "scored.jsonl") == [
-        {**rows[0], "scores": {"length": 3, "odd": 7}},
-        {**rows[1], "scores": {"length": None, "odd": None}},
-        {**rows[2], "scores": {"old": 0.5, "length": 2, "odd": None}},
+        {**rows[0], "scores": {"length": 3}},
+        {**rows[1], "scores": {"length": None}},
+        {**rows[2], "scores": {"old": 0.5, "length": 2}},
     ]
     assert lengths.asked == ["abc", "ab"]  # nobody is asked about an empty text
-    assert (report.rows, report.empty, report.resumed) == (3, 1, 0)
-    assert (report.scored, report.unscored) == ({"length": 2, "odd": 1}, {"length": 0, "odd": 1})
-    assert report.means == {"length": 2.5, "odd": 7.0}
-    assert "3 rows scored, 1 of them empty; length: mean 2.5; odd: mean 7, 1 without a score" in report.summary
+    assert (report.rows, report.empty, report.resumed, report.scored, report.unscored) == (3, 1, 0, 2, 0)
+    assert report.mean == 2.5 and "3 rows scored, 1 of them empty; mean 2.5" in report.summary
+    odd = Function(lambda texts: [None if len(text) == 2 else 7 for text in texts], "odd")
+    report = score_rows(read_jsonl(tmp_path / "scored.jsonl"), odd, tmp_path / "again.jsonl")
+    assert [row["scores"].get("odd") for row in read_jsonl(tmp_path / "again.jsonl")] == [7, None, None]
+    assert (report.scored, report.unscored) == (1, 1) and "mean 7, 1 without a score" in report.summary
 
 
 @pytest.mark.parametrize("budget", [1, 2])
 def test_a_kill_loses_nothing_and_nothing_is_scored_twice(tmp_path, budget):
     output = tmp_path / "scored.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        score_rows(ROWS, [Lengths(budget)], output, chunk_size=2)
+        score_rows(ROWS, Lengths(budget), output, chunk_size=2)
     assert len(read_jsonl(output)) == 2 * budget
     rest = Lengths()
-    report = score_rows(ROWS, [rest], output, chunk_size=2)
+    report = score_rows(ROWS, rest, output, chunk_size=2)
     assert rest.asked == list("abcde")[2 * budget :]
-    assert (report.rows, report.resumed, report.means) == (5, 2 * budget, {"length": 1.0})
+    assert (report.rows, report.resumed, report.mean) == (5, 2 * budget, 1.0)
     assert [row["id"] for row in read_jsonl(output)] == [row["id"] for row in ROWS]
 
 
 def test_other_settings_or_rows_are_refused(tmp_path):
     output = tmp_path / "scored.jsonl"
-    score_rows(ROWS, [Lengths()], output)
+    score_rows(ROWS, Lengths(), output)
     other = Lengths()
     other.settings = {"kind": "width"}
     changed = [{**row, "completion": "other"} for row in ROWS]
-    for rows, scorers, message in (
-        (ROWS, [other], 'length.kind was "length", now "width"'),
-        (ROWS, [Lengths(), function(len)], "mine was null"),
-        (ROWS[1:], [Lengths()], "its row 'r0' is not among the rows given"),
-        (changed, [Lengths()], "its row 'r0' has another completion"),
+    for rows, scorer, message in (
+        (ROWS, other, 'length.kind was "length", now "width"'),
+        (ROWS, Function(len), "mine was null"),
+        (ROWS[1:], Lengths(), "its row 'r0' is not among the rows given"),
+        (changed, Lengths(), "its row 'r0' has another completion"),
     ):
         with pytest.raises(ValueError, match=message):
-            score_rows(rows, scorers, output)
+            score_rows(rows, scorer, output)
 
 
 @pytest.mark.parametrize(
@@ -106,44 +113,46 @@ def test_other_settings_or_rows_are_refused(tmp_path):
 def test_a_scorer_that_returns_nothing_is_named_with_the_row(tmp_path, returns, message):
     output = tmp_path / "scored.jsonl"
     with pytest.raises(ValueError, match=message) as error:
-        score_rows(ROWS, [Lengths(), function(returns)], output, chunk_size=2)
+        score_rows(ROWS, Function(returns), output, chunk_size=2)
     assert str(error.value).startswith("scorer 'mine' ") and "\n" not in str(error.value)
     assert output.read_bytes() == b""
     # nothing was scored, so the scorer may be mended and the same output used
-    mended = function(lambda texts: [1.0] * len(texts))
+    mended = Function(lambda texts: [1.0] * len(texts))
     mended.settings["version"] = 2
-    assert score_rows(ROWS, [Lengths(), mended], output).rows == 5
+    assert score_rows(ROWS, mended, output).rows == 5
 
 
 def test_a_scorer_that_has_scored_before_may_fail_on_a_whole_chunk(tmp_path):
-    scorer = function(lambda texts: [1.0 if text in "ab" else None for text in texts])
-    report = score_rows(ROWS, [scorer], tmp_path / "scored.jsonl", chunk_size=2)
-    assert report.unscored == {"mine": 3}
+    scorer = Function(lambda texts: [1.0 if text in "ab" else None for text in texts])
+    report = score_rows(ROWS, scorer, tmp_path / "scored.jsonl", chunk_size=2)
+    assert report.unscored == 3
 
 
 def test_arrays_are_scores_too():
     import numpy as np
 
-    scorer = function(lambda texts: np.array([0.5, 2], dtype=np.float32))
+    scorer = Function(lambda texts: np.array([0.5, 2], dtype=np.float32))
     assert checked_scores(scorer, ["", ""], ["a", "b"], [0, 1]) == [0.5, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("rows", "scorers", "message"),
+    ("rows", "scorer", "message"),
     [
-        ([], [Lengths()], "no rows to score"),
-        (ROWS, [], "no scorer"),
-        (ROWS, [Lengths(), Lengths()], "2 scorers are called 'length'"),
-        ([{"completion": "a"}], [Lengths()], "row 0 has no `id`"),
-        ([ROWS[0], ROWS[0]], [Lengths()], "row 1 has the `id` 'r0' of an earlier row"),
-        ([{"id": 1, "text": "a"}], [Lengths()], r"row 1 has no `completion`, only \['id', 'text'\]"),
-        ([{"id": 1, "completion": 5}], [Lengths()], "row 1: a completion must be"),
-        ([{**ROWS[0], "scores": {"length": 1}}], [Lengths()], "row 'r0' has a score 'length' already"),
+        ([], Lengths(), "no rows to make"),
+        ([{"completion": "a"}], Lengths(), "row 0 has no `id`"),
+        ([ROWS[0], ROWS[0]], Lengths(), "row 1: the `id` 'r0' occurs twice"),
+        ([{"id": 1, "text": "a"}], Lengths(), r"row 1 has no `completion`, only \['id', 'text'\]"),
+        ([{"id": 1, "completion": 5}], Lengths(), "row 1: a completion must be"),
+        ([{**ROWS[0], "scores": {"length": 1}}], Lengths(), "row 'r0' has a score 'length' already"),
     ],
 )
-def test_what_cannot_be_scored(tmp_path, rows, scorers, message):
+def test_what_cannot_be_scored(tmp_path, rows, scorer, message):
     with pytest.raises(ValueError, match=message):
-        score_rows(rows, scorers, tmp_path / "scored.jsonl")
+        score_rows(rows, scorer, tmp_path / "scored.jsonl")
+
+
+def rating(number):
+    return json.dumps({"rating": number})
 
 
 class Judge:
@@ -161,20 +170,20 @@ class Judge:
 
 
 def test_what_a_judge_failed_on_is_in_the_row_with_its_words(tmp_path):
-    judge = JudgeScorer(Judge(a=["8"], b=["hm", "hmm"], c=["hm", "4"], d=["1"], e=["2"]), "kind")
-    report = score_rows(ROWS, [judge], tmp_path / "scored.jsonl", chunk_size=3)
+    judge = JudgeScorer(Judge(a=[rating(8)], b=["hm", "hmm"], c=["hm", rating(4)], d=[rating(1)], e=[rating(2)]), "kind")
+    report = score_rows(ROWS, judge, tmp_path / "scored.jsonl", chunk_size=3)
     rows = read_jsonl(tmp_path / "scored.jsonl")
     assert [row["scores"]["judge"] for row in rows] == [8, None, 4, 1, 2]
     assert rows[1]["failures"] == {"judge": ["hm", "hmm"]}
     assert [row["id"] for row in rows if "failures" in row] == ["r1"]
-    assert report.counts == {"judge": {"retried": 2, "unparsed": 1}}
-    assert "judge: mean 3.75, 1 without a score, 2 retried, 1 unparsed" in report.summary
+    assert report.counts == {"retried": 2, "unparsed": 1}
+    assert "mean 3.75, 1 without a score, 2 retried, 1 unparsed" in report.summary
 
 
 def test_a_judge_of_which_nothing_can_be_read_is_quoted(tmp_path):
     judge = JudgeScorer(Judge(**{text: ["Sure!", "I like it."] for text in "abcde"}), "kind")
     with pytest.raises(ValueError, match=r"scorer 'judge' gave no score .* row 'r0'; it replied 'I like it\.'"):
-        score_rows(ROWS, [judge], tmp_path / "scored.jsonl")
+        score_rows(ROWS, judge, tmp_path / "scored.jsonl")
 
 
 class Weak:
@@ -182,6 +191,9 @@ class Weak:
 
     def __init__(self, *texts):
         self.name, self.texts = "weak", list(texts)
+
+    def __call__(self):
+        return self
 
     def generate(self, prompts, params):
         text = self.texts.pop(0)
@@ -193,15 +205,14 @@ def test_from_weak_models_to_a_training_set(tmp_path):
     pytest.importorskip("profanity_check", reason="pip install alt-profanity-check")
     engines = {"rude": Weak("You damn idiot.", "What a nice cat."), "kind": Weak("Have a good day.", "")}
     prompts = [Query.from_text("Hello?"), Query.from_text("And you?")]
-    sample_answers(engines, prompts, GenerationParams(8, 1.0), tmp_path / "answers.jsonl", num_samples=2)
-    scorer = create_scorer("profanity")
-    score_rows(load_answers(tmp_path / "answers.jsonl"), [scorer], tmp_path / "scored.jsonl")
+    sample_answers(engines, prompts, GenerationParams(8, 1.0), tmp_path / "answers.jsonl", num_samples=2, greedy=False)
+    scorer = plan_scorer("profanity").build()
+    score_rows(load_answers(tmp_path / "answers.jsonl"), scorer, tmp_path / "scored.jsonl")
     rows, report = keep_rows(
         read_jsonl(tmp_path / "scored.jsonl"), scorer="profanity", higher_is_better=False, threshold=0.5
     )
     assert report.dropped["empty"] == 2 and report.dropped["beyond_threshold"] == 2
     assert {model: entry["kept"] for model, entry in report.models.items()} == {"kind": 2, "rude": 2}
-    data = to_sft_dataset(rows, weight_by="profanity", worst=1.0, best=0.0)
+    data = to_sft_dataset(rows)
     assert {chat[0]["content"] for chat in data["completion"]} == {"What a nice cat.", "Have a good day."}
-    assert all(0.5 <= weight <= 1 for weight in data["weight"])
     assert json.loads((tmp_path / "scored.settings.json").read_text()) == {"profanity": {"kind": "profanity"}}

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.weak_to_strong.data.examples import Example, Pair, load_examples
-from trl_extensions.weak_to_strong.data.examples import split_halves, take_slice
+from trl_extensions.weak_to_strong.data.examples import Example, Pair, load_examples, split_halves, take_slice
 from trl_extensions.weak_to_strong.labels.calibrate import fit_temperature
-from trl_extensions.weak_to_strong.labels.labelling import bootstrap_chain, label_rows
+from trl_extensions.weak_to_strong.labels.learners import bootstrap_chain
 from trl_extensions.weak_to_strong.labels.sklearn_learner import SklearnLearner
 
 
@@ -33,11 +32,15 @@ def make(prefix, n, group=None):
 LABELLED, TARGET, TEST = make("a", 120), make("b", 60), make("c", 30)
 
 
-def label(folder, learners=None, **options):
+def stage(folder, learners=None, **options):
     learners = learners or [SklearnLearner("naive-bayes"), SklearnLearner("tfidf-logreg")]
-    settings = {"num_classes": 2, "seed": 0, "extra": {"test": TEST}} | options
+    settings = {"num_classes": 2, "seed": 0, "eval_sets": {"test": TEST}} | options
     labelled, target = settings.pop("labelled", LABELLED), settings.pop("target", TARGET)
-    return label_rows(learners, labelled, target, folder=folder, **settings)
+    return bootstrap_chain([learners], labelled, target, folder=folder, **settings)[0]
+
+
+def label(*args, **options):
+    return stage(*args, **options).report
 
 
 class Fixed:
@@ -47,7 +50,7 @@ class Fixed:
         self.name, self.says, self.settings = name, says, settings
         self.fits, self.asked, self.current = [], [], None
 
-    def fit(self, rows, soft_labels, weights, *, seed, folder):
+    def fit(self, rows, soft_labels, *, seed, folder):
         self.fits.append((rows, soft_labels, seed, folder))
         self.current = {row.id for row in rows}
 
@@ -61,7 +64,8 @@ def always(p):
 
 
 def test_every_figure_from_the_files(tmp_path):
-    report = label(tmp_path)
+    result = stage(tmp_path)
+    report = result.report
     rows = read_jsonl(report.path)
     assert [(r["id"], r["text"], r["label"]) for r in rows] == [(e.id, e.text, e.label) for e in TARGET]
     assert list(rows[0]) == ["id", "text", "label", "soft_labels", "weak", "disagreement", "confidence"]
@@ -78,10 +82,13 @@ def test_every_figure_from_the_files(tmp_path):
     assert report.disagreement == pytest.approx(apart.mean())
     assert report.class_shares == pytest.approx([(soft.argmax(1) == k).mean() for k in (0, 1)])
     assert report.labelled_shares == [0.5, 0.5] and (report.rows, report.labelled, report.slice_rows) == (60, 120, 24)
-    test = read_jsonl(tmp_path / "test.jsonl")
-    assert [(row["id"], row["label"]) for row in test] == [(e.id, e.label) for e in TEST]
-    said = [np.argmax(row["probs"]) == row["label"] for row in test]
-    assert report.extra_accuracy == {"test": np.mean(said)}
+    assert soft == pytest.approx(result.soft["target"])
+    right = result.soft["test"].argmax(axis=1) == [row.label for row in TEST]
+    assert report.extra_accuracy == {"test": right.mean()}
+    for name in weak:
+        test = read_jsonl(tmp_path / "stage_0/learners" / name / "test.jsonl")
+        assert [(row["id"], row["label"]) for row in test] == [(e.id, e.label) for e in TEST]
+        assert np.array([row["probs"] for row in test]) == pytest.approx(result.by_learner[name]["test"])
     assert report.target_accuracy > 0.7  # two words of four give the class away
 
 
@@ -106,7 +113,7 @@ def test_the_slice_is_never_trained_on(tmp_path):
     asked = [ids for _, ids in learner.asked]
     held = next(ids for ids in asked if len(ids) == 20)
     assert {row.group for row in rows}.isdisjoint(f"g{int(i[1:]) // 4}" for i in held)
-    assert folder == tmp_path / "learners/f/model"
+    assert folder == tmp_path / "stage_0/learners/f/model"
 
 
 def test_without_calibration_nothing_is_held_back(tmp_path):
@@ -162,7 +169,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     whole = label(tmp_path / "whole", [Fixed("a", always(0.7)), Fixed("b/2", always(0.4))])
     with pytest.raises(KeyboardInterrupt):
         label(tmp_path / "cut", [Fixed("a", always(0.7)), Fixed("b/2", killed)])
-    assert not (tmp_path / "cut/weak_labels.jsonl").exists()
+    assert not (tmp_path / "cut/stage_0/weak_labels.jsonl").exists()
     first, second = Fixed("a", killed), Fixed("b/2", always(0.4))
     report = label(tmp_path / "cut", [first, second])
     assert not first.fits and len(second.fits) == 1
@@ -181,7 +188,7 @@ def test_a_run_killed_after_the_fit_keeps_the_model_and_refuses_other_settings(t
     cut.predict = killed
     with pytest.raises(KeyboardInterrupt):
         label(tmp_path, [cut])
-    model = tmp_path / "learners/naive-bayes/model/model.joblib"
+    model = tmp_path / "stage_0/learners/naive-bayes/model/model.npz"
     written = model.stat().st_mtime_ns
     with pytest.raises(ValueError, match=r"trained_on\.labels was"):
         label(tmp_path, [SklearnLearner("naive-bayes")], calibration_share=0.3)
@@ -200,7 +207,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
         ({"calibration_share": 0.3}, "calibration_share was 0.2, now 0.3"),
         ({"target": TARGET[:-1]}, r"target.digest was .*; target.rows was 60, now 59"),
         ({"labelled": LABELLED[1:]}, "labelled.rows was 120, now 119"),
-        ({"extra": None}, "extra.test was"),
+        ({"eval_sets": None}, "extra.test was"),
         ({"learners": [Fixed("a", always(0.7), size=4)]}, "settings.size was 3, now 4"),
         ({"learners": [Fixed("b", always(0.7))]}, r'learners was \["a"\], now \["b"\]'),
     ):
@@ -211,8 +218,8 @@ def test_other_settings_are_refused_and_named(tmp_path):
 def test_the_same_answers_can_be_combined_anew(tmp_path):
     rounded = np.array([0.7002, 0.3], dtype=np.float16)  # sums to 1 to within 0.001
     label(tmp_path, [Fixed("a", lambda rows: np.tile(rounded, (len(rows), 1)))])
-    assert sum(read_jsonl(tmp_path / "weak_labels.jsonl")[0]["soft_labels"]) == pytest.approx(1, abs=1e-12)
-    (tmp_path / "weak_labels.jsonl").unlink()
+    assert sum(read_jsonl(tmp_path / "stage_0/weak_labels.jsonl")[0]["soft_labels"]) == pytest.approx(1, abs=1e-12)
+    (tmp_path / "stage_0/weak_labels.jsonl").unlink()
     report = label(tmp_path, [Fixed("a", killed)], ensemble="hard")
     assert read_jsonl(report.path)[0]["soft_labels"] == [1.0, 0.0]
 
@@ -259,7 +266,7 @@ def test_a_broken_learner_is_named(tmp_path, says, message):
         ({"target": [Pair("x", "a", "b", 0)]}, "target row 'x': texts and pairs are mixed"),
         ({"target": []}, "there are no target rows"),
         ({"labelled": []}, "there are no labelled rows"),
-        ({"extra": {"../x": TEST}}, "cannot name a file"),
+        ({"eval_sets": {"../x": TEST}}, "cannot name a file"),
         ({"num_classes": 1}, "`num_classes` is 1"),
         ({"calibration_share": 0.0}, "between 0 and 1"),
     ],
@@ -269,7 +276,7 @@ def test_bad_input_is_one_line(tmp_path, options, message):
         label(tmp_path, **options)
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.jsonl"))
     with pytest.raises(ValueError, match="no learner"):
-        label_rows([], LABELLED, TARGET, num_classes=2, seed=0, folder=tmp_path)
+        bootstrap_chain([[]], LABELLED, TARGET, num_classes=2, seed=0, folder=tmp_path)
     with pytest.raises(ValueError, match="no stages"):
         bootstrap_chain([], LABELLED, TARGET, num_classes=2, seed=0, folder=tmp_path)
 
@@ -298,14 +305,14 @@ def test_warnings(tmp_path, caplog):
 def test_summary_is_two_lines(tmp_path):
     report = label(tmp_path, [Fixed("a", always(0.75)), Fixed("b", always(0.25))], calibrate=False)
     assert report.summary == (
-        f"{tmp_path}/weak_labels.jsonl: 60 rows labelled, 50.0% right, 50.0% of test right; mean disagreement 0.250, "
+        f"{tmp_path}/stage_0/weak_labels.jsonl: 60 rows labelled, 50.0% right, 50.0% of test right; mean disagreement 0.250, "
         "confidence 0.000; classes 100.0% / 0.0%, true ones of 120 rows 50.0% / 50.0%\n"
         "soft vote of a (50.0% on these rows, T 1.00); b (50.0% on these rows, T 1.00)"
     )
 
 
 def test_rows_without_true_labels(tmp_path):
-    unknown = label(tmp_path / "a", target=[replace(row, label=None) for row in TARGET], extra=None)
+    unknown = label(tmp_path / "a", target=[replace(row, label=None) for row in TARGET], eval_sets=None)
     assert unknown.target_accuracy is None and "60 rows labelled; mean" in unknown.summary
     soft = [[row["soft_labels"] for row in read_jsonl(r.path)] for r in (unknown, label(tmp_path / "b"))]
     assert soft[0] == soft[1]
@@ -320,7 +327,7 @@ def make_pairs(prefix, n):
 
 
 def test_pairs(tmp_path):
-    report = label(tmp_path, labelled=make_pairs("a", 100), target=make_pairs("b", 40), extra=None)
+    report = label(tmp_path, labelled=make_pairs("a", 100), target=make_pairs("b", 40), eval_sets=None)
     rows = read_jsonl(report.path)
     assert list(rows[0])[:4] == ["id", "chosen", "rejected", "label"]
     assert report.target_accuracy > 0.8 and len(rows[0]["soft_labels"]) == 2
@@ -336,9 +343,10 @@ class Echo(Fixed):
 def test_no_stage_of_a_chain_labels_rows_it_was_trained_on(tmp_path):
     stages = [[SklearnLearner("naive-bayes")], [Echo("e1"), Echo("e2")], [Echo("last")]]
     target = make("g", 60, group=3)
-    reports = bootstrap_chain(
-        stages, LABELLED, target, num_classes=2, seed=0, folder=tmp_path, calibrate=False, extra={"test": TEST}
+    results = bootstrap_chain(
+        stages, LABELLED, target, num_classes=2, seed=0, folder=tmp_path, calibrate=False, eval_sets={"test": TEST}
     )
+    reports = [result.report for result in results]
     assert [report.path for report in reports] == [f"{tmp_path}/stage_{i}/weak_labels.jsonl" for i in range(3)]
     first = {row["id"]: row["soft_labels"] for row in read_jsonl(reports[0].path)}
     halves = split_halves(target, seed=0)
@@ -353,14 +361,21 @@ def test_no_stage_of_a_chain_labels_rows_it_was_trained_on(tmp_path):
     said = {row["id"]: row["soft_labels"][0] for row in read_jsonl(reports[1].path)}
     assert [said[row.id] for row in halves[0]] == pytest.approx([means[1]] * len(halves[0]))
     assert [said[row.id] for row in halves[1]] == pytest.approx([means[0]] * len(halves[1]))
-    for name in ("test.jsonl", "learners/e1/test.jsonl"):
-        said = [row["probs"][0] for row in read_jsonl(tmp_path / "stage_1" / name)]
-        assert said == pytest.approx([np.mean(means)] * len(TEST))
+    for probs in (results[1].soft["test"], results[1].by_learner["e1"]["test"]):
+        assert probs[:, 0] == pytest.approx([np.mean(means)] * len(TEST))
+
+
+def test_the_last_stage_may_write_its_labels_elsewhere(tmp_path):
+    usual = label(tmp_path / "a", [Fixed("f", always(0.7))])
+    own = label(tmp_path / "b", [Fixed("f", always(0.7))], output=tmp_path / "mine.jsonl")
+    assert own.path == str(tmp_path / "mine.jsonl") and not (tmp_path / "b/stage_0/weak_labels.jsonl").exists()
+    assert read_jsonl(own.path) == read_jsonl(usual.path)
 
 
 def test_a_chain_is_calibrated_on_rows_it_never_saw(tmp_path):
     stages = [[SklearnLearner("naive-bayes")], [Fixed("f", always(0.9))]]
-    reports = bootstrap_chain(stages, LABELLED, TARGET, num_classes=2, seed=0, folder=tmp_path)
+    results = bootstrap_chain(stages, LABELLED, TARGET, num_classes=2, seed=0, folder=tmp_path)
+    reports = [result.report for result in results]
     # A constant that is right half of the time ends at one half, as near as the bound on T lets it
     assert len(reports[1].learners["f"]["temperature"]) == 2
     assert read_jsonl(reports[1].path)[0]["soft_labels"][0] == pytest.approx(0.5, abs=0.01)
@@ -391,7 +406,7 @@ def test_real_clauses_by_question(tmp_path):
         path, text_template="Question: {question}\nClause: {text}", group_column="question_id", limit=1600
     )
     labelled, target = split_halves(rows, seed=0)
-    report = label(tmp_path, labelled=labelled, target=target, extra=None)
+    report = label(tmp_path, labelled=labelled, target=target, eval_sets=None)
     assert not [text for text in report.warnings if "groups" in text or "absent" in text]
     assert report.target_accuracy > 0.55  # chance is 0.52, the README's floor .73 knows the questions
     # Naive Bayes multiplies words that depend on each other and is far too sure
