@@ -20,13 +20,10 @@ def wilson(successes: float, total: float, confidence: float = 0.95) -> tuple[fl
     (successes / total - p)^2 = z^2 p (1 - p) / total.
 
     Args:
-        successes: How many of `total` have the property. Need not be whole, for counts reduced to an effective size
-            (which `scipy.stats.binomtest` does not take).
-        total: Independent observations.
+        successes: How many of `total` have the property. Need not be whole, for counts reduced to an effective size,
+            which `scipy.stats.binomtest` does not take.
+        total: Independent observations. With none nothing is known, and the interval is (0, 1).
         confidence: Coverage, in (0, 1).
-
-    Returns:
-        Low and high bound, in [0, 1]; (0, 1) for a total of 0, where nothing is known.
 
     Raises:
         ValueError: `successes` is not within [0, total], or `confidence` not within (0, 1).
@@ -67,9 +64,6 @@ def bootstrap(
 
     Returns:
         Low and high bound; (None, None) where no resample has a value.
-
-    Raises:
-        ValueError: Another number of groups than rows, no resamples, or `confidence` not within (0, 1).
     """
     _check_confidence(confidence)
     if resamples < 1:
@@ -105,15 +99,12 @@ def bootstrap_ratio(
 
     Args:
         numerators: One number a row, e.g. its spans, or its KL in nats summed over tokens.
-        denominators: One number >= 0 a row, e.g. its tokens. Rows with zero tokens are left out.
+        denominators: One number >= 0 a row, e.g. its tokens. Rows with zero tokens are left out; with fewer than two
+            others the interval is (nan, nan).
         confidence, resamples, seed: See `bootstrap`.
 
-    Returns:
-        Low and high bound in the unit of the ratio; (nan, nan) with fewer than two rows.
-
     Raises:
-        ValueError: The two differ in length, a number is not finite, a denominator is negative, a row has a numerator
-            but no denominator, or `confidence` is not within (0, 1).
+        ValueError: The two differ in length, or numbers of a row make no ratio (it is named).
     """
     _check_confidence(confidence)
     if len(numerators) != len(denominators):
@@ -122,10 +113,7 @@ def bootstrap_ratio(
     bad = ~np.isfinite(above) | ~np.isfinite(below) | (below < 0) | ((below == 0) & (above != 0))
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(
-            f"row {row}: {above[row]} over {below[row]} is no ratio; both must be finite, the denominator not "
-            "negative, and above zero where the numerator is not zero."
-        )
+        raise ValueError(f"row {row}: {above[row]} over {below[row]} is no ratio of finite numbers, the second >= 0.")
     above, below = above[below > 0], below[below > 0]
     if len(below) < 2:
         return math.nan, math.nan
@@ -151,11 +139,7 @@ def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, flo
 
 
 def group_index(groups: Sequence[Hashable] | None, rows: int) -> tuple[np.ndarray, int]:
-    """For each row the number of its group, in order of appearance, and how many there are; None is a group of one.
-
-    Raises:
-        ValueError: Another number of groups than rows.
-    """
+    """For each row the number of its group, in order of appearance, and how many there are; None is a group of one."""
     if groups is None:
         return np.arange(rows), rows
     if len(groups) != rows:

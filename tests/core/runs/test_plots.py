@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from trl_extensions.core.runs.plots import COLOURS, bar_plot, line_plot, panels, save, scatter
+from trl_extensions.core.runs.plots import COLOURS, bar_plot, line_plot, panels, save
 
 
 def estimate(value, low=None, high=None):
@@ -24,17 +24,16 @@ def test_bars_have_heights_intervals_and_a_place_for_what_is_unknown(tmp_path):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after"]
 
 
-def test_lines_and_points_share_one_legend_below(tmp_path):
+def test_lines_of_two_panels_share_one_legend_below(tmp_path):
     figure, (left, right) = panels(2)
-    line_plot(left, {"bound": ([0, 1, 2], [0.1, estimate(0.2, 0.15, 0.3), 0.4])})
-    scatter(
-        right, {"bound": [(0.1, 0.9), (estimate(0.5, 0.4, 0.6), 0.8)], "other": [(0.3, 0.3)]}, unit=100, lines=True
-    )
+    line_plot(left, {"$1, $2": ([0, 1, 2], [0.1, estimate(0.2, 0.15, 0.3), 0.4])})
+    line_plot(right, {"$1, $2": ([0], [0.5]), "other": ([0, 1], [None, 0.5])}, unit=100)
     assert left.lines[0].get_ydata().tolist() == [0.1, 0.2, 0.4]
     assert left.lines[0].get_color() == COLOURS[0]
-    assert right.lines[0].get_xdata().tolist() == [10, 50]
+    assert right.lines[0].get_ydata().tolist() == [50]
     save(figure, tmp_path / "two.png")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["bound", "other"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$1, $2", "other"]
+    assert not figure.legends[0].get_texts()[0].get_parse_math()
 
 
 def test_no_names_no_legend(tmp_path):

@@ -42,14 +42,11 @@ class EndpointError(RuntimeError):
     """A request failed for good; the message is one line with the URL, the status and the server's own words.
 
     Attributes:
-        status (`int`, *optional*):
-            The HTTP status of the answer that refused it, `None` where the server could not be reached or kept
+        status: The HTTP status of the answer that refused it, `None` where the server could not be reached or kept
             failing, so that another time the same request may succeed.
-        partial ([`Generation`], *optional*):
-            What was written where the server ended the answer for a reason of its own, such as its content filter.
-    """
-
-    def __init__(self, message: str, status: int | None = None, partial: Generation | None = None) -> None:
+        partial: What was written where the server ended the answer for a reason of its own, such as its content
+            filter.
+    """def __init__(self, message: str, status: int | None = None, partial: Generation | None = None) -> None:
         super().__init__(message)
         self.status, self.partial = status, partial
 
@@ -59,8 +56,7 @@ class _Broken(Exception):  # noqa: N818
 
 
 class EndpointEngine:
-    """
-    Generates by asking a server.
+    """Generates by asking a server.
 
     Up to `concurrency` requests are in flight; results come as they finish. Rate limits (429), server errors (5xx),
     time-outs and lost connections are retried by the `openai` client, with growing pauses or after the pause the
@@ -71,31 +67,21 @@ class EndpointEngine:
     such as a content filter, is delivered as cut off by `generate`, with a warning, and fails in `LLMClient`.
 
     Args:
-        base_url (`str`):
-            Address of the server. `/v1` is added unless the address has a version or a query (`?api-version=...`).
-        model (`str`):
-            Name the server knows the model by.
-        api_key (`str`, *optional*):
-            Key the server wants. Without one none is sent.
-        concurrency (`int`, *optional*, defaults to `8`):
-            Most requests in flight.
-        max_retries (`int`, *optional*, defaults to `5`):
-            How often one request is sent again.
-        timeout (`float`, *optional*, defaults to `300.0`):
-            Seconds to wait for one answer.
-        extra_body (`dict`, *optional*):
-            Further fields of every request, such as `top_k`; they win over the engine's own.
-        max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`):
-            What the server calls the token limit: `max_tokens` or `max_completion_tokens`.
-        omit (`Sequence[str]`, *optional*, defaults to `()`):
-            Fields that are never sent, for models that refuse them, such as `temperature` or `seed`.
+        base_url: Address of the server. `/v1` is added unless the address has a version or a query
+            (`?api-version=...`).
+        model: Name the server knows the model by.
+        api_key: Key the server wants. Without one none is sent.
+        concurrency: Most requests in flight.
+        max_retries: How often one request is sent again.
+        timeout: Seconds to wait for one answer.
+        extra_body: Further fields of every request, such as `top_k`; they win over the engine's own.
+        max_tokens_field: What the server calls the token limit: `max_tokens` or `max_completion_tokens`.
+        omit: Fields that are never sent, for models that refuse them, such as `temperature` or `seed`.
 
     Raises:
         `ValueError`: if an argument is out of range or `base_url` is not an http address.
         `ImportError`: if `openai` is not installed.
-    """
-
-    def __init__(
+    """def __init__(
         self,
         base_url: str,
         model: str,
@@ -131,16 +117,14 @@ class EndpointEngine:
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """
-        Generates for every prompt; see [`GenerationEngine.generate`].
+        """Generates for every prompt; see [`GenerationEngine.generate`].
 
         Closing the iterator early drops what has not been sent; answers under way are thrown away.
 
         Raises:
             `ValueError`: naming the prompt's index, if it is plain text: this API only takes chats.
             `EndpointError`: from the iterator, when a request fails for good.
-        """
-        _check_chats(prompts)
+        """_check_chats(prompts)
         if seeds is None:
             seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
         requests = [(prompt, params, seed, ()) for prompt, seed in zip(prompts, seeds, strict=True)]
@@ -149,16 +133,14 @@ class EndpointEngine:
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> Iterator[tuple[int, Generation, list[float]]]:
-        """
-        Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
+        """Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
 
         A server lists its 20 likeliest tokens at most; an option that is not among them gets minus infinity.
 
         Raises:
             `ValueError`: naming the prompt's index, if it is plain text.
             `EndpointError`: from the iterator, when a request fails for good or the server sends no log-probabilities.
-        """
-        _check_chats(prompts)
+        """_check_chats(prompts)
         return self._stream([(prompt, GenerationParams(1), 0, tuple(options)) for prompt in prompts])
 
     @asynccontextmanager
@@ -180,8 +162,7 @@ class EndpointEngine:
         """Results as they come, from an event loop in a thread: it goes on while the caller writes, and in notebooks.
 
         A request is sent when an earlier one is answered and taken, so that little is wasted if the caller leaves.
-        """
-        results: SimpleQueue[Any] = SimpleQueue()
+        """results: SimpleQueue[Any] = SimpleQueue()
         unsent, failures = iter(enumerate(requests)), []
         loop, taken = asyncio.new_event_loop(), asyncio.Semaphore(0)
 

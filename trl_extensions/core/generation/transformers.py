@@ -35,6 +35,7 @@ from .types import (
     cut_at_stop,
     is_adapter_directory,
     request_seed,
+    tokenizer_source,
 )
 
 
@@ -42,8 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class TransformersEngine:
-    """
-    Generates with a causal language model in this process.
+    """Generates with a causal language model in this process.
 
     Prompts are sorted by length and batched by a token budget, padded on the left with an explicit attention mask. A
     loaded model may be in the middle of training: train or eval mode of every module, `use_cache`, gradient
@@ -53,16 +53,13 @@ class TransformersEngine:
     The model's own generation defaults (sampling, repetition penalty, ...) are ignored, its end tokens are not.
 
     Args:
-        model (`str`, `PreTrainedModel` or `PeftModel`):
-            Model id, directory, directory of a PEFT adapter, the embedded model's alias, or a loaded model.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The model's tokenizer. By default it is loaded from where the model came from. Never modified.
-        batch_tokens (`int`, *optional*, defaults to `16384`):
-            Most tokens in a batch: rows * (longest prompt + `max_new_tokens`). A row that is longer goes alone.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Dtype to load a named model in; `"auto"` is the checkpoint's own.
-        model_init_kwargs (`dict`, *optional*):
-            Further arguments of `from_pretrained` for a named model, such as `revision` or `attn_implementation`.
+        model: Model id, directory, directory of a PEFT adapter, the embedded model's alias, or a loaded model.
+        tokenizer: The model's tokenizer. By default it is loaded from where the model came from. Never modified.
+        batch_tokens: Most tokens in a batch: rows * (longest prompt + `max_new_tokens`). A row that is longer goes
+            alone.
+        dtype: Dtype to load a named model in; `"auto"` is the checkpoint's own.
+        model_init_kwargs: Further arguments of `from_pretrained` for a named model, such as `revision` or
+            `attn_implementation`.
 
     Attributes:
         num_tokens (`int`): Tokens read and written by `generate` since it was made.
@@ -71,9 +68,7 @@ class TransformersEngine:
     Raises:
         `OSError`: if a named model or its tokenizer cannot be loaded.
         `ValueError`: if `batch_tokens` is below 1 or no tokenizer can be found.
-    """
-
-    def __init__(
+    """def __init__(
         self,
         model: str | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -85,8 +80,8 @@ class TransformersEngine:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         if isinstance(model, (str, Path)):
-            self.model, source = _load_model(str(model), {"dtype": dtype} | (model_init_kwargs or {}))
             name = str(model)
+            self.model, source = _load_model(name, {"dtype": dtype} | (model_init_kwargs or {})), tokenizer_source(name)
         else:
             self.model, source = model, getattr(model.config, "_name_or_path", "")
             name = source or type(model).__name__
@@ -104,8 +99,7 @@ class TransformersEngine:
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """
-        Generates for every prompt; see [`GenerationEngine.generate`].
+        """Generates for every prompt; see [`GenerationEngine.generate`].
 
         With a temperature and no `seeds`, the same seed and the same list of prompts give the same text; another list
         may not, since batches differ.
@@ -113,8 +107,7 @@ class TransformersEngine:
         Raises:
             `ValueError`: naming the prompt's index, if it and `max_new_tokens` exceed the model's context, or it has
                 no tokens, or it is a chat and the tokenizer has no chat template.
-        """
-        check_prompts(prompts)
+        """check_prompts(prompts)
         token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
         self._check_lengths(token_ids, params.max_new_tokens)
         return self._generate_batches(token_ids, params, None if seeds is None else list(seeds))
@@ -122,15 +115,13 @@ class TransformersEngine:
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> Iterator[tuple[int, Generation, list[float]]]:
-        """
-        Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
+        """Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
 
         Where the tokenizer puts a token of white space before an option, the prompt is continued by it first.
 
         Raises:
             `ValueError`: as `generate`, and if two options begin with the same token.
-        """
-        check_prompts(prompts)
+        """check_prompts(prompts)
         lead, first_tokens = _first_tokens(self.tokenizer, options)
         token_ids = [
             encode_prompt(self.tokenizer, prompt, f"prompt {index}") + lead for index, prompt in enumerate(prompts)
@@ -289,14 +280,11 @@ class _BySchema(LogitsProcessor):
 
 
 class _SamplingByRow(LogitsProcessor):
-    """
-    Samples each row with a random state of its own, so that a row's text does not depend on the rest of its batch.
+    """Samples each row with a random state of its own, so that a row's text does not depend on the rest of its batch.
 
     By the Gumbel-max trick: the largest of the scores, each with independent Gumbel noise, is a sample of their
     softmax. What decodes greedily behind this samples.
-    """
-
-    def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
+    """def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
         self.warpers = [TemperatureLogitsWarper(float(params.temperature))]
         if params.top_p < 1:
             self.warpers.append(TopPLogitsWarper(params.top_p))
@@ -328,8 +316,7 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) ->
 
 
 class _StopStrings(StoppingCriteria):
-    """
-    Ends a row at the first stop string in its generated text.
+    """Ends a row at the first stop string in its generated text.
 
     transformers' own `stop_strings` also looks at the end of the prompt, so that a stop of two newlines would fire on
     one newline generated after a prompt that ends in one. `ends[row]` is the number of tokens generated up to and
@@ -358,14 +345,12 @@ class _StopStrings(StoppingCriteria):
 
 @contextmanager
 def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """
-    Eval mode and `config` as the model's generation config inside, everything as before outside.
+    """Eval mode and `config` as the model's generation config inside, everything as before outside.
 
     Eval mode also switches gradient checkpointing off, and the generation config overrules `model.config.use_cache`,
     so neither needs changing. The generation config is swapped, not only passed to `generate`, because transformers
     fills whatever the passed one leaves unset (a repetition penalty, for one) from the model's.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = inner.generation_config
     inner.generation_config = config
     try:
@@ -387,29 +372,23 @@ def _seeded(params: GenerationParams, number: int, device: torch.device) -> Iter
         yield
 
 
-def _load_model(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """The model in eval mode on the accelerator, if there is one, and where its tokenizer is."""
+def _load_model(name: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The model in eval mode on the accelerator, if there is one."""
     from accelerate import PartialState
 
     from ...embedded import resolve_model_name
 
-    path = resolve_model_name(name)
-    adapter = path if is_adapter_directory(path) else None
-    if adapter:
-        from peft import PeftConfig
+    path, adapter = resolve_model_name(name), None
+    if is_adapter_directory(path):
+        from peft import PeftConfig, PeftModel
 
-        path = resolve_model_name(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+        path, adapter = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path), path
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     except OSError as error:
         wanted = f"the base model {path!r} of the adapter {name!r}" if adapter else f"the model {path!r}"
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"cannot load {wanted}: give a directory with config.json or a hub id ({reason})") from None
-    source = path
     if adapter:
-        from peft import PeftModel
-
         model = PeftModel.from_pretrained(model, adapter)
-        if (Path(adapter) / "tokenizer_config.json").is_file():
-            source = adapter
-    return model.to(PartialState().device).eval(), source
+    return model.to(PartialState().device).eval()

@@ -18,29 +18,20 @@ Prompt: TypeAlias = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """
-    How to decode. A model's own sampling defaults never apply: what is not said here is off.
+    """How to decode. A model's own sampling defaults never apply: what is not said here is off.
 
     Args:
-        max_new_tokens (`int`, *optional*, defaults to `350`):
-            Most tokens to generate for a prompt.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; 0 decodes greedily.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus: sample from the smallest set of tokens whose probability reaches this. Unused when greedy.
-        stop (`tuple[str, ...]`, *optional*, defaults to `()`):
-            Generation ends at the first of these strings in the generated text, which is cut before it.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed for sampling. Unused when greedy.
-        schema (`str`, *optional*):
-            JSON schema, as text, that the generated text must follow. An engine or a server that cannot enforce one
-            says so once and generates without.
+        max_new_tokens: Most tokens to generate for a prompt.
+        temperature: Sampling temperature; 0 decodes greedily.
+        top_p: Nucleus: sample from the smallest set of tokens whose probability reaches this. Unused when greedy.
+        stop: Generation ends at the first of these strings in the generated text, which is cut before it.
+        seed: Seed for sampling. Unused when greedy.
+        schema: JSON schema, as text, that the generated text must follow. An engine or a server that cannot enforce
+            one says so once and generates without.
 
     Raises:
         `ValueError`: naming the field, if a value is out of range or of the wrong type.
-    """
-
-    max_new_tokens: int = 350
+    """max_new_tokens: int = 350
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
@@ -76,21 +67,14 @@ class GenerationParams:
 
 @dataclass(frozen=True)
 class Generation:
-    """
-    What a model wrote for one prompt.
+    """What a model wrote for one prompt.
 
     Attributes:
-        text (`str`):
-            The generated text, without the prompt, special tokens, the stop string and trailing whitespace.
-        finish_reason (`"stop"` or `"length"`):
-            `"stop"` if the model ended or reached a stop string, `"length"` if `max_new_tokens` cut it off.
-        num_tokens (`int`):
-            Tokens generated, the end token and the tokens of a stop string included.
-        num_prompt_tokens (`int`):
-            Tokens of the prompt, 0 where an endpoint does not say.
-    """
-
-    text: str
+        text: The generated text, without the prompt, special tokens, the stop string and trailing whitespace.
+        finish_reason: `"stop"` if the model ended or reached a stop string, `"length"` if `max_new_tokens` cut it off.
+        num_tokens: Tokens generated, the end token and the tokens of a stop string included.
+        num_prompt_tokens: Tokens of the prompt, 0 where an endpoint does not say.
+    """text: str
     finish_reason: Literal["stop", "length"]
     num_tokens: int
     num_prompt_tokens: int = field(default=0, compare=False)
@@ -104,18 +88,14 @@ class GenerationEngine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """
-        Generates for every prompt.
+        """Generates for every prompt.
 
         Bad prompts are refused here, before anything is generated. The iterator may be abandoned at any point.
 
         Args:
-            prompts (`Sequence[Prompt]`):
-                Text to continue, or chat messages to answer.
-            params ([`GenerationParams`]):
-                How to decode.
-            seeds (`Sequence[int]`, *optional*):
-                A seed for each prompt in place of the one of `params`. What is sampled for a prompt then depends on
+            prompts: Text to continue, or chat messages to answer.
+            params: How to decode.
+            seeds: A seed for each prompt in place of the one of `params`. What is sampled for a prompt then depends on
                 its own seed only, whatever other prompts there are.
 
         Yields:
@@ -123,20 +103,16 @@ class GenerationEngine(Protocol):
 
         Raises:
             `TypeError` or `ValueError`: naming the prompt's index.
-        """
-        ...
+        """...
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> Iterator[tuple[int, Generation, list[float]]]:
-        """
-        Says how likely it is that the answer to each prompt begins with each of a few options.
+        """Says how likely it is that the answer to each prompt begins with each of a few options.
 
         Args:
-            prompts (`Sequence[Prompt]`):
-                As for `generate`.
-            options (`Sequence[str]`):
-                Short strings that differ in their first tokens, such as digits. A leading space does not count.
+            prompts: As for `generate`.
+            options: Short strings that differ in their first tokens, such as digits. A leading space does not count.
 
         Yields:
             `tuple[int, Generation, list[float]]`: an index into `prompts`, what it cost (an empty text), and the
@@ -145,18 +121,15 @@ class GenerationEngine(Protocol):
 
         Raises:
             `TypeError` or `ValueError`: naming the prompt's index, or options that begin with the same token.
-        """
-        ...
+        """...
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:
-    """
-    Refuses anything that is neither a string nor a list of chat messages.
+    """Refuses anything that is neither a string nor a list of chat messages.
 
     Raises:
         `TypeError` or `ValueError`: one line with the index of the first bad prompt.
-    """
-    if isinstance(prompts, str):
+    """if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of prompts, got one string; wrap it in a list")
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -197,20 +170,16 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def sum_by_option(listed: Iterable[tuple[str, float]], options: Sequence[str]) -> list[float]:
-    """
-    The log-probability of each option, out of a list of tokens with theirs.
+    """The log-probability of each option, out of a list of tokens with theirs.
 
     Args:
-        listed (`Iterable[tuple[str, float]]`):
-            Tokens as text and their log-probabilities. White space around a token, and the marks that some tokenizers
-            write for it, do not count.
-        options (`Sequence[str]`):
-            What to look for.
+        listed: Tokens as text and their log-probabilities. White space around a token, and the marks that some
+            tokenizers write for it, do not count.
+        options: What to look for.
 
     Returns:
         `list[float]`: in nats; tokens that are the same option add up, minus infinity for one that is not listed.
-    """
-    shares = dict.fromkeys(options, 0.0)
+    """shares = dict.fromkeys(options, 0.0)
     for token, logprob in listed:
         token = token.strip(" \n\t\u0120\u010a\u2581")
         if token in shares:
@@ -219,13 +188,11 @@ def sum_by_option(listed: Iterable[tuple[str, float]], options: Sequence[str]) -
 
 
 def request_seed(seed: int, index: int | str) -> int:
-    """
-    The seed of one request, batch or named series of them, in 31 bits.
+    """The seed of one request, batch or named series of them, in 31 bits.
 
     Mixed rather than added: request 1 under seed 0 must not repeat request 0 under seed 1, and equal prompts in one
     run must not all get the same sample.
-    """
-    return random.Random(f"{seed}/{index}").getrandbits(31)
+    """return random.Random(f"{seed}/{index}").getrandbits(31)
 
 
 def check_integer(name: str, value: object, *, minimum: int) -> None:

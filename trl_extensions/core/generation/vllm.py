@@ -28,34 +28,24 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VLLMEngine:
-    """
-    Generates with vLLM (extra `vllm`) in this process.
+    """Generates with vLLM (extra `vllm`) in this process.
 
     vLLM schedules and batches by itself, but answers only when a whole call is done; prompts are handed over in chunks
     so that finished rows reach the caller's disk in between.
 
     Args:
-        model (`str`):
-            Model id, directory, or directory of a LoRA adapter, which runs on its base model.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Dtype to load the model in.
-        tensor_parallel_size (`int`, *optional*, defaults to `1`):
-            Number of GPUs that share the model.
-        gpu_memory_utilization (`float`, *optional*, defaults to `0.9`):
-            Share of the GPU memory vLLM may take.
-        chunk_size (`int`, *optional*, defaults to `512`):
-            Prompts handed over at once.
-        revision (`str`, *optional*):
-            Revision of the model on the hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether the model may bring its own code.
+        model: Model id, directory, or directory of a LoRA adapter, which runs on its base model.
+        dtype: Dtype to load the model in.
+        tensor_parallel_size: Number of GPUs that share the model.
+        gpu_memory_utilization: Share of the GPU memory vLLM may take.
+        chunk_size: Prompts handed over at once.
+        revision: Revision of the model on the hub.
+        trust_remote_code: Whether the model may bring its own code.
 
     Raises:
         `ImportError`: if vLLM is not installed.
         `ValueError`: if an adapter is of a kind or rank vLLM cannot run.
-    """
-
-    def __init__(
+    """def __init__(
         self,
         model: str,
         *,

@@ -33,16 +33,7 @@ flag is set, their gradient in the logits `(n, V)`, in the place of these."""
 
 
 def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each token given its state.
-
-    Args:
-        states: `(N, H)`.
-        head: The model's output head.
-        token_ids: `(N,)`.
-
-    Returns:
-        `(N,)` float32, nats. Memory is bounded by one chunk of logits; gradients flow to states and head.
-    """
+    """Log-probabilities `(N,)`, float32, nats, of tokens `(N,)` given the states `(N, H)` that predict them."""
     device = head.weight.device
     states, token_ids = states.to(device), token_ids.to(device)
     if use_triton(device):
@@ -64,15 +55,12 @@ def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor)
 
 
 def dense_kl(logits: torch.Tensor, ref_logits: torch.Tensor, *, reverse: bool) -> torch.Tensor:
-    """KL divergence of two distributions given as logits; the definition, kept as the reference path.
+    """KL divergence `(...)`, nats, of a policy p and a reference q given as logits `(..., V)`; the definition to read.
 
     Args:
-        logits: `(..., V)` of the policy p.
-        ref_logits: `(..., V)` of the reference q.
+        logits: Of p.
+        ref_logits: Of q.
         reverse: True for KL(p || q), False for KL(q || p).
-
-    Returns:
-        `(...)`, nats, at least 0.
     """
     log_p, log_q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     if not reverse:
@@ -83,37 +71,13 @@ def dense_kl(logits: torch.Tensor, ref_logits: torch.Tensor, *, reverse: bool) -
 def chunked_kl(
     states: torch.Tensor, head: OutputHead, ref_states: torch.Tensor, ref_head: OutputHead, *, reverse: bool
 ) -> torch.Tensor:
-    """`dense_kl` from hidden states, a few rows at a time; on a GPU it is TRL's kernel.
-
-    Args:
-        states: `(N, H)` of the policy; receives gradients, as does its head.
-        head: The policy's output head.
-        ref_states: `(N, H')` of the reference.
-        ref_head: The reference's output head; same vocabulary.
-        reverse: True for KL(p || q), False for KL(q || p).
-
-    Returns:
-        `(N,)` float32, nats.
-    """
+    """`dense_kl` `(N,)`, float32, from hidden states `(N, H)` and `(N, H')`; both heads have one vocabulary."""
     device = head.weight.device
-    states, ref_states = states.to(device), ref_states.to(device)
-    ref_bias = None if ref_head.bias is None else ref_head.bias.to(device)
-    ref_head = OutputHead(ref_head.weight.to(device), ref_bias, ref_head.scale, ref_head.softcap)
+    states, ref_states, ref_head = states.to(device), ref_states.to(device), ref_head.to(device)
     if use_triton(device):
-        return ChunkedDivergenceFunction.apply(
-            states,
-            head.weight,
-            head.bias,
-            ref_states,
-            ref_head.weight,
-            ref_head.bias,
-            1.0 if reverse else 0.0,
-            1.0,
-            head.scale,
-            head.softcap,
-            ref_head.scale,
-            ref_head.softcap,
-        )[0]
+        policy, reference = (states, head.weight, head.bias), (ref_states, ref_head.weight, ref_head.bias)
+        scales = head.scale, head.softcap, ref_head.scale, ref_head.softcap
+        return ChunkedDivergenceFunction.apply(*policy, *reference, 1.0 if reverse else 0.0, 1.0, *scales)[0]
     dtype = compute_dtype(ref_states)
 
     def score(rows: slice, logits: torch.Tensor, spare: torch.Tensor, with_grad: bool):
@@ -133,11 +97,9 @@ def chunked_kl(
 
 
 def _normalise(logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities in `out`, and probabilities in the place of the logits.
-
-    In one way for both models: what a sum over the vocabulary rounds off (2e-5 in `log_softmax` on a CPU) is a
-    divergence where only one of them has it.
-    """
+    """Log-probabilities in `out`, and probabilities in the place of the logits."""
+    # In one way for both models: what a sum over the vocabulary rounds off (2e-5 in `log_softmax` on a CPU) is a
+    # divergence where only one of them has it
     logps = torch.sub(logits, logits.amax(-1, keepdim=True), out=out)
     total = torch.exp(logps, out=logits).sum(-1, keepdim=True)
     logits.div_(total)

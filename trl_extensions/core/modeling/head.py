@@ -15,36 +15,29 @@ from ..._compat import project
 
 @dataclass(frozen=True)
 class OutputHead:
-    """What turns hidden states into logits: `softcap(scale * (states @ weight.T + bias))`.
-
-    Attributes:
-        weight: `(V, H)`.
-        bias: `(V,)` or None.
-        scale: Factor on the logits (Cohere, Granite, Falcon-H1, ...).
-        softcap: Bound of the tanh soft-capping (Gemma), or None.
-    """
+    """What turns hidden states into logits: `softcap(scale * (states @ weight.T + bias))`, weight `(V, H)`."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
-    scale: float
-    softcap: float | None
+    scale: float  # of Cohere, Granite, Falcon-H1, ...
+    softcap: float | None  # of Gemma
+
+    def to(self, device: torch.device) -> "OutputHead":
+        bias = None if self.bias is None else self.bias.to(device)
+        return OutputHead(self.weight.to(device), bias, self.scale, self.softcap)
 
 
 @dataclass(frozen=True)
 class ReferenceStates:
-    """The original's view of a batch: `states` `(N, H)` before the N scored tokens, and the head they meet."""
+    """The reference's view of a batch: `states` `(N, H)` before the N scored tokens, and the head they meet."""
 
     states: torch.Tensor
     head: OutputHead
 
 
 def output_head(model: nn.Module, like: torch.Tensor) -> OutputHead:
-    """Read the head of an unwrapped causal language model, as its active adapter has it.
-
-    Args:
-        model: Causal language model or PEFT model.
-        like: Hidden states the head will meet; a sharded (FSDP2) weight is gathered in their dtype.
-    """
+    """The head of an unwrapped causal language model, as its active adapter has it; a sharded (FSDP2) weight is
+    gathered in the dtype of the states it will meet."""
     lm_head = model.get_output_embeddings()
     weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
     if isinstance(weight, DTensor):
@@ -66,12 +59,7 @@ def _logit_scale(config) -> float:
 
 
 def last_hidden_states(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    """Final hidden states `(B, T, H)`, without the head.
-
-    Args:
-        model: Unwrapped causal language model or PEFT model (weight-injecting adapters, not prompt learning).
-        inputs: What the backbone takes: `input_ids`, `attention_mask`, `position_ids`.
-    """
+    """Final hidden states `(B, T, H)` of an unwrapped causal language or PEFT model, without the head."""
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     return causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
 
@@ -86,12 +74,8 @@ def project_logits(
 ) -> torch.Tensor:
     """Fill `out` `(n, V)`, float32, with the logits of a few states `(n, H)`, and return it.
 
-    Args:
-        out: Where they go. Large fresh memory costs as much as a pass over it, so callers use one buffer many times.
-        states: What the head meets.
-        head: Its scale and soft-capping.
-        weight, bias: Its parameters, gathered, the weight in `dtype`.
-        dtype: What the states are rounded to before they meet the weight.
+    Large fresh memory costs as much as a pass over it, so callers use one buffer many times. `weight` and `bias` are
+    the head's, gathered; states are rounded to `dtype`, which the weight has.
     """
     project(out, states.to(dtype), weight, bias, 0, len(weight), dtype)
     if head.scale != 1.0:

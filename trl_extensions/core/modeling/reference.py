@@ -36,15 +36,10 @@ _MOVES_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 
 @dataclass
 class FrozenReference:
-    """Runs the reference, wherever its weights are.
-
-    Attributes:
-        model: A separate, prepared model, or None when the policy itself holds the reference behind its adapter.
-        adapter: With `model` None: the adapter that is the reference; None means all adapters switched off.
-    """
+    """Runs the reference: a prepared model of its own, or the policy with another adapter, or with none."""
 
     model: nn.Module | None
-    adapter: str | None
+    adapter: str | None = None
 
     @contextmanager
     def running(
@@ -174,14 +169,13 @@ def build_reference(
         # Some initialisations move a part of the base weights into the adapter: without it the base is another model
         moved = str(getattr(config, "init_lora_weights", True)).lower().startswith(_MOVES_WEIGHTS)
         if not adapter_is_trained and not moved:
-            return FrozenReference(None, None)
+            return FrozenReference(None)
         _copy_adapter(policy)
         return FrozenReference(None, REFERENCE_ADAPTER)
     return frozen_model(_copy_of(policy), accelerator)
 
 
 def reject_fsdp1(accelerator: Accelerator) -> None:
-    """Raise `ValueError` under FSDP 1, which flattens weights."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 1:
         raise ValueError(
@@ -190,13 +184,20 @@ def reject_fsdp1(accelerator: Accelerator) -> None:
 
 
 def frozen_model(model: nn.Module, accelerator: Accelerator) -> FrozenReference:
-    """A model of its own as a frozen reference, prepared for the launcher in use.
-
-    Raises:
-        ValueError: FSDP 1.
-    """
+    """A model of its own as a frozen reference, prepared for the launcher in use; `ValueError` under FSDP 1."""
     reject_fsdp1(accelerator)
-    return FrozenReference(_prepare(model, accelerator), None)
+    model.requires_grad_(False)
+    model.eval()
+    keep_trainable(model)  # laid out for inference, weights equal to the policy's would give other numbers
+    disable_dropout_in_model(model)
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    if accelerator.state.deepspeed_plugin is not None:
+        return FrozenReference(prepare_deepspeed(model, accelerator))
+    if getattr(accelerator.state, "fsdp_plugin", None) is not None:
+        # As for the policy: sharded layer by layer, and filled from rank 0 where only that one has loaded weights
+        return FrozenReference(fsdp2_prepare_model(accelerator, model))
+    return FrozenReference(accelerator.prepare_model(model, evaluation_mode=True))
 
 
 def _check_explicit(policy: nn.Module, ref_model: nn.Module) -> None:
@@ -223,21 +224,6 @@ def _copy_of(policy: nn.Module) -> nn.Module:
     # TRL patches `forward` on the instance; the copied patch would still call the policy's own forward
     duplicate.__dict__.pop("forward", None)
     return duplicate
-
-
-def _prepare(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    model.requires_grad_(False)
-    model.eval()
-    keep_trainable(model)  # laid out for inference, weights equal to the policy's would give other numbers
-    disable_dropout_in_model(model)
-    if model.is_gradient_checkpointing:
-        model.gradient_checkpointing_disable()
-    if accelerator.state.deepspeed_plugin is not None:
-        return prepare_deepspeed(model, accelerator)
-    if getattr(accelerator.state, "fsdp_plugin", None) is not None:
-        # As for the policy: sharded layer by layer, and filled from rank 0 where only that one has loaded weights
-        return fsdp2_prepare_model(accelerator, model)
-    return accelerator.prepare_model(model, evaluation_mode=True)
 
 
 def _copy_adapter(policy: nn.Module) -> None:

@@ -24,17 +24,11 @@ _KNOWN_EXACT = {
 
 
 class PackedBatch(NamedTuple):
-    """One sequence: a prompt with its continuations behind it, T tokens.
-
-    Attributes:
-        input_ids: Token ids.
-        group_ids: The number of the continuation a token belongs to, -1 in the prompt.
-        position_ids: Positions, which restart after the prompt.
-    """
+    """One sequence: a prompt with its continuations behind it."""
 
     input_ids: list[int]
-    group_ids: list[int]
-    position_ids: list[int]
+    group_ids: list[int]  # the number of the continuation a token belongs to, -1 in the prompt
+    position_ids: list[int]  # which restart after the prompt
 
 
 def pack_shared_prefix(prompt: Sequence[int], continuations: Sequence[tuple[int, Sequence[int]]]) -> PackedBatch:
@@ -48,13 +42,7 @@ def pack_shared_prefix(prompt: Sequence[int], continuations: Sequence[tuple[int,
 
 
 def last_states(model: nn.Module, inputs: dict[str, torch.Tensor], group_ids: torch.Tensor | None) -> torch.Tensor:
-    """Final hidden states `(S, T, H)` of a batch, whose prompts are shared if it has `position_ids`.
-
-    Args:
-        model: Unwrapped causal language model or PEFT model.
-        inputs: `input_ids`, `attention_mask` and, where prompts are shared, `position_ids` `(S, T)`.
-        group_ids: As for `attention_mask`; unused where they are not.
-    """
+    """Final hidden states `(S, T, H)` of a batch, whose prompts are shared if it has `position_ids`."""
     layout = {"attention_mask": inputs["attention_mask"]}
     if "position_ids" in inputs:
         mask = attention_mask(group_ids, inputs["attention_mask"], model)
@@ -65,16 +53,12 @@ def last_states(model: nn.Module, inputs: dict[str, torch.Tensor], group_ids: to
 def states_before(
     hidden: torch.Tensor, group_ids: torch.Tensor, real: torch.Tensor, scored: torch.Tensor
 ) -> torch.Tensor:
-    """The states that predict some tokens of continuations, sequence by sequence.
+    """The states `(N, H)` that predict the N `scored` tokens, all of continuations, sequence by sequence.
 
     Args:
         hidden: `(S, T, H)` final states.
-        group_ids: `(S, T)`, as for `attention_mask`.
-        real: `(S, T)`, 1 on tokens, 0 on padding, which is on the right.
-        scored: `(S, T)` bool, N of them true, none of them in a prompt.
-
-    Returns:
-        `(N, H)`.
+        group_ids, real: `(S, T)`, as for `attention_mask`; padding is on the right.
+        scored: `(S, T)` bool.
     """
     group_ids, real, scored = (tensor.to(hidden.device) for tensor in (group_ids, real, scored))
     sequence, position = scored.nonzero(as_tuple=True)

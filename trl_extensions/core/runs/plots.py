@@ -1,4 +1,4 @@
-"""Figures of reports: bars, lines and points with intervals, in colours that colour-blind readers tell apart.
+"""Figures of reports: bars and lines with intervals, in colours that colour-blind readers tell apart.
 
 An estimate is a number, None, or a dict with `value` and optionally `low` and `high`.
 """
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 BEFORE = "#999999"
 """For what others are compared with."""
-MARKERS = "os^DvPX*"
 # For scripts that matplotlib's own font lacks, where one of them is installed
 _MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic", "Arial Unicode MS")
 
@@ -45,16 +44,8 @@ def bar_plot(
     colours: Mapping[str, str] | None = None,
     digits: str = "%.3g",
 ) -> None:
-    """Groups of bars, a bar a series in each, the value above it; what is unknown is written as n/a.
-
-    Args:
-        axes: Where to draw; titles and labels of axes are the caller's.
-        names: What the groups are called.
-        series: Name (in the legend; "" for none) -> an estimate for every group.
-        unit: What values are multiplied by, 100 for percent.
-        colours: Colour of a series, where it is not the next of `COLOURS`.
-        digits: How values are written.
-    """
+    """Groups of bars, in each one a series: name (in the legend) -> an estimate for every group, multiplied by `unit`.
+    Above a bar stands its value, or n/a for what is unknown. Titles and labels of axes are the caller's."""
     width = 0.8 / max(1, len(series))
     for number, (label, estimates) in enumerate(series.items()):
         places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(names))]
@@ -62,8 +53,8 @@ def bar_plot(
         colour = (colours or {}).get(label, COLOURS[number % len(COLOURS)])
         heights = [0.0 if math.isnan(value) else value for value in values]
         bars = axes.bar(places, heights, 0.92 * width, color=colour, label=label or None)
-        drawn = axes.errorbar(places, heights, errors, fmt="none", ecolor="0.2", capsize=3, linewidth=1)
-        bars.errorbar = drawn  # labels go above the intervals
+        # Known to the bars, so that labels go above the intervals
+        bars.errorbar = axes.errorbar(places, heights, errors, fmt="none", ecolor="0.2", capsize=3, linewidth=1)
         texts = ["n/a" if math.isnan(value) else digits % value for value in values]
         axes.bar_label(bars, texts, padding=2, fontsize=8)
     crowded = len(names) * max(map(len, names), default=0) > 40
@@ -81,20 +72,7 @@ def line_plot(
     for number, (label, (x, estimates)) in enumerate(series.items()):
         values, errors = _scaled(estimates, unit)
         colour = (colours or {}).get(label, COLOURS[number % len(COLOURS)])
-        marker = MARKERS[number % len(MARKERS)]
-        axes.errorbar(x, values, errors, color=colour, marker=marker, capsize=3, label=label or None)
-
-
-def scatter(
-    axes: Axes, series: Mapping[str, Sequence[tuple[Estimate, Estimate]]], *, unit: float = 1.0, lines: bool = False
-) -> None:
-    """Points with intervals both ways: name (in the legend) -> pairs of estimates, joined in order if `lines`."""
-    for number, (label, pairs) in enumerate(series.items()):
-        (x, x_errors), (y, y_errors) = (_scaled([pair[side] for pair in pairs], unit) for side in (0, 1))
-        axes.errorbar(
-            x, y, y_errors, x_errors, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
-            linestyle="-" if lines else "none", elinewidth=0.8, label=label or None,
-        )  # fmt: skip
+        axes.errorbar(x, values, errors, color=colour, marker="os^DvPX*"[number % 8], capsize=3, label=label or None)
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Figure:
@@ -107,8 +85,9 @@ def save(figure: Figure, path: str | os.PathLike) -> Figure:
         columns = min(4, len(entries))
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", frameon=False, ncols=columns)
     fonts = {font.name for font in import_extra("matplotlib.font_manager").fontManager.ttflist}
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_fontfamily")):
+    for text in figure.findobj(import_extra("matplotlib.text").Text):
         text.set_fontfamily(["DejaVu Sans", *(name for name in _MORE_FONTS if name in fonts)])
+        text.set_parse_math(False)  # a dollar is a dollar
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # nothing to be done without such a font
         figure.savefig(path, dpi=150, format="png")

@@ -24,8 +24,8 @@ class Failed:
 
 @dataclass(frozen=True)
 class MapReport:
-    """The file; the rows in it, earlier runs' included; those (failed ones too) that earlier runs left; rows set aside
-    as failed, earlier runs' included; and the seconds of this call."""
+    """The file, the rows in it, those that earlier runs left (failed ones too), the failed ones, and this call's
+    seconds."""
 
     path: Path
     rows: int
@@ -77,7 +77,9 @@ def map_rows(
     start, output = time.perf_counter(), Path(output)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"`chunk_size` is {chunk_size}; give at least 1")
-    by_key = _by_key(rows, key, output)
+    if not rows:
+        raise ValueError(f"no rows to make {output} of; check where they come from")
+    by_key = _by_key(rows, key)
     made, failed = _existing(output, key, part), _existing(failures_path(output), key, part)
     if settings is not None:
         name = output.stem if part is None else f"{output.stem}.{part[1]}"
@@ -91,12 +93,12 @@ def map_rows(
         _check_source(path, found, by_key, key, same)
     done = {row[key] for row in made + failed}
     todo = [row for row in rows if row[key] not in done]
-    counts = [tally(row) for row in made] if tally else []
     written, aside = len(made), len(failed)
     from tqdm.auto import tqdm
 
     with JsonlWriter(output) as writer, tqdm(total=len(rows), initial=len(done), desc=desc, unit="row") as bar:
-        bar.set_postfix(counts[-1] if counts else None)
+        for row in made if tally else ():
+            bar.set_postfix(tally(row), refresh=False)
         while todo:
             size = chunk_size or len(todo)
             if limit is not None and (size := min(size, limit())) < 1:
@@ -117,9 +119,7 @@ def map_rows(
     return MapReport(output, written, len(done), aside, time.perf_counter() - start)
 
 
-def _by_key(rows: Sequence[dict[str, Any]], key: str, output: Path) -> dict[str | int, dict[str, Any]]:
-    if not rows:
-        raise ValueError(f"no rows to make {output} of; check where they come from")
+def _by_key(rows: Sequence[dict[str, Any]], key: str) -> dict[str | int, dict[str, Any]]:
     by_key: dict[str | int, dict[str, Any]] = {}
     for index, row in enumerate(rows):
         value = row.get(key)

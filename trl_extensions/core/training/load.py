@@ -1,23 +1,88 @@
-"""Build a trainer from the usual arguments, and leave a whole model behind, or none."""
+"""From the usual arguments to a trained model: what is checked, built, fitted, and left behind whole or not at all."""
 
+import inspect
 import json
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftConfig, PeftModel, PromptLearningConfig
+from transformers import AutoTokenizer, TrainingArguments
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
-from ..._compat import create_model_from_path
+from ..._compat import create_model_from_path, get_config_model_id
 from ...embedded import resolve_model_name
 from ..generation.types import is_adapter_directory, tokenizer_source
 from ..modeling.batches import keep_trainable
 
 
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=TrainingArguments)
+
+
+def as_config(args: TrainingArguments | None, config_class: type[Config], model, method: str) -> Config:
+    """`args` as a method's configuration: converted from its base classes, or made with a default `output_dir`."""
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return config_class(f"{name.split('/')[-1]}-{method}")
+    if isinstance(args, config_class):
+        return args
+    values = args.to_dict()
+    values |= {name: getattr(args, name) for name in values if name.endswith("_token")}  # `to_dict` hides them
+    accepted = inspect.signature(config_class).parameters
+    return config_class(**{name: value for name, value in values.items() if name in accepted})
+
+
+def reject_prompt_learning(model, peft_config: PeftConfig | None, method: str) -> None:
+    """Raise `ValueError` for adapters that put virtual tokens in front, which shift the positions a method scores."""
+    configs = [peft_config] if peft_config is not None else []
+    configs += list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    for config in configs:
+        if isinstance(config, PromptLearningConfig):
+            raise ValueError(
+                f"{type(config).__name__} adds virtual tokens, which shift the positions {method} scores: use a "
+                "method that changes weights, such as LoRA."
+            )
+
+
+def reject_sequence_parallelism(args: TrainingArguments, method: str) -> None:
+    """Raise `ValueError` where a sequence would be cut over devices: methods here look at whole ones."""
+    config = getattr(args, "parallelism_config", None)
+    for name in ("cp_size", "sp_size"):
+        if (getattr(config, name, None) or 1) > 1:
+            raise ValueError(
+                f"`{name}` above 1 cuts sequences over devices, which {method} does not support: set it to 1."
+            )
+
+
+def reject_sft_settings(config, method: str, *, because: str, loss_type: str, rows: str) -> None:
+    """Raise `ValueError` for settings of `SFTConfig` that a method with its own data and loss cannot honour.
+
+    The texts say what it does instead of packing ("SAMI, which ..."), and what to do about two of the settings.
+    """
+    for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
+        if getattr(config, name):
+            raise ValueError(f"`{name}` does not work with {method}, which {because}: set it to False.")
+    if config.label_smoothing_factor:
+        raise ValueError(f"`label_smoothing_factor` has no meaning for the {method} loss: set it to 0.")
+    if (
+        config.completion_only_loss is not None
+        or config.truncation_mode != "keep_start"
+        or config.router_aux_loss_coef
+    ):
+        raise ValueError(
+            "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no effect on "
+            f"{method}: leave them out."
+        )
+    if config.loss_type != "nll":
+        raise ValueError(f"`loss_type` selects an SFT loss and has no effect on {method}: {loss_type}.")
+    if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        raise ValueError(f"`skip_prepare_dataset` is not supported: {rows}.")
 
 
 def build_trainer(
@@ -55,9 +120,6 @@ def build_trainer(
 
 def _load_adapter(path: str, options: dict[str, Any], quantization):
     """The adapter, trainable, on its base as TRL would load that, and its tokenizer."""
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoTokenizer
-
     base = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path)
     trust = options.get("trust_remote_code", False)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(path), trust_remote_code=trust)
