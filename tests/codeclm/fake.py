@@ -18,7 +18,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from trl_extensions.codeclm.pipeline.steps import load_template
+from trl_extensions.codeclm.pipeline.steps import PromptTemplate
 from trl_extensions.core.generation.types import Generation, sum_by_option
 
 
@@ -167,7 +167,7 @@ _STEPS = [
 
 def _patterns_of(step):
     name, fixed = step
-    template = load_template(name)
+    template = PromptTemplate(name)
     for number in (1, _MANY):
         values = {own: f"@@{own}@@" for own in _NAMES} | {"skills": ["@@skills@@"], "number": number, "max_skills": 3}
         pattern = re.escape(template.render(**values, **fixed))

@@ -1,8 +1,8 @@
 """Batches of CodecLM's pairs: templated, the prompt masked, padded, and weighed by row where that is asked for."""
 
 import json
-import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,6 @@ from transformers.data.data_collator import DataCollatorMixin
 from ..core.training.encoding import end_token_id, pad_rows
 from .weighted_loss import LOSS_WEIGHTS, WEIGHT_BY, Pair, RowWeighing, count_pairs, mean_one, raw_weight, read_pair
 
-
-logger = logging.getLogger(__name__)
 
 IGNORED = -100
 MEAN_OVER = ("batch", "data")
@@ -90,20 +88,10 @@ class DataCollatorForCodecLM(DataCollatorMixin):
         if self._pad_id is None:
             raise ValueError("The tokenizer has neither a padding nor an end token: set `tokenizer.pad_token`.")
         self._data_mean: float | None = None
-        self._logged: set[str] = set()
 
     def fit(self, dataset: Iterable[Mapping[str, Any]]) -> "DataCollatorForCodecLM":
-        """Count the pairs of the data that is trained on, and take the mean of its weights; does nothing without.
-
-        Args:
-            dataset: Exported rows: a `Dataset` or a list.
-
-        Returns:
-            This collator.
-
-        Raises:
-            ValueError: There are no rows, or one has nothing to weigh by; names the row.
-        """
+        """Count the pairs of the data that is trained on (exported rows: a `Dataset` or a list), and take the mean of
+        its weights; returns this collator. Raises `ValueError`, naming the row, where one has nothing to weigh by."""
         if self.weight_by is None:
             return self
         if hasattr(dataset, "column_names"):  # reading the texts of a large data set takes long
@@ -144,18 +132,16 @@ class DataCollatorForCodecLM(DataCollatorMixin):
         if self.mean_over == "data" and self._data_mean is None:
             raise ValueError('mean_over="data" needs the data: call `collator.fit(train_dataset)` first.')
         if self.mean_over == "batch" and len(raw) == 1:
-            self._warn('a batch of one row weighs 1, whatever it is weighed by: take mean_over="data"')
+            warnings.warn(
+                'a batch of one row weighs 1, whatever it is weighed by: take mean_over="data"', stacklevel=2
+            )
         if not RowWeighing.active and get_worker_info() is None:
-            self._warn(
+            warnings.warn(
                 f"batches have `{LOSS_WEIGHTS}`, which no trainer looks at by itself: give it "
-                "callbacks=[WeightedLoss()], or use `weighted_loss` in your own loop"
+                "callbacks=[WeightedLoss()], or use `weighted_loss` in your own loop",
+                stacklevel=2,
             )
         return mean_one(raw, self._data_mean if self.mean_over == "data" else None)
-
-    def _warn(self, message: str) -> None:
-        if message not in self._logged:
-            self._logged.add(message)
-            logger.warning("%s", message)
 
     # From a row to tokens, as `SFTTrainer` makes them
 
@@ -204,7 +190,8 @@ class DataCollatorForCodecLM(DataCollatorMixin):
     def _texts(self, prompt: str, completion: str) -> tuple[list[int], int]:
         """Plain or already templated text: an end is added where there is none, a beginning is not repeated."""
         tokenizer = self.tokenizer
-        if not completion.rstrip().endswith(self._ends):
+        end = tokenizer.decode([end_token_id(tokenizer, conversational=True)])
+        if not completion.rstrip().endswith((tokenizer.eos_token, end)):
             completion += tokenizer.eos_token
         with_special = not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
         ids = list(tokenizer(text=prompt + completion, add_special_tokens=with_special)["input_ids"])
@@ -228,11 +215,6 @@ class DataCollatorForCodecLM(DataCollatorMixin):
         return ids, _common_length(own, ids)
 
     @cached_property
-    def _ends(self) -> tuple[str, ...]:
-        end = self.tokenizer.decode([end_token_id(self.tokenizer, conversational=True)])
-        return self.tokenizer.eos_token, end
-
-    @cached_property
     def _opener(self) -> str:
         """What the template writes before an answer."""
         opener = ""
@@ -240,13 +222,10 @@ class DataCollatorForCodecLM(DataCollatorMixin):
             options = {"chat_template": self.chat_template, "tokenize": False}
             probe = [{"role": "user", "content": "a"}]
             bare = self.tokenizer.apply_chat_template(probe, **options)
-            opener = self.tokenizer.apply_chat_template(probe, add_generation_prompt=True, **options)
-            opener = opener[len(bare) :] if opener.startswith(bare) else ""
+            whole = self.tokenizer.apply_chat_template(probe, add_generation_prompt=True, **options)
+            opener = whole.removeprefix(bare) if whole.startswith(bare) else ""
         if not opener.strip():
-            raise ValueError(
-                "`text` alone does not tell where the answer begins, for the chat template has no mark of its own "
-                "there; give `prompt` and `completion`"
-            )
+            raise ValueError("`text` alone does not tell where the answer begins; give `prompt` and `completion`")
         return opener
 
 
@@ -265,7 +244,7 @@ def _prepared(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def _check_chat(name: str, value: Any, other: Any) -> None:
-    """Raise `ValueError` unless a value is a list of messages with text, the last of a completion an assistant's."""
+    """Refuse what is no list of messages with text, the last of them an assistant's but for a prompt."""
     if not isinstance(value, list | tuple) or not value:
         both = ", or both as texts" if isinstance(value, str) or isinstance(other, str) else ""
         raise ValueError(f"`{name}` must be a list of messages{both}, got {value!r:.60}")
@@ -273,11 +252,9 @@ def _check_chat(name: str, value: Any, other: Any) -> None:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
         if not isinstance(role, str) or not (isinstance(content, str) or message.get("tool_calls")):
             raise ValueError(f"a message of `{name}` needs the texts `role` and `content`, got {message!r:.80}")
-    if name == "prompt":
-        return
-    if value[-1]["role"] != "assistant":
+    if name != "prompt" and value[-1]["role"] != "assistant":
         raise ValueError(f"`{name}` ends with the turn of {value[-1]['role']!r}; there is no answer to learn")
-    if not (value[-1].get("content") or "").strip() and not value[-1].get("tool_calls"):
+    if name != "prompt" and not (value[-1].get("content") or "").strip() and not value[-1].get("tool_calls"):
         raise ValueError(f"the answer that ends `{name}` is empty")
 
 

@@ -31,11 +31,7 @@ _COLUMNS = ("prompt", "completion", "metadata", "scores")
 
 
 def load_pairs(data: Path) -> list[dict[str, Any]]:
-    """Exported rows, with an `id` of their own: that of their lineage, or their place in the file.
-
-    Raises:
-        ValueError: The file is empty, or a line is no such row; the message names file and line.
-    """
+    """Exported rows, with an `id` of their own: that of their lineage, or their place in the file."""
     rows = read_jsonl(data, required=("prompt", "completion"))
     if not rows:
         raise ValueError(
@@ -82,73 +78,43 @@ def train_on_data(
     Raises:
         ValueError: No pairs, settings that do not go with weights, a model without chat template, or `target` exists.
     """
+    if weight_by not in WEIGHT_BY:
+        raise ValueError(f'`weight_by` must be "gap", "metadata" or left out, got {weight_by!r}.')
+    if weight_by is not None:
+        for name in ("packing", "eval_packing", "padding_free"):
+            if getattr(config, name):
+                raise ValueError(f"`{name}` puts rows together, which cannot be weighed then: set it to False.")
+        if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            raise ValueError("`skip_prepare_dataset` does not work with weighted rows here: leave it out.")
+        config.remove_unused_columns = False
     train, held_out = split_pairs(load_pairs(data), validation, config.seed)
-    _check(config, weight_by)
-    _check_template(model_args, config, train)
-    fit(
-        partial(_trainer, weight_by),
-        model_args,
-        config,
-        _dataset(train, weight_by),
-        _dataset(held_out, weight_by) if held_out else None,
-        target,
+    if not config.chat_template_path and not isinstance(train[0]["prompt"], str):
+        name = model_args.model_name_or_path
+        options = {"revision": model_args.model_revision, "trust_remote_code": config.trust_remote_code}
+        if not AutoTokenizer.from_pretrained(tokenizer_source(name), **options).chat_template:
+            raise ValueError(f"{name} has no chat template, but the pairs are chats: set `chat_template_path`.")
+    names = ("prompt", "completion", *{None: (), "gap": ("scores",), "metadata": ("metadata",)}[weight_by])
+    rows, others = (
+        Dataset.from_list([{name: row[name] for name in names} | {"lineage": {"id": row["id"]}} for row in part])
+        for part in (train, held_out)
     )
+    fit(partial(_trainer, weight_by), model_args, config, rows, others if held_out else None, target)
 
 
 def _trainer(weight_by: str | None, *args, **options) -> SFTTrainer:
     """An `SFTTrainer`; with weights, one that has another collator and a callback."""
     trainer = SFTTrainer(*args, **options)
-    given, left = len(options["train_dataset"]), len(trainer.train_dataset)
+    given, left, limit = len(options["train_dataset"]), len(trainer.train_dataset), trainer.args.max_length
     if left < given and not trainer.args.packing:
-        logger.warning(
-            "%d of %d pairs are left out: their prompts fill max_length=%s",
-            given - left,
-            given,
-            trainer.args.max_length,
-        )
+        logger.warning("%d of %d pairs are left out: their prompts fill max_length=%s", given - left, given, limit)
     if not left:
-        raise ValueError(f"No pair is left to train on at max_length={trainer.args.max_length}: raise it.")
+        raise ValueError(f"No pair is left to train on at max_length={limit}: raise it.")
     if weight_by is not None:
-        trainer.data_collator = DataCollatorForCodecLM(
-            trainer.processing_class,
-            weight_by=weight_by,
-            mean_over="data",
-            pad_to_multiple_of=trainer.args.pad_to_multiple_of,
-        ).fit(trainer.train_dataset)
+        options = {"mean_over": "data", "pad_to_multiple_of": trainer.args.pad_to_multiple_of}
+        collator = DataCollatorForCodecLM(trainer.processing_class, weight_by, **options)
+        trainer.data_collator = collator.fit(trainer.train_dataset)
         trainer.add_callback(WeightedLoss())
     return trainer
-
-
-def _dataset(rows: Sequence[dict[str, Any]], weight_by: str | None) -> Dataset:
-    column = {None: (), "gap": ("scores",), "metadata": ("metadata",)}[weight_by]
-    names = ("prompt", "completion", *column)
-    values = [{name: row[name] for name in names} | {"lineage": {"id": row["id"]}} for row in rows]
-    return Dataset.from_list(values)
-
-
-def _check(config: SFTConfig, weight_by: str | None) -> None:
-    """Refuse settings that weights would be lost with."""
-    if weight_by not in WEIGHT_BY:
-        raise ValueError(f'`weight_by` must be "gap", "metadata" or left out, got {weight_by!r}.')
-    if weight_by is None:
-        return
-    for name in ("packing", "eval_packing", "padding_free"):
-        if getattr(config, name):
-            raise ValueError(f"`{name}` puts rows together, which cannot be weighed then: set it to False.")
-    if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        raise ValueError("`skip_prepare_dataset` does not work with weighted rows here: leave it out.")
-    config.remove_unused_columns = False
-
-
-def _check_template(model_args: ModelConfig, config: SFTConfig, rows: Sequence[dict[str, Any]]) -> None:
-    if config.chat_template_path or isinstance(rows[0]["prompt"], str):
-        return
-    name = model_args.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(
-        tokenizer_source(name), revision=model_args.model_revision, trust_remote_code=config.trust_remote_code
-    )
-    if not tokenizer.chat_template:
-        raise ValueError(f"{name} has no chat template, but the pairs are chats: set `chat_template_path`.")
 
 
 def completion_losses(

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .pipeline.metadata import folded
+
 
 LOSS_WEIGHTS = "loss_weights"
 """Name of the weights in a batch."""
@@ -33,7 +35,7 @@ _LOST = "to weigh by: give exported rows; in a trainer set remove_unused_columns
 
 def pair_of(use_case: str, skills: Iterable[str]) -> Pair:
     """The pair that metadata are counted by."""
-    return _tidy(use_case), frozenset(map(_tidy, skills))
+    return folded(use_case), frozenset(map(folded, skills))
 
 
 def count_pairs(pairs: Iterable[Pair]) -> dict[Pair, int]:
@@ -49,11 +51,7 @@ def mean_one(weights: Sequence[float], mean: float | None = None) -> list[float]
 
 def raw_weight(row: Mapping[str, Any], by: str, gap_range: tuple[float, float], counts: Mapping[Pair, int]) -> float:
     """The weight of an exported row, not rescaled yet: by "gap", its size within the range; by "metadata", one over
-    the rows of its pair, so that all of them together weigh 1 (a pair that was not counted weighs 1).
-
-    Raises:
-        ValueError: The row lacks what is needed; says what to do, but not which row it is.
-    """
+    the rows of its pair (1 for a pair that was not counted). Raises `ValueError` where what is needed is missing."""
     if by == "gap":
         return min(max(abs(read_gap(row)), gap_range[0]), gap_range[1])
     return 1 / max(1, counts.get(read_pair(row), 1))
@@ -82,10 +80,6 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
     if not isinstance(skills, list | tuple) or not all(isinstance(skill, str) for skill in skills):
         raise ValueError(f"`metadata` needs a list of texts `skills`, got {row['metadata']!r:.80}")
     return pair_of(use_case, skills)
-
-
-def _tidy(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 # What the loss makes of it
@@ -152,29 +146,21 @@ class WeightedLoss(TrainerCallback):
         if self._weighing is None or self._weighing.model is not model:
             if self._weighing is not None:
                 self._weighing.remove()
-            self._weighing = weigh_rows(model)
+            self._weighing = RowWeighing(model)
 
     # A callback that is added later sees no `on_init_end`, and FSDP has put another model in place by then
     on_train_begin = on_init_end
 
 
-def weigh_rows(model: nn.Module) -> RowWeighing:
+class RowWeighing:
     """From now on, `model(..., labels=..., loss_weights=...)` in training mode returns the weighted loss.
 
-    For a training loop of your own; with a trainer, use `WeightedLoss`. `remove()` of what is returned ends it. Give
-    it the model that is called: the PEFT model, not the one inside.
-    """
-    return RowWeighing(model)
-
-
-class RowWeighing:
-    """A pair of hooks around a model's forward pass: one takes the weights out, the other applies them.
-
-    Hooks rather than another forward, because a trainer replaces that of the model it is given.
+    For a training loop of your own, as `weigh_rows(model)`; with a trainer, use `WeightedLoss`. `remove()` ends it.
+    Give it the model that is called: the PEFT model, not the one inside. These are hooks around the forward pass, as
+    a trainer replaces the forward of the model it is given.
     """
 
-    active = 0
-    """How many there are in this process."""
+    active = 0  # how many there are in this process
 
     def __init__(self, model: nn.Module):
         RowWeighing.active += 1
@@ -186,7 +172,7 @@ class RowWeighing:
         ]
 
     def remove(self) -> None:
-        """Leave the model as it was. Twice does nothing."""
+        """Leave the model as it was; twice does nothing."""
         RowWeighing.active -= bool(self._handles)
         for handle in self._handles:
             handle.remove()
@@ -217,6 +203,9 @@ class RowWeighing:
         num_items = kwargs.get("num_items_in_batch")
         outputs.loss = outputs.loss + _weighted(losses, scored, weights - 1, num_items).to(outputs.loss)
         return outputs
+
+
+weigh_rows = RowWeighing
 
 
 def _token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from trl_extensions.codeclm.pipeline.steps import (
     Decode,
     Encode,
     Evol,
+    PromptTemplate,
     Propose,
     Rewrite,
     Rubric,
@@ -19,7 +20,6 @@ from trl_extensions.codeclm.pipeline.steps import (
     Score,
     ScoreOne,
     again,
-    load_template,
 )
 from trl_extensions.core.generation.replies import Unreadable
 
@@ -353,7 +353,7 @@ def test_there_is_a_prompt_for_each_step():
         "again", "answer", "decode", "encode", "evol", "propose", "rewrite", "rubrics", "score", "score_one",
     ]  # fmt: skip
     for name in NAMES:
-        load_template(name)
+        PromptTemplate(name)
 
 
 def test_a_file_of_the_user_wins_and_the_others_stay(tmp_path):
@@ -364,7 +364,7 @@ def test_a_file_of_the_user_wins_and_the_others_stay(tmp_path):
 
 def test_a_file_of_the_user_may_include_one_that_comes_along(tmp_path):
     write(tmp_path, "{% include 'answer.jinja' %}!")
-    assert load_template("encode", tmp_path).render(instruction="Hi", max_skills=3) == "Hi!"
+    assert PromptTemplate("encode", tmp_path).render(instruction="Hi", max_skills=3) == "Hi!"
 
 
 @pytest.mark.parametrize(
@@ -388,18 +388,18 @@ def test_a_file_of_the_user_may_include_one_that_comes_along(tmp_path):
 def test_bad_files_give_one_clear_line(tmp_path, name, text, message):
     write(tmp_path, text, name)
     with pytest.raises(ValueError, match=message) as error:
-        load_template(name if name in NAMES else "encode", tmp_path)
+        PromptTemplate(name if name in NAMES else "encode", tmp_path)
     assert str(error.value).startswith(str(tmp_path / f"{name}.jinja")) and "\n" not in str(error.value)
 
 
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "encode.jinja").write_bytes(b"\xff\xfe{{")
     with pytest.raises(ValueError, match=r"encode.jinja: cannot be read as UTF-8"):
-        load_template("encode", tmp_path)
+        PromptTemplate("encode", tmp_path)
 
 
 def test_values_are_not_templates():
-    assert load_template("answer").render(instruction="{{ 7 * 7 }} <b>&</b>") == "{{ 7 * 7 }} <b>&</b>"
+    assert PromptTemplate("answer").render(instruction="{{ 7 * 7 }} <b>&</b>") == "{{ 7 * 7 }} <b>&</b>"
 
 
 @pytest.mark.parametrize(
@@ -413,5 +413,5 @@ def test_values_are_not_templates():
 def test_a_prompt_folder_can_run_nothing(tmp_path, text, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"encode\.jinja"):
-        load_template("encode", write(tmp_path, text))
+        PromptTemplate("encode", write(tmp_path, text))
     assert not (tmp_path / "hacked").exists()

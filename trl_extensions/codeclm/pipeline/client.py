@@ -36,11 +36,15 @@ class StepClient:
         client: Makes the calls.
         config: Temperatures, limits and the user's prompts.
         seed: Of the run.
-        answered: Called whenever an answer has come.
+        answered: Called with every response that has come.
     """
 
     def __init__(
-        self, client: LLMClient, config: CodecLMConfig, seed: int, answered: Callable[[], None] = lambda: None
+        self,
+        client: LLMClient,
+        config: CodecLMConfig,
+        seed: int,
+        answered: Callable[[Response], None] = lambda response: None,
     ):
         self._client, self._config, self._seed, self._answered = client, config, seed, answered
 
@@ -71,7 +75,7 @@ class StepClient:
 
         def answered(response: Response) -> None:
             responses.append(response)
-            self._answered()
+            self._answered(response)
 
         try:
             answer = await ask_client(
@@ -96,7 +100,7 @@ class StepClient:
         try:
             params = GenerationParams(1)
             response = await self._client.call("scorer", step.name, step.messages(**values), params, SCALE)
-            self._answered()
+            self._answered(response)
             return step.expected(response.logprobs)
         except CallFailed as error:
             raise Rejected(step.name, str(error), [], retryable=error.retryable) from None

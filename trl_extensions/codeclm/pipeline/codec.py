@@ -19,12 +19,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core.generation.client import BudgetSpent, LLMClient, ResponseCache, Usage
 from ...core.generation.types import GenerationEngine
@@ -37,9 +37,9 @@ from ..report import write_codeclm_report
 from .client import Rejected, StepClient, gather
 from .filters import InstructionFilters
 from .item import Pipeline
-from .metadata import Metadata, Origin, load_metadata, sample_pairings
-from .seeds import BasicInstruction, BasicInstructions, SetAside, encode_seeds, load_seeds
-from .steps import PROMPTS, load_template
+from .metadata import Metadata, load_metadata, sample_pairings
+from .seeds import BasicInstruction, SetAside, decode_basics, encode_seeds, load_seeds
+from .steps import PROMPTS, PromptTemplate
 
 
 if TYPE_CHECKING:
@@ -169,16 +169,15 @@ class CodecLM:
                 aside.append({"step": error.step, "about": about, "reason": error.reason, "raw": error.raw})
 
         filters = InstructionFilters(self.config)  # before anything is paid for
-        with Progress(client.usage) as progress:
-            steps = StepClient(client, self.config, self.seed, progress.answered)
-            if not (self.folder / "basics.jsonl").exists():
-                progress.begin("metadata and basic instructions")
-                await self._begin(steps, filters, set_aside)
-            filters.forget()
-            await self._run_items(Pipeline(steps, self.config, filters, self.seed), progress, set_aside)
+        if not (self.folder / "basics.jsonl").exists():
+            with _progress(client.usage, "metadata and basic instructions", unit="call") as answered:
+                await self._begin(StepClient(client, self.config, self.seed, answered), filters, set_aside)
+        filters.forget()
+        pipeline = Pipeline(StepClient(client, self.config, self.seed), self.config, filters, self.seed)
+        await self._run_items(pipeline, client.usage, set_aside)
 
     async def _begin(self, client: StepClient, filters: InstructionFilters, set_aside: SetAside) -> None:
-        """Make and write the basic instructions."""
+        """Make and write metadata and basic instructions."""
         config = self.config
         if config.metadata:
             origins = load_metadata(config.metadata, config.max_skills)
@@ -191,15 +190,23 @@ class CodecLM:
         for number, origin in enumerate(origins):
             for place, text in enumerate(origin.seeds):
                 filters.add(f"seed {number}/{place}", text)
-        basics = BasicInstructions(client, config, filters, set_aside)
-        made = await basics.make(origins)
+        basics = await decode_basics(client, config, origins, filters, set_aside)
         self._check_failed()
-        if not made:
+        if not basics.made:
             raise ValueError(
                 f"not one basic instruction is left (dropped: {dict(basics.drops) or 'none'}; replies that cannot be "
                 "read are in set_aside.jsonl): the strong model is too weak, or the filters are too strict."
             )
-        self._write_basics(basics, made, origins)
+        rows = [
+            {**own.metadata.as_json(), "weight": own.weight, "asked": asked, "seeds": list(own.seeds)}
+            for own, asked in zip(origins, basics.asked, strict=True)
+        ]
+        write_jsonl(self.folder / "metadata.jsonl", rows)
+        counts = {"asked": sum(basics.asked), "made": len(basics.made), "dropped": dict(basics.drops)}
+        write_atomically(self.folder / "basics.json", json.dumps(counts, indent=2) + "\n")
+        # Last: this file says that the others are there
+        rows = [vars(basic) | {"metadata": basic.metadata.as_json()} for basic in basics.made]
+        write_jsonl(self.folder / "basics.jsonl", rows)
 
     def _check_failed(self) -> None:
         """Without the calls that failed there would be other data than the same answers give."""
@@ -208,21 +215,7 @@ class CodecLM:
                 f"calls for metadata and instructions have failed ({self._failed}); the same command makes them again."
             )
 
-    def _write_basics(self, basics: BasicInstructions, made: list[BasicInstruction], origins: list[Origin]) -> None:
-        write_jsonl(
-            self.folder / "metadata.jsonl",
-            (
-                {**own.metadata.as_json(), "weight": own.weight, "asked": asked, "seeds": list(own.seeds)}
-                for own, asked in zip(origins, basics.asked, strict=True)
-            ),
-        )
-        counts = {"asked": sum(basics.asked), "made": len(made), "dropped": dict(basics.drops)}
-        write_atomically(self.folder / "basics.json", json.dumps(counts, indent=2) + "\n")
-        # Last: this file says that the others are there
-        rows = (vars(basic) | {"metadata": basic.metadata.as_json()} for basic in made)
-        write_jsonl(self.folder / "basics.jsonl", rows)
-
-    async def _run_items(self, pipeline: Pipeline, progress: Progress, set_aside: SetAside) -> None:
+    async def _run_items(self, pipeline: Pipeline, usage: Usage, set_aside: SetAside) -> None:
         """What becomes of the instructions of which nothing is known yet, a bounded number at once."""
         counts = self.folder / "basics.json"
         if not counts.exists():
@@ -230,20 +223,21 @@ class CodecLM:
         total = json.loads(counts.read_text(encoding="utf-8"))["made"]
         with JsonlWriter(self.folder / "items.jsonl", sync_seconds=1.0) as items:
             done = {row["id"] for _, row in stream_rows(items.path)}
-            progress.begin("following them up", total, len(done))
+            options = {"total": total, "initial": len(done), "unit": "instruction"}
+            with _progress(usage, "following them up", **options) as advance:
 
-            async def work(basic: BasicInstruction) -> None:
+                async def work(basic: BasicInstruction) -> None:
+                    try:
+                        items.append(await pipeline.run_item(basic))
+                    except Rejected as error:
+                        set_aside(basic.id, error)
+                    advance()
+
+                waiting = (partial(work, basic) for basic in self._basics() if basic.id not in done)
                 try:
-                    items.append(await pipeline.run_item(basic))
-                except Rejected as error:
-                    set_aside(basic.id, error)
-                progress.advance()
-
-            waiting = (partial(work, basic) for basic in self._basics() if basic.id not in done)
-            try:
-                await gather(waiting, min(self._live(), max(total - len(done), 1)))
-            finally:
-                await pipeline.close()
+                    await gather(waiting, min(self._live(), max(total - len(done), 1)))
+                finally:
+                    await pipeline.close()
 
     def _basics(self) -> Iterator[BasicInstruction]:
         for _, row in stream_rows(self.folder / "basics.jsonl"):
@@ -267,59 +261,27 @@ class CodecLM:
             "seed": self.seed,
             "content": _digest(source) if Path(source).is_file() else None,
             "decontaminate_against": {path: _digest(path) for path in config.decontaminate_against},
-            "prompts": {name: _digest(load_template(name, config.prompt_folder).path) for name in prompts},
+            "prompts": {name: _digest(PromptTemplate(name, config.prompt_folder).path) for name in prompts},
         }
         check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=started)
 
 
-class Progress:
-    """A bar for each part of a run, over items; behind it calls, tokens a second and cost."""
+@contextmanager
+def _progress(usage: Usage, what: str, **options: Any) -> Iterator[Callable[..., None]]:
+    """A bar with calls, tokens a second and cost behind it; what it gives is called when one more is done."""
+    from tqdm.auto import tqdm
 
-    def __init__(self, usage: Usage):
-        self._usage = usage
-        self._bar = None
+    with tqdm(desc=what, mininterval=1.0, **options) as bar:
 
-    def begin(self, what: str, total: int | None = None, done: int = 0) -> None:
-        """Start a part of the run, of which `done` items are finished; without a total it is calls that count."""
-        from tqdm.auto import tqdm
+        def advance(*_: Any) -> None:
+            rate = usage.num_tokens / max(usage.seconds, 1e-9)
+            values = {"calls": usage.calls + usage.cache_hits, "tokens/s": f"{rate:.0f}"}
+            values |= {"cost": f"{usage.cost:.2f}"} if usage.cost else {}
+            values |= {"failed": usage.failed} if usage.failed else {}
+            bar.set_postfix(values, refresh=False)
+            bar.update()
 
-        self._close()
-        unit = "call" if total is None else "instruction"
-        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=1.0)
-        self._show()
-
-    def answered(self) -> None:
-        """A call is answered."""
-        if self._bar is not None:
-            self._show()
-            self._bar.update(self._bar.total is None)
-
-    def advance(self) -> None:
-        """An item is finished."""
-        self._show()
-        self._bar.update()
-
-    def _show(self) -> None:
-        usage = self._usage
-        rate = usage.num_tokens / max(usage.seconds, 1e-9)
-        values = {"calls": usage.calls + usage.cache_hits, "tokens/s": f"{rate:.0f}"}
-        values |= {"cost": f"{usage.cost:.2f}"} if usage.cost else {}
-        values |= {"failed": usage.failed} if usage.failed else {}
-        self._bar.set_postfix(values, refresh=False)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._show()
-            self._bar.close()
-            self._bar = None
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+        yield advance
 
 
 def _digest(path: str | Path) -> str:

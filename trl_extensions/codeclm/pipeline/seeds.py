@@ -160,67 +160,61 @@ class BasicInstruction:
     instruction: str
 
 
-class BasicInstructions:
-    """Decodes metadata until there are as many basic instructions as asked for, or three waves have not made them.
+@dataclass(frozen=True)
+class Basics:
+    """Basic instructions in the order of their origins, how many were asked for of each origin, and how many were
+    dropped, by reason."""
 
-    Args:
-        client: Asks.
-        config: How many, and how they are spread.
-        filters: What is dropped at once; looked at in a fixed order, so that the same answers give the same rows.
-        set_aside: Called with the id of each call whose reply cannot be read, and why.
+    made: list[BasicInstruction]
+    asked: list[int]
+    drops: Counter[str]
 
-    Attributes:
-        drops: Instructions dropped, by reason.
-        asked: Instructions wanted of each origin.
-        failed: Calls that failed, which another run may make. What would follow from the others is not begun.
+
+async def decode_basics(
+    client: StepClient,
+    config: CodecLMConfig,
+    origins: Sequence[Origin],
+    filters: InstructionFilters,
+    set_aside: SetAside,
+) -> Basics:
+    """Decode metadata until there are as many basic instructions as asked for, or three waves have not made them.
+
+    Replies are filtered in a fixed order, so that the same answers give the same rows. After calls that failed, which
+    another run may make, what would follow from the others is not begun.
     """
+    step, drops, failed = Decode(config.prompt_folder), Counter(), []
+    asked = allocate([origin.weight for origin in origins], config.num_instructions, config.allocation)
+    made: list[list[BasicInstruction]] = [[] for _ in origins]
 
-    def __init__(self, client: StepClient, config: CodecLMConfig, filters: InstructionFilters, set_aside: SetAside):
-        self._client, self._config, self._filters, self._set_aside = client, config, filters, set_aside
-        self._step = Decode(config.prompt_folder)
-        self.drops: Counter[str] = Counter()
-        self.asked: list[int] = []
-        self.failed = 0
-
-    async def make(self, origins: Sequence[Origin]) -> list[BasicInstruction]:
-        """The basic instructions, in the order of the origins."""
-        weights = [origin.weight for origin in origins]
-        self.asked = allocate(weights, self._config.num_instructions, self._config.allocation)
-        made: list[list[BasicInstruction]] = [[] for _ in origins]
-        for wave in range(_WAVES):
-            calls = [
-                (place, f"m{place:03d}/w{wave}/{number}", size)
-                for place, wanted in enumerate(self.asked)
-                for number, size in enumerate(_portions(wanted - len(made[place]), self._config.instructions_per_call))
-            ]
-            lists = await gather(partial(self._decode, origins[place].metadata, *call) for place, *call in calls)
-            if self.failed:
-                break
-            for (place, _, _), instructions in zip(calls, lists, strict=True):
-                for instruction in instructions:
-                    self._take(place, origins[place], instruction, made[place])
-        return [basic for own in made for basic in own]
-
-    async def _decode(self, metadata: Metadata, about: str, number: int) -> list[str]:
+    async def decode(place: int, about: str, number: int) -> list[str]:
         try:
-            return (await self._client.generate(self._step, about, number=number, **metadata.as_json()))[0]
+            return (await client.generate(step, about, number=number, **origins[place].metadata.as_json()))[0]
         except Rejected as error:
-            self.failed += error.retryable
-            self._set_aside(about, error)
+            failed.extend([error] if error.retryable else [])
+            set_aside(about, error)
             return []
 
-    def _take(self, place: int, origin: Origin, instruction: str, made: list[BasicInstruction]) -> None:
-        if len(made) == self.asked[place]:
-            return
-        name = f"m{place:03d}-i{len(made):04d}"
-        reason = self._filters.check(name, instruction)
-        if reason is not None:
-            self.drops[reason] += 1
-            return
-        seed = origin.seeds[len(made) % len(origin.seeds)] if origin.seeds else None
-        made.append(BasicInstruction(name, origin.metadata, seed, instruction))
+    for wave in range(_WAVES):
+        calls = [
+            (place, f"m{place:03d}/w{wave}/{number}", size)
+            for place, wanted in enumerate(asked)
+            for number, size in enumerate(_portions(wanted - len(made[place]), config.instructions_per_call))
+        ]
+        lists = await gather(partial(decode, *call) for call in calls)
+        if failed:
+            break
+        for (place, _, _), instructions in zip(calls, lists, strict=True):
+            origin, own = origins[place], made[place]
+            for instruction in instructions:
+                id = f"m{place:03d}-i{len(own):04d}"
+                if reason := filters.check(id, instruction):
+                    drops[reason] += 1
+                    continue
+                seed = origin.seeds[len(own) % len(origin.seeds)] if origin.seeds else None
+                own.append(BasicInstruction(id, origin.metadata, seed, instruction))
+    return Basics([basic for own in made for basic in own], asked, drops)
 
 
 def _portions(total: int, size: int) -> list[int]:
-    full, rest = divmod(max(total, 0), size)
+    full, rest = divmod(total, size)
     return [size] * full + [rest] * bool(rest)

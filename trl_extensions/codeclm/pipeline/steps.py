@@ -11,9 +11,8 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -23,9 +22,6 @@ from ...core.judge.pairwise import LEAST_MASS, Scores, read_scores
 from .filters import count_words, plain_words
 from .metadata import Metadata, one_line
 
-
-if TYPE_CHECKING:
-    import jinja2
 
 Messages = list[dict[str, str]]
 
@@ -82,12 +78,8 @@ class RewriteReply(BaseModel):
 
 
 class Step:
-    """A prompt of a name, from the user's folder if it is there, and how its reply is read.
-
-    Attributes:
-        schema, form: What the reply is, as a model and as an example of its JSON; None where it is any text.
-        limit, temperature: The settings that the reply is made with.
-    """
+    """A prompt of a name, from the user's folder if it is there, and how its reply is read: `schema` and `form` are
+    what it is, as a model and as an example (None: any text), `limit` and `temperature` the settings for it."""
 
     name: str
     schema: type[BaseModel] | None = None
@@ -95,8 +87,8 @@ class Step:
     limit, temperature = "max_new_tokens", "temperature"
 
     def __init__(self, prompt_folder: str | os.PathLike | None = None):
-        self._template = load_template(self.name, prompt_folder)
-        self._own_words = f" {_normal(self._template.render(**sample_values(self.name)))} "
+        self._template = PromptTemplate(self.name, prompt_folder)
+        self._own_words = f" {_normal(self._template.sample)} "
 
     def messages(self, **values: Any) -> Messages:
         """What is asked; see the table of variables in the documentation."""
@@ -250,7 +242,7 @@ class ScoreOne(Step):
 
 def again(messages: Messages, reply: str, reason: str, *, step: Step, folder: str | None = None) -> Messages:
     """The same question once more, after a reply that could not be read, in the words of `again.jinja`."""
-    note = load_template("again", folder).render(reason=reason.rstrip("."), form=step.form)
+    note = PromptTemplate("again", folder).render(reason=reason.rstrip("."), form=step.form)
     return ask_again(messages, reply, reason, note)
 
 
@@ -343,29 +335,8 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _SAMPLES: dict[str, Any] = {"skills": ["reading", "writing"], "number": 2, "max_skills": 3, "which": "first"}
 
 
-@dataclass(frozen=True)
 class PromptTemplate:
-    """A prompt that can be filled in."""
-
-    path: Path
-    template: jinja2.Template
-
-    def render(self, **values: Any) -> str:
-        """The prompt with its values; braces inside these are left alone.
-
-        Raises:
-            ValueError: The file cannot be filled in; one line with its path and the reason.
-        """
-        import jinja2
-
-        try:
-            return self.template.render(**values)
-        except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
-            raise ValueError(f"{self.path}: cannot be filled in ({one_line(str(error))}); correct the file") from None
-
-
-def load_template(name: str, folder: str | os.PathLike | None = None) -> PromptTemplate:
-    """Load a prompt. It is filled in inside of Jinja's sandbox: a prompt folder from elsewhere can run nothing.
+    """A prompt that can be filled in, inside of Jinja's sandbox: a prompt folder from elsewhere can run nothing.
 
     Args:
         name: Name of the step: the file is `<name>.jinja`.
@@ -375,41 +346,50 @@ def load_template(name: str, folder: str | os.PathLike | None = None) -> PromptT
         ValueError: The file cannot be read or filled in, names a variable that this step does not have, or leaves out
             one without which the prompt makes no sense; or the folder holds a prompt of which there is no step.
     """
-    import jinja2.meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    folders = [PROMPTS] if folder is None else [Path(folder), PROMPTS]
-    for path in sorted(Path(folder).glob("*.jinja")) if folder is not None else ():
-        if path.stem not in _VARIABLES:
-            raise ValueError(f"{path}: there is no prompt of that name; rename it to one of {', '.join(_VARIABLES)}")
-    path = next((place for f in folders if (place := f / f"{name}.jinja").is_file()), PROMPTS / f"{name}.jinja")
-    environment = ImmutableSandboxedEnvironment(
-        loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    try:
-        source = path.read_text(encoding="utf-8-sig")
-        used = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        template = environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {one_line(str(error))}; correct the file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 text ({one_line(str(error))}); rewrite the file") from None
-    needed, optional = _VARIABLES[name]
-    if unknown := sorted(used - {*needed, *optional}):
-        raise ValueError(f"{path}: unknown variable {unknown[0]!r}; it may use {', '.join((*needed, *optional))}")
-    template.globals = dict(template.globals)  # a chain of mappings, which is slow to copy for every prompt
-    prompt = PromptTemplate(path, template)
-    # What is wrong with it shows now and not after the first thousand calls
-    values = sample_values(name)
-    text = prompt.render(**values)
-    for key in needed:
-        # Used in whatever way: joined, shortened or compared, another value must give another prompt.
-        other = {"skills": ["counting"], "which": "second"}.get(key, "[another]")
-        if prompt.render(**{**values, key: other}) == text:
-            raise ValueError(f"{path}: the prompt does not depend on {key!r}; write {{{{ {key} }}}} where it belongs")
-    return prompt
+    def __init__(self, name: str, folder: str | os.PathLike | None = None):
+        import jinja2.meta
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        folders = [PROMPTS] if folder is None else [Path(folder), PROMPTS]
+        for path in sorted(folders[0].glob("*.jinja")):
+            if path.stem not in _VARIABLES:
+                raise ValueError(
+                    f"{path}: there is no prompt of that name; rename it to one of {', '.join(_VARIABLES)}"
+                )
+        self.path = next(place for own in folders if (place := own / f"{name}.jinja").is_file())
+        loader = jinja2.FileSystemLoader(folders)
+        options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+        environment = ImmutableSandboxedEnvironment(loader=loader, **options)
+        try:
+            source = self.path.read_text(encoding="utf-8-sig")
+            used = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"{self.path}, line {error.lineno}: {one_line(str(error))}; correct the file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path}: cannot be read as UTF-8 text ({error}); rewrite the file") from None
+        needed, optional = _VARIABLES[name]
+        if unknown := sorted(used - {*needed, *optional}):
+            available = ", ".join((*needed, *optional))
+            raise ValueError(f"{self.path}: unknown variable {unknown[0]!r}; it may use {available}")
+        self._template.globals = dict(self._template.globals)  # a chain of mappings, slow to copy for every prompt
+        # What is wrong with it shows now and not after the first thousand calls
+        values = {key: _SAMPLES.get(key, f"({key})") for key in (*needed, *optional)}
+        self.sample = self.render(**values)
+        for key in needed:
+            # Used in whatever way: joined, shortened or compared, another value must give another prompt.
+            other = {"skills": ["counting"], "which": "second"}.get(key, "[another]")
+            if self.render(**{**values, key: other}) == self.sample:
+                raise ValueError(
+                    f"{self.path}: the prompt does not depend on {key!r}; write {{{{ {key} }}}} where it belongs"
+                )
 
-def sample_values(name: str) -> dict[str, Any]:
-    """Values to fill a prompt in with, to see what it is like."""
-    return {key: _SAMPLES.get(key, f"({key})") for part in _VARIABLES[name] for key in part}
+    def render(self, **values: Any) -> str:
+        """The prompt with its values; braces inside these are left alone."""
+        import jinja2
+
+        try:
+            return self._template.render(**values)
+        except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"{self.path}: cannot be filled in ({one_line(str(error))}); correct the file") from None
