@@ -33,14 +33,7 @@ _ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one `trl-ext` command.
-
-    Args:
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name. Default: `sys.argv[1:]`.
-
-    Returns:
-        `int`: Exit code: what the command returned; 2 for bad input; 130 when interrupted.
-    """
+    """Run one `trl-ext` command; returns what it returned, 2 for bad input, or 130 when interrupted."""
     args = _parser().parse_args(argv)
     if args.version:
         from trl_extensions import __version__

@@ -15,15 +15,10 @@ from typing import Any, NoReturn
 class Method:
     """The commands of one method.
 
-    Args:
-        name: As on the command line.
-        usage: What `--help` prints.
-        options: From the arguments of a command to the dataclasses whose fields are its options.
-        make: From instances of these to the run.
-        commands: Name -> function of the run; what it returns is the exit code. `train` may be launched by accelerate;
-            `run`, and `stage` for the stages that it starts, are added.
-        plain: Name -> function of the bare arguments, for commands without options.
-        check_launch: Raises `ValueError` for a run that cannot be distributed.
+    `options` tells from a command's arguments the dataclasses whose fields are its options, `make` makes a run of
+    instances of these. `commands` are functions of the run, which may return an exit code; accelerate may launch the
+    one called `train`. Added are `run`, and `stage` for the stages it starts. `plain` ones get bare arguments.
+    `check_launch` raises `ValueError` for a run that cannot be distributed.
     """
 
     name: str
@@ -35,11 +30,7 @@ class Method:
     check_launch: Callable[[Any], None] = lambda run: None
 
     def main(self, argv: Sequence[str]) -> int:
-        """Carry out a command; returns the exit code.
-
-        Raises:
-            ValueError: A command, an option or a key of the config file is unknown or wrong; one line with the remedy.
-        """
+        """Carry out a command; returns the exit code. What is unknown or wrong raises a `ValueError` of one line."""
         if not argv or argv[0] in ("-h", "--help"):
             print(self.usage)
             return 0 if argv else 2
@@ -101,13 +92,7 @@ UNFINISHED = 3
 
 
 def option_parser(command: str, dataclasses: Sequence[type], quiet: bool = False) -> Any:
-    """TRL's parser of options and YAML that also knows renamed ones, and raises an error of one line.
-
-    Args:
-        command: For messages.
-        dataclasses: Their fields are the options.
-        quiet: Whether to say nothing of old names.
-    """
+    """TRL's parser of options and YAML that knows renamed ones too (`quiet`: without a word), with one-line errors."""
     from trl import TrlParser
 
     from trl_extensions.core.renamed import message, old_names
@@ -137,10 +122,7 @@ def option_parser(command: str, dataclasses: Sequence[type], quiet: bool = False
 
 
 def peek(argv: Sequence[str], *names: str) -> list[str]:
-    """What the command line, and then the YAML it names, say about a setting (by any of its names), as text.
-
-    For settings that decide what other settings there are.
-    """
+    """What the command line, and then its YAML, say about a setting that decides what other settings there are."""
     import yaml
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trl_extensions.core.inputs import option
 
 from .method import Method, option_parser
 
@@ -75,30 +77,21 @@ main = METHOD.main
 class PrincipleArguments:
     """What to write, with which model, and where."""
 
-    task: str | None = field(
-        default=None, metadata={"help": "What the principles are for, e.g. 'answer everyday questions'."}
+    task: str | None = option(None, "What the principles are for, e.g. 'answer everyday questions'.")
+    num: int = option(4, "Number of principles to write.")
+    output: str = option("principles.yaml", "YAML file to write.")
+    overwrite: bool = option(False, "Replace `output` if it exists.")
+    model_name_or_path: str = option(
+        "embedded:smollm2-135m-instruct", "Model that writes: a hub id, a directory, or the small embedded model."
     )
-    num: int = field(default=4, metadata={"help": "Number of principles to write."})
-    output: str = field(default="principles.yaml", metadata={"help": "YAML file to write."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace `output` if it exists."})
-    model_name_or_path: str = field(
-        default="embedded:smollm2-135m-instruct",
-        metadata={"help": "Model that writes: a hub id, a directory, or the small embedded model (the default)."},
-    )
-    max_new_tokens: int = field(default=600, metadata={"help": "Most tokens in one answer of the model."})
-    temperature: float = field(default=0.0, metadata={"help": "Temperature of the first question; 0 is greedy."})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling, and of the constitutions `check` shows."})
-    check: str | None = field(
-        default=None, metadata={"help": "Only check this YAML file of principles and show three constitutions of it."}
-    )
+    max_new_tokens: int = option(600, "Most tokens in one answer of the model.")
+    temperature: float = option(0.0, "Temperature of the first question; 0 is greedy.")
+    seed: int = option(0, "Seed of the sampling, and of the constitutions `check` shows.")
+    check: str | None = option(None, "Only check this YAML file of principles and show three constitutions of it.")
 
 
 def principles(argv: Sequence[str]) -> int:
-    """Let a model write principles to a YAML file, or check one that a person edited.
-
-    Raises:
-        ValueError: An argument, a key of the config file or a principle is wrong; one line with the remedy.
-    """
+    """Let a model write principles to a YAML file, or check one that a person edited."""
     from trl_extensions.core.generation import EngineArguments, create_engine
     from trl_extensions.core.generation.types import GenerationParams
     from trl_extensions.embedded import resolve_model_name
@@ -120,9 +113,8 @@ def principles(argv: Sequence[str]) -> int:
     model = None if engine_args.engine_model else resolve_model_name(args.model_name_or_path)
     engine = create_engine(engine_args, model)
     raw_path = output.with_name(output.name + ".raw.jsonl")
-    save_principles(
-        output, write_principles(engine, args.task, args.num, params=params, raw_path=raw_path), task=args.task
-    )
+    written = write_principles(engine, args.task, args.num, params=params, raw_path=raw_path)
+    save_principles(output, written, task=args.task)
     for principle in load_principles(output):
         print(f"{principle.name}: {principle.definition} | {principle.antithesis}")
     print(f"wrote {output}; edit it, then check it: trl-ext principles --check {output}", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""Measures of generated text: how it repeats itself, how like another it is, and what classifiers say of it."""
+"""Measures of generated text: how it repeats itself, how like another it is, and what classifiers say of it.
+
+Texts to compare come in pairs, two lists of equal length; anything else raises a `ValueError` or `TypeError`.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +52,7 @@ def mean_seq_rep_n(texts: Sequence[str], n: int = 4) -> float:
 
 
 def exact_match(a: Sequence[str], b: Sequence[str]) -> float:
-    """Share of texts equal word for word to their partner, in [0, 1]; white space does not count. nan without texts.
-
-    Raises:
-        ValueError: The two differ in length.
-    """
+    """Share of texts equal word for word to their partner, in [0, 1]; white space aside. nan without texts."""
     return _mean([left.split() == right.split() for left, right in _pairs(a, b)])
 
 
@@ -62,9 +61,6 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
     If no hypothesis has four words, the orders that occur are averaged (sacrebleu's effective order), so that equal
     texts get 100 whatever their length. nan without texts. The tokenizer does not divide Chinese, Japanese or Thai.
-
-    Raises:
-        ValueError: The two differ in length.
     """
     if not _pairs(hypotheses, references):
         return math.nan
@@ -80,9 +76,6 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
     The words are the package's own on ASCII text (lower-cased runs of letters and digits); letters of other scripts,
     which the package drops, are kept. Texts equal word for word count 1, empty ones too.
-
-    Raises:
-        ValueError: The two differ in length.
     """
     scorer = import_extra("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_RougeWords())
     return _mean([
