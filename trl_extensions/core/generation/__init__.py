@@ -3,7 +3,9 @@
 Every engine takes the same prompts and the same [`GenerationParams`] and yields each result as soon as it has one, so
 that a caller can write it to disk at once and resume after a kill with the prompts that are still missing.
 Importing this module imports no torch; an engine's own file is imported when the engine is first asked for.
-"""from __future__ import annotations
+"""
+
+from __future__ import annotations
 
 import importlib
 import logging
@@ -69,7 +71,9 @@ class EngineArguments:
 
     Raises:
         `ValueError`: naming the field, if a value is outside its choices or does not belong to the chosen engine.
-    """engine: Literal["transformers", "vllm", "endpoint"] = field(
+    """
+
+    engine: Literal["transformers", "vllm", "endpoint"] = field(
         default="transformers",
         metadata={
             "help": "What generates: `transformers` in this process, `vllm` in this process, or `endpoint`, a server "
@@ -166,7 +170,8 @@ def create_engine(
         `ValueError`: if no model is named.
         `ImportError`: if the engine's package is not installed.
         `OSError`: if the model cannot be found.
-    """model = args.engine_model or model
+    """
+    model = args.engine_model or model
     if not model:
         raise ValueError(f"the {args.engine} engine needs a model: set engine_model")
     if args.engine == "endpoint":
@@ -224,7 +229,8 @@ def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
 
     Raises:
         ValueError: One line that names the setting and what is wrong with it.
-    """if isinstance(value, str):
+    """
+    if isinstance(value, str):
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -260,7 +266,9 @@ class ModelSource:
         model_args: The original and how it is loaded.
         engine_args: What samples.
         trust_remote_code: As in `from_pretrained`.
-    """model_args: ModelConfig
+    """
+
+    model_args: ModelConfig
     engine_args: EngineArguments
     trust_remote_code: bool = False
 

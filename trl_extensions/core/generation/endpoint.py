@@ -46,7 +46,9 @@ class EndpointError(RuntimeError):
             failing, so that another time the same request may succeed.
         partial: What was written where the server ended the answer for a reason of its own, such as its content
             filter.
-    """def __init__(self, message: str, status: int | None = None, partial: Generation | None = None) -> None:
+    """
+
+    def __init__(self, message: str, status: int | None = None, partial: Generation | None = None) -> None:
         super().__init__(message)
         self.status, self.partial = status, partial
 
@@ -81,7 +83,9 @@ class EndpointEngine:
     Raises:
         `ValueError`: if an argument is out of range or `base_url` is not an http address.
         `ImportError`: if `openai` is not installed.
-    """def __init__(
+    """
+
+    def __init__(
         self,
         base_url: str,
         model: str,
@@ -124,7 +128,8 @@ class EndpointEngine:
         Raises:
             `ValueError`: naming the prompt's index, if it is plain text: this API only takes chats.
             `EndpointError`: from the iterator, when a request fails for good.
-        """_check_chats(prompts)
+        """
+        _check_chats(prompts)
         if seeds is None:
             seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
         requests = [(prompt, params, seed, ()) for prompt, seed in zip(prompts, seeds, strict=True)]
@@ -140,7 +145,8 @@ class EndpointEngine:
         Raises:
             `ValueError`: naming the prompt's index, if it is plain text.
             `EndpointError`: from the iterator, when a request fails for good or the server sends no log-probabilities.
-        """_check_chats(prompts)
+        """
+        _check_chats(prompts)
         return self._stream([(prompt, GenerationParams(1), 0, tuple(options)) for prompt in prompts])
 
     @asynccontextmanager
@@ -162,7 +168,8 @@ class EndpointEngine:
         """Results as they come, from an event loop in a thread: it goes on while the caller writes, and in notebooks.
 
         A request is sent when an earlier one is answered and taken, so that little is wasted if the caller leaves.
-        """results: SimpleQueue[Any] = SimpleQueue()
+        """
+        results: SimpleQueue[Any] = SimpleQueue()
         unsent, failures = iter(enumerate(requests)), []
         loop, taken = asyncio.new_event_loop(), asyncio.Semaphore(0)
 

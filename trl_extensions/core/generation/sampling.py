@@ -27,7 +27,9 @@ class SamplingReport:
     Counts are of rows of this model in the file `path`, earlier runs' included: `sampled`, of which `resumed` were
     there before, `empty` are of no use for training and `truncated` were cut off. `tokens` and `seconds` are of this
     call, and so is `padding_share`, of the computed tokens, where the engine says.
-    """path: Path
+    """
+
+    path: Path
     sampled: int
     resumed: int
     empty: int
@@ -79,7 +81,8 @@ def sample_outputs(
     Raises:
         ValueError: Nothing to sample, temperature 0, a system prompt without a chat, a model name that is no part of
             a file name, or an `output` made with others.
-    """start, padding = time.perf_counter(), Padding(engine)
+    """
+    start, padding = time.perf_counter(), Padding(engine)
     if model is not None and not _FILE_NAME.fullmatch(model):
         raise ValueError(f"a model is called {model!r}; give letters, digits, '.', '_' and '-': files are named so")
     if num_samples < 0 or not (greedy or num_samples):
@@ -142,7 +145,8 @@ def load_outputs(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: A line is no such row; the message names file and line.
-    """return sorted(read_jsonl(path, required=COLUMNS), key=lambda row: (row["index"], row["sample"]))
+    """
+    return sorted(read_jsonl(path, required=COLUMNS), key=lambda row: (row["index"], row["sample"]))
 
 
 def as_prompt(query: Query, system_prompt: str | None, conversational: bool) -> Prompt:
@@ -150,7 +154,8 @@ def as_prompt(query: Query, system_prompt: str | None, conversational: bool) -> 
 
     Raises:
         ValueError: A chat for a model without a chat template, or a second system message.
-    """if not conversational:
+    """
+    if not conversational:
         if query.messages:
             raise ValueError(f"prompt {query.id} is a chat, but prompts are plain text here: give texts")
         return query.text
@@ -165,7 +170,8 @@ def completion_text(completion: Any) -> str:
 
     Raises:
         ValueError: It is neither.
-    """if isinstance(completion, str):
+    """
+    if isinstance(completion, str):
         return completion
     last = completion[-1] if isinstance(completion, (list, tuple)) and completion else None
     if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):

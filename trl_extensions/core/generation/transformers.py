@@ -68,7 +68,9 @@ class TransformersEngine:
     Raises:
         `OSError`: if a named model or its tokenizer cannot be loaded.
         `ValueError`: if `batch_tokens` is below 1 or no tokenizer can be found.
-    """def __init__(
+    """
+
+    def __init__(
         self,
         model: str | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -81,7 +83,10 @@ class TransformersEngine:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         if isinstance(model, (str, Path)):
             name = str(model)
-            self.model, source = _load_model(name, {"dtype": dtype} | (model_init_kwargs or {})), tokenizer_source(name)
+            self.model, source = (
+                _load_model(name, {"dtype": dtype} | (model_init_kwargs or {})),
+                tokenizer_source(name),
+            )
         else:
             self.model, source = model, getattr(model.config, "_name_or_path", "")
             name = source or type(model).__name__
@@ -107,7 +112,8 @@ class TransformersEngine:
         Raises:
             `ValueError`: naming the prompt's index, if it and `max_new_tokens` exceed the model's context, or it has
                 no tokens, or it is a chat and the tokenizer has no chat template.
-        """check_prompts(prompts)
+        """
+        check_prompts(prompts)
         token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
         self._check_lengths(token_ids, params.max_new_tokens)
         return self._generate_batches(token_ids, params, None if seeds is None else list(seeds))
@@ -121,7 +127,8 @@ class TransformersEngine:
 
         Raises:
             `ValueError`: as `generate`, and if two options begin with the same token.
-        """check_prompts(prompts)
+        """
+        check_prompts(prompts)
         lead, first_tokens = _first_tokens(self.tokenizer, options)
         token_ids = [
             encode_prompt(self.tokenizer, prompt, f"prompt {index}") + lead for index, prompt in enumerate(prompts)
@@ -284,7 +291,9 @@ class _SamplingByRow(LogitsProcessor):
 
     By the Gumbel-max trick: the largest of the scores, each with independent Gumbel noise, is a sample of their
     softmax. What decodes greedily behind this samples.
-    """def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
+    """
+
+    def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
         self.warpers = [TemperatureLogitsWarper(float(params.temperature))]
         if params.top_p < 1:
             self.warpers.append(TopPLogitsWarper(params.top_p))
@@ -350,7 +359,8 @@ def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator
     Eval mode also switches gradient checkpointing off, and the generation config overrules `model.config.use_cache`,
     so neither needs changing. The generation config is swapped, not only passed to `generate`, because transformers
     fills whatever the passed one leaves unset (a repetition penalty, for one) from the model's.
-    """inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = inner.generation_config
     inner.generation_config = config
     try:

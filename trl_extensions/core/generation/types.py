@@ -31,7 +31,9 @@ class GenerationParams:
 
     Raises:
         `ValueError`: naming the field, if a value is out of range or of the wrong type.
-    """max_new_tokens: int = 350
+    """
+
+    max_new_tokens: int = 350
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
@@ -74,7 +76,9 @@ class Generation:
         finish_reason: `"stop"` if the model ended or reached a stop string, `"length"` if `max_new_tokens` cut it off.
         num_tokens: Tokens generated, the end token and the tokens of a stop string included.
         num_prompt_tokens: Tokens of the prompt, 0 where an endpoint does not say.
-    """text: str
+    """
+
+    text: str
     finish_reason: Literal["stop", "length"]
     num_tokens: int
     num_prompt_tokens: int = field(default=0, compare=False)
@@ -103,7 +107,8 @@ class GenerationEngine(Protocol):
 
         Raises:
             `TypeError` or `ValueError`: naming the prompt's index.
-        """...
+        """
+        ...
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
@@ -121,7 +126,8 @@ class GenerationEngine(Protocol):
 
         Raises:
             `TypeError` or `ValueError`: naming the prompt's index, or options that begin with the same token.
-        """...
+        """
+        ...
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:
@@ -129,7 +135,8 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
 
     Raises:
         `TypeError` or `ValueError`: one line with the index of the first bad prompt.
-    """if isinstance(prompts, str):
+    """
+    if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of prompts, got one string; wrap it in a list")
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -179,7 +186,8 @@ def sum_by_option(listed: Iterable[tuple[str, float]], options: Sequence[str]) -
 
     Returns:
         `list[float]`: in nats; tokens that are the same option add up, minus infinity for one that is not listed.
-    """shares = dict.fromkeys(options, 0.0)
+    """
+    shares = dict.fromkeys(options, 0.0)
     for token, logprob in listed:
         token = token.strip(" \n\t\u0120\u010a\u2581")
         if token in shares:
@@ -192,7 +200,8 @@ def request_seed(seed: int, index: int | str) -> int:
 
     Mixed rather than added: request 1 under seed 0 must not repeat request 0 under seed 1, and equal prompts in one
     run must not all get the same sample.
-    """return random.Random(f"{seed}/{index}").getrandbits(31)
+    """
+    return random.Random(f"{seed}/{index}").getrandbits(31)
 
 
 def check_integer(name: str, value: object, *, minimum: int) -> None:

@@ -45,7 +45,9 @@ class VLLMEngine:
     Raises:
         `ImportError`: if vLLM is not installed.
         `ValueError`: if an adapter is of a kind or rank vLLM cannot run.
-    """def __init__(
+    """
+
+    def __init__(
         self,
         model: str,
         *,
