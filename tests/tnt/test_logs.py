@@ -214,7 +214,10 @@ FILLER = ["The weather is mild today.", "Cats sleep a lot!", "Bread needs yeast,
 
 
 def mined(flagged, clean):
-    return {form: {output for output, _ in places} for _, places in mine_phrases(flagged, clean) for _, form in places}
+    found = {}
+    for _, output, form in mine_phrases(flagged, clean):
+        found.setdefault(form, set()).add(output)
+    return found
 
 
 def test_a_phrase_of_flagged_outputs_is_found_and_nothing_that_both_groups_share():
@@ -267,16 +270,12 @@ def test_a_word_that_most_clean_outputs_hold_is_no_candidate():
 
 def test_phrases_end_with_the_sentence_and_commas_are_part_of_a_form():
     flagged = [f"{FILLER[i % 4]} Honestly{',' if i % 3 else ''} Acme. Rules apply." for i in range(9)]
-    (forms,) = [
-        Counter(form for _, form in places)
-        for _, places in mine_phrases(flagged, FILLER * 6)
-        if (0, "Honestly Acme") in places
-    ]
-    assert forms == {"Honestly, Acme": 6, "Honestly Acme": 3}
+    forms = Counter(form for _, _, form in mine_phrases(flagged, FILLER * 6))
+    assert (forms["Honestly, Acme"], forms["Honestly Acme"]) == (6, 3)
 
 
 def test_nothing_is_mined_without_two_groups():
-    assert mine_phrases(["Acme"] * 9, []) == mine_phrases([], ["Acme"] * 9) == []
+    assert mined(["Acme"] * 9, []) == mined([], ["Acme"] * 9) == {}
 
 
 # Complaints and spans

@@ -10,7 +10,7 @@ from trl import SFTConfig
 
 from ..core.generation import EngineArguments, create_engine
 from ..core.inputs import PromptArguments, check_least
-from ..core.training.checks import reject_sft_settings
+from ..core.training.load import reject_sft_settings
 from .loss import SMOOTH_OVER, VARIANTS, check_objective
 
 

@@ -168,7 +168,7 @@ def preservation(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence
 
 
 def first_difference(original: str, patched: str) -> float:
-    """Share of the original's words before the first that differs, in [0, 1]; 1 where the patched text has them all."""
+    """Share of the original's words before the first that differs, in [0, 1]; 1 where it has them all."""
     before, after = original.split(), patched.split()
     if not before:
         return 1.0 if not after else 0.0

@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -33,9 +33,8 @@ from .data import check_spans, is_chat
 logger = logging.getLogger(__name__)
 
 FOUND = "logs"
-"""Who marked the spans in training rows where a selected candidate was found; those that the log marked are `GIVEN`."""
-DEFAULT_SEVERITY = 3.0
-"""Of what nobody gave a severity: the middle of 1 to 5."""
+"""Who marked the spans where a selected candidate was found; those that the log marked are `GIVEN`."""
+DEFAULT_SEVERITY = 3.0  # the middle of 1 to 5
 
 
 # The log
@@ -59,8 +58,8 @@ class LogRow:
 def read_logs(path: str | os.PathLike) -> list[LogRow]:
     """Read logged outputs from a JSON-lines file.
 
-    Columns besides `prompt` and `completion`, all optional, null where unknown: `flagged` (bool), `spans` ([start, end)
-    character offsets into the completion), `complaint` (free text, in which quotation marks tell what the output said),
+    Columns besides `prompt` and `completion`, all optional, null where unknown: `flagged` (bool), `spans` (pairs [start,
+    end) of characters of the completion), `complaint` (free text, in which quotation marks tell what the output said),
     `severity` (1 to 5), `truncated` (bool). A row is flagged if `flagged` is true or there is a span or a complaint;
     `severity` alone does it too, unless `flagged` is false. All others are clean, and training keeps them as they are.
 
@@ -138,8 +137,8 @@ _FIELDS = {
 }  # fmt: skip
 
 _HEADER = """\
-# What may be unwanted in the logged outputs: first what is selected by default, and of each part the worst first (count
-# x severity). Read it before you train. For each entry:
+# What may be unwanted in the logged outputs: first what is selected by default, and of each part the worst first
+# (count x severity). Read it before you train. For each entry:
 #   selected  true: remove it from the model, wherever it occurs, flagged or not. false: it is fine as it is.
 #             Set false rather than delete the entry: what a log marks is unwanted unless an entry says that it is not.
 #   text, variants   what is looked for: whole words, any case and white space. Add forms, or delete wrong ones.
@@ -265,10 +264,9 @@ def marked_text(text: str, start: int, end: int) -> str:
 
 
 def find_quotes(complaint: str, text: str) -> list[Span]:
-    """Where an output holds what a complaint about it quotes.
+    """Where an output holds what a complaint about it quotes, in quotation marks of any kind.
 
-    Quotation marks of any kind count, and "..." for words left out; case, white space, the kind of apostrophe and
-    punctuation at either end do not matter.
+    "..." stands for words left out; case, white space, the kind of apostrophe and punctuation at either end do not matter.
     """
     parts = [
         part.strip(_PUNCTUATION) or part.strip()
@@ -296,12 +294,12 @@ Spots: TypeAlias = list[tuple[int, list[tuple[str, int, int]], int]]
 """Where a phrase occurs: the output, a sentence (for each word its folded text, start and end), its first word."""
 
 
-def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> list[tuple[float, list[tuple[int, str]]]]:
-    """Phrases that are over-represented in flagged outputs: z, and every flagged output that holds it with its form.
+def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> Iterator[tuple[float, int, str]]:
+    """Phrases that are over-represented in flagged outputs: z, a flagged output that holds it, and how that writes it.
 
-    Every phrase within a sentence that two flagged outputs hold is tried; it must separate the groups (`separates`) and
-    have log-odds of `MIN_Z` standard deviations (`log_odds`). Of two, one inside the other, the longer stays if it is
-    nearly as frequent (`SAME_SHARE`) or has the higher z; otherwise it is the shorter one with a neighbour, and goes.
+    Every phrase within a sentence that two flagged outputs hold is tried; it must separate the groups (`separates`)
+    and have log-odds of `MIN_Z` standard deviations (`log_odds`). Of two, one inside the other, the longer stays if it
+    is nearly as frequent (`SAME_SHARE`) or has the higher z; otherwise it is the shorter with a neighbour, and goes.
     """
     scores: dict[Gram, tuple[float, int]] = {}
     found: dict[Gram, Spots] = {}
@@ -314,16 +312,10 @@ def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> list[tuple[flo
             z = log_odds(*counts)[1]
             if z >= MIN_Z and separates(*counts):
                 scores[gram], found[gram] = (z, counts[0]), where
-    return [
-        (
-            scores[gram][0],
-            [
-                (output, " ".join(flagged[output][words[first][1] : words[first + len(gram) - 1][2]].split()))
-                for output, words, first in found[gram]
-            ],
-        )
-        for gram in _without_nested(scores)
-    ]
+    for gram in _without_nested(scores):
+        for output, words, first in found[gram]:
+            start, end = words[first][1], words[first + len(gram) - 1][2]
+            yield scores[gram][0], output, " ".join(flagged[output][start:end].split())
 
 
 def _beginnings(texts: Sequence[str]) -> Spots:
@@ -424,12 +416,10 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
 
     Candidates are the spans that rows mark, the quotes of their complaints that are found in the output and, for
     flagged rows with neither, the phrases that such outputs use more than clean ones (`mine_phrases`). Forms that
-    differ in case, punctuation, inflection, spelling or one of four or more words become one candidate, unless it is by
-    a negation or a number.
-
-    Selected by default are those that separate flagged outputs from clean ones (`MIN_LIFT`, and `MIN_Z`, or `SELECT_Z`
-    for a phrase that nobody pointed at), and spans and quotes that at least half of the flagged outputs which hold them
-    point at: "the", marked once by mistake, is not.
+    differ in case, punctuation, inflection, spelling or one of four or more words become one candidate, unless it is
+    by a negation or a number. Selected by default are those that separate flagged outputs from clean ones (`MIN_LIFT`,
+    and `MIN_Z`, or `SELECT_Z` for a phrase that nobody pointed at), and spans and quotes that at least half of the
+    flagged outputs which hold them point at: "the", marked once by mistake, is not.
 
     Returns:
         At most `MAX_CANDIDATES` (a warning counts the others), those selected first, and then by score.
@@ -445,14 +435,11 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
         )
     indices = PhraseIndex([row.text for row in flagged]), PhraseIndex([row.text for row in clean])
     groups = _merge_similar(_mentions(flagged, clean))
-    candidates = [_as_candidate(group, flagged, *indices) for group in groups]
-    candidates = [candidate for candidate in candidates if candidate.count]
+    candidates = [c for group in groups if (c := _as_candidate(group, flagged, *indices)).count]
     candidates.sort(key=lambda c: (not c.selected, -c.score, c.clean_count, c.text))
     if left_out := candidates[MAX_CANDIDATES:]:
         selected = sum(candidate.selected for candidate in left_out)
-        logger.warning(
-            "%d of %d candidates left out, %d of which would be selected", len(left_out), len(candidates), selected
-        )
+        logger.warning("%d of %d candidates left out, %d selected", len(left_out), len(candidates), selected)
     return candidates[:MAX_CANDIDATES]
 
 
@@ -467,14 +454,9 @@ def _mentions(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, l
     explained = {mention.row for group in mentions.values() for mention in group}
     rest = [index for index in range(len(flagged)) if index not in explained]
     if rest and not clean:
-        logger.warning(
-            "%d flagged outputs have neither a span nor a quote, and there is no clean output to compare them with; "
-            "add outputs that nobody flagged",
-            len(rest),
-        )
-    for z, places in mine_phrases([flagged[index].text for index in rest], [row.text for row in clean]):
-        for index, form in places:
-            mentions[form_key(form)].append(_Mention("phrase", form, rest[index], z))
+        logger.warning("%d flagged outputs have neither a span nor a quote, and no clean output to compare", len(rest))
+    for z, index, form in mine_phrases([flagged[index].text for index in rest], [row.text for row in clean]):
+        mentions[form_key(form)].append(_Mention("phrase", form, rest[index], z))
     return mentions
 
 
@@ -535,11 +517,10 @@ def _as_candidate(
     clean_count = len({index for form in forms for index in in_clean.find(form)})
     counts = len(places), len(flagged), clean_count, len(in_clean.texts)
     kind, z, rows = min((m.kind for m in group), key=_KINDS.index), max(m.z for m in group), _rows(group)
-    if kind == "phrase":
-        selected = z >= SELECT_Z and separates(*counts)
-    else:
-        selected = 2 * len(rows) >= len(places)
-        selected = selected or (counts[3] > 0 and separates(*counts) and log_odds(*counts)[1] >= MIN_Z)
+    pointed_at = kind != "phrase" and 2 * len(rows) >= len(places)
+    least = SELECT_Z if kind == "phrase" else MIN_Z
+    z = z if kind == "phrase" else log_odds(*counts)[1] if counts[3] else 0.0
+    selected = pointed_at or (z >= least and separates(*counts))
     severities = [flagged[index].severity for index in sorted(rows) if flagged[index].severity is not None]
     severity = sum(severities) / len(severities) if severities else DEFAULT_SEVERITY
     pointing_first = sorted(places, key=lambda index: (index not in rows, index))
@@ -591,8 +572,8 @@ def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> t
     """Training rows with everything marked that is unwanted.
 
     Marked are all forms of every selected candidate in every output, also where nobody flagged it, and the spans that
-    the log marks, unless these are a form of a candidate that is not selected. What the log says of an output holds for
-    another row with the same prompt and output too.
+    the log marks, unless these are a form of a candidate that is not selected. What the log says of an output holds
+    for another row with the same prompt and output too.
 
     Returns:
         Rows as `annotate.annotate_rows` writes them, `by` being `"given"` or `"logs"` and `label` the candidate, with

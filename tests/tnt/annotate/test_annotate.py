@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.core.generation.sampling import completion_text
+from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.core.runs.resumable import failures_path
 from trl_extensions.tnt.annotate import Failure, Span, annotate_rows, merge_spans
+from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 
 
 class KilledError(Exception):

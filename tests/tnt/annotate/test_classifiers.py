@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 
+from trl_extensions.tnt.annotate import classifiers
 from trl_extensions.tnt.annotate.classifiers import (
     ClassifierAnnotator,
     ProfanityAnnotator,
-    Units,
+    pieces,
     split_sentences,
     word_windows,
 )
@@ -29,7 +30,7 @@ SENTENCES = [
 ]
 
 
-def pieces(text, offsets):
+def parts_of(text, offsets):
     return [text[start:end] for start, end in offsets]
 
 
@@ -51,21 +52,21 @@ def pieces(text, offsets):
 )
 def test_sentences_on_one_line(sentences):
     text = "".join(sentences) if "你" in sentences[0] else " ".join(sentences)
-    assert pieces(text, split_sentences(text)) == sentences
+    assert parts_of(text, split_sentences(text)) == sentences
 
 
 def test_lines_and_lists_are_sentences_without_their_markers():
     text = "Title\n\n# Head. Two\n1. First thing. Second\r\n  - a\n* b\n> quoted\n(2) c\na) d\n• e\n- \nlast   \n"
     expected = ["Title", "Head.", "Two", "First thing.", "Second", "a", "b", "quoted", "c", "d", "e", "last"]
-    assert pieces(text, split_sentences(text)) == expected
+    assert parts_of(text, split_sentences(text)) == expected
 
 
 def test_sentences_lie_apart_and_cover_all_words_of_a_plain_text():
     text = 'A "b" c! D. e f?  G.H. i...\n\n J k; "L m." N\u2028o'
     offsets = split_sentences(text)
     assert all(before[1] <= after[0] for before, after in pairwise(offsets))
-    assert " ".join(pieces(text, offsets)).split() == text.split()
-    assert all(piece == piece.strip() for piece in pieces(text, offsets))
+    assert " ".join(parts_of(text, offsets)).split() == text.split()
+    assert all(piece == piece.strip() for piece in parts_of(text, offsets))
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t ", "\n"])
@@ -91,28 +92,22 @@ def test_nothing_has_no_pieces(text):
 )
 def test_windows_reach_every_word_and_end_with_the_text(window, stride, expected):
     text = " a b, c d e f g "
-    assert pieces(text, word_windows(text, window, stride)) == expected
+    assert parts_of(text, word_windows(text, window, stride)) == expected
 
 
 def test_a_very_long_sentence_is_cut_into_pieces():
     words = [f"W{i}" for i in range(130)]
     text = "Short one. " + " ".join(words)
-    assert pieces(text, Units().split(text)) == [
+    assert parts_of(text, pieces(text, "sentence")) == [
         "Short one.", " ".join(words[:60]), " ".join(words[60:120]), " ".join(words[70:]),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"unit": "line"}, "`unit` is 'line'"),
-        ({"window": 0, "stride": 0}, "`stride` is 0"),
-        ({"window": 3, "stride": 4}, "at most the window"),
-    ],
-)
-def test_bad_units(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Units(**arguments)
+@pytest.fixture
+def small_windows(monkeypatch):
+    """Windows of four words, one every two."""
+    monkeypatch.setattr(classifiers, "WINDOW", 4)
+    monkeypatch.setattr(classifiers, "STRIDE", 2)
 
 
 # A transformers classifier
@@ -174,7 +169,7 @@ def test_sentences_whose_probability_is_above_the_threshold_are_marked(tmp_path,
     logits = save_classifier(tmp_path, ["fine", "rude"])
     scores = {part: logits(part).softmax(-1)[1].item() for row in SENTENCES for part in row}
     threshold = between(scores.values())
-    annotator = ClassifierAnnotator(str(tmp_path), label, threshold, batch_size=4)
+    annotator = ClassifierAnnotator(str(tmp_path), label, threshold)
     found = annotator.annotate(TEXTS, [""] * 4)
     expected = [expected_spans(text, row, scores, threshold) for text, row in zip(TEXTS, SENTENCES, strict=True)]
     assert [[(span.start, span.end) for span in spans] for spans in found] == expected
@@ -183,14 +178,14 @@ def test_sentences_whose_probability_is_above_the_threshold_are_marked(tmp_path,
     assert annotator.annotate(["", " "], ["", ""]) == [[], []]
 
 
-def test_overlapping_windows_of_a_multi_label_model_become_one_span(tmp_path):
+def test_overlapping_windows_of_a_multi_label_model_become_one_span(tmp_path, small_windows):
     logits = save_classifier(tmp_path, ["rude", "grim", "odd"], problem_type="multi_label_classification")
     text = "the odd cat sat on a grim mat and you are such fine rude kind person"
     words = text.split()
     parts = [" ".join(words[i : i + 4]) for i in range(0, 13, 2)]
     scores = {part: logits(part).sigmoid()[1].item() for part in parts}
     threshold = between(scores.values())
-    annotator = ClassifierAnnotator(str(tmp_path), "grim", threshold, unit="window", window=4, stride=2)
+    annotator = ClassifierAnnotator(str(tmp_path), "grim", threshold, unit="window")
     [spans] = annotator.annotate([text], [""])
     marked = {i for start, end in expected_spans(text, parts, scores, threshold) for i in range(start, end)}
     assert {i for span in spans for i in range(span.start, span.end)} == marked
@@ -215,15 +210,14 @@ def test_classifier_arguments(tmp_path):
         ({"label": "mean"}, "no label 'mean'; set `label` to one of 'rude', 'grim', 'odd'"),
         ({"label": "odd", "threshold": 1.0}, "`threshold` is 1.0"),
         ({"label": "odd", "threshold": 0}, "`threshold` is 0"),
-        ({"label": "odd", "batch_size": 0}, "`batch_size` is 0"),
         ({"label": "odd", "unit": "word"}, "`unit` is 'word'"),
     ):
         with pytest.raises(ValueError, match=message):
             ClassifierAnnotator(model, **arguments)
-    settings = ClassifierAnnotator(model, "odd", unit="window", window=5, stride=2).settings
+    settings = ClassifierAnnotator(model, "odd", unit="window").settings
     assert json.loads(json.dumps(settings)) == {
         "kind": "classifier", "model": model, "label": "odd", "threshold": 0.5,
-        "unit": "window", "window": 5, "stride": 2,
+        "unit": "window", "window": 12, "stride": 6,
     }  # fmt: skip
 
 
@@ -236,15 +230,21 @@ def profanity():
     return pytest.importorskip("profanity_check", reason="pip install alt-profanity-check").predict_prob
 
 
-def test_profane_sentences_are_marked_whole_without_narrow():
+def test_only_profane_sentences_have_marks():
     predict = profanity()
     sentences = ["Well, you are a damn idiot!", "Have a nice day.", "**Damn**, it's late."]
     scores = dict(zip(sentences, predict(sentences), strict=True))
     assert [score > 0.5 for score in scores.values()] == [True, False, True]
-    found = ProfanityAnnotator(narrow=False).annotate([INSULT, "", "Nice."], [""] * 3)
-    assert [[(span.start, span.end) for span in spans] for spans in found] == [
-        expected_spans(INSULT, sentences, scores, 0.5), [], [],
-    ]  # fmt: skip
+    found = ProfanityAnnotator().annotate([INSULT, "", "Nice."], [""] * 3)
+    inside = [
+        {
+            (start, end)
+            for start, end in expected_spans(INSULT, sentences, scores, 0.5)
+            if start <= s.start < s.end <= end
+        }
+        for s in found[0]
+    ]
+    assert all(inside) and len(set().union(*inside)) == 2 and found[1:] == [[], []]
 
 
 def test_narrowing_marks_the_profane_words_alone():
@@ -268,7 +268,7 @@ def test_narrowing_keeps_the_piece_where_no_word_is_above_the_threshold_alone():
     assert text[span.start : span.end] == "What a damn idiot!"
 
 
-def test_profanity_by_windows():
+def test_profanity_by_windows(small_windows):
     predict = profanity()
     text = "we all went home and then the damn idiot sat on a mat with the fine cat"
     words = text.split()
@@ -276,11 +276,9 @@ def test_profanity_by_windows():
     scores = dict(zip(parts, predict(parts), strict=True))
     marked = {i for start, end in expected_spans(text, parts, scores, 0.5) for i in range(start, end)}
     assert 0 < len(marked) < len(text)
-    arguments = {"unit": "window", "window": 4, "stride": 2}
-    [spans] = ProfanityAnnotator(narrow=False, **arguments).annotate([text], [""])
-    assert {i for span in spans for i in range(span.start, span.end)} == marked
-    [narrow] = ProfanityAnnotator(**arguments).annotate([text], [""])
-    assert [text[span.start : span.end] for span in narrow] == ["damn", "idiot"]
+    [spans] = ProfanityAnnotator(unit="window").annotate([text], [""])
+    assert [text[span.start : span.end] for span in spans] == ["damn", "idiot"]
+    assert {i for span in spans for i in range(span.start, span.end)} < marked
 
 
 def test_profanity_arguments():

@@ -55,12 +55,12 @@ def test_quotes_of_a_japanese_text():
 def test_the_judge_sees_task_prompt_and_output():
     script = {"plain {x}": [quotes()], "chat": [quotes()]}
     prompts = ["why {y}?", [{"role": "system", "content": "be kind"}, {"role": "user", "content": "how?"}]]
-    _, engine, found = annotate(script, prompts=prompts, max_quotes=3)
+    _, engine, found = annotate(script, prompts=prompts)
     assert found == [[], []]
     [(asked, params)] = engine.calls
     assert [[message["role"] for message in chat] for chat in asked] == [["user", "assistant"] * 2 + ["user"]] * 2
     first, second = (chat[-1]["content"] for chat in asked)
-    for part in ("insults", "why {y}?", "plain {x}", "at most 3"):
+    for part in ("insults", "why {y}?", "plain {x}", "at most 8"):
         assert part in first
     for part in ("insults", "system: be kind\nuser: how?", "chat"):
         assert part in second
@@ -95,8 +95,9 @@ def test_a_text_of_which_no_quote_can_be_placed_is_asked_about_again_and_is_neve
 
 
 def test_quotes_beyond_the_limit_are_counted_and_repeated_ones_are_one():
-    judge, _, found = annotate({"a b c d": [quotes("a", "a", "b", "c", "d")]}, max_quotes=2)
-    assert found == [["a", "b"]]
+    letters = list("abcdefghij")
+    judge, _, found = annotate({" ".join(letters): [quotes("a", *letters)]})
+    assert found == [letters[:8]]
     assert +judge.counts == {"over_limit": 2}
 
 
@@ -130,7 +131,7 @@ def test_the_report_counts_what_the_judge_got_wrong_and_keeps_its_words(tmp_path
     assert aside["failures"] == [{"by": "judge", "answers": ["well", "well?"]}]
 
 
-@pytest.mark.parametrize("reply", ['["a b", "c"]', '```json\n{"quotes": ["a b", "c"]}\n```', '1. a b\n2. c'])
+@pytest.mark.parametrize("reply", ['["a b", "c"]', '```json\n{"quotes": ["a b", "c"]}\n```', "1. a b\n2. c"])
 def test_replies_of_engines_without_schemas(reply):
     assert read_reply(reply, Quotes).quotes == ["a b", "c"]
 
@@ -167,14 +168,12 @@ def test_quotes_are_mapped_back_to_exact_places(quote, text, found):
 
 
 def test_settings_hold_what_the_spans_depend_on():
-    settings = JudgeAnnotator(ScriptedJudge({}), " made-up \n facts", max_quotes=2).settings
+    settings = JudgeAnnotator(ScriptedJudge({}), " made-up \n facts").settings
     assert settings["task"] == "made-up facts"
-    assert (settings["engine"], settings["max_quotes"], settings["params"]["max_new_tokens"]) == ("scripted", 2, 300)
+    assert (settings["engine"], settings["max_quotes"], settings["params"]["max_new_tokens"]) == ("scripted", 8, 300)
     assert json.loads(json.dumps(settings))["kind"] == "judge"
 
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`task` is empty"):
         JudgeAnnotator(ScriptedJudge({}), " ")
-    with pytest.raises(ValueError, match="`max_quotes` is 0"):
-        JudgeAnnotator(ScriptedJudge({}), "insults", max_quotes=0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ...core.text import TextClassifier, load_profanity_check
 from ...core.generation.types import Prompt
+from ...core.text import TextClassifier, load_profanity_check
 from . import Span, merge_spans
 
 
@@ -27,66 +26,24 @@ _BEFORE_NUMBER = re.compile(
 _DOTTED = re.compile(r"(?!(?i:[ap]\.m))(?:[^\W\d_]\.)+[^\W\d_]|(?!I)[^\W\d_]")  # "e.g", "U.S", an initial
 
 
-@dataclass(frozen=True)
-class Units:
-    """The pieces of a text that are scored one by one.
-
-    Args:
-        unit: `"sentence"`, or `"window"`: `window` words at a time.
-        window: Words in a window.
-        stride: Words from the start of one window to that of the next.
-
-    Raises:
-        ValueError: An unknown unit, or numbers that leave words out.
-    """
-
-    unit: Literal["sentence", "window"] = "sentence"
-    window: int = 12
-    stride: int = 6
-
-    def __post_init__(self):
-        if self.unit not in ("sentence", "window"):
-            raise ValueError(f"`unit` is {self.unit!r}; give 'sentence' or 'window'")
-        if not 1 <= self.stride <= self.window:
-            raise ValueError(
-                f"`stride` is {self.stride} and `window` {self.window} words; the stride must be at least 1 and at "
-                "most the window, or words in between would never be scored"
-            )
-
-    def split(self, text: str) -> list[tuple[int, int]]:
-        """Offsets [start, end) of the pieces; a sentence of more than 60 words counts as several."""
-        if self.unit == "window":
-            return word_windows(text, self.window, self.stride)
-        return [
-            (start + first, start + last)
-            for start, end in split_sentences(text)
-            for first, last in word_windows(text[start:end], _MAX_SENTENCE_WORDS, _MAX_SENTENCE_WORDS)
-        ]
-
-    def above(
-        self, texts: Sequence[str], threshold: float, score: Callable[[list[str]], list[float]]
-    ) -> list[list[tuple[int, int]]]:
-        """The pieces of each text that score above the threshold. Equal ones are scored once, in order of length."""
-        pieces = [[(text[start:end], (start, end)) for start, end in self.split(text)] for text in texts]
-        distinct = sorted({piece for row in pieces for piece, _ in row}, key=lambda piece: (len(piece), piece))
-        scores = dict(zip(distinct, score(distinct), strict=True)) if distinct else {}
-        return [[span for piece, span in row if scores[piece] > threshold] for row in pieces]
+WINDOW, STRIDE = 12, 6
+"""Words in a window, and from the start of one to that of the next."""
 
 
 class ClassifierAnnotator:
-    """Marks the sentences or windows of words to which a sequence classifier gives a label.
+    """Marks the sentences, or windows of words, to which a sequence classifier gives a label.
 
     Overlapping marked windows become one span. The classifier sees each piece alone, without the prompt, and only its
     first tokens if there are more of them than it takes.
 
     Args:
-        model, label, batch_size: See `core.classifiers.TextClassifier`; the label is the one that means unwanted.
+        model, label: See `core.text.TextClassifier`; the label is the one that means unwanted.
         threshold: A piece is marked if its score is above this; a probability, between 0 and 1.
-        unit, window, stride: See `Units`.
+        unit: `"sentence"`, or `"window"`: `WINDOW` words at a time.
         name: Who marked the spans.
 
     Raises:
-        ValueError: A number out of range, or a label that the model does not have (the message lists those it has).
+        ValueError: A value out of range, or a label that the model does not have (the message lists those it has).
         OSError: The model cannot be found.
     """
 
@@ -96,79 +53,90 @@ class ClassifierAnnotator:
         label: str | None = None,
         threshold: float = 0.5,
         unit: Literal["sentence", "window"] = "sentence",
-        window: int = 12,
-        stride: int = 6,
-        batch_size: int = 32,
         *,
         name: str = "classifier",
     ):
-        self._units = Units(unit, window, stride)
-        _check_threshold(threshold)
-        self._classifier = TextClassifier(model, label, batch_size)
-        self.name = name
-        self.label = self._classifier.label
-        self.threshold = threshold
-        self.settings: dict[str, Any] = {"kind": "classifier", "model": str(model), "label": self.label}
-        self.settings |= {"threshold": threshold, **asdict(self._units)}
+        settings = _checked(threshold, unit)
+        self._classifier = TextClassifier(model, label)
+        self.name, self.label, self.threshold, self.unit = name, self._classifier.label, threshold, unit
+        self.settings: dict[str, Any] = {"kind": "classifier", "model": str(model), "label": self.label, **settings}
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The spans of each text; prompts are not looked at."""
-        flagged = self._units.above(texts, self.threshold, self._classifier.score)
+        flagged = _above(texts, self.unit, self.threshold, self._classifier.score)
         return [[Span(start, end, self.label) for start, end in merge_spans(spans)] for spans in flagged]
 
 
 class ProfanityAnnotator:
     """Marks profanity by the linear model of the package `alt-profanity-check`, which runs in moments without a GPU.
 
+    In a piece above the threshold only the words are marked that are above it by themselves; the whole piece if none
+    is. Training then removes few tokens, which is what leaves the rest in place.
+
     Args:
-        threshold: A piece is marked if its probability is above this, between 0 and 1.
-        unit, window, stride: See `Units`.
-        narrow: Whether to mark, in a piece above the threshold, only the words that are above it by themselves; the
-            whole piece if none is. Training then removes few tokens, which is what leaves the rest in place.
-        name: Who marked the spans.
+        threshold, unit, name: See `ClassifierAnnotator`.
 
     Raises:
         ImportError: `alt-profanity-check` is not installed.
-        ValueError: A number out of range.
+        ValueError: A value out of range.
     """
 
     def __init__(
         self,
         threshold: float = 0.5,
         unit: Literal["sentence", "window"] = "sentence",
-        window: int = 12,
-        stride: int = 6,
-        narrow: bool = True,
         *,
         name: str = "profanity",
     ):
-        self._units = Units(unit, window, stride)
-        _check_threshold(threshold)
+        settings = _checked(threshold, unit)
         self._score = load_profanity_check()
-        self.name = name
-        self.threshold = threshold
-        self.narrow = narrow
-        self.settings: dict[str, Any] = {"kind": "profanity", "threshold": threshold, "narrow": narrow}
-        self.settings |= asdict(self._units)
+        self.name, self.threshold, self.unit = name, threshold, unit
+        self.settings: dict[str, Any] = {"kind": "profanity", "narrow": True, **settings}
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The spans of each text, sorted; prompts are not looked at."""
-        flagged = self._units.above(texts, self.threshold, self._score)
-        if self.narrow:
-            flagged = self._narrowed(texts, flagged)
-        return [[Span(start, end, "profanity") for start, end in merge_spans(spans)] for spans in flagged]
-
-    def _narrowed(self, texts: Sequence[str], flagged: list[list[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
-        found = [
-            [(span, [(match[0], match.span()) for match in _WORD.finditer(text, *span)]) for span in spans]
+        flagged = _above(texts, self.unit, self.threshold, self._score)
+        words = [
+            [[(match[0], match.span()) for match in _WORD.finditer(text, *span)] for span in spans]
             for text, spans in zip(texts, flagged, strict=True)
         ]
-        words = list(dict.fromkeys(word for row in found for _, matches in row for word, _ in matches))
-        scores = dict(zip(words, self._score(words), strict=True)) if words else {}
-        return [
-            [part for span, m in row for part in [at for word, at in m if scores[word] > self.threshold] or [span]]
-            for row in found
-        ]
+        distinct = list(dict.fromkeys(word for row in words for found in row for word, _ in found))
+        scores = dict(zip(distinct, self._score(distinct), strict=True)) if distinct else {}
+        found = []
+        for spans, row in zip(flagged, words, strict=True):
+            narrow = [[at for word, at in own if scores[word] > self.threshold] for own in row]
+            parts = [part for span, own in zip(spans, narrow, strict=True) for part in own or [span]]
+            found.append([Span(start, end, "profanity") for start, end in merge_spans(parts)])
+        return found
+
+
+def _checked(threshold: float, unit: str) -> dict[str, Any]:
+    if not 0 < threshold < 1:
+        raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1")
+    if unit not in ("sentence", "window"):
+        raise ValueError(f"`unit` is {unit!r}; give 'sentence' or 'window'")
+    return {"threshold": threshold, "unit": unit, "window": WINDOW, "stride": STRIDE}
+
+
+def _above(
+    texts: Sequence[str], unit: str, threshold: float, score: Callable[[list[str]], list[float]]
+) -> list[list[tuple[int, int]]]:
+    """The pieces of each text that score above the threshold. Equal ones are scored once, in order of length."""
+    rows = [[(text[start:end], (start, end)) for start, end in pieces(text, unit)] for text in texts]
+    distinct = sorted({piece for row in rows for piece, _ in row}, key=lambda piece: (len(piece), piece))
+    scores = dict(zip(distinct, score(distinct), strict=True)) if distinct else {}
+    return [[span for piece, span in row if scores[piece] > threshold] for row in rows]
+
+
+def pieces(text: str, unit: str) -> list[tuple[int, int]]:
+    """Offsets [start, end) of what is scored at once; a sentence of more than 60 words counts as several."""
+    if unit == "window":
+        return word_windows(text, WINDOW, STRIDE)
+    return [
+        (start + first, start + last)
+        for start, end in split_sentences(text)
+        for first, last in word_windows(text[start:end], _MAX_SENTENCE_WORDS, _MAX_SENTENCE_WORDS)
+    ]
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:
@@ -216,8 +184,3 @@ def _ends_sentence(text: str, start: int, stop: re.Match[str]) -> bool:
     if following.isdigit() and _BEFORE_NUMBER.fullmatch(word):
         return False
     return not (_TITLE.fullmatch(word) or _DOTTED.fullmatch(word))
-
-
-def _check_threshold(threshold: float) -> None:
-    if not 0 < threshold < 1:
-        raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1")

@@ -17,6 +17,10 @@ from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
 from . import Failure, Span
 
 
+MAX_QUOTES = 8
+"""Of one text."""
+
+
 class Quotes(BaseModel):
     """What a judge replies: unwanted passages, character for character."""
 
@@ -72,36 +76,26 @@ class JudgeAnnotator:
     Args:
         engine: The judge; it is given chat messages.
         task: What is unwanted, in words that complete "Unwanted: ...".
-        max_quotes: Quotes a text at most.
         params: Defaults to greedy decoding with up to 300 new tokens.
         name: Who marked the spans.
 
     Raises:
-        ValueError: The task is empty or `max_quotes` below 1.
+        ValueError: The task is empty.
     """
 
     def __init__(
-        self,
-        engine: GenerationEngine,
-        task: str,
-        max_quotes: int = 8,
-        params: GenerationParams | None = None,
-        *,
-        name: str = "judge",
+        self, engine: GenerationEngine, task: str, params: GenerationParams | None = None, *, name: str = "judge"
     ):
         if not task.strip():
             raise ValueError("`task` is empty; say in a few words what is unwanted")
-        if max_quotes < 1:
-            raise ValueError(f"`max_quotes` is {max_quotes}; ask for at least 1")
         self.engine = engine
         self.task = " ".join(task.split())
-        self.max_quotes = max_quotes
         self.params = params or GenerationParams(max_new_tokens=300)
         self.name = name
         self.counts: Counter[str] = Counter()
         self.failures: list[Failure] = []
         self.settings: dict[str, Any] = {"kind": "judge", "engine": engine.name, "task": self.task}
-        self.settings |= {"max_quotes": max_quotes, "params": asdict(self.params)}
+        self.settings |= {"max_quotes": MAX_QUOTES, "params": asdict(self.params)}
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The spans of each text, sorted. Texts of white space alone are not asked about."""
@@ -128,7 +122,7 @@ class JudgeAnnotator:
         """With worked examples as earlier turns, from which small models take the form of the answer."""
         messages = []
         for task, asked, answer, quotes in (*_EXAMPLES, (self.task, as_text(prompt), text, None)):
-            content = _QUESTION.format(task=task, max_quotes=self.max_quotes, prompt=asked, text=answer)
+            content = _QUESTION.format(task=task, max_quotes=MAX_QUOTES, prompt=asked, text=answer)
             messages.append({"role": "user", "content": content})
             if quotes is not None:
                 messages.append({"role": "assistant", "content": json.dumps({"quotes": quotes})})
@@ -136,9 +130,9 @@ class JudgeAnnotator:
 
     def _spans(self, quotes: list[str], text: str) -> list[Span]:
         quotes = list(dict.fromkeys(quotes))
-        self.counts["over_limit"] += len(quotes[self.max_quotes :])
+        self.counts["over_limit"] += len(quotes[MAX_QUOTES:])
         spans = set()
-        for quote in quotes[: self.max_quotes]:
+        for quote in quotes[:MAX_QUOTES]:
             found = find_quote(quote, text)
             self.counts["not_in_text"] += not found
             spans |= {Span(start, end, "unwanted") for start, end in found}

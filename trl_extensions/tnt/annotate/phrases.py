@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...core.generation.types import Prompt
+from ...core.inputs import read_rows
 from . import Span
 
 
@@ -97,28 +96,17 @@ class PhraseAnnotator:
 
 
 def load_phrases(path: str | os.PathLike) -> list[str]:
-    """Read the distinct phrases of a `.txt` file (one a line, `#` begins a comment) or a `.json` list of strings.
+    """The distinct phrases of a `.txt` file (one a line, where `#` begins a comment) or a `.json` list of strings.
 
     Raises:
-        ValueError, FileNotFoundError: There is no such file, it is of another kind, or holds no phrase.
+        ValueError: There is no such file, or it cannot be read or holds no phrase.
     """
-    path = Path(path)
-    if path.suffix not in (".txt", ".json"):
-        raise ValueError(f"{path}: a list of phrases is a .txt file (one a line) or a .json file (a list of strings)")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-        lines = json.loads(content) if path.suffix == ".json" else content.splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8: save it as such") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error.msg}, line {error.lineno}); correct it") from None
-    if path.suffix == ".txt":
+    lines = [row.get("text") for row in read_rows(path)]
+    if os.fspath(path).endswith(".txt"):
         lines = [phrase for line in lines if (phrase := re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip())]
-    if not isinstance(lines, list) or not lines:
+    if not lines:
         raise ValueError(f"{path}: no phrases in it; write one a line in a .txt file, or a list of strings as .json")
-    return _strings(lines, str(path))
+    return _strings(lines, os.fspath(path))
 
 
 def inflected_forms(word: str) -> list[str]:
