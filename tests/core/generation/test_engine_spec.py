@@ -45,7 +45,7 @@ def test_yaml_as_a_command_line_gives_it():
     [
         (["m"], "`strong` must be a model's name or a dict"),
         ("[m]", "`strong` must be a model's name or a dict"),
-        ("{model: m", "`strong` is neither a model's name nor YAML"),
+        ("{model: m", "`strong` is neither a name nor YAML"),
         (7, "`strong` must be a model's name or a dict"),
         ({"model": "m", "url": "http://x"}, "`strong` has no key 'url'; it takes engine, prices, model, "),
         ({"model": "m", "engine": "tgi"}, "`strong`: engine must be one of transformers, vllm, endpoint, got 'tgi'"),

@@ -65,6 +65,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class EngineArguments:
     """Which engine generates, and how. For `TrlParser`: command-line options and YAML keys of the same names.
@@ -73,71 +77,47 @@ class EngineArguments:
         `ValueError`: naming the field, if a value is outside its choices or does not belong to the chosen engine.
     """
 
-    engine: Literal["transformers", "vllm", "endpoint"] = field(
-        default="transformers",
-        metadata={
-            "help": "What generates: `transformers` in this process, `vllm` in this process, or `endpoint`, a server "
-            "that speaks the OpenAI chat API."
-        },
+    engine: Literal["transformers", "vllm", "endpoint"] = _option(
+        "transformers",
+        "What generates: `transformers` or `vllm`, in this process, or `endpoint`, a server with the OpenAI chat API.",
     )
-    engine_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model that generates, or the name the endpoint knows it by. Default: the model of the command."
-        },
+    engine_model: str | None = _option(
+        None, "Model that generates, or the name the endpoint knows it by. Default: the model of the command."
     )
-    engine_dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype to load the model in, e.g. `float32` or `bfloat16`; `auto` is the checkpoint's own."},
+    engine_dtype: str = _option(
+        "auto", "Dtype to load the model in, e.g. `float32` or `bfloat16`; `auto` is the checkpoint's own."
     )
-    engine_batch_tokens: int = field(
-        default=16384,
-        metadata={
-            "help": "transformers: most tokens in a batch, prompts and `max_new_tokens` together. Lower it when "
-            "memory runs out."
-        },
+    engine_batch_tokens: int = _option(
+        16384, "transformers: most tokens in a batch, prompts and `max_new_tokens` together. Lower it to save memory."
     )
-    engine_tensor_parallel_size: int = field(
-        default=1, metadata={"help": "vllm: number of GPUs that share the model."}
+    engine_tensor_parallel_size: int = _option(1, "vllm: number of GPUs that share the model.")
+    engine_gpu_memory_utilization: float = _option(
+        0.9, "vllm: share of the GPU memory it may take, above 0 and at most 1."
     )
-    engine_gpu_memory_utilization: float = field(
-        default=0.9, metadata={"help": "vllm: share of the GPU memory it may take, above 0 and at most 1."}
+    engine_base_url: str | None = _option(None, "endpoint: the server's address, e.g. `http://localhost:8000/v1`.")
+    engine_api_key_env: str = _option(
+        "OPENAI_API_KEY", "endpoint: environment variable that holds the API key, if the server wants one."
     )
-    engine_base_url: str | None = field(
-        default=None, metadata={"help": "endpoint: the server's address, e.g. `http://localhost:8000/v1`."}
+    engine_concurrency: int = _option(8, "endpoint: most requests in flight at once.")
+    engine_max_retries: int = _option(5, "endpoint: how often a request is sent again when the server is in trouble.")
+    engine_timeout: float = _option(300.0, "endpoint: seconds to wait for one answer.")
+    engine_extra_body: dict[str, Any] | str | None = _option(  # noqa: RUF009 (it is `field`)
+        None, "endpoint: further fields of every request, YAML or JSON, e.g. `{top_k: 20}`; they win over ours."
     )
-    engine_api_key_env: str = field(
-        default="OPENAI_API_KEY",
-        metadata={"help": "endpoint: environment variable that holds the API key, if the server wants one."},
+    engine_max_tokens_field: str = _option(
+        "max_tokens", "endpoint: what the server calls the token limit: `max_tokens` or `max_completion_tokens`."
     )
-    engine_concurrency: int = field(default=8, metadata={"help": "endpoint: most requests in flight at once."})
-    engine_max_retries: int = field(
-        default=5, metadata={"help": "endpoint: how often a request that failed for a passing reason is sent again."}
-    )
-    engine_timeout: float = field(default=300.0, metadata={"help": "endpoint: seconds to wait for one answer."})
-    engine_extra_body: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "endpoint: further fields of every request, YAML or JSON, e.g. `{top_k: 20}`; they win over ours."
-        },
-    )
-    engine_max_tokens_field: str = field(
-        default="max_tokens",
-        metadata={"help": "endpoint: what the server calls the token limit: `max_tokens` or `max_completion_tokens`."},
-    )
-    engine_omit: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "endpoint: fields that are not sent, for models that refuse them, such as `temperature` or `seed`."
-        },
+    engine_omit: list[str] | None = _option(  # noqa: RUF009
+        None, "endpoint: fields that are never sent, for models that refuse them, such as `temperature` or `seed`."
     )
 
     def __post_init__(self) -> None:
         if isinstance(self.engine_extra_body, str):
-            self.engine_extra_body = yaml.safe_load(self.engine_extra_body)
+            self.engine_extra_body = _from_yaml(self.engine_extra_body, "engine_extra_body")
         if not isinstance(self.engine_extra_body, dict | None):
             raise ValueError(f"engine_extra_body must hold names and values, got {self.engine_extra_body!r}")
-        self.engine_omit = [self.engine_omit] if isinstance(self.engine_omit, str) else list(self.engine_omit)
+        if isinstance(self.engine_omit, str):
+            self.engine_omit = [self.engine_omit]
         engines = ("transformers", "vllm", "endpoint")
         if self.engine not in engines:
             raise ValueError(f"engine must be one of {', '.join(engines)}, got {self.engine!r}")
@@ -163,8 +143,7 @@ def create_engine(
     Args:
         args: Which engine, and its options.
         model: Model id, directory or adapter directory; used unless `args.engine_model` names another.
-        model_init_kwargs: `revision`, `trust_remote_code` and `attn_implementation` for a model loaded in this
-            process.
+        model_init_kwargs: `revision`, `trust_remote_code` and `attn_implementation` for a model of this process.
 
     Raises:
         `ValueError`: if no model is named.
@@ -177,17 +156,9 @@ def create_engine(
     if args.engine == "endpoint":
         from .endpoint import EndpointEngine
 
-        return EndpointEngine(
-            args.engine_base_url,
-            model,
-            api_key=os.environ.get(args.engine_api_key_env),
-            concurrency=args.engine_concurrency,
-            max_retries=args.engine_max_retries,
-            timeout=args.engine_timeout,
-            extra_body=args.engine_extra_body,
-            max_tokens_field=args.engine_max_tokens_field,
-            omit=args.engine_omit,
-        )
+        names = ("concurrency", "max_retries", "timeout", "extra_body", "max_tokens_field")
+        own = {name: getattr(args, f"engine_{name}") for name in names} | {"omit": args.engine_omit or ()}
+        return EndpointEngine(args.engine_base_url, model, api_key=os.environ.get(args.engine_api_key_env), **own)
     if args.engine == "vllm":
         from .vllm import VLLMEngine
 
@@ -231,11 +202,7 @@ def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
         ValueError: One line that names the setting and what is wrong with it.
     """
     if isinstance(value, str):
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"`{name}` is neither a model's name nor YAML ({reason})") from None
+        value = _from_yaml(value, name)
     if isinstance(value, str):
         value = {"model": value}
     if not isinstance(value, dict):
@@ -258,15 +225,16 @@ def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
     return EngineSpec(arguments, (float(prices[0]), float(prices[1])))
 
 
+def _from_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"`{name}` is neither a name nor YAML ({' '.join(str(error).split())})") from None
+
+
 @dataclass(frozen=True)
 class ModelSource:
-    """Loads the original of a run and the models made from it.
-
-    Args:
-        model_args: The original and how it is loaded.
-        engine_args: What samples.
-        trust_remote_code: As in `from_pretrained`.
-    """
+    """Loads the original of a run (`model_args`) and the models made from it; `engine_args` says what samples."""
 
     model_args: ModelConfig
     engine_args: EngineArguments

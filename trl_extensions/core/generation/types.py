@@ -92,18 +92,15 @@ class GenerationEngine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """Generates for every prompt.
+        """Generates for every prompt: yields an index into `prompts` and its result, each once, in any order.
 
         Bad prompts are refused here, before anything is generated. The iterator may be abandoned at any point.
 
         Args:
             prompts: Text to continue, or chat messages to answer.
             params: How to decode.
-            seeds: A seed for each prompt in place of the one of `params`. What is sampled for a prompt then depends on
-                its own seed only, whatever other prompts there are.
-
-        Yields:
-            `tuple[int, Generation]`: an index into `prompts` and its result, each index once, in any order.
+            seeds: A seed for each prompt in place of the one of `params`. What is sampled for a prompt then depends
+                on its own seed only, whatever other prompts there are.
 
         Raises:
             `TypeError` or `ValueError`: naming the prompt's index.
@@ -120,9 +117,8 @@ class GenerationEngine(Protocol):
             options: Short strings that differ in their first tokens, such as digits. A leading space does not count.
 
         Yields:
-            `tuple[int, Generation, list[float]]`: an index into `prompts`, what it cost (an empty text), and the
-            log-probability of each option in nats, without the temperature. An engine that only lists its likeliest
-            tokens gives minus infinity for the others.
+            An index into `prompts`, what it cost (an empty text), and the log-probability of each option in nats,
+            without the temperature; minus infinity where an engine lists its likeliest tokens only.
 
         Raises:
             `TypeError` or `ValueError`: naming the prompt's index, or options that begin with the same token.
@@ -131,11 +127,7 @@ class GenerationEngine(Protocol):
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:
-    """Refuses anything that is neither a string nor a list of chat messages.
-
-    Raises:
-        `TypeError` or `ValueError`: one line with the index of the first bad prompt.
-    """
+    """Refuses anything that is neither a string nor a list of chat messages, naming the index."""
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of prompts, got one string; wrap it in a list")
     for index, prompt in enumerate(prompts):
@@ -177,16 +169,8 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def sum_by_option(listed: Iterable[tuple[str, float]], options: Sequence[str]) -> list[float]:
-    """The log-probability of each option, out of a list of tokens with theirs.
-
-    Args:
-        listed: Tokens as text and their log-probabilities. White space around a token, and the marks that some
-            tokenizers write for it, do not count.
-        options: What to look for.
-
-    Returns:
-        `list[float]`: in nats; tokens that are the same option add up, minus infinity for one that is not listed.
-    """
+    """The log-probability of each option in nats, out of tokens as text with theirs: those that are the same but for
+    white space, and the marks that some tokenizers write for it, add up; minus infinity for one that is not listed."""
     shares = dict.fromkeys(options, 0.0)
     for token, logprob in listed:
         token = token.strip(" \n\t\u0120\u010a\u2581")
@@ -196,11 +180,8 @@ def sum_by_option(listed: Iterable[tuple[str, float]], options: Sequence[str]) -
 
 
 def request_seed(seed: int, index: int | str) -> int:
-    """The seed of one request, batch or named series of them, in 31 bits.
-
-    Mixed rather than added: request 1 under seed 0 must not repeat request 0 under seed 1, and equal prompts in one
-    run must not all get the same sample.
-    """
+    """The seed of one request, batch or named series of them, in 31 bits. Mixed rather than added: request 1 under
+    seed 0 must not repeat request 0 under seed 1, and equal prompts in a run must not all get the same sample."""
     return random.Random(f"{seed}/{index}").getrandbits(31)
 
 

@@ -75,7 +75,7 @@ class VLLMEngine:
             from vllm.lora.request import LoRARequest
 
             self._lora_request = LoRARequest("adapter", 1, path)
-            adapter = _read_adapter_config(path)
+            adapter = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
             options = {"enable_lora": True, "max_lora_rank": _lora_rank(path, adapter)}
             if (Path(path) / "tokenizer_config.json").is_file():
                 options["tokenizer"] = path
@@ -102,7 +102,15 @@ class VLLMEngine:
         if seeds is None:
             seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
         outputs = self._run(list(prompts), [_sampling_params(params, seed) for seed in seeds])
-        return ((index, self._read_output(output, params)) for index, output in outputs)
+        return ((index, self._read(output, params)) for index, output in outputs)
+
+    def _read(self, output: Any, params: GenerationParams) -> Generation:
+        completion = output.outputs[0]
+        # vLLM decodes in the prompt's context, which leaves a leading space in front of some tokenizers' first word
+        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        reason = "length" if completion.finish_reason == "length" else "stop"
+        tokens = len(completion.token_ids), len(output.prompt_token_ids or ())
+        return Generation(cut_at_stop(text, params.stop), reason, *tokens)
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
@@ -132,31 +140,15 @@ class VLLMEngine:
                 )
                 yield from zip(chunk, outputs, strict=True)
 
-    def _read_output(self, output: Any, params: GenerationParams) -> Generation:
-        completion = output.outputs[0]
-        # vLLM decodes in the prompt's context, which leaves a leading space in front of some tokenizers' first word
-        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        return Generation(
-            text=cut_at_stop(text, params.stop),
-            finish_reason="length" if completion.finish_reason == "length" else "stop",
-            num_tokens=len(completion.token_ids),
-            num_prompt_tokens=len(output.prompt_token_ids or ()),
-        )
-
 
 def _sampling_params(params: GenerationParams, seed: int) -> Any:
     from vllm import SamplingParams
 
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = {"top_p": params.top_p, "seed": seed} if params.temperature > 0 else {}
     if params.schema is not None and (structured := _structured_outputs()) is not None:
         own["structured_outputs"] = structured(json=params.schema)
     return SamplingParams(
-        **own,
-        max_tokens=params.max_new_tokens,
-        temperature=params.temperature,
-        top_p=params.top_p if params.temperature > 0 else 1.0,
-        stop=list(params.stop) or None,
-        seed=seed if params.temperature > 0 else None,
+        max_tokens=params.max_new_tokens, temperature=params.temperature, stop=list(params.stop) or None, **own
     )
 
 
@@ -171,19 +163,13 @@ def _structured_outputs() -> Any:
     return StructuredOutputsParams
 
 
-def _read_adapter_config(path: str) -> dict[str, Any]:
-    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+def _lora_rank(path: str, config: dict[str, Any]) -> int:
     if config.get("peft_type") != "LORA":
         raise ValueError(
             f"{path}: vLLM runs LoRA adapters only, this one is {config.get('peft_type')!r}: merge it into its base "
             "model, or use the transformers engine"
         )
-    return config
-
-
-def _lora_rank(path: str, config: dict[str, Any]) -> int:
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    for supported in _LORA_RANKS:
-        if rank <= supported:
-            return supported
-    raise ValueError(f"{path}: vLLM runs LoRA up to rank {_LORA_RANKS[-1]}, this adapter has rank {rank}")
+    if rank > _LORA_RANKS[-1]:
+        raise ValueError(f"{path}: vLLM runs LoRA up to rank {_LORA_RANKS[-1]}, this adapter has rank {rank}")
+    return next(supported for supported in _LORA_RANKS if rank <= supported)
