@@ -153,7 +153,7 @@ def test_bad_options_are_refused_in_one_line(tmp_path, options, message):
         ("a.parquet", "no parquet", "cannot be read as parquet"),
         ("a.jsonl", '{"queri": "a", "b": 1}\n', "available: queri, b"),
         ("a.json", '{"query": "a"}\n{"query": "b"}\n', "name it .jsonl"),
-        ("a.json", '{"query": "a"}', "expected a list of objects, got dict"),
+        ("a.json", '{"query": "a"}', "a dict, not a list of objects"),
         ("a.jsonl.gz", "not gzip", "cannot be read"),
         ("a.xlsx", "a", "unknown kind of file"),
         ("a.jsonl", "", "no query left"),

@@ -129,7 +129,10 @@ def _read_file(path: Path) -> Iterator[Any]:
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             if kind == ".json":
-                yield from _json_list(file.read(), path)
+                rows = json.load(file)
+                if not isinstance(rows, list):
+                    raise ValueError(f"{path}: a {type(rows).__name__}, not a list of objects; write `[{{...}}, ...]`")
+                yield from rows
             elif kind == ".jsonl":
                 yield from _json_lines(file, path)
             elif kind == ".txt":
@@ -140,6 +143,9 @@ def _read_file(path: Path) -> Iterator[Any]:
         marks = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
         encoding = "UTF-16" if marks else "perhaps Shift_JIS or Latin-1"
         raise ValueError(f"{path}: not UTF-8 but {encoding} ({error.reason}); save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        remedy = "if it has one object a line, name it .jsonl" if kind == ".json" else "correct or delete it"
+        raise ValueError(f"{path}: line {error.lineno} is not JSON ({error.msg}); {remedy}") from None
     except (gzip.BadGzipFile, EOFError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as {''.join(path.suffixes)} ({error}); rewrite the file") from None
 
@@ -151,22 +157,11 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error.msg}); correct or delete it") from None
+            error.lineno = number
+            raise
         if number == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
             raise ValueError(f"{path}: one JSON list, not an object a line; name it .json")
         yield row
-
-
-def _json_list(content: str, path: Path) -> list[Any]:
-    try:
-        rows = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error.msg}, line {error.lineno}); if it has one object a line, name it .jsonl"
-        ) from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of objects, got {type(rows).__name__}; write `[{{...}}, ...]`")
-    return rows
 
 
 def load_queries(
@@ -243,8 +238,7 @@ def load_queries(
 def row_value(row: dict[str, Any], column: str, where: str) -> str | list[dict[str, str]]:
     """A column's text, with `input` behind an `instruction`, or its chat as `role` and `content`; "" where it is null.
 
-    Raises:
-        ValueError: It is neither, or a message is none; begins with `where`.
+    Raises a `ValueError` that begins with `where` if it is neither.
     """
     value = row[column]
     if isinstance(value, (list, tuple)) and len(value):
@@ -296,11 +290,7 @@ def option(default: Any, help: str, *choices: str) -> Any:
 
 @dataclass
 class QueryArguments:
-    """Prompts, held-out prompts and how they are answered: the arguments of every method that samples.
-
-    Raises:
-        ValueError: A value outside its range, naming the field.
-    """
+    """Prompts, held-out prompts and how they are answered: the arguments of every method that samples."""
 
     _chats: ClassVar[bool] = False
 
@@ -328,11 +318,7 @@ class QueryArguments:
         return GenerationParams(self.max_new_tokens, self.temperature, self.top_p, tuple(self.stop), seed)
 
     def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
-        """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out.
-
-        Raises:
-            ValueError: Too few prompts, or as `load_queries`.
-        """
+        """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
         prompts = load_queries(
             self.prompts,
             column=self.prompt_column,
@@ -342,10 +328,8 @@ class QueryArguments:
             chats=self._chats,
         )
         if len(prompts) < self.num_eval_prompts + 1:
-            raise ValueError(
-                f"{self.prompts} holds {len(prompts)} prompts, of which num_eval_prompts={self.num_eval_prompts} are "
-                "held out: give more prompts or lower `num_eval_prompts`."
-            )
+            counts = f"{len(prompts)} prompts, of which num_eval_prompts={self.num_eval_prompts} are held out"
+            raise ValueError(f"{self.prompts} holds {counts}: give more prompts or lower `num_eval_prompts`.")
         random.Random(seed).shuffle(prompts)
         return prompts[self.num_eval_prompts :], prompts[: self.num_eval_prompts]
 

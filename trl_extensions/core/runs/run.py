@@ -74,16 +74,10 @@ class Run:
             check_resume(self.folder / name, values, made=str(self.folder), started=started)
 
     def execute(self, perform: Callable[[str, Any], Any] | None = None) -> Path:
-        """Carry out what is not done yet and write the report.
+        """Carry out what is not done yet and write the report; returns the path of `report.md`.
 
-        Args:
-            perform: Carries out one stage, given its `name` and `of`; in this process if left out.
-
-        Returns:
-            The path of `report.md`.
-
-        Raises:
-            ValueError: Something is missing, the folder was made with other settings, or another process is at it.
+        `perform` carries out one stage, given its `name` and `of`; without it they run in this process. Raises a
+        `ValueError` where something is missing, the folder was made with other settings, or another process is at it.
         """
         self.check()
         with folder_lock(self.folder):
@@ -118,11 +112,7 @@ def mark_done(path: Path, report: Any) -> None:
 
 @contextmanager
 def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep a folder to this process while the block runs; the lock of a killed process counts no more.
-
-    Raises:
-        ValueError: Another process has it.
-    """
+    """Keep a folder to this process (else `ValueError`) while the block runs; a killed process gives it back."""
     from filelock import FileLock, Timeout
 
     folder = Path(folder)
@@ -145,16 +135,10 @@ def training_settings(config: Any, mutable: Set[str] = MUTABLE_ON_RESUME) -> dic
 
 
 def check_resume(path: str | os.PathLike, settings: dict[str, Any], *, made: str, started: bool) -> None:
-    """Write settings to a JSON file, or make sure they are the ones in it.
+    """Write JSON-ready settings to a file, or, if anything was `started` with them, make sure they are those in it.
 
-    Args:
-        path: The file.
-        settings: JSON-ready values, dicts of them included.
-        made: What was made with them, for messages.
-        started: Whether anything was made yet; if not, the file is replaced.
-
-    Raises:
-        ValueError: Something was made with other settings (the message names each), or the file is missing or broken.
+    `made` is what messages call that. Raises a `ValueError` that names every difference, or the file if it is missing
+    or broken.
     """
     path = Path(path)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
