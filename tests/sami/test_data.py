@@ -91,10 +91,10 @@ class TestOverlong:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompts": ["Be brief: eggs?"], "completions": ["Yes."]}, "single constitution"),
-        ({"completions": ["Yes.", "No.", "Well."]}, "2 prompts but 3 completions"),
+        ({"prompts": ["Be brief: eggs?"], "completions": ["Yes."]}, "at least 2 prompts"),
+        ({"completions": ["Yes.", "No.", "Well."]}, "lists of equal length"),
         ({"completions": ["Yes.", "  "]}, r"`completions\[1\]` is empty"),
-        ({"prompts": ["Same.", "Same."]}, "all prompts are equal"),
+        ({"prompts": ["Same.", "Same."]}, "not all equal"),
         ({"prompts": ["", "Be long."]}, r"`prompts\[0\]` is empty"),
         ({"truncated": [True]}, "`truncated` has 1 entries"),
         ({"completions": [[{"role": "user", "content": "Hm"}], [{"role": "user", "content": "Ah"}]]}, "assistant"),

@@ -9,6 +9,7 @@ import pytest
 
 from trl_extensions.cli.sami import METHOD
 from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.sami.config import SAMIArguments, SAMIConfig
 
 
 PRINCIPLES = """\
@@ -238,3 +239,38 @@ class TestBadInput:
         at = given.index(f"--{missing}")
         with pytest.raises(ValueError, match=f"`{missing}` is missing"):
             METHOD.parse("run", given[:at] + given[at + 2 :]).execute()
+
+
+OLD_NAMES = {
+    "queries": "prompts", "query_column": "prompt_column", "query_pattern": "prompt_pattern",
+    "query_split": "prompt_split", "num_queries": "num_prompts", "num_eval_queries": "num_eval_prompts",
+    "queries_per_step": "effective_batch_size", "steps_first_round": "steps_per_round",
+    "steps_growth": "steps_per_round_increment", "overflow": "overlong_policy",
+}  # fmt: skip
+OLD_VALUES = {
+    "query_column": "text", "query_pattern": "(.*)", "query_split": "test", "num_queries": 20, "num_eval_queries": 5,
+    "queries_per_step": 4, "steps_first_round": 3, "steps_growth": 4, "overflow": "drop",
+}  # fmt: skip
+
+
+class TestOldNames:
+    @pytest.mark.parametrize("from_yaml", [False, True])
+    def test_command_line_and_yaml(self, arguments, files, capsys, from_yaml):
+        given, new = arguments(), {f"--{name}" for name in OLD_NAMES.values()}
+        kept = [part for pair in zip(given[::2], given[1::2], strict=True) if pair[0] not in new for part in pair]
+        values = OLD_VALUES | {"queries": str(files / "queries.jsonl")}
+        (files / "old.yaml").write_text(json.dumps(values))
+        line = [part for name, value in values.items() for part in (f"--{name}", str(value))]
+        run = METHOD.parse("run", [*kept, *(["--config", str(files / "old.yaml")] if from_yaml else line)])
+        for old, name in OLD_NAMES.items():
+            owner = run.config if old == "overflow" else run.args
+            assert getattr(owner, name) == values[old], name
+        told = [line for line in capsys.readouterr().err.splitlines() if "is now called" in line]
+        assert len(told) == len(OLD_NAMES)
+
+    def test_keyword(self, tmp_path):
+        with pytest.warns(FutureWarning, match="`queries_per_step` is now called `effective_batch_size`"):
+            arguments = SAMIArguments(queries="q.jsonl", queries_per_step=4)
+        assert (arguments.prompts, arguments.effective_batch_size) == ("q.jsonl", 4)
+        with pytest.warns(FutureWarning, match="`overflow`"):
+            assert SAMIConfig(str(tmp_path), bf16=False, use_cpu=True, overflow="drop").overlong_policy == "drop"

@@ -17,7 +17,7 @@ from trl_extensions.core.runs.report import RunReport
 from trl_extensions.core.stats import wilson
 from trl_extensions.sami.config import SAMIArguments
 from trl_extensions.sami.data import load_rows
-from trl_extensions.sami.evaluation import compare, pairs_of
+from trl_extensions.sami.evaluation import compare
 from trl_extensions.sami.report import report_win_rates
 
 
@@ -38,8 +38,7 @@ ROWS = [row("0", "aa", "bbbb"), row("1", "c", "dddddddd"), row("2", "ee", "xxxx"
 
 
 def compared(rule, rows=ROWS, originals=ORIGINALS, **settings):
-    judge = PairwiseJudge(RuleJudge(rule), **settings)
-    return compare(judge.judge(pairs_of(rows, originals)), rows, originals)
+    return compare(PairwiseJudge(RuleJudge(rule), **settings), rows, originals)
 
 
 class TestComparison:
@@ -76,19 +75,15 @@ class TestComparison:
         assert result["raw"] is result["length_balanced"] is result["length_adjusted"] is None
 
     def test_queries_of_one_side_only_are_left_out(self):
-        assert [pair.id for pair in pairs_of([*ROWS, row("3", "a", "b")], ORIGINALS[1:])] == [
-            "1/0",
-            "1/1",
-            "2/0",
-            "2/1",
-        ]
+        result = compared(shorter, [*ROWS, row("3", "a", "b")], ORIGINALS[1:])
+        assert (result["queries"], result["pairs"], result["tokens"]) == (2, 4, (1 + 8 + 2 + 4) / 4)
 
     def test_what_does_not_belong_together(self):
         with pytest.raises(ValueError, match="there is no query that both"):
-            pairs_of([row("7", "a", "b")], ORIGINALS)
+            compared(shorter, [row("7", "a", "b")])
         other = row("0", "a", "b") | {"prompts": ["something", "else"]}
         with pytest.raises(ValueError, match="query '0' was asked with other prompts"):
-            pairs_of([other], ORIGINALS)
+            compared(shorter, [other])
 
 
 class TestReport:

@@ -24,24 +24,15 @@ _TEMPLATE_FIELDS = ("query", "constitution")
 
 def check_template(template: str, name: str) -> None:
     """Raise a one-line `ValueError`, which calls it `name`, unless a template has just {query} and {constitution}."""
-    allowed = " and ".join("{" + field + "}" for field in _TEMPLATE_FIELDS)
-    if not isinstance(template, str):
-        raise ValueError(f"`{name}` must be a text with the fields {allowed}, got {template!r}.")
+    needed = " and ".join(f"{{{field}}}" for field in _TEMPLATE_FIELDS)
     try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`{name}` is not a valid template ({error}): write literal braces as {{{{ and }}}}."
+            f"`{name}` is not a valid template ({error}): write {needed}, and literal braces as {{{{ and }}}}."
         ) from None
-    found = {field for _, field, _, _ in parts}
-    unknown = sorted(found.difference(_TEMPLATE_FIELDS))
-    if unknown:
-        raise ValueError(f"`{name}` has the unknown field {{{unknown[0]}}}; it may use {allowed}.")
-    if any(spec or conversion for _, _, spec, conversion in parts):
-        raise ValueError(f"`{name}` formats a field with `:` or `!`, which texts do not need: write plain {allowed}.")
-    for field in _TEMPLATE_FIELDS:
-        if field not in found:
-            raise ValueError(f"`{name}` lacks the field {{{field}}}; it needs {allowed}.")
+    if {field for field, _, _ in parts} != set(_TEMPLATE_FIELDS) or any(spec or how for _, spec, how in parts):
+        raise ValueError(f"`{name}` must have the fields {needed}, just so and no others, got {template!r:.200}.")
 
 
 def render(template: str, *, query: str, constitution: str, conversational: bool) -> Prompt:
@@ -51,22 +42,14 @@ def render(template: str, *, query: str, constitution: str, conversational: bool
 
 
 def load_rows(path: str | os.PathLike, kept_only: bool = True) -> list[dict[str, Any]]:
-    """Read rows written by `sample_rows`, in the order of their queries; `kept_only` leaves out what filters dropped.
-
-    Raises:
-        ValueError: A line is no such row; the message names file and line.
-    """
+    """Rows written by `sample_rows`, in the order of their queries; `kept_only` leaves out what filters dropped."""
     columns = ("id", "index", "prompts", "completions", "truncated", "kept")
     rows = [row for row in read_jsonl(path, required=columns) if row["kept"] or not kept_only]
     return sorted(rows, key=lambda row: row["index"])
 
 
 def to_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
-    """Sampled rows as a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`.
-
-    Raises:
-        ValueError: There is no row.
-    """
+    """Sampled rows as a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`."""
     if not rows:
         raise ValueError("no rows to train on; sample more queries or loosen the filters")
     columns = ("id", "prompts", "completions", "truncated")
@@ -98,10 +81,8 @@ def prepare_rows(
             `completions[j]` was sampled under `prompts[j]`. Texts or chat messages. An optional `truncated` column
             (C bools) marks responses cut off by the sampler, which then get no end token. Rows with `kept` false, as
             the sampler marks what its filters drop, are left out.
-        tokenizer: The trainer's tokenizer.
-        max_length: Limit on the tokens of a prompt and a response together, or None.
-        overlong_policy: `"error"`, `"drop"` or `"truncate"` for rows beyond `max_length`.
-        prompt_template: Rendering of `query` and `constitutions`.
+        tokenizer: The trainer's.
+        max_length, overlong_policy, prompt_template: See `SAMIConfig`.
         name: The dataset's name in messages.
         num_proc: Processes for `Dataset.map`.
 
@@ -122,7 +103,10 @@ def prepare_rows(
         where = f"{name} row {index}"
         prompts = row.get("prompts")
         if prompts is None:
-            prompts = _rendered(row, where, template, conversational=tokenizer.chat_template is not None)
+            if not isinstance(row["query"], str) or not isinstance(row["constitutions"], list):
+                raise ValueError(f"{where}: `query` must be a text and `constitutions` a list of texts.")
+            parts = {"query": row["query"], "conversational": tokenizer.chat_template is not None}
+            prompts = [render(template, constitution=text, **parts) for text in row["constitutions"]]
         texts = _checked_texts(row, prompts, where)
         truncated = row.get("truncated") or [False] * len(texts)
         end_id = end_ids[not isinstance(prompts[0], str)]
@@ -169,40 +153,23 @@ def _without_rejected(dataset: Dataset, name: str) -> Dataset:
     if kept is None or len(kept) == len(dataset):
         return dataset
     if not kept:
-        raise ValueError(
-            f"No {name} row is left: all {len(dataset)} are marked `kept: false` by the sampler's filters."
-        )
+        raise ValueError(f"No {name} row is left: the sampler's filters marked all {len(dataset)} `kept: false`.")
     logger.warning(
         "%d of %d %s rows are marked `kept: false` and left out.", len(dataset) - len(kept), len(dataset), name
     )
     return dataset.select(kept)
 
 
-def _rendered(row: dict, where: str, template: str, *, conversational: bool) -> list[Prompt]:
-    if not isinstance(row["query"], str) or not isinstance(row["constitutions"], list):
-        raise ValueError(f"{where}: `query` must be a text and `constitutions` a list of texts.")
-    return [
-        render(template, query=row["query"], constitution=text, conversational=conversational)
-        for text in row["constitutions"]
-    ]
-
-
 def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:
     """The texts of a row's completions, if they and its prompts are something to learn from."""
     completions, truncated = row["completions"], row.get("truncated")
-    if not isinstance(prompts, list) or not isinstance(completions, list):
-        raise ValueError(f"{where}: `prompts` and `completions` must be lists, one entry per constitution.")
-    if len(prompts) != len(completions):
+    if not isinstance(prompts, list) or not isinstance(completions, list) or len(prompts) != len(completions):
         raise ValueError(
-            f"{where}: {len(prompts)} prompts but {len(completions)} completions; completions[j] must be the response "
-            "sampled under prompts[j]."
+            f"{where}: `prompts` and `completions` must be lists of equal length; completions[j] is the response that "
+            "was sampled under prompts[j]."
         )
-    if len(prompts) < 2:
-        raise ValueError(
-            f"{where}: a single constitution leaves nothing to contrast: give at least 2, or drop the row."
-        )
-    if all(prompt == prompts[0] for prompt in prompts):
-        raise ValueError(f"{where}: all prompts are equal, so no response can be told apart: vary the constitutions.")
+    if len(prompts) < 2 or all(prompt == prompts[0] for prompt in prompts):
+        raise ValueError(f"{where}: there must be at least 2 prompts, not all equal: vary the constitutions.")
     if truncated is not None and len(truncated) != len(completions):
         raise ValueError(f"{where}: `truncated` has {len(truncated)} entries for {len(completions)} completions.")
     texts = []

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..core.generation.client import ResponseCache
 from ..core.generation.sampling import completion_text
 from ..core.generation.types import GenerationParams
 from ..core.judge import pairwise
-from ..core.judge.pairwise import Judgment, Pair, PairwiseJudge
+from ..core.judge.pairwise import Pair, PairwiseJudge
 from ..core.judge.win_rate import LOSS, TIE, WIN, length_adjusted, length_balanced, win_rate
 from ..core.modeling.batches import Throughput, eval_mode, plan_batches
 from ..core.modeling.head import ReferenceStates
@@ -136,10 +137,9 @@ def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dic
     return means | {
         "num_queries": len(rows),
         "max_bound": math.log(len(rows[0]["prompts"])),
-        "length": sum(lengths) / len(lengths),
+        "length": fmean(lengths),
         "length_by_constitution": {
-            label: {"mean": sum(values) / len(values), "responses": len(values)}
-            for label, values in sorted(by_label.items())
+            label: {"mean": fmean(values), "responses": len(values)} for label, values in sorted(by_label.items())
         },
         "truncated": sum(sum(row["truncated"]) for row in rows) / len(texts),
         "distinct_2": distinct_2(texts),
@@ -161,7 +161,6 @@ def evaluate_rows(
     """Score a model on its own held-out responses, and on fixed ones, and write the result as JSON.
 
     Args:
-        model, tokenizer, ref_model, batch_tokens: See `score_rows`.
         rows: Responses the model itself gave; those with an empty response (`kept` false) are counted, not scored.
         output: JSON file to write.
         is_original: The model is the original, so that KL is 0 by definition.
@@ -195,66 +194,51 @@ def evaluate_rows(
 def judge_settings(args: SAMIArguments) -> dict[str, Any]:
     """What a judgment depends on, JSON-ready; where the judge runs and how fast is no part of it."""
     engine = parse_engine(args.judge, "judge").arguments
-    return {
-        "engine": engine.engine,
-        "model": engine.engine_model,
-        "mode": args.judge_mode,
-        "max_new_tokens": args.judge_max_new_tokens,
-        "criterion": CRITERION,
-    }
+    settings = {"engine": engine.engine, "model": engine.engine_model, "mode": args.judge_mode}
+    return settings | {"max_new_tokens": args.judge_max_new_tokens, "criterion": CRITERION}
 
 
-def judge_samples(
-    args: SAMIArguments,
-    samples: Path,
-    originals: Path,
-    *,
-    calls: Path,
-    output: Path,
-) -> dict[str, Any]:
-    """Judge the responses in a file of samples against those in another, and write the result as JSON.
+def judge_samples(args: SAMIArguments, folder: Path, originals: Path, calls: Path) -> dict[str, Any]:
+    """Judge the `eval_samples.jsonl` of a folder against `originals`, another such file; writes `win_rate.json` there.
 
-    Args:
-        args: `judge`, `judge_mode` and `judge_max_new_tokens`.
-        samples, originals: `eval_samples.jsonl` of the model under test, and of the original or any other model.
-        calls: Where the judge's calls are kept; none that is in there is made again.
-        output: JSON file to write.
-
-    Returns:
-        What was written: see `compare`, and `judge`, its settings.
+    No call that is in the cache `calls` is made again. Returns what was written: see `compare`, and `judge_settings`.
     """
-    rows, others = load_rows(samples, kept_only=False), load_rows(originals, kept_only=False)
-    pairs = pairs_of(rows, others)
     engine_args = parse_engine(args.judge, "judge").arguments
     if engine_args.engine != "endpoint":
         from ..embedded import resolve_model_name
 
         engine_args = replace(engine_args, engine_model=resolve_model_name(engine_args.engine_model))
-    with ResponseCache(calls) as log:
+    with ResponseCache(calls) as cache:
         judge = PairwiseJudge(
             create_engine(engine_args),
             mode=args.judge_mode,
             criterion=CRITERION,
             params=GenerationParams(args.judge_max_new_tokens),
-            cache=log,
+            cache=cache,
         )
-        result = compare(judge.judge(pairs), rows, others)
+        samples = (load_rows(path, kept_only=False) for path in (folder / "eval_samples.jsonl", originals))
+        result = compare(judge, *samples)
     result |= {"judge": judge_settings(args), "low_mass": judge.counts["low_mass"]}
-    write_atomically(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "win_rate.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
-def pairs_of(rows: Sequence[dict[str, Any]], originals: Sequence[dict[str, Any]]) -> list[Pair]:
-    """A pair for each query and constitution: the response under test, and that of the original.
+def compare(
+    judge: PairwiseJudge, rows: Sequence[dict[str, Any]], originals: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Win rates of responses against those of the original to the same queries under the same constitutions.
+
+    Returns:
+        JSON-ready: `wins`, `losses` and the other counts of `core.judge.pairwise.summarise`; `queries`; mean `tokens`
+        and `original_tokens` of the responses; `raw`, `length_balanced` and `length_adjusted` as in
+        `core.judge.win_rate` with intervals by query (None if no judgment could be read), unread pairs left out.
 
     Raises:
         ValueError: No query is in both, or a query was asked under other constitutions or in other words.
     """
     before = {row["id"]: row for row in originals}
-    pairs = []
-    for row in rows:
-        if row["id"] not in before:
-            continue
+    pairs, queries, tokens, was = [], [], [], []
+    for row in (row for row in rows if row["id"] in before):
         old = before[row["id"]]
         if old["prompts"] != row["prompts"]:
             raise ValueError(
@@ -262,41 +246,25 @@ def pairs_of(rows: Sequence[dict[str, Any]], originals: Sequence[dict[str, Any]]
                 "seed and number of constitutions"
             )
         texts = zip(row["prompts"], row["completions"], old["completions"], strict=True)
-        for j, (prompt, new, was) in enumerate(texts):
-            pairs.append(Pair(f"{row['id']}/{j}", prompt, completion_text(new), completion_text(was)))
+        for j, (prompt, new, other) in enumerate(texts):
+            pairs.append(Pair(f"{row['id']}/{j}", prompt, completion_text(new), completion_text(other)))
+        queries += [row["id"]] * len(row["prompts"])
+        tokens += row["num_tokens"]
+        was += old["num_tokens"]
     if not pairs:
         raise ValueError("there is no query that both files of samples hold: compare samples of the same queries")
-    return pairs
-
-
-def compare(
-    judgments: Sequence[Judgment], rows: Sequence[dict[str, Any]], originals: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Win rates by the judgments of `pairs_of(rows, originals)`, with intervals by query.
-
-    Returns:
-        JSON-ready: `wins`, `losses` and the other counts of `core.judge.pairwise.summarise`; `queries`; mean `tokens`
-        and `original_tokens` of the responses; `raw`, `length_balanced` and `length_adjusted` as in
-        `core.judge.win_rate` (None if no judgment could be read): unread pairs are left out of them.
-    """
-    tokens, was = (
-        {f"{row['id']}/{j}": number for row in side for j, number in enumerate(row["num_tokens"])}
-        for side in (rows, originals)
-    )
-    ids = [own.id for own in judgments]
+    judgments = judge.judge(pairs)
     counts = pairwise.summarise(judgments)
     result = {"wins": counts.pop("first"), "losses": counts.pop("second")} | counts
-    result["queries"] = len({key.rpartition("/")[0] for key in ids})
-    result["tokens"] = sum(tokens[key] for key in ids) / len(ids)
-    result["original_tokens"] = sum(was[key] for key in ids) / len(ids)
-    read = [own for own in judgments if own.winner is not None]
+    result |= {"queries": len(set(queries)), "tokens": fmean(tokens), "original_tokens": fmean(was)}
+    read = [place for place, own in enumerate(judgments) if own.winner is not None]
     if not read:
         return result | {"raw": None, "length_balanced": None, "length_adjusted": None}
-    outcomes, groups = zip(*((_OUTCOMES[own.winner], own.id.rpartition("/")[0]) for own in read), strict=True)
-    lengths = [tokens[own.id] for own in read], [was[own.id] for own in read]
+    outcomes = [_OUTCOMES[judgments[place].winner] for place in read]
+    groups, lengths, other_lengths = ([column[place] for place in read] for column in (queries, tokens, was))
     result["raw"] = win_rate(outcomes, groups=groups)
-    result["length_balanced"] = length_balanced(outcomes, *lengths, groups=groups)
-    result["length_adjusted"] = length_adjusted(outcomes, *lengths, groups=groups)
+    result["length_balanced"] = length_balanced(outcomes, lengths, other_lengths, groups=groups)
+    result["length_adjusted"] = length_adjusted(outcomes, lengths, other_lengths, groups=groups)
     return result
 
 

@@ -12,13 +12,13 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ..core.generation.ask import ask_until_read
@@ -64,18 +64,23 @@ class Principle:
         return self
 
 
-FIELDS = tuple(field.name for field in fields(Principle))
-_PRINCIPLE = TypeAdapter(Principle)
+class _File(BaseModel, extra="forbid"):
+    principles: Annotated[list[Principle], Field(min_length=1)]
+
+    @field_validator("principles")
+    @classmethod
+    def _have_names_of_their_own(cls, principles: list[Principle]) -> list[Principle]:
+        names = [principle.name.casefold() for principle in principles]
+        for number, name in enumerate(names, start=1):
+            if (first := names.index(name) + 1) < number:
+                raise ValueError(f"principle {number}: `name` is taken by principle {first}; rename one")
+        return principles
 
 
 @dataclass(frozen=True)
 class Constitution:
-    """One choice of definition or antithesis per principle.
-
-    Args:
-        text: The chosen instructions as numbered lines, `"1. ...\\n2. ..."`, in shuffled order.
-        choices: Principle name -> True where the definition was chosen, False where the antithesis was.
-    """
+    """One choice per principle: the chosen instructions as numbered lines in shuffled order (`text`), and by principle
+    name whether the definition was chosen, not the antithesis (`choices`)."""
 
     text: str
     choices: dict[str, bool]
@@ -132,36 +137,20 @@ def parse_principles(document: Any, source: str) -> list[Principle]:
     Raises:
         ValueError: One line naming the source, the principle (counted from 1), the field and the remedy.
     """
-    entries = document.get("principles") if isinstance(document, dict) and len(document) == 1 else None
-    if not isinstance(entries, list) or not entries:
+    try:
+        return _File.model_validate(document).principles
+    except ValidationError as error:
+        [first, *_] = error.errors(include_url=False)
+        place = [f"principle {part + 1}" if isinstance(part, int) else f"`{part}`" for part in first["loc"]]
+        where = ": ".join([source, *(place[1:] if len(place) > 1 else place)])
         raise ValueError(
-            f"{source}: expected a mapping with the only key `principles` and a list of at least one principle; start "
-            "the file with `principles:` and add `- name: ...`"
-        )
-    seen: dict[str, int] = {}
-    principles = []
-    for number, entry in enumerate(entries, start=1):
-        name = entry.get("name") if isinstance(entry, dict) else None
-        where = f"{source}: principle {number}" + (f" ({_one_line(name)!r})" if isinstance(name, str) else "")
-        try:
-            principle = _PRINCIPLE.validate_python(entry)
-        except ValidationError as error:
-            [first, *_] = error.errors(include_url=False)
-            field = f"`{first['loc'][0]}`: " if first["loc"] else ""
-            reason = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{where}: {field}{reason} (give {', '.join(FIELDS)}, each as text)") from None
-        if seen.setdefault(principle.name.casefold(), number) != number:
-            raise ValueError(f"{where}: `name` is taken by principle {seen[principle.name.casefold()]}; rename one")
-        principles.append(principle)
-    return principles
+            f"{where}: {first['msg'].removeprefix('Value error, ')} (the file has the one key `principles`, a list of "
+            "entries with the texts `name`, `definition` and `antithesis`)"
+        ) from None
 
 
 def load_principles(path: str | os.PathLike) -> list[Principle]:
-    """Read a YAML file `principles: [{name: ..., definition: ..., antithesis: ...}, ...]`, in file order.
-
-    Raises:
-        ValueError: One line naming the file, the principle, the field and the remedy.
-    """
+    """Read a YAML file of principles, in file order; errors as `parse_principles`."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; write one with `trl-ext principles --task ... --output {path}`")
@@ -209,21 +198,15 @@ def write_principles(
     raw_path: str | os.PathLike | None = None,
     max_attempts: int | None = None,
 ) -> list[Principle]:
-    """Ask a model for principles with antitheses until there are enough of them.
+    """Ask a model for `num` principles for a task, with distinct names, until there are enough of them.
 
     The first question is asked with `params` as they are; the next ones name what is already there, with another seed
     and a temperature of at least 1, so that a model that failed once does not fail the same way again.
 
     Args:
-        engine: Any engine; it is given chat messages.
-        task: What the principles are for, in a few words.
-        num: Number of principles to return, at least 1.
         params: Defaults to greedy decoding with up to 600 new tokens.
         raw_path: JSON-lines file to which every answer is appended, as the model gave it.
         max_attempts: Number of questions to ask at most. Defaults to `3 * num + 3`; a small model gives one each.
-
-    Returns:
-        `num` principles with distinct names.
 
     Raises:
         ValueError: The task is empty, `num` is below 1, or fewer than `num` principles could be read from the answers.

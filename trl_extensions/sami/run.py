@@ -52,13 +52,9 @@ _STAGES = {
 
 @dataclass
 class SAMIRun(Run):
-    """One run: its settings, its folder, a method for each command and one for each stage (`_train_round`, ...).
+    """One run: a method for each command, and one for each stage of a round (`_train_round`, ...).
 
-    Args:
-        args: Queries, principles, sampling and rounds.
-        engine_args: What samples.
-        config: The trainer's configuration; `output_dir` is the run's folder.
-        model_args: The original model, LoRA and quantisation.
+    The folder is `config.output_dir`; `engine_args` is what samples, `model_args` the original, LoRA and quantisation.
     """
 
     args: SAMIArguments
@@ -120,19 +116,16 @@ class SAMIRun(Run):
                 f"{args.effective_batch_size}: lower it or sample more."
             )
         held_out = load_training_rows(args.eval_dataset_name, "test") if args.eval_dataset_name else None
-        settings = {name: getattr(args, name) for name in ("dataset_name", "effective_batch_size")}
-        check_resume(
-            self.folder / "training_settings.json",
-            training_settings(config, _MUTABLE) | settings | asdict(self.model_args),
-            made=config.output_dir,
-            started=last_checkpoint(config.output_dir) is not None,
-        )
+        settings = training_settings(config, _MUTABLE) | asdict(self.model_args)
+        settings |= {name: getattr(args, name) for name in ("dataset_name", "effective_batch_size")}
+        started = last_checkpoint(config.output_dir) is not None
+        check_resume(self.folder / "training_settings.json", settings, made=config.output_dir, started=started)
         fit(SAMITrainer, self.model_args, config, rows, held_out, self.folder / "model")
 
     def evaluate(self) -> dict[str, Any]:
         """Sample and score the model on the held-out queries, outside of any round.
 
-        With `judge` and `judge_against` the responses are judged too; the result is then under `win_rate`.
+        With `judge` and `judge_against` the responses are judged too, with the result under `win_rate`.
         """
         self.check_inputs()
         model = self.model_of(0)
@@ -197,13 +190,12 @@ class SAMIRun(Run):
     def _sample_round(self, round_: int) -> None:
         """Sample training rows from the model of the round before, on this round's half of the queries."""
         folder, size = self.round_folder(round_), self.args.effective_batch_size
-        report = self._sample(
+        model, queries, needed = (
             self.model_of(round_ - 1),
             self.training_half(round_),
-            folder / "samples.jsonl",
-            is_original=round_ == 1,
-            needed=self.args.steps_of(round_) * size,
+            size * self.args.steps_of(round_),
         )
+        report = self._sample(model, queries, folder / "samples.jsonl", is_original=round_ == 1, needed=needed)
         if report.kept < size:
             raise ValueError(
                 f"round {round_}: only {report.kept} of {report.sampled} sampled rows were kept ({report.dropped}), "
@@ -231,9 +223,9 @@ class SAMIRun(Run):
 
     def _evaluate_round(self, round_: int) -> None:
         """Score this round's model on its own held-out responses and on those of the original."""
+        model, folder = self.model_of(round_), self.round_folder(round_)
         originals = load_rows(self.round_folder(0) / "eval_samples.jsonl") if round_ else None
-        original = self.model_of(0)
-        self._score(self.model_of(round_), self.round_folder(round_), original, originals, is_original=round_ == 0)
+        self._score(model, folder, self.model_of(0), originals, is_original=round_ == 0)
 
     def _judge_round(self, round_: int) -> None:
         """Judge this round's held-out responses against the original's to the same prompts."""
@@ -242,14 +234,7 @@ class SAMIRun(Run):
     # What commands and rounds share
 
     def _sample(
-        self,
-        model: str,
-        queries: Sequence[Query],
-        output: Path,
-        *,
-        is_original: bool,
-        held_out: bool = False,
-        needed: int | None = None,
+        self, model: str, queries: Sequence[Query], output: Path, *, is_original: bool, held_out=False, needed=None
     ) -> SamplingReport:
         """Held-out responses are sampled with the training prompt, and dropped only if there is nothing to score."""
         args, template = self.args, self.config.prompt_template or TRAINING_TEMPLATE
@@ -291,8 +276,7 @@ class SAMIRun(Run):
         )
 
     def _judge(self, folder: Path, originals: Path) -> dict[str, Any]:
-        calls, output = self.folder / "judge_calls.sqlite", folder / "win_rate.json"
-        return judge_samples(self.args, folder / "eval_samples.jsonl", originals, calls=calls, output=output)
+        return judge_samples(self.args, folder, originals, self.folder / "judge_calls.sqlite")
 
     def _training_config(self) -> SAMIConfig:
         """A copy of the trainer's configuration with what follows from the run's own settings."""
@@ -308,12 +292,13 @@ class SAMIRun(Run):
 
     def check_inputs(self) -> None:
         """Raise a one-line `ValueError` for what is missing before anything is loaded."""
-        if not self.args.prompts:
-            raise ValueError("`prompts` is missing: name a file or data set of queries.")
-        if not self.args.principles:
-            raise ValueError("`principles` is missing: name a file.")
-        if not self.model_args.model_name_or_path:
-            raise ValueError("`model_name_or_path` is missing: give a hub id, a directory or the embedded model.")
+        for owner, name in (
+            (self.args, "prompts"),
+            (self.args, "principles"),
+            (self.model_args, "model_name_or_path"),
+        ):
+            if not getattr(owner, name):
+                raise ValueError(f"`{name}` is missing: name a file or directory, or something on the hub.")
         if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
             raise ValueError("`engine_model` would sample from another model every round: leave it out of `run`.")
         if self.config.chat_template_path:
@@ -323,11 +308,11 @@ class SAMIRun(Run):
     def check(self) -> None:
         """What is missing, and settings of the trainer that the rounds decide themselves."""
         self.check_inputs()
-        for name, value, instead in (
-            ("max_steps", -1, "`steps_per_round` and `steps_per_round_increment`"),
-            ("num_train_epochs", 3.0, "`steps_per_round` and `steps_per_round_increment`"),
-            ("gradient_accumulation_steps", 1, "`effective_batch_size`"),
+        for name, default, instead in (
+            ("max_steps", -1, "steps_per_round"),
+            ("num_train_epochs", 3.0, "steps_per_round"),
+            ("gradient_accumulation_steps", 1, "effective_batch_size"),
         ):
-            if getattr(self.config, name) != value:
-                raise ValueError(f"`{name}` has no effect on `run`: set {instead}.")
+            if getattr(self.config, name) != default:
+                raise ValueError(f"`{name}` has no effect on `run`: set `{instead}`.")
         self._training_config()

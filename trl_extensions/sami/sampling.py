@@ -7,6 +7,7 @@ makes a row unfit for training is said by pure functions from its C responses to
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -47,12 +48,8 @@ class ResponseFilters:
     Args:
         evasive_openings: A response that starts with one of these is evasive; `()` switches the filter off.
         max_tokens: Longest response allowed, in tokens; None for no limit besides the generation's own.
-        drop_truncated: Whether a response that hit the generation limit, and so never ended, counts as too long.
-        drop_echo: Whether a response that repeats its constitution is dropped.
-        drop_equal: Whether a row with two equal responses is dropped.
-
-    Raises:
-        ValueError: `max_tokens` is below 1, or an opening is empty (it would match every response).
+        drop_truncated: Drop rows with a response that hit the generation limit, and so never ended, as too long.
+        drop_echo, drop_equal: Drop rows with a response that repeats its constitution, or with two equal ones.
     """
 
     evasive_openings: tuple[str, ...] = EVASIVE_OPENINGS
@@ -85,16 +82,14 @@ def rejection_reason(
     if len(responses) != len(constitutions):
         raise ValueError(f"got {len(responses)} responses for {len(constitutions)} constitutions; one each is needed")
     texts = [response.text for response in responses]
-    limit = filters.max_tokens
     if not all(any(map(str.isalnum, text)) for text in texts):
         return "empty"
     if filters.drop_equal and len(set(map(_normalize, texts))) < len(texts):
         return "equal"
     if any(is_evasive(text, filters.evasive_openings) for text in texts):
         return "evasive"
-    if filters.drop_truncated and any(response.finish_reason == "length" for response in responses):
-        return "too_long"
-    if limit is not None and any(response.num_tokens > limit for response in responses):
+    limit = math.inf if filters.max_tokens is None else filters.max_tokens
+    if any(one.num_tokens > limit or (filters.drop_truncated and one.finish_reason == "length") for one in responses):
         return "too_long"
     if filters.drop_echo and any(is_echo(text, own) for text, own in zip(texts, constitutions, strict=True)):
         return "echo"
@@ -178,17 +173,15 @@ def sample_rows(
     gives `needed` kept ones, whatever the chunk size, and however often the sampling was interrupted.
 
     Args:
-        engine: Where responses come from.
         queries: Distinct queries, see `load_queries`.
         principles: What the `num_constitutions` (C, at least 2) of each query are built from.
-        sampling_template: Prompt to sample with; fields `{query}` and `{constitution}`.
-        training_template: Prompt to train with, same fields; it ends up in the rows.
+        sampling_template, training_template: Prompts to sample with, and to put into the rows; fields `{query}` and
+            `{constitution}`. They are chats if `conversational`, for a model with a chat template, else plain text.
         params: Length, temperature and stop strings.
         output: The `.jsonl` file to append to.
         seed: Seed of the constitutions; each query's are drawn from `(seed, query.id)`.
         filters: What to drop. Defaults to `ResponseFilters()`.
         needed: Stop as soon as this many rows are kept. Defaults to sampling every query.
-        conversational: Whether prompts are chat messages, for a model with a chat template, or plain text.
         chunk_size: Queries handed to the engine at once.
 
     Raises:
@@ -230,20 +223,18 @@ def sample_rows(
             reason = rejection_reason(responses, [one.text for one in own], filters)
             answers = [one.text for one in responses]
             chats = [[{"role": "assistant", "content": text}] for text in answers]
-            yield (
-                place,
-                {
-                    **row,
-                    "constitutions": [one.text for one in own],
-                    "choices": [one.choices for one in own],
-                    "prompts": [prompt(training_template, row["query"], one) for one in own],
-                    "completions": chats if conversational else answers,
-                    "truncated": [one.finish_reason == "length" for one in responses],
-                    "num_tokens": [one.num_tokens for one in responses],
-                    "kept": reason is None,
-                    "reason": reason,
-                },
-            )
+            result = {
+                **row,
+                "constitutions": [one.text for one in own],
+                "choices": [one.choices for one in own],
+                "prompts": [prompt(training_template, row["query"], one) for one in own],
+                "completions": chats if conversational else answers,
+                "truncated": [one.finish_reason == "length" for one in responses],
+                "num_tokens": [one.num_tokens for one in responses],
+                "kept": reason is None,
+                "reason": reason,
+            }
+            yield place, result
 
     settings = {
         "engine": engine.name,
