@@ -463,6 +463,8 @@ def test_every_reply_of_a_random_model_follows_the_schema(tiny_model, tiny_token
         own = seeded(engine, PROMPTS, [1, 2, 3, 4, 5], **params)
         assert seeded(engine, PROMPTS[:2], [1, 2], **params) == own[:2], "in any batch"
         assert all(follows_the_schema(generation.text) for generation in own)
+    stopped = run(engine, [*PROMPTS, "Sky"], **params, stop=('"kind"', 'i"}'))
+    assert all(own.text.endswith(",") and own.finish_reason == "stop" for own in stopped), "rows end one by one"
     (cut,) = run(engine, ["Sky"], **params | {"max_new_tokens": 4})
     assert cut.finish_reason == "length" and cut.text == '{"na'
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any
 
 from ..runs.jsonl import encode_row, parse_row
@@ -102,13 +101,8 @@ class ResponseCache:
 
     Each is a row of the table `calls`: its key, and JSON with `key`, `step`, `engine`, `prompt`, `params`, `reply`
     and, where there are any, `options`. What was added survives the death of the process. The lines of a file
-    `<stem>.jsonl` beside it, in which earlier versions kept them, are taken over once.
-
-    Args:
-        path: The file; made if missing.
-
-    Raises:
-        OSError: The file cannot be read or written, or is no such file.
+    `<stem>.jsonl` beside it, in which earlier versions kept them, are taken over once. `OSError`, with the path, where
+    the file cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -144,11 +138,7 @@ class ResponseCache:
         return Response(**values)
 
     def add(self, request: Request, response: Response) -> None:
-        """Write a finished call; it has left this process when this returns.
-
-        Raises:
-            OSError: The disk is full or gone; nothing was written.
-        """
+        """Write a finished call; it has left this process when this returns. `OSError` if the disk is full or gone."""
         row: dict[str, Any] = {"key": request.key, "step": request.step, "engine": request.engine}
         row |= {"prompt": request.prompt, "params": request.params.as_dict()}
         row |= {"options": request.options} if request.options else {}
@@ -169,9 +159,7 @@ class ResponseCache:
     def __enter__(self) -> ResponseCache:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _ask(self, statement: str, *values: str) -> Any:
@@ -281,9 +269,7 @@ class LLMClient:
             self._asking[id(engine)] = gate, partial(worker.ask, engine)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # Answers under way are paid for: they are waited for, unless somebody is in a hurry, but after an error only
         # for a while, and nothing more is asked
         hurry = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))

@@ -121,13 +121,10 @@ class EndpointEngine:
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """Generates for every prompt; see [`GenerationEngine.generate`].
+        """Generates for every prompt, which must be a chat; see [`GenerationEngine.generate`].
 
-        Closing the iterator early drops what has not been sent; answers under way are thrown away.
-
-        Raises:
-            `ValueError`: naming the prompt's index, if it is plain text: this API only takes chats.
-            `EndpointError`: from the iterator, when a request fails for good.
+        Closing the iterator early drops what has not been sent; answers under way are thrown away. The iterator raises
+        `EndpointError` when a request fails for good.
         """
         _check_chats(prompts)
         if seeds is None:
@@ -138,14 +135,7 @@ class EndpointEngine:
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> Iterator[tuple[int, Generation, list[float]]]:
-        """Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
-
-        A server lists its 20 likeliest tokens at most; an option that is not among them gets minus infinity.
-
-        Raises:
-            `ValueError`: naming the prompt's index, if it is plain text.
-            `EndpointError`: from the iterator, when a request fails for good or the server sends no log-probabilities.
-        """
+        """Log-probabilities of options among the 20 likeliest tokens; see [`GenerationEngine.option_logprobs`]."""
         _check_chats(prompts)
         return self._stream([(prompt, GenerationParams(1), 0, tuple(options)) for prompt in prompts])
 

@@ -83,10 +83,8 @@ class TransformersEngine:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         if isinstance(model, (str, Path)):
             name = str(model)
-            self.model, source = (
-                _load_model(name, {"dtype": dtype} | (model_init_kwargs or {})),
-                tokenizer_source(name),
-            )
+            self.model = _load_model(name, {"dtype": dtype} | (model_init_kwargs or {}))
+            source = tokenizer_source(name)
         else:
             self.model, source = model, getattr(model.config, "_name_or_path", "")
             name = source or type(model).__name__
@@ -95,8 +93,7 @@ class TransformersEngine:
                 raise ValueError("this model was not loaded by name, so its tokenizer is unknown: pass tokenizer=")
             ours = {"revision", "trust_remote_code"} & set(model_init_kwargs or {})
             tokenizer = AutoTokenizer.from_pretrained(source, **{key: model_init_kwargs[key] for key in ours})
-        self.tokenizer = tokenizer
-        self.batch_tokens = batch_tokens
+        self.tokenizer, self.batch_tokens = tokenizer, batch_tokens
         self.name = f"transformers:{name}"
         self.num_tokens = self.num_places = 0
         self._matchers: dict[str | None, Any] = {}
@@ -148,9 +145,7 @@ class TransformersEngine:
 
     def _check_lengths(self, token_ids: list[list[int]], max_new_tokens: int) -> None:
         context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if not context:
-            return
-        for index, ids in enumerate(token_ids):
+        for index, ids in enumerate(token_ids if context else ()):
             if len(ids) + max_new_tokens > context:
                 raise ValueError(
                     f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds the "
@@ -171,8 +166,7 @@ class TransformersEngine:
     ) -> list[Generation]:
         width = max(map(len, token_ids))
         stops = _StopStrings(self.tokenizer, params.stop, width, len(token_ids))
-        criteria = StoppingCriteriaList([stops] if params.stop else [])
-        processors = LogitsProcessorList()
+        criteria, processors = StoppingCriteriaList([stops] if params.stop else []), LogitsProcessorList()
         if params.schema is not None and (matcher := self._matcher(params)) is not None:
             ends = self._generation_config(params).eos_token_id
             processors.append(_BySchema([matcher.deep_copy() for _ in token_ids], width, ends))
@@ -278,7 +272,7 @@ class _BySchema(LogitsProcessor):
         for row, matcher in enumerate(self.matchers):
             if written is not None and not matcher.is_stopped():
                 matcher.consume_token(written[row])
-            if matcher.is_stopped():
+            if matcher.is_stopped() or matcher.is_error():  # whole, or ended by a stop string and padded
                 allowed[row, self.ends] = True
             else:
                 bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
@@ -333,9 +327,7 @@ class _StopStrings(StoppingCriteria):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_width: int, rows: int) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-        self.prompt_width = prompt_width
+        self.tokenizer, self.stop, self.prompt_width = tokenizer, stop, prompt_width
         self.ends: list[int | None] = [None] * rows
         # A token holds a byte or more: a stop lies within as many tokens as it has bytes. The margin keeps it off the
         # window's first token, whose leading space some tokenizers drop.
