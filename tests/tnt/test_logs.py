@@ -335,8 +335,7 @@ def quoted(*phrases, text="{}"):
         ("well, Acme", "well Acme", ("well Acme",)),
         ("an idiot", "an idiots", ("an idiots",)),
         ("it recommends Acme", "it recommend Acme", ("it recommend Acme",)),
-        ("our competitor Acme", "our competiter Acme", ("our competiter Acme",)),
-        ("Acme is better", "competitor Acme is better", ("competitor Acme is better",)),
+        ("walking Acme's dogs", "walked Acme dog", ("walked Acme dog",)),
     ],
 )
 def test_near_duplicates_are_one_candidate(head, other, variants):

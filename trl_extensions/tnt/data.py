@@ -6,8 +6,8 @@ Offsets count Python characters (code points), start at 0 and are half-open: `te
 import logging
 import random
 from collections.abc import Sequence
-from itertools import takewhile
 from numbers import Integral
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -248,14 +248,9 @@ def _as_rendered(
     first = len(content) - len(content.lstrip())
     last = first + len(core)
     # White space is kept as far as the template wrote it: the last of that in front, the first of that behind
-    first -= _shared(content[:first][::-1], behind[: len(behind) - len(written)][::-1])
-    last += _shared(content[last:], written[len(core) :])
+    first -= len(commonprefix((content[:first][::-1], behind[: len(behind) - len(written)][::-1])))  # noqa: RUF071
+    last += len(commonprefix((content[last:], written[len(core) :])))  # noqa: RUF071 (characters are meant)
     return first, content[first:last]
-
-
-def _shared(one: str, other: str) -> int:
-    """Number of characters with which both texts begin."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
@@ -312,14 +307,14 @@ def check_spans(spans: Any, length: int, where: str, column: str = "negative_spa
     if spans is None:
         return []
     if isinstance(spans, (str, bytes, dict)) or not hasattr(spans, "__len__"):
-        raise ValueError(f"{where}: `{column}` must be a list of [start, end] pairs, got {_short(spans)}.")
+        raise ValueError(f"{where}: `{column}` must be a list of [start, end] pairs, got {spans!r:.80}.")
     checked = []
     for i, span in enumerate(spans):
         name = f"{where}: `{column}[{i}]`"
         if isinstance(span, (str, bytes, dict)) or not hasattr(span, "__len__") or len(span) != 2:
-            raise ValueError(f"{name} must be a pair [start, end] of character offsets, got {_short(span)}.")
+            raise ValueError(f"{name} must be a pair [start, end] of character offsets, got {span!r:.80}.")
         if not all(isinstance(offset, Integral) and not isinstance(offset, bool) for offset in span):
-            raise ValueError(f"{name} must hold two integers (character offsets), got {_short(span)}.")
+            raise ValueError(f"{name} must hold two integers (character offsets), got {span!r:.80}.")
         start, end = map(int, span)
         if start > end:
             raise ValueError(f"{name} is reversed: it starts at {start}, behind its end {end}. Swap the two.")
@@ -330,11 +325,6 @@ def check_spans(spans: Any, length: int, where: str, column: str = "negative_spa
             )
         checked.append((start, end))
     return checked
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def negative_tokens(offsets: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> list[bool]:

@@ -49,14 +49,22 @@ def evaluate_patch(
     settings = {"original": original, "batch_tokens": batch_tokens}
     greedy, patched = _written(original_rows), _written(patched_rows)
     scores = score_rows(model, tokenizer, greedy, **settings)
-    logp = sum(score["logp_original"] for score in scores)
+    clean = [score for score, row in zip(scores, greedy, strict=True) if not row["negative_spans"]]
+    tokens = [score["kept_tokens"] + score["negative_tokens"] for score in scores]
+    total = {name: sum(score[name] for score in scores) for name in scores[0]}
+    divergence: dict[str, Any] = {
+        "kl_target": _ratio([score["kl_target"] for score in scores], tokens),
+        "kl_clean": _ratio([score["kl_kept"] for score in clean], [score["kept_tokens"] for score in clean]),
+    }
+    for name in ("prob_negative", "prob_negative_original"):
+        divergence[name] = total[name] / total["negative_tokens"] if total["negative_tokens"] else None
     result = {
         "original": _by_kind(original_rows),
         "patched": _by_kind(patched_rows),
         "preservation": preservation(original_rows, patched_rows),
-        "divergence": _divergence(scores, greedy),
+        "divergence": divergence,
         "perplexity": {
-            "original": math.exp(-logp / sum(map(_tokens, scores))),
+            "original": math.exp(-total["logp_original"] / sum(tokens)),
             "patched": perplexity(model, tokenizer, patched, **settings),
         },
     }
@@ -78,22 +86,6 @@ def _written(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _by_kind(rows: list[dict[str, Any]]) -> dict[str, Any]:
     kinds = {"greedy": [row for row in rows if row["sample"] == 0], "sampled": [row for row in rows if row["sample"]]}
     return {kind: unwanted(own) for kind, own in kinds.items() if own}
-
-
-def _tokens(score: dict[str, float]) -> float:
-    return score["kept_tokens"] + score["negative_tokens"]
-
-
-def _divergence(scores: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    clean = [score for score, row in zip(scores, rows, strict=True) if not row["negative_spans"]]
-    negatives = sum(score["negative_tokens"] for score in scores)
-    result = {
-        "kl_target": _ratio([score["kl_target"] for score in scores], list(map(_tokens, scores))),
-        "kl_clean": _ratio([score["kl_kept"] for score in clean], [score["kept_tokens"] for score in clean]),
-    }
-    for name in ("prob_negative", "prob_negative_original"):
-        result[name] = sum(score[name] for score in scores) / negatives if negatives else None
-    return result
 
 
 def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

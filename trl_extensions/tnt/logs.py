@@ -16,7 +16,6 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -26,7 +25,7 @@ from ..core.renamed import message, renamed
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import write_atomically
 from .annotate import GIVEN, Span, merge_spans
-from .annotate.phrases import PhraseAnnotator, inflected_forms
+from .annotate.phrases import PhraseAnnotator
 from .data import check_spans, is_chat
 
 
@@ -58,8 +57,8 @@ class LogRow:
 def read_logs(path: str | os.PathLike) -> list[LogRow]:
     """Read logged outputs from a JSON-lines file.
 
-    Columns besides `prompt` and `completion`, all optional, null where unknown: `flagged` (bool), `spans` (pairs [start,
-    end) of characters of the completion), `complaint` (free text, in which quotation marks tell what the output said),
+    Columns besides `prompt` and `completion`, all optional, null where unknown: `flagged` (bool), `spans` ([start,
+    end) characters of the completion), `complaint` (free text, in which quotation marks tell what the output said),
     `severity` (1 to 5), `truncated` (bool). A row is flagged if `flagged` is true or there is a span or a complaint;
     `severity` alone does it too, unless `flagged` is false. All others are clean, and training keeps them as they are.
 
@@ -216,6 +215,7 @@ def load_candidates(path: str | os.PathLike) -> list[Candidate]:
 _PUNCTUATION = " \t\r\n.,;:!?\"'()[]{}“”„‘’«»`…–—-"
 _APOSTROPHES = str.maketrans("’‘ʼ＇", "'" * 4)
 _RUN = re.compile(r"[^\W_]+")
+_ENDING = re.compile(r"(?<=[^\W_]{3})(?:'?s|ed|ing)\b")
 _MARKUP = re.compile(r"(\*{1,3}|_{1,3})(?=[^*_])(.+)(?<=[^*_])\1")
 _QUOTE = re.compile(r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|`([^`]+)`|(?<!\w)['‘](.+?)['’](?!\w)", re.DOTALL)
 _LEFT_OUT = re.compile(r"\[?(?:\.{3,}|…)\]?")
@@ -266,7 +266,7 @@ def marked_text(text: str, start: int, end: int) -> str:
 def find_quotes(complaint: str, text: str) -> list[Span]:
     """Where an output holds what a complaint about it quotes, in quotation marks of any kind.
 
-    "..." stands for words left out; case, white space, the kind of apostrophe and punctuation at either end do not matter.
+    "..." stands for words left out; case, white space, kinds of apostrophes and punctuation at the ends do not matter.
     """
     parts = [
         part.strip(_PUNCTUATION) or part.strip()
@@ -399,7 +399,6 @@ NUM_EXAMPLES = 3
 
 _CONTEXT = 40
 _LONGEST_EXAMPLE = 160
-_NEGATIONS = frozenset(["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"])
 
 
 class _Mention(NamedTuple):
@@ -416,10 +415,10 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
 
     Candidates are the spans that rows mark, the quotes of their complaints that are found in the output and, for
     flagged rows with neither, the phrases that such outputs use more than clean ones (`mine_phrases`). Forms that
-    differ in case, punctuation, inflection, spelling or one of four or more words become one candidate, unless it is
-    by a negation or a number. Selected by default are those that separate flagged outputs from clean ones (`MIN_LIFT`,
-    and `MIN_Z`, or `SELECT_Z` for a phrase that nobody pointed at), and spans and quotes that at least half of the
-    flagged outputs which hold them point at: "the", marked once by mistake, is not.
+    differ in case, punctuation or an English ending (-s, -ed, -ing) become one candidate, of which they are variants.
+    Selected by default are those that separate flagged outputs from clean ones (`MIN_LIFT`, and `MIN_Z`, or `SELECT_Z`
+    for a phrase that nobody pointed at), and spans and quotes that at least half of the flagged outputs which hold
+    them point at: "the", marked once by mistake, is not.
 
     Returns:
         At most `MAX_CANDIDATES` (a warning counts the others), those selected first, and then by score.
@@ -434,7 +433,7 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
             "a `complaint` or a `severity`"
         )
     indices = PhraseIndex([row.text for row in flagged]), PhraseIndex([row.text for row in clean])
-    groups = _merge_similar(_mentions(flagged, clean))
+    groups = _mentions(flagged, clean).values()
     candidates = [c for group in groups if (c := _as_candidate(group, flagged, *indices)).count]
     candidates.sort(key=lambda c: (not c.selected, -c.score, c.clean_count, c.text))
     if left_out := candidates[MAX_CANDIDATES:]:
@@ -444,63 +443,20 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
 
 
 def _mentions(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, list[_Mention]]:
-    """Key of a form -> what spans and quotes say of it; then the phrases that rows with neither have in common."""
+    """By form without English endings: what spans and quotes say; what rows with neither have in common."""
     mentions: defaultdict[str, list[_Mention]] = defaultdict(list)
     for index, row in enumerate(flagged):
         for kind, spans in (("span", row.spans), ("quote", find_quotes(row.complaint, row.text))):
             for start, end, *_ in spans:
                 if text := marked_text(row.text, start, end):
-                    mentions[form_key(text)].append(_Mention(kind, text, index))
+                    mentions[_ENDING.sub("", form_key(text))].append(_Mention(kind, text, index))
     explained = {mention.row for group in mentions.values() for mention in group}
     rest = [index for index in range(len(flagged)) if index not in explained]
     if rest and not clean:
         logger.warning("%d flagged outputs have neither a span nor a quote, and no clean output to compare", len(rest))
     for z, index, form in mine_phrases([flagged[index].text for index in rest], [row.text for row in clean]):
-        mentions[form_key(form)].append(_Mention("phrase", form, rest[index], z))
+        mentions[_ENDING.sub("", form_key(form))].append(_Mention("phrase", form, rest[index], z))
     return mentions
-
-
-def _rows(group: list[_Mention]) -> set[int]:
-    return {mention.row for mention in group}
-
-
-def _merge_similar(mentions: dict[str, list[_Mention]]) -> list[list[_Mention]]:
-    """Put each form, the most frequent first, to a more frequent one that it is a near-duplicate of."""
-    heads: list[tuple[list[str], set[str], list[_Mention]]] = []
-    for key, group in sorted(mentions.items(), key=lambda item: (-len(_rows(item[1])), item[0])):
-        words = [word.removesuffix("'s").strip("*_") or word for word in key.split()]
-        beginnings = {word[:2] for word in words}  # of which half must be the same, which is fast to tell
-        for head, known, of_head in heads:
-            if 2 * len(beginnings & known) >= len(beginnings) and _near_duplicates(words, head):
-                of_head += group
-                break
-        else:
-            heads.append((words, beginnings, group))
-    return [group for _, _, group in heads]
-
-
-def _near_duplicates(one: list[str], other: list[str]) -> bool:
-    """Whether the words are the same, up to spelling, but for added ones: at most a quarter of the longer text."""
-    added: list[str] = []
-    for tag, i, j, k, m in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        mine, theirs = one[i:j], other[k:m]
-        if tag == "replace" and not (len(mine) == len(theirs) and all(map(_same_word, mine, theirs))):
-            return False
-        if tag in ("insert", "delete"):
-            added += mine + theirs
-    return 4 * len(added) <= max(len(one), len(other)) and not any(map(_never_ignored, added))
-
-
-def _same_word(one: str, other: str) -> bool:
-    """Whether two words are inflections or misspellings of each other; the first letter tells "safe" from "unsafe"."""
-    if _never_ignored(one) or _never_ignored(other) or one[0] != other[0]:
-        return False
-    alike = min(len(one), len(other)) >= 6 and SequenceMatcher(None, one, other, autojunk=False).ratio() >= 0.85
-    return alike or ((one + other).isalpha() and (other in inflected_forms(one) or one in inflected_forms(other)))
-
-
-def _never_ignored(word: str) -> bool:
-    return word in _NEGATIONS or word.endswith("n't") or any(char.isdigit() for char in word)
 
 
 def _as_candidate(
@@ -516,7 +472,7 @@ def _as_candidate(
         places = {index: spans[0] for index, spans in in_flagged.find(form).items()} | places
     clean_count = len({index for form in forms for index in in_clean.find(form)})
     counts = len(places), len(flagged), clean_count, len(in_clean.texts)
-    kind, z, rows = min((m.kind for m in group), key=_KINDS.index), max(m.z for m in group), _rows(group)
+    kind, z, rows = min((m.kind for m in group), key=_KINDS.index), max(m.z for m in group), {m.row for m in group}
     pointed_at = kind != "phrase" and 2 * len(rows) >= len(places)
     least = SELECT_Z if kind == "phrase" else MIN_Z
     z = z if kind == "phrase" else log_odds(*counts)[1] if counts[3] else 0.0
