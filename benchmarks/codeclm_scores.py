@@ -14,10 +14,9 @@ from pathlib import Path
 
 from benchmarks.llama_server import LlamaServer
 from trl_extensions.codeclm.config import CodecLMConfig
-from trl_extensions.codeclm.pipeline.asking import Asker, SetAside
-from trl_extensions.codeclm.pipeline.chains import Chains
+from trl_extensions.codeclm.pipeline.client import Rejected, StepClient, gather
 from trl_extensions.codeclm.pipeline.filters import InstructionFilters
-from trl_extensions.codeclm.pipeline.start import gather
+from trl_extensions.codeclm.pipeline.item import Pipeline
 from trl_extensions.core.generation.client import LLMClient, ResponseCache
 from trl_extensions.core.generation.endpoint import EndpointEngine
 from trl_extensions.core.runs.jsonl import read_jsonl
@@ -54,13 +53,13 @@ async def score_all(engine, folder: Path, way: str, versions) -> dict[str, list[
     found: dict[str, list[list[float]]] = {}
     with ResponseCache(folder / "scores_calls.sqlite") as cache:
         async with LLMClient({"scorer": engine}, cache) as client:
-            chains = Chains(Asker(client, config, 0), config, InstructionFilters(config), 0)
+            pipeline = Pipeline(StepClient(client, config, 0), config, InstructionFilters(config), 0)
 
             async def score(name: str, version: dict) -> None:
                 own = {"instruction": version["instruction"], "answers": version["answers"]}
                 try:
-                    await chains.score(name, own)
-                except SetAside:
+                    await pipeline.score(name, own)
+                except Rejected:
                     return
                 found[name] = own["orders"]
 

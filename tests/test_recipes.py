@@ -23,7 +23,7 @@ from trl_extensions.cli import codeclm, sami, tnt, w2s
 from trl_extensions.cli.method import peek
 from trl_extensions.codeclm.pipeline.metadata import load_metadata
 from trl_extensions.codeclm.pipeline.seeds import load_seeds
-from trl_extensions.codeclm.pipeline.templates import PROMPTS, load_template
+from trl_extensions.codeclm.pipeline.steps import PROMPTS, PromptTemplate
 from trl_extensions.codeclm.run import CodecLMRun
 from trl_extensions.core.training.load import build_trainer
 from trl_extensions.sami.principles import sample_constitutions
@@ -169,14 +169,14 @@ def test_codeclm_recipe(path, tiny_model_dir, on_cpu, tmp_path, monkeypatch):
         write_rows(tmp_path / "seeds.jsonl", [{"instruction": "Write a line that greets a new neighbour."}])
         argv += ["--seeds", str(tmp_path / "seeds.jsonl")]
     run = CodecLMRun(*codeclm.METHOD.parser("run", argv).parse_args_and_config(argv))
-    run.check_inputs()
+    run.check()
     assert {"strong", "target", "scorer", "judge"} <= set(run.engines().specs)
     if run.config.metadata:
         assert load_metadata(run.config.metadata, run.config.max_skills)
     if run.config.seeds:
         assert load_seeds(run.config.seeds, run.config.seed_column, run.config.num_seeds)
     for prompt in PROMPTS.glob("*.jinja"):
-        load_template(prompt.stem, run.config.prompt_folder)
+        PromptTemplate(prompt.stem, run.config.prompt_folder)
     assert run.args.train == trains
     if not trains:
         return

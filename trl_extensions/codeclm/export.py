@@ -1,11 +1,11 @@
 """The kept pairs of a run as training data, and the history of each."""
 
-import difflib
 import json
 import os
 import random
 import re
 from array import array
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,9 +25,8 @@ _SCREENED_AT_ONCE = 64
 
 
 def stream_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Byte offset and content of every row of a JSON-lines file that may still be written to; nothing if it is
-    missing. A half-written last line is left out. Raises `ValueError`, naming the line, for any other that is no row.
-    """
+    """Byte offset and content of every row of a JSON-lines file, if it is there; a half-written last line is left out.
+    Raises `ValueError`, naming the line, for any other that is no row."""
     if not Path(path).exists():
         return
     offset = 0
@@ -251,9 +250,9 @@ def describe(folder: str | os.PathLike, id_or_row: str | int, *, longest: int | 
         id = exported[int(id) - 1]
     item = _find(folder / "items.jsonl", "id", id) or _find(folder / "basics.jsonl", "id", id)
     if item is None:
-        known = [row["id"] for name in ("items", "basics") for _, row in stream_rows(folder / f"{name}.jsonl")]
-        close = difflib.get_close_matches(id, sorted(set(known))[:100_000], n=3, cutoff=0.0)
-        there = f"the closest ids are {', '.join(close)}" if close else "the run has not come to any yet"
+        known = sorted({row["id"] for name in ("items", "basics") for _, row in stream_rows(folder / f"{name}.jsonl")})
+        at = bisect(known, id)
+        there = f"there is {', '.join(known[max(0, at - 2) : at + 1])}" if known else "the run has not come to any yet"
         raise ValueError(f"{folder} has no instruction {id!r}; {there}")
     lines = [f"{id}: {_outcome(item)}"]
     if id in exported:
@@ -295,9 +294,8 @@ def _cut(value: Any, longest: int | None) -> Any:
     if not isinstance(value, str):
         return value
     text = "\n".join(line.rstrip() for line in value.strip().splitlines())
-    return (
-        text if longest is None or len(text) <= longest else f"{text[:longest].rstrip()} [... {len(text)} characters]"
-    )
+    too_long = longest is not None and len(text) > longest
+    return f"{text[:longest].rstrip()} [... {len(text)} characters]" if too_long else text
 
 
 def _printable(text: str) -> str:

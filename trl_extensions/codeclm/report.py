@@ -58,7 +58,13 @@ def write_codeclm_report(
         )
     if held_out or comparison:
         report.heading("The target before and after training")
-        _add_held_out(report, held_out)
+        if held_out:
+            before, after, change = (held_out[name]["nats_per_token"] for name in ("before", "after", "change"))
+            report.text(
+                f"Negative log-likelihood of pairs that training did not see ({held_out['rows']}), in nats per token, "
+                f"lower is closer to them: {before:.3f} before, {after:.3f} after, a change of {change:+.3f}"
+                f"{_between(held_out['change']['interval'], 3)}."
+            )
         _add_comparison(report, comparison)
     _add_funnel(report, counts, exported)
     _add_rounds(report, counts, settings, folder)
@@ -73,31 +79,15 @@ def write_codeclm_report(
 
 
 def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]] | None = None) -> dict[str, Any]:
-    """Count what is in the files of a run.
-
-    Returns:
-        JSON-ready. `seeds`, `metadata`, `asked` (instructions that were to be made, None if unknown), `made` (basic
-        instructions), `basic_drops` (reason -> number), `items` (finished), `outcomes`, `reasons` (outcome -> reason
-        -> number), `winners`, `iterations` (round -> pairs kept), `versions` (round -> versions made), `scored`
-        (round -> versions scored), `gaps` (round -> `gap_bin` -> number), `gap_width` (of a bin), `answers` (model ->
-        number), `truncated` (model -> answers cut off), `exported`, `use_cases` and `skills` (name -> asked, made,
-        kept, exported, the largest first), `set_aside` (step -> reason -> number), `steps` (of each step and engine
-        `calls` in all, `retried` after an unreadable reply, `cut_off` by the token limit, `tokens_read`,
-        `tokens_written`, `cost`), `calls` (their sums).
-
-    Raises:
-        ValueError: A file is broken; names the line.
-    """
+    """Count what is in the files of a run, as `report.json` holds it. Raises `ValueError`, naming file and line."""
     folder = Path(folder)
     counts: defaultdict[str, Counter] = defaultdict(Counter)
-    coverage: dict[str, defaultdict[str, Counter]] = {
-        "use_cases": defaultdict(Counter), "skills": defaultdict(Counter)
-    }  # fmt: skip
+    coverage: dict[str, dict[str, dict[str, int]]] = {"use_cases": {}, "skills": {}}
 
     def cover(metadata: Mapping[str, Any], how_far: str, number: int = 1) -> None:
-        coverage["use_cases"][metadata["use_case"]][how_far] += number
-        for skill in metadata["skills"]:
-            coverage["skills"][skill][how_far] += number
+        names = [("use_cases", metadata["use_case"]), *(("skills", skill) for skill in metadata["skills"])]
+        for kind, name in names:
+            coverage[kind].setdefault(name, dict.fromkeys(_HOW_FAR, 0))[how_far] += number
 
     different, seeds, made, items, exported = set(), set(), 0, 0, 0
     for _, row in stream_rows(folder / "metadata.jsonl"):
@@ -157,7 +147,7 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
         "gaps": {number: dict(sorted(own.items())) for number, own in sorted(gaps.items())},
         "gap_width": width,
         "exported": exported,
-        **{kind: _by_number_made(own) for kind, own in coverage.items()},
+        **{kind: dict(sorted(own.items(), key=lambda n: (-n[1]["made"], n[0]))) for kind, own in coverage.items()},
         "set_aside": {step: dict(own.most_common()) for step, own in sorted(set_aside.items())},
         "steps": steps,
         "calls": {name: sum(step[name] for step in steps) for name in sums},
@@ -174,11 +164,6 @@ def gap_width(threshold: Any) -> float:
 def gap_bin(gap: float, width: float = 1.0) -> int:
     """0 for no gap; by widths, n for a gap in (n - 1, n], -n for one in [-n, -n + 1)."""
     return int(math.copysign(math.ceil(abs(gap) / width - 1e-9), gap)) if gap else 0
-
-
-def _by_number_made(names: Mapping[str, Counter]) -> dict[str, dict[str, int]]:
-    ordered = sorted(names.items(), key=lambda pair: (-pair[1]["made"], pair[0]))
-    return {name: {how_far: own[how_far] for how_far in _HOW_FAR} for name, own in ordered}
 
 
 def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
@@ -213,9 +198,8 @@ def verdict(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str
         f"{counts['made']} basic instructions, of which the run kept {outcomes.get('kept', 0)}; pairs in the data: "
         f"{counts['exported'] if exported else 'not exported yet'}."
     ]
-    for outcome, said in (("dropped", "Dropped"), ("set_aside", "Set aside")):
-        if outcomes.get(outcome):
-            sentences.append(f"{said}: {outcomes[outcome]} ({_listed(counts['reasons'].get(outcome, {}))}).")
+    for outcome, reasons in counts["reasons"].items():
+        sentences.append(f"{outcome.replace('_', ' ').capitalize()}: {outcomes[outcome]} ({_listed(reasons)}).")
     if exported.get("reasons"):
         sentences.append(f"Left out by the export: {_listed(exported['reasons'])}.")
     if counts["made"] > counts["items"]:
@@ -228,18 +212,6 @@ def verdict(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str
         f"{calls['tokens_written']:,}{cost}."
     )
     return " ".join(sentences)
-
-
-def _add_held_out(report: RunReport, held_out: Mapping[str, Any]) -> None:
-    if not held_out:
-        return
-    before, after, change = (held_out[name]["nats_per_token"] for name in ("before", "after", "change"))
-    interval = held_out["change"]["interval"]
-    between = f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
-    report.text(
-        f"Negative log-likelihood of pairs that training did not see ({held_out['rows']}), in nats per token, lower "
-        f"is closer to them: {before:.3f} before, {after:.3f} after, a change of {change:+.3f}{between}."
-    )
 
 
 def _add_comparison(report: RunReport, comparison: Mapping[str, Any]) -> None:
@@ -259,12 +231,10 @@ def _add_comparison(report: RunReport, comparison: Mapping[str, Any]) -> None:
             "one when they changed places. These count as ties: the more there are, the less the ratio says."
         )
     if margin := parts.get("after_vs_before", {}).get("margin"):
-        between = (
-            f" (95 %: {margin['interval'][0]:+.4f} to {margin['interval'][1]:+.4f})" if margin["interval"] else ""
-        )
         report.text(
-            f"By scores averaged over both orders, the trained target is {margin['mean']:+.4f}{between} ahead of what "
-            f"it was, and ahead on {margin['positive']} of {parts['after_vs_before']['judged']} prompts."
+            f"By scores averaged over both orders, the trained target is {margin['mean']:+.4f}"
+            f"{_between(margin['interval'], 4)} ahead of what it was, "
+            f"and ahead on {margin['positive']} of {parts['after_vs_before']['judged']} prompts."
         )
     parts = {name: {key: _shown(value) for key, value in own.items()} for name, own in parts.items()}
     names = list(dict.fromkeys(name for own in parts.values() for name, value in own.items() if value))
@@ -397,7 +367,10 @@ def draw_coverage(use_cases: Mapping[str, Mapping[str, int]], path: Path) -> Any
     rows = list(use_cases.items())
     if len(rows) > _MOST_ROWS:
         rest = [own for _, own in rows[_MOST_ROWS - 1 :]]
-        rows = [*rows[: _MOST_ROWS - 1], (f"{len(rest)} others", sum(map(Counter, rest), Counter()))]
+        rows = [
+            *rows[: _MOST_ROWS - 1],
+            (f"{len(rest)} others", {name: sum(own[name] for own in rest) for name in rest[0]}),
+        ]
     figure, [axes] = panels(width=8, height=1.4 + 0.27 * len(rows))
     for name, colour, height in (("made", BEFORE, 0.8), ("kept", COLOURS[4], 0.56), ("exported", COLOURS[0], 0.3)):
         axes.barh(range(len(rows)), [own[name] for _, own in rows], height, color=colour, label=name)
@@ -420,6 +393,10 @@ def _share(part: int | None, whole: int) -> str:
         return "n/a"
     low, high = wilson(part, whole)
     return f"{part / whole:.1%} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def _between(interval: list[float] | None, digits: int) -> str:
+    return f" ({interval[0]:+.{digits}f} to {interval[1]:+.{digits}f})" if interval else ""
 
 
 def _is_number(value: Any) -> bool:

@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import embedded
 from ..core.generation import EngineArguments, EngineSpec, create_engine, parse_engine
 from ..core.generation.client import ResponseCache
 from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.inputs import is_file, load_queries
 from ..core.judge.pairwise import PairwiseJudge
 from ..core.runs.run import Run, Stage, folder_lock, run_stages, training_settings
-from ..embedded import resolve_model_name
 from .config import CodecLMArguments, CodecLMConfig, FolderArguments
 from .export import ExportReport, export
 from .pipeline.codec import CodecLM
@@ -72,19 +72,13 @@ def _spec(value: Any, role: str) -> EngineSpec:
         raise ValueError(f"`{role}` names no model: add `model`.")
     if spec.arguments.engine == "endpoint":
         return spec
-    model = resolve_model_name(spec.arguments.engine_model)
+    model = embedded.resolve_model_name(spec.arguments.engine_model)
     return replace(spec, arguments=replace(spec.arguments, engine_model=model))
 
 
 class CodecLMRun(Run):
-    """One run: its settings, its folder, and a method for each stage.
-
-    Args:
-        args: What happens with the pairs.
-        config: What is made.
-        output: The folder and the seed: `FolderArguments`, or an `SFTConfig` where there is training.
-        model_args: The target where it is trained, LoRA and quantisation.
-    """
+    """One run: `output` is its folder and seed (`FolderArguments`, or an `SFTConfig` where there is training), and
+    `model_args` the target where it is trained, LoRA and quantisation."""
 
     def __init__(
         self,
@@ -99,7 +93,7 @@ class CodecLMRun(Run):
         if args.benchmark and Path(args.benchmark).is_file() and args.benchmark not in against:
             config.decontaminate_against = [*against, args.benchmark]  # what is compared on is not trained on
         if model_args is not None and model_args.model_name_or_path:
-            model_args.model_name_or_path = resolve_model_name(model_args.model_name_or_path)
+            model_args.model_name_or_path = embedded.resolve_model_name(model_args.model_name_or_path)
 
     def engines(self) -> Engines:
         """What the settings name."""
@@ -214,7 +208,7 @@ class CodecLMRun(Run):
 
     def write_report(self) -> Path:
         """Write the report once more, with what training left."""
-        specs = [spec for spec in self.engines().specs.values() if any(spec.prices)]
+        specs = self.engines().specs.values()
         # By the names that engines will have, without loading any
         prices = {f"{own.arguments.engine}:{own.arguments.engine_model}": own.prices for own in specs}
         return write_codeclm_report(self.folder, prices=prices)

@@ -91,9 +91,7 @@ def weighted_loss(
     loss_weights: torch.Tensor,
     num_items: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Negative log-likelihood, each row's times its weight, per scored token.
-
-    What it is divided by does not depend on the weights: with ones, this is the loss of a causal language model.
+    """Negative log-likelihood, each row's times its weight, per scored token: with ones, that of a causal model.
 
     Args:
         logits: `(B, T, V)`; position t scores label t + 1.

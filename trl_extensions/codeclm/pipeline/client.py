@@ -30,14 +30,8 @@ class Rejected(Exception):  # noqa: N818 (it is a row that is)
 
 
 class StepClient:
-    """Asks the engines of a run, each question with a seed that follows from what it is about.
-
-    Args:
-        client: Makes the calls.
-        config: Temperatures, limits and the user's prompts.
-        seed: Of the run.
-        answered: Called with every response that has come.
-    """
+    """Asks the engines of a run, each question with a seed that follows from what it is about; `answered` is called
+    with every response that has come."""
 
     def __init__(
         self,
@@ -49,12 +43,10 @@ class StepClient:
         self._client, self._config, self._seed, self._answered = client, config, seed, answered
 
     async def generate(self, step: Step, about: str, *, role: str = "strong", **values: Any) -> tuple[Any, bool]:
-        """Ask an engine.
+        """Ask the engine of a role.
 
         Args:
-            step: What is asked, and how the reply is read.
             about: What it is asked about, such as an id; another one is another sample.
-            role: Whom.
             values: For the prompt.
 
         Returns:
@@ -95,8 +87,7 @@ class StepClient:
         return answer.value, finished == "length"
 
     async def score(self, step: ScoreOne, **values: Any) -> float:
-        """The score by the scorer's probabilities of the ten digits. Raises as `generate`; there is nothing to ask
-        again."""
+        """The score by the scorer's probabilities of the ten digits. Raises as `generate`, without asking again."""
         try:
             params = GenerationParams(1)
             response = await self._client.call("scorer", step.name, step.messages(**values), params, SCALE)

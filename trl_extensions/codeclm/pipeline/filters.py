@@ -2,6 +2,8 @@
 
 import os
 import unicodedata
+import zlib
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,14 +26,10 @@ _COLUMNS = (*DEFAULT_COLUMNS, "turns")  # of questions, as benchmarks call them
 
 
 class InstructionFilters:
-    """Says of one instruction after the other whether it is kept. The outcome depends on their order, and on nothing
-    else.
+    """Says of one instruction after the other whether it is kept; the outcome depends on their order.
 
     Two characters of a script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) count as a word. The
     language is guessed by py3langid in instructions of five words or more, and shorter ones pass.
-
-    Args:
-        config: Uses `min_words`, `max_words`, `dedup_threshold`, `decontaminate_against` and `languages`.
 
     Attributes:
         details: Of instructions that were dropped, by id: what they nearly copy, the benchmark's file and row, or the
@@ -71,10 +69,10 @@ class InstructionFilters:
         if copied := self._kept.find(words):
             self.details[id] = f"{copied[1]:.2f} of {copied[0]}"
             return "near-duplicate"
-        if reason := self._unwanted(id, instruction, words):
-            return reason
-        self._kept.add(id, words)
-        return None
+        reason = self._unwanted(id, instruction, words)
+        if reason is None:
+            self._kept.add(id, words)
+        return reason
 
     def check_alone(self, id: str, instruction: str) -> str | None:
         """As `check`, whatever other instructions there are: not "near-duplicate", and nothing is remembered."""
@@ -115,9 +113,9 @@ class NearDuplicates:
         self._threshold = threshold
         rows = next((rows for rows in range(_PERMUTATIONS // 2, 1, -1) if _recall(threshold, rows) >= _RECALL), 1)
         bands = _PERMUTATIONS // rows
-        self._empty = MinHash(num_perm=bands * rows, seed=1)
+        self._empty = MinHash(num_perm=bands * rows, seed=1, hashfunc=int)
         self._index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
-        self._shingles: list[frozenset[str]] = []
+        self._shingles: list[array[int]] = []
         self._ids: list[str] = []
 
     def add(self, id: str, words: Sequence[str]) -> None:
@@ -125,31 +123,33 @@ class NearDuplicates:
         own = shingles(words)
         self._index.insert(len(self._ids), self._sketch(own))
         self._ids.append(id)
-        self._shingles.append(own)
+        self._shingles.append(array("I", own))
 
     def find(self, words: Sequence[str]) -> tuple[str, float] | None:
         """The id of the earliest text that this one overlaps with, and their similarity; None if there is none."""
         own = shingles(words)
         for row in sorted(self._index.query(self._sketch(own))):
-            shared = len(own & self._shingles[row])
+            shared = len(own.intersection(self._shingles[row]))
             similarity = shared / (len(own) + len(self._shingles[row]) - shared)
             if similarity >= self._threshold:
                 return self._ids[row], similarity
         return None
 
-    def _sketch(self, pieces: frozenset[str]) -> Any:
+    def _sketch(self, pieces: set[int]) -> Any:
         minhash = self._empty.copy()
-        minhash.update_batch([piece.encode("utf-8", errors="replace") for piece in pieces])
+        minhash.update_batch(pieces)
         return minhash
 
 
-def shingles(words: Sequence[str]) -> frozenset[str]:
-    """The overlapping pieces of a text, given by its `plain_words`."""
+def shingles(words: Sequence[str]) -> set[int]:
+    """32-bit hashes of the overlapping pieces of a text, given by its `plain_words`."""
     spaceless = without_spaces(words)
     if len(words) >= 3 and not spaceless:
-        return frozenset(" ".join(words[i : i + 3]) for i in range(len(words) - 2))
-    text = ("" if spaceless else " ").join(words)
-    return frozenset(text[i : i + 5] for i in range(max(1, len(text) - 4)))
+        pieces = [" ".join(words[i : i + 3]) for i in range(len(words) - 2)]
+    else:
+        text = ("" if spaceless else " ").join(words)
+        pieces = [text[i : i + 5] for i in range(max(1, len(text) - 4))]
+    return {zlib.crc32(piece.encode("utf-8", errors="replace")) for piece in pieces}
 
 
 def _recall(threshold: float, rows: int) -> float:
@@ -164,13 +164,8 @@ class Benchmarks:
     has no spaces), or if it contains the whole of a shorter one; of a prompt of fewer than four words it must be a
     copy. Case and punctuation do not count.
 
-    Args:
-        files: In any format of `core.inputs`. The columns that prompts usually have are read, and `turns`; where there
-            is none of them, every column with text. Each with `input` behind it, if there is one; of chats what the
-            user says.
-
-    Raises:
-        ValueError: A file is missing, of another kind, cannot be read, or holds no text; names the file.
+    Files are in any format of `core.inputs`. The columns that prompts usually have are read, and `turns`; where there
+    is none of them, every column with text. Each with `input` behind it, if there is one; of chats what the user says.
     """
 
     def __init__(self, files: Sequence[str | os.PathLike]):
@@ -241,18 +236,10 @@ def _load_language_guesser(languages: Sequence[str]) -> Callable[[str], str]:
 
 
 class Screen:
-    """Drops pairs that are toxic to a classifier.
+    """Drops pairs that are toxic to a classifier: "profanity", or a sequence classifier as "model" or "model:label".
 
     Prompt and completion are judged each for itself, so that a long prompt does not push the completion out of what a
     classifier reads.
-
-    Args:
-        config: Uses `safety_classifier` ("profanity", or a sequence classifier as "model" or "model:label") and
-            `screen_threshold`.
-
-    Raises:
-        ValueError: No classifier is set, or it does not have the label.
-        ImportError: The profanity classifier is not installed.
     """
 
     def __init__(self, config: CodecLMConfig):

@@ -15,14 +15,8 @@ from .steps import ACTIONS, Answer, Evol, Rewrite, Rubric, Rubrics, Score, Score
 
 
 class Pipeline:
-    """Self-Rubrics and contrastive filtering (arXiv 2404.05875, sections 3.2 and 3.3) of basic instructions.
-
-    Args:
-        client: Asks.
-        config: How instructions are rewritten, scored and selected.
-        filters: What a rewritten instruction must still be, whatever other instructions there are.
-        seed: Of the run.
-    """
+    """Self-Rubrics and contrastive filtering (arXiv 2404.05875, sections 3.2 and 3.3) of basic instructions; `filters`
+    say what a rewritten instruction must still be, whatever other instructions there are."""
 
     def __init__(self, client: StepClient, config: CodecLMConfig, filters: InstructionFilters, seed: int):
         self._client, self._config, self._filters, self._seed = client, config, filters, seed
@@ -38,12 +32,8 @@ class Pipeline:
         await asyncio.gather(*self._rubrics_of.values(), return_exceptions=True)
 
     async def run_item(self, basic: BasicInstruction) -> dict[str, Any]:
-        """The whole history of a basic instruction, as a row of `items.jsonl`.
-
-        Raises:
-            Rejected: A call failed, which another run may make; nothing is to be written.
-            BudgetSpent, EndpointError, OSError: See `core.generation.client.LLMClient.call`.
-        """
+        """The whole history of a basic instruction, as a row of `items.jsonl`. Raises `Rejected` if a call failed that
+        another run may make: then nothing is to be written."""
         by_gap = self._config.selection == "gap"
         rounds: list[dict[str, Any]] = []
         item: dict[str, Any] = {

@@ -53,8 +53,6 @@ _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Entry(BaseModel):
-    """An entry of a file that somebody wrote or edited."""
-
     model_config = ConfigDict(extra="forbid", strict=True)
 
     use_case: _Text
@@ -87,13 +85,10 @@ def load_metadata(path: str | os.PathLike, max_skills: int | None = None) -> lis
                 f"{where}: {field}{wrong['msg']}, got {wrong['input']!r:.60}; an entry has `use_case` (text), "
                 "`skills` (a list of texts) and, if wanted, `weight` (above 0)"
             ) from None
-        skills = list(dict.fromkeys(map(folded, entry.skills)))
-        if len(skills) < len(entry.skills):
+        if len(set(map(folded, entry.skills))) < (number_of := len(entry.skills)):
             raise ValueError(f"{where}: one of `skills` is there twice ({entry.skills}); remove one")
-        if max_skills is not None and len(skills) > max_skills:
-            raise ValueError(
-                f"{where}: {len(skills)} `skills`, but `max_skills` is {max_skills}; remove some or raise it"
-            )
+        if max_skills is not None and number_of > max_skills:
+            raise ValueError(f"{where}: {number_of} `skills`, but `max_skills` is {max_skills}; remove or raise it")
         metadata = Metadata(one_line(entry.use_case), tuple(map(one_line, entry.skills)))
         earlier = places.setdefault(metadata.key, number)
         if earlier != number:

@@ -71,14 +71,13 @@ def make_metadata(
     number: int = 20,
     seed: int = 42,
 ) -> tuple[int, int]:
-    """Write a YAML file of metadata; calls are logged beside it, and none is made twice.
+    """Write a YAML file of metadata; calls are kept beside it, and none is made twice.
 
     Args:
         engine: The strong model.
         config: `seeds`, where there is no description, and how models are asked.
         output: The file; it must not exist.
-        description: What the instructions should be like.
-        number: How many to propose for a description.
+        description, number: What the instructions should be like, and how many metadata to propose for that.
         seed: Of the calls.
 
     Returns:
