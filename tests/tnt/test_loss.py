@@ -306,7 +306,7 @@ class TestFused:
 
     def test_other_vocabularies_are_refused(self):
         case = random_case()
-        with pytest.raises(ValueError, match="a vocabulary of 7 tokens, the original one of 6"):
+        with pytest.raises(ValueError, match="a vocabulary of 7 tokens, the reference one of 6"):
             fused_negative_loss(
                 case["states"], OutputHead(case["weight"], None, 1.0, None), case["ref_states"],
                 OutputHead(case["ref_weight"][:6], None, 1.0, None), case["token_ids"], case["weights"], Objective(),

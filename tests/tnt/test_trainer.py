@@ -338,7 +338,7 @@ class TestConstruction:
             make_trainer(rows, peft_config=config)
 
     def test_streams_are_refused(self, rows, make_trainer):
-        with pytest.raises(TypeError, match="stream"):
+        with pytest.raises(TypeError, match="streaming=False"):
             make_trainer(rows.to_iterable_dataset())
 
     def test_nothing_to_remove(self, make_trainer):
@@ -358,7 +358,7 @@ class TestConstruction:
             ({"assistant_only_loss": True}, "`assistant_only_loss` does not work"),
             ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
             ({"completion_only_loss": True}, "`completion_only_loss`"),
-            ({"loss_type": "dft"}, "set `variant` instead"),
+            ({"loss_type": "dft"}, "`loss_type="),
             ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "`skip_prepare_dataset`"),
         ],
     )

@@ -83,8 +83,7 @@ class SAMIConfig(SFTConfig):
                 raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
         if self.guard_steps == 0 and any(getattr(self, name) is not None for name in limits):
             raise ValueError("A `guard_` limit is set but `guard_steps` is 0, so it would never be looked at.")
-        rows = "SAMI rows are tokenised by the trainer"
-        reject_sft_settings(self, "SAMI", because="scores pairs of rows", loss_type="leave it out", rows=rows)
+        reject_sft_settings(self, "SAMI", own_data=True)
 
 
 @renamed(

@@ -1,4 +1,4 @@
-"""Scores of one batch: C x C response log-probabilities per query, KL to the original, and what is logged of them."""
+"""Scores of one batch: C x C response log-probabilities per query, KL to the reference, and what is logged of them."""
 
 import torch
 from torch import nn
@@ -10,15 +10,8 @@ from .loss import mutual_information_bound, sami_loss
 
 
 def matched_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Run the original over the matching pairs only: responses under the constitution they were sampled with.
-
-    Args:
-        model: The unwrapped original.
-        inputs: A batch of `DataCollatorForSAMI`, in either layout.
-
-    Returns:
-        `(N, H)` states that predict the matching pairs' response tokens.
-    """
+    """`(N, H)` states of the reference before the response tokens of the matching pairs only: responses under the
+    constitution they were sampled with."""
     pair_ids = inputs["pair_ids"]
     own = (pair_ids >= 0) & inputs["matched"][pair_ids]
     kept = (own | (pair_ids < 0)) & inputs["attention_mask"].bool()
@@ -51,10 +44,10 @@ def score_pairs(
         model: The unwrapped policy.
         inputs: A batch of `DataCollatorForSAMI`, P pairs for B queries.
         reduction: `"mean"` or `"sum"` over response tokens.
-        reference: The original's states of the matching pairs, or None to leave KL out.
+        reference: The reference's states of the matching pairs, or None to leave KL out.
 
     Returns:
-        `(P,)` log-probabilities in nats, and `(M,)` mean KL(policy || original) in nats per response token of each of
+        `(P,)` log-probabilities in nats, and `(M,)` mean KL(policy || reference) in nats per response token of each of
         the M matching pairs (None without `reference`).
     """
     states = _states_before_responses(model, inputs)

@@ -1,7 +1,7 @@
 """`SAMITrainer`: an `SFTTrainer` that raises the mutual information of constitutions and responses."""
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from .._compat import disable_dropout_in_model, global_then_local_main_first
 from ..core.modeling.batches import eval_mode, keep_trainable
 from ..core.modeling.reference import ReferenceMixin, build_reference
-from ..core.training.checks import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
+from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream
 from ..core.training.step_average import StepAverage
 from .collator import DataCollatorForSAMI
 from .config import SAMIConfig
@@ -88,7 +88,6 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = as_config(args, SAMIConfig, model, "SAMI")
-        reject_same_model(model, ref_model)
         reject_prompt_learning(model, peft_config, "SAMI")
         reject_sequence_parallelism(args, "SAMI")
         adapter_is_trained = isinstance(model, PeftModel)
@@ -121,11 +120,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
             self.add_callback(OverOptimizationGuard(self))
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if isinstance(dataset, IterableDataset):
-            raise TypeError(
-                f"The {dataset_name} dataset is a stream; SAMI names faulty rows and needs a length: load it as a "
-                "`Dataset` (streaming=False)."
-            )
+        reject_stream(dataset, dataset_name, "SAMI")
         with global_then_local_main_first():
             dataset = prepare_rows(
                 dataset,

@@ -65,9 +65,7 @@ class TNTConfig(SFTConfig):
     def __post_init__(self):
         super().__post_init__()
         check_objective(self.variant, self.alpha, self.smoothing, self.smooth_over)
-        rows = "give `input_ids`, `labels`, `negative_mask`"
-        because = "weighs every token itself"
-        reject_sft_settings(self, "TNT", because=because, loss_type="set `variant` instead", rows=rows)
+        reject_sft_settings(self, "TNT", own_data=True)
 
 
 @dataclass

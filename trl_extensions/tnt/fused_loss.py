@@ -2,7 +2,7 @@
 
 Both models are projected for a few rows at a time. Those rows give their losses, their statistics and, in closed form,
 their gradient in the hidden states at once, so nothing is projected a second time in the backward pass, and every row
-is exact however much mass the original gives to the banned token.
+is exact however much mass the reference gives to the banned token.
 """
 
 from dataclasses import dataclass
@@ -36,23 +36,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of N scored tokens; everything but `total` is detached.
+    """Of N scored tokens, `(N,)`, nats; everything but `total` is detached."""
 
-    Attributes:
-        total: Scalar, the sum of `losses`; carries the gradient.
-        losses: `(N,)` nats, multiplied by `alpha` on unwanted tokens.
-        divergence: `(N,)` KL(d || p) to the ideal target, nats, whatever the variant.
-        entropy: `(N,)` of the policy, nats.
-        logps: `(N,)` log p_y of the policy.
-        ref_logps: `(N,)` log q_y of the original.
-    """
-
-    total: torch.Tensor
-    losses: torch.Tensor
-    divergence: torch.Tensor
-    entropy: torch.Tensor
-    logps: torch.Tensor
-    ref_logps: torch.Tensor
+    total: torch.Tensor  # the sum of `losses`; carries the gradient
+    losses: torch.Tensor  # multiplied by `alpha` on unwanted tokens
+    divergence: torch.Tensor  # KL(d || p) to the ideal target, whatever the variant
+    entropy: torch.Tensor  # of the policy
+    logps: torch.Tensor  # log p_y of the policy
+    ref_logps: torch.Tensor  # log q_y of the reference
 
 
 def fused_negative_loss(
@@ -64,33 +55,18 @@ def fused_negative_loss(
     weights: torch.Tensor,
     objective: Objective,
 ) -> TokenScores:
-    """`targeted_negative_loss` of N scored tokens from the states that predict them.
+    """`targeted_negative_loss` of N scored tokens, of weights +1 or -1, from the states that predict them.
 
-    Args:
-        states: `(N, H)` of the policy; receives gradients, as does its head.
-        head: The policy's output head.
-        ref_states: `(N, H')` of the original.
-        ref_head: The original's output head, same vocabulary.
-        token_ids: `(N,)`.
-        weights: `(N,)` in {+1, -1}.
-        objective: Variant, alpha and smoothing.
-
-    Raises:
-        ValueError: The two heads have different vocabularies.
+    Gradients flow to `states` `(N, H)` and their head. Raises `ValueError` where the heads' vocabularies differ.
     """
     if len(head.weight) != len(ref_head.weight) and len(ref_head.weight) and len(head.weight):
         raise ValueError(
-            f"the model has a vocabulary of {len(head.weight)} tokens, the original one of {len(ref_head.weight)}: "
+            f"the model has a vocabulary of {len(head.weight)} tokens, the reference one of {len(ref_head.weight)}: "
             "they must agree"
         )
-    device = head.weight.device
-    arguments = [tensor.to(device) for tensor in (ref_states, token_ids, weights)]
-    ref_bias = None if ref_head.bias is None else ref_head.bias.to(device)
-    ref_head = OutputHead(ref_head.weight.to(device), ref_bias, ref_head.scale, ref_head.softcap)
-    total, *statistics = _FusedLoss.apply(
-        states.to(device), head.weight, head.bias, head, *arguments, ref_head, objective, torch.is_grad_enabled()
-    )
-    return TokenScores(total, *statistics)
+    states, *arguments = (tensor.to(head.weight.device) for tensor in (states, ref_states, token_ids, weights))
+    arguments += [ref_head.to(head.weight.device), objective, torch.is_grad_enabled()]
+    return TokenScores(*_FusedLoss.apply(states, head.weight, head.bias, head, *arguments))
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -130,13 +106,8 @@ class _FusedLoss(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("the gradient of this loss was taken before: compute the loss again")
         grads, ctx.grads = ctx.grads, None
-        return (
-            *(
-                grad if grad is None else grad.mul_(grad_total).to(dtype)
-                for grad, dtype in zip(grads, ctx.dtypes, strict=True)
-            ),
-            *(None,) * 7,
-        )
+        scaled = [grad if grad is None else grad.mul_(grad_total) for grad in grads]
+        return *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), *(None,) * 7
 
 
 def _chunks(weights: torch.Tensor, vocabulary: int):
@@ -169,11 +140,8 @@ def _accumulate(grads, grad, rows, states, weight, dtype) -> None:
 def _score_rows(logits, ref_logits, spare, token_ids, sign: int, objective: Objective, head: OutputHead | None):
     """Losses, KL(d || p), entropies, log p_y, log q_y, stacked `(5, n)`, and the gradient in what `head` projected.
 
-    Args:
-        logits, ref_logits: `(n, V)` float32; overwritten.
-        spare: Two more of that shape, to be overwritten too.
-        sign: Which term of the variant.
-        head: The policy's head if the gradient is wanted.
+    Logits `(n, V)` and two spare tensors like them are overwritten; `sign` decides which term of the variant it is;
+    `head`, the policy's, is None where no gradient is wanted.
     """
     banned, index = sign < 0, token_ids[:, None]
     term = VARIANTS[objective.variant][0 if banned else 1]

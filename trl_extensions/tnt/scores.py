@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,12 +22,7 @@ from .fused_loss import Objective, TokenScores, fused_negative_loss
 
 
 def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """`(N, H)` states that predict the N scored tokens of a batch of `DataCollatorForTNT`, sequence by sequence.
-
-    Args:
-        model: The unwrapped causal language model.
-        inputs: The batch.
-    """
+    """`(N, H)` states that predict the N scored tokens of a batch of `DataCollatorForTNT`, sequence by sequence."""
     rows = inputs.get("row_ids")
     hidden = last_states(model, inputs, rows)
     if rows is not None:
@@ -36,7 +31,7 @@ def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
 
 
 def reference_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
-    """`scored_states` with the head they meet, for an original that no trainer has wrapped."""
+    """`scored_states` with the head they meet, for a reference that no trainer has wrapped."""
     states = scored_states(model, inputs)
     return ReferenceStates(states, output_head(model, states))
 
@@ -44,14 +39,7 @@ def reference_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Refer
 def score_tokens(
     model: nn.Module, inputs: dict[str, torch.Tensor], reference: ReferenceStates, objective: Objective
 ) -> TokenScores:
-    """The objective at every scored token, with one forward of the policy.
-
-    Args:
-        model: The unwrapped policy.
-        inputs: A batch of `DataCollatorForTNT`.
-        reference: The original's states of the same batch.
-        objective: Variant, alpha and smoothing.
-    """
+    """The objective at every scored token of a batch of `DataCollatorForTNT`, with one forward of the policy."""
     states = scored_states(model, inputs)
     scored = _scored(inputs)
     token_ids, weights = inputs["input_ids"][:, 1:][scored], inputs["token_weights"][:, 1:][scored]
@@ -169,14 +157,8 @@ def _batches_of(
             bar.update(len(indices))
 
 
-@contextmanager
-def _original(model: nn.Module, original: nn.Module | None) -> Iterator[nn.Module]:
-    if original is not None:
-        with eval_mode(original):
-            yield original
-        return
-    with use_adapter(model, None):
-        yield model
+def _original(model: nn.Module, original: nn.Module | None) -> AbstractContextManager[nn.Module]:
+    return nullcontext(original) if original is not None else use_adapter(model, None)
 
 
 def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:
@@ -192,8 +174,6 @@ def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict
         "prob_negative": scores.logps.exp() * negative,
         "prob_negative_original": scores.ref_logps.exp() * negative,
     }
-    sums = {
-        name: value.new_zeros(number_of_rows(inputs)).index_add(0, row_of_token, value).tolist()
-        for name, value in columns.items()
-    }
-    return [{name: values[i] for name, values in sums.items()} for i in range(number_of_rows(inputs))]
+    table = torch.stack(list(columns.values()), dim=1)
+    sums = table.new_zeros(number_of_rows(inputs), len(columns)).index_add(0, row_of_token, table)
+    return [dict(zip(columns, row, strict=True)) for row in sums.tolist()]

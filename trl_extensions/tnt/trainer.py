@@ -2,7 +2,7 @@
 
 import logging
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch.utils.data import Sampler
 from transformers import (
@@ -18,7 +18,7 @@ from trl import SFTTrainer
 from .._compat import disable_dropout_in_model, global_then_local_main_first
 from ..core.modeling.batches import keep_trainable
 from ..core.modeling.reference import ReferenceMixin, build_reference
-from ..core.training.checks import as_config, reject_prompt_learning, reject_same_model, reject_sequence_parallelism
+from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream
 from ..core.training.step_average import StepAverage
 from .collator import DataCollatorForTNT, PromptSampler, prompt_length
 from .config import TNTConfig
@@ -95,7 +95,6 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         peft_config: PeftConfig | None = None,
     ):
         args = as_config(args, TNTConfig, model, "TNT")
-        reject_same_model(model, ref_model)
         reject_prompt_learning(model, peft_config, "TNT")
         reject_sequence_parallelism(args, "TNT")
         self.objective = Objective(args.variant, args.alpha, args.smoothing, args.smooth_over)
@@ -132,11 +131,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         )
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if isinstance(dataset, IterableDataset):
-            raise TypeError(
-                f"The {dataset_name} dataset is a stream; TNT names faulty rows and needs a length: load it as a "
-                "`Dataset` (streaming=False)."
-            )
+        reject_stream(dataset, dataset_name, "TNT")
         with global_then_local_main_first():
             dataset = prepare_rows(
                 dataset,

@@ -26,14 +26,11 @@ def soft_cross_entropy(logits: torch.Tensor, soft_labels: torch.Tensor) -> torch
     """Cross-entropy of the model under the soft labels.
 
     Args:
-        logits: `(B, K)`.
+        logits: `(B, K)`, K >= 2, here as below; `ValueError` for shapes that differ.
         soft_labels: `(B, K)`, rows on the simplex.
 
     Returns:
         `(B,)` nats; float32, or float64 for float64 logits.
-
-    Raises:
-        ValueError: Shapes that differ, or K < 2.
     """
     logits, soft_labels = _checked(logits, soft_labels)
     return _cross_entropy(torch.log_softmax(logits, dim=-1), soft_labels)

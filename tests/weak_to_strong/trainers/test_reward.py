@@ -335,7 +335,7 @@ class TestData:
             make(pairs(weight=weights), max_length=max(lengths) - 1)
 
     def test_streams_are_refused(self, make):
-        with pytest.raises(TypeError, match="train dataset is a stream"):
+        with pytest.raises(TypeError, match="The train dataset is a `IterableDataset`"):
             make(pairs().to_iterable_dataset())
 
     @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ class TestConstruction:
         ("settings", "message"),
         [
             ({"loss_type": "kl"}, "`loss_type` must be one of soft_ce, confidence"),
-            ({"confidence_coef": 2.0}, "`confidence_coef` must be a number in"),
+            ({"confidence_coef": 2.0}, "`confidence_coef` must be a number from 0 to 1"),
         ],
     )
     def test_bad_settings_are_one_line(self, settings, message, tmp_path):

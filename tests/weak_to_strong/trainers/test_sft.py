@@ -356,7 +356,7 @@ class TestConstruction:
     @pytest.mark.parametrize("weighted", [False, True])
     def test_streams_and_images(self, make, weighted):
         weak = None if weighted else make_tiny_model(VOCABULARY)
-        with pytest.raises(TypeError, match="train dataset is a stream"):
+        with pytest.raises(TypeError, match="The train dataset is a `IterableDataset`"):
             make(rows_of(weighted=weighted).to_iterable_dataset(), weak_model=weak)
         with pytest.raises(ValueError, match="train dataset has images"):
             make(rows_of(weighted=weighted).add_column("image", [[0]] * 8), weak_model=weak)

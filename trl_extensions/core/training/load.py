@@ -50,6 +50,15 @@ def reject_prompt_learning(model, peft_config: PeftConfig | None, method: str) -
             )
 
 
+def reject_stream(dataset: Any, name: str, what: str) -> None:
+    """Raise `TypeError` for what is no `Dataset`: faulty rows are named, and their number must be known."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"The {name} dataset is a `{type(dataset).__name__}`, which {what} does not work with: load it as a "
+            "`Dataset` (streaming=False)."
+        )
+
+
 def reject_sequence_parallelism(args: TrainingArguments, method: str) -> None:
     """Raise `ValueError` where a sequence would be cut over devices: methods here look at whole ones."""
     config = getattr(args, "parallelism_config", None)
@@ -60,29 +69,28 @@ def reject_sequence_parallelism(args: TrainingArguments, method: str) -> None:
             )
 
 
-def reject_sft_settings(config, method: str, *, because: str, loss_type: str, rows: str) -> None:
-    """Raise `ValueError` for settings of `SFTConfig` that a method with its own data and loss cannot honour.
+def reject_sft_settings(config: SFTConfig, what: str, *, own_data: bool = False) -> None:
+    """Raise `ValueError` for settings of `SFTConfig` that tell tokens apart in another way than `what` does.
 
-    The texts say what it does instead of packing ("SAMI, which ..."), and what to do about two of the settings.
+    With `own_data`, rows are tokenised in the method's own way too, to which more settings do not apply.
     """
     for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
         if getattr(config, name):
-            raise ValueError(f"`{name}` does not work with {method}, which {because}: set it to False.")
+            raise ValueError(f"`{name}` does not work with {what}: set it to False.")
     if config.label_smoothing_factor:
-        raise ValueError(f"`label_smoothing_factor` has no meaning for the {method} loss: set it to 0.")
-    if (
-        config.completion_only_loss is not None
-        or config.truncation_mode != "keep_start"
-        or config.router_aux_loss_coef
-    ):
+        raise ValueError(f"`label_smoothing_factor` does not work with {what}: set it to 0.")
+    if config.loss_type != "nll":
+        raise ValueError(f'`loss_type="{config.loss_type}"` does not work with {what}: leave it at "nll".')
+    if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        raise ValueError(
+            f"`skip_prepare_dataset` does not work with {what}: leave it out; what is tokenised already stays so."
+        )
+    others = config.completion_only_loss is not None, config.truncation_mode != "keep_start"
+    if own_data and (any(others) or config.router_aux_loss_coef):
         raise ValueError(
             "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no effect on "
-            f"{method}: leave them out."
+            f"{what}: leave them out."
         )
-    if config.loss_type != "nll":
-        raise ValueError(f"`loss_type` selects an SFT loss and has no effect on {method}: {loss_type}.")
-    if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        raise ValueError(f"`skip_prepare_dataset` is not supported: {rows}.")
 
 
 def build_trainer(

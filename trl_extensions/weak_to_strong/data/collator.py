@@ -58,18 +58,8 @@ def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def check_row_values(dataset: Dataset, column: str, name: str, *, highest: float = math.inf) -> None:
-    """Check a column of numbers from 0 to `highest`.
-
-    Args:
-        dataset: Rows; nothing happens without the column.
-        column: `weight` or `preference`.
-        name: What messages call the data set.
-        highest: Largest value allowed.
-
-    Raises:
-        ValueError: A value that is missing, not a finite number or out of range (the message names the row), or
-            weights that are all 0.
-    """
+    """Raise `ValueError` for a column `weight` or `preference`, if there is one, with a value that is not a finite
+    number from 0 to `highest` (the message names the row), or with weights that are all 0."""
     if column not in dataset.column_names:
         return
     allowed = "a finite number of at least 0" if highest == math.inf else f"a number from 0 to {highest:g}"
@@ -84,15 +74,8 @@ def check_row_values(dataset: Dataset, column: str, name: str, *, highest: float
 
 @dataclass
 class WithRowValues:
-    """Collator that passes numbers of each row on, beside what another collator makes of the rest.
-
-    Args:
-        collator: Makes the batch; it does not see `columns`.
-        columns: Names of the columns, each of which a row may have or not.
-
-    Returns (by calling it on a list of B rows):
-        The batch of `collator` with a float32 tensor `(B,)` for each of `columns` that the rows have.
-    """
+    """Collator that adds a float32 tensor `(B,)` for each of `columns` that the rows have to what another collator
+    makes of the rest."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     columns: tuple[str, ...]

@@ -35,12 +35,12 @@ from ..._compat import (
     suppress_seqcls_warning,
 )
 from ...core.modeling.batches import keep_trainable
-from ...core.training.checks import as_config, reject_prompt_learning, reject_sequence_parallelism
+from ...core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream
 from ...core.training.step_average import StepAverage
 from ..data.collator import DataCollatorForWeakLabels
 from ..data.prepare import ROW_COLUMNS, classes_of, mean_soft_label, prepare_rows, weigh_by_confidence
 from .configs import WeakToStrongConfig
-from .features import features, head_of
+from .features import features, head_logits, head_of
 from .objective import LearnsFromWeakLabels, WeakSupervision
 
 
@@ -121,7 +121,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         reject_prompt_learning(model, peft_config, "weak-to-strong training")
         reject_sequence_parallelism(args, "weak-to-strong training")
         if train_dataset is not None:
-            _check_is_dataset(train_dataset, "train")
+            reject_stream(train_dataset, "train", "weak-to-strong training")
         set_seed(args.seed)  # a new head is random
         if isinstance(model, str):
             model = load_classifier(model, args, *_classes(args, train_dataset), quantization_config)
@@ -164,7 +164,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         self.supervision = WeakSupervision(args.objective(), prior)
 
     def _prepare_dataset(self, dataset: Dataset, name: str, labelled: bool = True) -> Dataset:
-        _check_is_dataset(dataset, name)
+        reject_stream(dataset, name, "weak-to-strong training")
         if "features" in dataset.column_names and not self.args.linear_probe:
             raise ValueError(
                 f"The {name} dataset has `features`, which only `linear_probe` reads: set it, or drop them."
@@ -224,7 +224,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         if "features" in inputs:
             unwrapped = self.accelerator.unwrap_model(model)
             with self.accelerator.autocast():
-                return self._redirect(model, unwrapped, _score, unwrapped, inputs["features"]).float()
+                return self._redirect(model, unwrapped, head_logits, unwrapped, inputs["features"]).float()
         texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         return model(**texts, **self._options).logits.float()
 
@@ -276,19 +276,6 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         self.record(columns)
 
 
-def _score(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-    head = head_of(model)
-    return head(states.to(head.weight))
-
-
-def _check_is_dataset(dataset: Any, name: str) -> None:
-    if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"The {name} dataset is a {type(dataset).__name__}; weak-to-strong training names faulty rows and needs "
-            "the mean of all labels: load it as a `Dataset` (streaming=False)."
-        )
-
-
 def _classes(args: WeakToStrongConfig, dataset: Dataset | None) -> tuple[int, list[str] | None]:
     """Classes of a model that is about to be loaded, and their names."""
     if args.class_names:
@@ -334,13 +321,8 @@ def load_classifier(
     class_names: list[str] | None,
     quantization_config: BitsAndBytesConfig | None,
 ) -> PreTrainedModel:
-    """A sequence classification model by id or path, float32 unless `args.model_init_kwargs` says otherwise.
-
-    A head the checkpoint does not have is drawn from the current random state.
-
-    Raises:
-        ValueError: `quantization_config` is given twice.
-    """
+    """A sequence classification model by id or path, float32 unless `args.model_init_kwargs` says otherwise; a head
+    that the checkpoint does not have is drawn from the current random state."""
     options = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
         if "quantization_config" in options:
@@ -365,11 +347,7 @@ def load_tokenizer(model: PreTrainedModel, args: WeakToStrongConfig) -> PreTrain
 
 
 def settle_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: WeakToStrongConfig) -> None:
-    """Chat template and padding token; the model needs the latter to find the last token of each text.
-
-    Raises:
-        ValueError: There is no padding token to be had.
-    """
+    """Chat template and padding token; the model needs the latter to find the last token of each text."""
     if args.chat_template_path is not None:
         if os.path.isfile(args.chat_template_path):
             with open(args.chat_template_path, encoding="utf-8") as file:
@@ -396,11 +374,7 @@ def wrap_classifier(
 ) -> PreTrainedModel | PeftModel:
     """The model as it is trained: adapter, dtype of its weights, gradient checkpointing, dropout.
 
-    An adapter of another task type (TRL's default is causal language modelling) becomes one for classification, which
-    trains the head along.
-
-    Raises:
-        ValueError: An adapter on top of an adapter, or one whose head is frozen.
+    An adapter of another task type (TRL's default is causal language modelling) becomes one that trains the head.
     """
     quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
@@ -408,23 +382,23 @@ def wrap_classifier(
         if isinstance(model, PeftModel):
             raise ValueError("`model` has an adapter already: leave `peft_config` out, or merge the adapter first.")
         if peft_config.task_type != "SEQ_CLS":
-            logger.info(
-                "task_type of the adapter was %s; it is SEQ_CLS here, so that the head is trained.",
-                peft_config.task_type,
-            )
+            logger.info("The adapter's task_type %s becomes SEQ_CLS, which trains the head.", peft_config.task_type)
             peft_config = copy.deepcopy(peft_config)
             peft_config.task_type = "SEQ_CLS"
         # ZeRO-3 gathers parameters of one dtype only
         model = get_peft_model(model, peft_config, autocast_adapter_dtype=quantised or not zero3)
     if isinstance(model, PeftModel):
-        _check_head(model)
+        trained = {part for name, p in model.named_parameters() if p.requires_grad for part in name.split(".")}
+        if not trained.intersection(_HEADS):
+            raise ValueError(
+                "The adapter leaves the classification head frozen: make it with task_type='SEQ_CLS', or add the head "
+                "to its `modules_to_save`."
+            )
         if args.gradient_checkpointing:
             model.enable_input_require_grads()
             if zero3:
-                args.gradient_checkpointing_kwargs = {
-                    **(args.gradient_checkpointing_kwargs or {}),
-                    "use_reentrant": True,
-                }
+                given = args.gradient_checkpointing_kwargs or {}
+                args.gradient_checkpointing_kwargs = {**given, "use_reentrant": True}
     if quantised:
         # As TRL does; updates of DoRA's magnitudes would vanish in bfloat16
         for name, parameter in model.named_parameters():
@@ -433,12 +407,3 @@ def wrap_classifier(
     if args.disable_dropout:
         disable_dropout_in_model(model)
     return model
-
-
-def _check_head(model: PeftModel) -> None:
-    trained = {part for name, p in model.named_parameters() if p.requires_grad for part in name.split(".")}
-    if not trained.intersection(_HEADS):
-        raise ValueError(
-            "The adapter leaves the classification head frozen: make it with task_type='SEQ_CLS', or add the head to "
-            "its `modules_to_save`."
-        )

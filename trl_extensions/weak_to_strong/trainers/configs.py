@@ -18,19 +18,13 @@ class WeakLossArguments:
     """How a strong model learns from weak labels; a mixin for configurations.
 
     Args:
-        loss_type (`str`, *optional*, defaults to `"soft_ce"`):
-            `"soft_ce"` (imitate), `"confidence"`, `"product"` or `"reverse_kl"`; see `weak_to_strong.loss`.
-        confidence_coef (`float`, *optional*, defaults to `0.5`):
-            Weight in [0, 1] of the strong model's own class in the confidence loss.
-        product_alpha (`float`, *optional*, defaults to `1.0`):
-            Weight of the weak labels in the product loss.
-        product_beta (`float`, *optional*, defaults to `1.0`):
-            Weight of the strong model in the product loss.
-        loss_warmup_ratio (`float`, *optional*, defaults to `0.1`):
-            Share of training over which `confidence_coef` or `product_beta` rises linearly from 0.
-        weight_by_confidence (`bool`, *optional*, defaults to `False`):
-            Multiply each training row's weight by how sure its soft label is: 0 for a uniform one, highest for a
-            one-hot one, 1 on average.
+        loss_type: `"soft_ce"` (imitate), `"confidence"`, `"product"` or `"reverse_kl"`; see `weak_to_strong.loss`.
+        confidence_coef: Weight in [0, 1] of the strong model's own class in the confidence loss.
+        product_alpha: Weight of the weak labels in the product loss.
+        product_beta: Weight of the strong model in the product loss.
+        loss_warmup_ratio: Share of training over which `confidence_coef` or `product_beta` rises linearly from 0.
+        weight_by_confidence: Multiply each training row's weight by how sure its soft label is: 0 for a uniform one,
+            highest for a one-hot one, 1 on average.
     """
 
     loss_type: str = field(
@@ -52,13 +46,8 @@ class WeakLossArguments:
 
     def objective(self) -> Objective:
         """The loss these settings describe."""
-        return Objective(
-            self.loss_type,
-            self.confidence_coef,
-            self.product_alpha,
-            self.product_beta,
-            self.loss_warmup_ratio,
-        )
+        weights = self.confidence_coef, self.product_alpha, self.product_beta
+        return Objective(self.loss_type, *weights, self.loss_warmup_ratio)
 
     def check_weak_loss(self) -> None:
         """Raise `ValueError`, one line, for a setting out of range; a YAML file bypasses the parser's choices."""
@@ -75,16 +64,12 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
     Its `max_length` cuts instead of dropping, see `overlong_policy`.
 
     Args:
-        num_labels (`int`, *optional*):
-            Classes of the head. By default as many as `class_names` has, or as the training labels show.
-        class_names (`list[str]`, *optional*):
-            Names of the classes, in the order of the soft labels; needed to read a `label` column of texts.
-        overlong_policy (`str`, *optional*, defaults to `"truncate"`):
-            What to do with texts above `max_length` tokens: `"truncate"` on the right, `"drop"` the row, `"error"`.
-        linear_probe (`bool`, *optional*, defaults to `False`):
-            Train the head only. Each text then runs through the frozen backbone once, before training.
-        probe_batch_tokens (`int`, *optional*, defaults to `16384`):
-            Most tokens, padding included, in a batch of that run.
+        num_labels: Classes of the head. By default as many as `class_names` has, or as the training labels show.
+        class_names: Names of the classes, in the order of the soft labels; needed to read a `label` column of texts.
+        overlong_policy: What to do with texts above `max_length` tokens: `"truncate"` on the right, `"drop"` the row,
+            `"error"`.
+        linear_probe: Train the head only. Each text then runs through the frozen backbone once, before training.
+        probe_batch_tokens: Most tokens, padding included, in a batch of that run.
 
     Raises:
         ValueError: A value outside its range or choices, or a setting of `RewardConfig` that has no meaning here.
@@ -119,22 +104,16 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
         for name in ("center_rewards_coefficient", "eos_token", "activation_offloading"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` belongs to reward models and has no effect on a classifier: leave it out.")
-        self._check_classes()
-
-    def _check_classes(self) -> None:
         if self.num_labels is not None and (type(self.num_labels) is not int or self.num_labels < 2):
             raise ValueError(f"`num_labels` must be a whole number of at least 2, got {self.num_labels!r}.")
         names = self.class_names
         if names is None:
             return
-        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"`class_names` must be a list of at least 2 texts, got {names!r}.")
-        if len(set(names)) < len(names):
-            raise ValueError(f"`class_names` has the same name twice: {names!r}.")
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not texts or len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"`class_names` must be a list of at least 2 different texts, got {names!r}.")
         if self.num_labels not in (None, len(names)):
-            raise ValueError(
-                f"`num_labels` is {self.num_labels} but `class_names` has {len(names)}: give one of them."
-            )
+            raise ValueError(f"`num_labels` is {self.num_labels}, `class_names` has {len(names)}: give one of them.")
 
 
 @renamed()
@@ -159,9 +138,8 @@ class WeakToStrongSFTConfig(SFTConfig):
     """`SFTConfig` plus how the token distributions of a weak model are learned.
 
     Args:
-        token_loss (`str`, *optional*, defaults to `"forward_kl"`):
-            Divergence at every scored token, used where the trainer is given a `weak_model`: `"forward_kl"`, KL(weak
-            || strong), has the gradient of cross-entropy with the weak model's probabilities; `"reverse_kl"`,
+        token_loss: Divergence at every scored token, used where the trainer is given a `weak_model`: `"forward_kl"`,
+            KL(weak || strong), has the gradient of cross-entropy with the weak model's probabilities; `"reverse_kl"`,
             KL(strong || weak), keeps to what the weak model thinks likely without having to cover all of it.
 
     Raises:

@@ -20,11 +20,7 @@ _CHUNK = 1024
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:
-    """The linear head that reads the last token's state.
-
-    Raises:
-        ValueError: The model pools in another way.
-    """
+    """The linear head that reads the last token's state; `ValueError` for a model that pools in another way."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):
         raise ValueError(
@@ -32,6 +28,12 @@ def head_of(model: PreTrainedModel) -> nn.Module:
             f"{type(model).__name__} is not: set it to False and freeze the backbone yourself."
         )
     return head
+
+
+def head_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """What the head makes of pooled states."""
+    head = head_of(model)
+    return head(states.to(head.weight))
 
 
 def features(
@@ -73,11 +75,8 @@ def _pooled(backbone: nn.Module, rows: list[Sequence[int]], pad: int | None, dev
 
 
 class FeatureStore:
-    """What a frozen model makes of texts, computed when first asked for and kept over seeds, losses and restarts.
-
-    Args:
-        path: A `.npz` file, made when needed. Belongs to one model and one `max_length`.
-    """
+    """What a frozen model makes of texts, computed when first asked for and kept over seeds, losses and restarts, in
+    a `.npz` file of one model and one `max_length`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -89,16 +88,8 @@ class FeatureStore:
                 self._states = stored["states"]
 
     def get(self, texts: Sequence[str], compute: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-        """States of some texts.
-
-        Args:
-            texts: The texts.
-            compute: Gives the states `(M, H)` of M texts that are not stored yet; asked for 1,024 at a time, each of
-                which is on disk before the next.
-
-        Returns:
-            `(N, H)` float32.
-        """
+        """States `(N, H)`, float32, of N texts. `compute` gives those of texts that are not stored yet, 1,024 at a
+        time, which are on disk before the next."""
         keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
         # Neighbours in length share a chunk, and so need little padding
@@ -144,7 +135,7 @@ def sequence_logits(
 def pair_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Pair], max_length: int | None
 ) -> torch.Tensor:
-    """What a reward model makes of pairs: `(N, 2)` probabilities that `chosen` and that `rejected` is the better one.
+    """`(N, 2)` probabilities of a reward model that `chosen` and that `rejected` is the better one of a pair.
 
     Texts end as in training; longer ones than `max_length` tokens are cut at the end, where training drops them.
     """

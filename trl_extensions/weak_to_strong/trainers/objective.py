@@ -43,9 +43,8 @@ class Objective:
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not low <= value <= high or math.isinf(value):
-                allowed = f"in [{low}, {high}]" if high < math.inf else f"at least {low}"
                 shown = "loss_warmup_ratio" if name == "warmup_ratio" else name
-                raise ValueError(f"`{shown}` must be a number {allowed}, got {value!r}.")
+                raise ValueError(f"`{shown}` must be a number from {low} to {high}, got {value!r}.")
         if not self.product_alpha and self.loss == "product":
             raise ValueError("`product_alpha` is 0, so the product loss would not look at the weak labels: raise it.")
 
@@ -56,14 +55,8 @@ class Objective:
 
 
 class WeakSupervision:
-    """An objective together with the prior of the training set and the threshold of the running step.
-
-    Neither depends on how a step's rows are cut into micro-batches and devices: see `LearnsFromWeakLabels`.
-
-    Args:
-        objective: The loss.
-        prior: `(K,)`, the training set's mean soft label.
-    """
+    """An objective with the prior of the training set, `(K,)`, its mean soft label, and the threshold of the running
+    step. Neither depends on how a step's rows are cut into micro-batches and devices: see `LearnsFromWeakLabels`."""
 
     def __init__(self, objective: Objective, prior: torch.Tensor | Sequence[float]):
         self.objective = objective
@@ -75,27 +68,15 @@ class WeakSupervision:
         return self.objective.loss == "confidence"
 
     def match_prior(self, logits: torch.Tensor) -> None:
-        """Set the threshold under which these rows' classes are distributed like the prior.
-
-        Thresholds are those of the weights that are trained: remembered ones lag behind, and a model whose predictions
-        drift to one class would be pushed further by them.
-
-        Args:
-            logits: `(N, K)`, all rows of an optimizer step.
-        """
+        """Set the threshold under which the classes of a step's rows, `(N, K)`, are distributed like the prior."""
+        # Of the weights that are trained: remembered thresholds lag behind, and a model whose predictions drift to one
+        # class would be pushed further by them
         self.threshold = threshold_for(torch.softmax(logits.detach().float(), dim=-1), self.prior)
 
     def losses(self, logits: torch.Tensor, soft_labels: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
-        """Unreduced losses.
+        """Unweighted losses `(B,)`, nats, of logits and soft labels `(B, K)` after that share of training.
 
-        Args:
-            logits: `(B, K)`.
-            soft_labels: `(B, K)`.
-            progress: Share of training that is done, in [0, 1]; 1, as in evaluation, is past the warm-up.
-
-        Returns:
-            `(B,)` nats, unweighted. In evaluation the confidence loss has the threshold of the last training step,
-            plain argmax before the first.
+        In evaluation the confidence loss has the threshold of the last training step, plain argmax before the first.
         """
         coefficient = self.objective.coefficient(progress)
         if self.objective.loss == "confidence":

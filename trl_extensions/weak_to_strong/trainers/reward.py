@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch.nn.functional import logsigmoid
 from transformers import (
@@ -20,7 +20,7 @@ from transformers import (
 from trl import RewardTrainer
 
 from ...core.modeling.batches import keep_trainable
-from ...core.training.checks import as_config
+from ...core.training.load import as_config, reject_stream
 from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values
 from ..data.prepare import confidence_weights
@@ -116,11 +116,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         self.supervision = WeakSupervision(self.args.objective(), soft_labels.mean(axis=0))
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if isinstance(dataset, IterableDataset):
-            raise TypeError(
-                f"The {dataset_name} dataset is a stream; weak-to-strong training names faulty rows and needs the "
-                "mean preference: load it as a `Dataset` (streaming=False)."
-            )
+        reject_stream(dataset, dataset_name, "weak-to-strong training")
         check_row_values(dataset, "preference", dataset_name, highest=1)
         check_row_values(dataset, "weight", dataset_name)
         rows = len(dataset)

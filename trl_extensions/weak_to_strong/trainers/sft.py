@@ -22,7 +22,13 @@ from ...core.modeling.batches import keep_trainable
 from ...core.modeling.chunked import chunked_kl
 from ...core.modeling.head import last_hidden_states, output_head
 from ...core.modeling.reference import ReferenceMixin
-from ...core.training.checks import as_config, reject_prompt_learning, reject_sequence_parallelism
+from ...core.training.load import (
+    as_config,
+    reject_prompt_learning,
+    reject_sequence_parallelism,
+    reject_sft_settings,
+    reject_stream,
+)
 from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values, columns_of
 from ..labels.weak_model import (
@@ -144,14 +150,11 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
         if not self._learns_tokens and "weight" not in columns:
             return
         what = "`weak_model`" if self._learns_tokens else f"the column `weight` of the {name} dataset"
-        _reject_settings(args, what)
+        reject_sequence_parallelism(args, what)
+        reject_sft_settings(args, what)
         if "image" in columns or "images" in columns:
             raise ValueError(f"The {name} dataset has images, which {what} does not work with: use text columns.")
-        if isinstance(dataset, IterableDataset):
-            raise TypeError(
-                f"The {name} dataset is a stream, which {what} does not work with: load it as a `Dataset` "
-                "(streaming=False)."
-            )
+        reject_stream(dataset, name, what)
         check_row_values(dataset, "weight", name)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
@@ -233,20 +236,3 @@ def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
 
 def _scored(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return inputs["labels"][:, 1:] != -100
-
-
-def _reject_settings(args: WeakToStrongSFTConfig, what: str) -> None:
-    """Raise `ValueError` for settings that would lose weights, or tell tokens apart in another way than labels do."""
-    reject_sequence_parallelism(args, what)
-    for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
-        if getattr(args, name):
-            raise ValueError(f"`{name}` does not work with {what}: set it to False.")
-    if args.label_smoothing_factor:
-        raise ValueError(f"`label_smoothing_factor` does not work with {what}: set it to 0.")
-    if args.loss_type != "nll":
-        raise ValueError(f'`loss_type="{args.loss_type}"` does not work with {what}: leave it at "nll".')
-    if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        raise ValueError(
-            f"`skip_prepare_dataset` does not work with {what}: leave it out, rows with `input_ids` and `labels` are "
-            "not tokenised again."
-        )
