@@ -15,7 +15,7 @@ from trl_extensions.core.judge.pairwise import (
     Judgment,
     Pair,
     PairwiseJudge,
-    read_score,
+    read_rating,
     read_scores,
     read_verdict,
     summarise,
@@ -333,15 +333,18 @@ class TestReadScores:
 
 @pytest.mark.parametrize(
     ("text", "score"),
-    [("7", 7), ("**7.5**", 7.5), ("8/10.", 8), ("Score: 8 out of 10", 8), ("The rating is 7.", 7), ("評価：８点。", 8)]
-    + [(text, None) for text in ("", "11", "0", "7 of 8", "I'd say 7", "7-8", "7\n8", "6 7", "良い")],
-)
-def test_read_score(text, score):
+    [
+        ('{"rating": 7}', 7), ("7", 7), ("**7.5**", 7.5), ("8/10.", 8), ("Score: 8 out of 10", 8), ("The rating is 7.", 7),
+        ("評価：８点。", 8), ('{"rating": 0}', None), ("", None), ("11", None), ("0", None), ("7 of 8", None),
+        ("I'd say 7", None), ("7-8", None), ("7\n8", None), ("6 7", None), ("良い", None),
+    ],
+)  # fmt: skip
+def test_read_rating(text, score):
     if score is None:
         with pytest.raises(Unreadable):
-            read_score(text)
+            read_rating(text)
     else:
-        assert read_score(text) == score
+        assert read_rating(text) == score
 
 
 class TestReadVerdict:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -58,12 +58,21 @@ _BRACKETED = re.compile(r"\[\[\s?(A|B|C|tie)\s?\]\]", re.IGNORECASE)
 _SIDES = {"1": "score_1", "a": "score_1", "first": "score_1", "2": "score_2", "b": "score_2", "second": "score_2"}
 
 
-class Scores(BaseModel):
-    """Of the first and of the second answer; also read from a list of two, and under other names ending in 1 and 2."""
+# Whole numbers are asked for, since grammars can bound them; others are read too
+_From1To10 = Annotated[float, Field(ge=1, le=10, json_schema_extra={"type": "integer"})]
 
-    # Whole numbers are asked for, since grammars can bound them; others are read too
-    score_1: float = Field(ge=1, le=10, json_schema_extra={"type": "integer"})
-    score_2: float = Field(ge=1, le=10, json_schema_extra={"type": "integer"})
+
+class Rating(BaseModel):
+    """Of one answer."""
+
+    rating: _From1To10
+
+
+class Scores(BaseModel):
+    """Of the first and of the second answer; also read from a list of two, and under other names of the two."""
+
+    score_1: _From1To10
+    score_2: _From1To10
 
     @model_validator(mode="before")
     @classmethod
@@ -106,13 +115,11 @@ class Judgment:
     """What the judge makes of a pair.
 
     Args:
-        id: Of the pair.
         winner: "first" or "second" if that answer won in both orders, else "tie"; None if a reply cannot be read.
         scores: Of both answers, means over both orders: 1 to 10 in mode "scores", in mode "logprobs" how likely each
             is the better one. None in mode "verdict", for equal answers, and where a reply cannot be read.
         votes: The better answer by the reply in the order given, and by that in the other order.
-        reason: Why there was nothing to ask, or what could not be read.
-        raw: The replies in each order that could not be read, in the order they were asked for.
+        reason, raw: Why there was nothing to ask, or what could not be read, and those replies.
     """
 
     id: str
@@ -282,15 +289,19 @@ def _plain_scores(lines: list[str]) -> tuple[str, str]:
     return pair
 
 
-def read_score(text: str, *, truncated: bool = False) -> float:
-    """One score from 1 to 10 of a reply that is nothing else (`7`, `8/10.`, `Score: 8 out of 10`), or `Unreadable`."""
-    lines, _ = _lines(text, truncated)
-    match = _ONE.fullmatch(lines[0]) if len(lines) == 1 else None
-    if match is None:
-        raise Unreadable("it is not one score and nothing else")
-    if not 1 <= float(match[1]) <= 10:
-        raise Unreadable(f"{match[1]} is not within 1 to 10")
-    return float(match[1])
+def read_rating(text: str, *, truncated: bool = False) -> float:
+    """Read one score from 1 to 10: JSON (see `Rating`), or nothing but `7`, `8/10.` or `Score: 8 out of 10`.
+
+    Raises:
+        Unreadable: It is anything else, or outside of 1 to 10.
+    """
+    lines, json_text = _lines(text, truncated)
+    if not json_text:
+        match = _ONE.fullmatch(lines[0]) if len(lines) == 1 else None
+        if match is None:
+            raise Unreadable("it is not one score and nothing else")
+        json_text, truncated = json.dumps({"rating": float(match[1])}), False
+    return read_reply(json_text, Rating, truncated=truncated).rating
 
 
 def read_verdict(text: str, *, truncated: bool = False) -> tuple[float, float]:
@@ -359,7 +370,7 @@ def _number(value: Any) -> float:
         value = [item for key, item in value.items() if key.lower() in ("score", "rating")][-1:]
         value = value[0] if value else None
     if isinstance(value, str):
-        return read_score(value)
+        return read_rating(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("a score is no number")
     return value

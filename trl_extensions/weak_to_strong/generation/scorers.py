@@ -16,20 +16,18 @@ from functools import partial
 from typing import Any, Protocol
 
 import yaml
-from pydantic import BaseModel, Field
 
 from ...core.generation import create_engine, parse_engine
 from ...core.generation.ask import ask_until_read
 from ...core.generation.replies import as_text
 from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
+from ...core.judge.pairwise import Rating, read_rating
 from ...core.text import TextClassifier, load_profanity_check
 from ..labels.learners import digest
 
 
 class Scorer(Protocol):
-    """What every scorer offers.
-
-    Two more attributes are read where they exist: `counts` (a `Counter` of what went wrong, by kind, over all calls)
+    """What says how good a text is. It may have two more attributes: `counts` (a `Counter` of what went wrong, by kind)
     and `failures` (of the last call: index of a text -> the raw answers out of which no score could be read).
 
     Attributes:
@@ -50,117 +48,68 @@ class Scorer(Protocol):
         ...
 
 
-class ProfanityScorer:
+@dataclass
+class TextScorer:
+    """A scorer that looks at the completions alone."""
+
+    name: str
+    higher_is_better: bool
+    range: tuple[float, float]
+    settings: dict[str, Any]
+    function: Callable[[Sequence[str]], list[float | None]]
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+        return self.function(completions)
+
+
+def profanity_scorer(*, name: str = "profanity") -> TextScorer:
     """The probability that a text is profane, by the linear model of `alt-profanity-check`; lower is better."""
-
-    higher_is_better = False
-    range = (0.0, 1.0)
-
-    def __init__(self, *, name: str = "profanity"):
-        self.name = name
-        self.settings: dict[str, Any] = {"kind": "profanity"}
-        self._predict = load_profanity_check()
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """Probabilities in [0, 1]; prompts are not looked at."""
-        return self._predict(completions)
+    return TextScorer(name, False, (0.0, 1.0), {"kind": "profanity"}, load_profanity_check())
 
 
-class ClassifierScorer:
-    """The probability of one label under a sequence classifier of transformers.
+def classifier_scorer(
+    model: str,
+    label: str | None = None,
+    *,
+    higher_is_better: bool = False,
+    batch_size: int = 32,
+    name: str = "classifier",
+) -> TextScorer:
+    """The probability of a label under a sequence classifier of transformers, see `core.text.TextClassifier`.
 
-    The classifier sees the completion alone, and only its first tokens if there are more than it takes.
-
-    Args:
-        model: Model id or directory.
-        label: The label, as in `id2label` of the model's config. May be left out if the model has one label, or two:
-            then it is the second.
-        higher_is_better: Whether the label is a good one; not so for "toxic".
-        batch_size: Texts scored at once.
-        name: Key of the scores.
-
-    Raises:
-        ValueError: A batch size below 1, or a label that the model does not have (the message lists those it has).
-        OSError: The model cannot be found.
+    `higher_is_better` says whether the label is a good one; not so for "toxic".
     """
-
-    range = (0.0, 1.0)
-
-    def __init__(
-        self,
-        model: str,
-        label: str | None = None,
-        *,
-        higher_is_better: bool = False,
-        batch_size: int = 32,
-        name: str = "classifier",
-    ):
-        self._classifier = TextClassifier(model, label, batch_size)
-        self.name = name
-        self.higher_is_better = higher_is_better
-        self.settings: dict[str, Any] = {
-            "kind": "classifier",
-            "model": str(model),
-            "label": self._classifier.label,
-            "higher_is_better": higher_is_better,
-        }
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """Probabilities in [0, 1]; prompts are not looked at."""
-        return self._classifier.score(completions)
+    classifier = TextClassifier(model, label, batch_size)
+    settings = {"model": str(model), "label": classifier.label, "higher_is_better": higher_is_better}
+    return TextScorer(name, higher_is_better, (0.0, 1.0), {"kind": "classifier"} | settings, classifier.score)
 
 
-class PhraseScorer:
+def phrases_scorer(
+    phrases: Sequence[str] = (), patterns: Sequence[str] = (), *, ignore_case: bool = True, name: str = "phrases"
+) -> TextScorer:
     """The share of phrases and regular expressions that are absent from a text; 1 means none occurs, higher is better.
 
-    Args:
-        phrases: Words and phrases. A stretch of white space in one matches any other, and one that begins or ends
-            with a letter or digit does not go on with another: "cat" is not in "category".
-        patterns: Regular expressions, searched for as they are.
-        ignore_case: Whether case is ignored, in both.
-        name: Key of the scores.
-
-    Raises:
-        ValueError: Nothing to look for, no list of texts, an empty one, or a pattern that is no regular expression.
+    A stretch of white space in a phrase matches any other, and one that begins or ends with a letter or digit does not
+    go on with another: "cat" is not in "category".
     """
+    for field, values in (("phrases", phrases), ("patterns", patterns)):
+        if isinstance(values, str) or not all(isinstance(value, str) and value.strip() for value in values):
+            raise ValueError(f"`{field}` is {values!r:.60}; give a list of texts, none of them empty")
+    if not phrases and not patterns:
+        raise ValueError("scorer of kind phrases: give `phrases` or `patterns` to look for")
+    flags = re.IGNORECASE if ignore_case else re.NOFLAG
+    expressions = [re.compile(_phrase_pattern(phrase), flags) for phrase in phrases]
+    for pattern in patterns:
+        try:
+            expressions.append(re.compile(pattern, flags))
+        except re.error as error:
+            raise ValueError(f"pattern {pattern!r} is not a regular expression ({error}); correct it") from None
 
-    higher_is_better = True
-    range = (0.0, 1.0)
+    def score(texts: Sequence[str]) -> list[float | None]:
+        return [sum(e.search(text) is None for e in expressions) / len(expressions) for text in texts]
 
-    def __init__(
-        self,
-        phrases: Sequence[str] = (),
-        patterns: Sequence[str] = (),
-        *,
-        ignore_case: bool = True,
-        name: str = "phrases",
-    ):
-        for field, values in (("phrases", phrases), ("patterns", patterns)):
-            if isinstance(values, str) or not all(isinstance(value, str) and value.strip() for value in values):
-                raise ValueError(f"`{field}` is {values!r:.60}; give a list of texts, none of them empty")
-        if not phrases and not patterns:
-            raise ValueError("scorer of kind phrases: give `phrases` or `patterns` to look for")
-        self.name = name
-        flags = re.IGNORECASE if ignore_case else re.NOFLAG
-        self._expressions = [re.compile(_phrase_pattern(phrase), flags) for phrase in phrases]
-        for pattern in patterns:
-            try:
-                self._expressions.append(re.compile(pattern, flags))
-            except re.error as error:
-                raise ValueError(f"pattern {pattern!r} is not a regular expression ({error}); correct it") from None
-        self.settings: dict[str, Any] = {
-            "kind": "phrases",
-            "phrases": list(phrases),
-            "patterns": list(patterns),
-            "ignore_case": ignore_case,
-        }
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """Shares in [0, 1]; prompts are not looked at."""
-        number = len(self._expressions)
-        return [
-            sum(expression.search(text) is None for expression in self._expressions) / number for text in completions
-        ]
+    settings = {"phrases": list(phrases), "patterns": list(patterns), "ignore_case": ignore_case}
+    return TextScorer(name, True, (0.0, 1.0), {"kind": "phrases"} | settings, score)
 
 
 def _phrase_pattern(phrase: str) -> str:
@@ -169,113 +118,73 @@ def _phrase_pattern(phrase: str) -> str:
     return (r"(?<![^\W_])" if first.isalnum() else "") + words + (r"(?![^\W_])" if last.isalnum() else "")
 
 
-class EvaluateScorer:
+def evaluate_scorer(
+    module: str,
+    key: str | None = None,
+    *,
+    higher_is_better: bool,
+    range: tuple[float, float] = (0.0, 1.0),
+    input_name: str | None = None,
+    config_name: str | None = None,
+    module_type: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> TextScorer:
     """A number for each text from any module of the library `evaluate`, such as the measurement `toxicity`.
 
     Args:
         module: Path of the module's `.py` file or folder, which works offline, or its name.
         key: Which output to take. May be left out if there is one. Where the module gives one number for all texts,
             it is asked about each text alone.
-        higher_is_better: Whether a higher number means a better text.
-        range: The lowest and the highest number the module gives.
+        higher_is_better, range: Whether a higher number means a better text, and the lowest and the highest there is.
         input_name: What the module calls its texts. May be left out if it has one input, or `predictions`.
-        config_name: Configuration of the module, if it has several.
-        module_type: `"metric"`, `"measurement"` or `"comparison"`; needed for some names, never for paths.
+        config_name, module_type: As in `evaluate.load`.
         arguments: Further arguments of the module's `compute`, such as `{"model_id": "gpt2"}`.
         name: Key of the scores; the module's own name when left out.
-
-    Raises:
-        ValueError: The module cannot be loaded, or needs an input beside the texts; a range that is none.
     """
-
-    def __init__(
-        self,
-        module: str,
-        key: str | None = None,
-        *,
-        higher_is_better: bool,
-        range: tuple[float, float] = (0.0, 1.0),
-        input_name: str | None = None,
-        config_name: str | None = None,
-        module_type: str | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        name: str | None = None,
-    ):
-        self.range = checked_range(range)
-        self._module = _load_module(module, config_name, module_type)
-        self.name = name or self._module.name.replace("--", "/").split("/")[-1]
-        self.higher_is_better = higher_is_better
-        self.key = key
-        self._input = _input_name(module, self._module, input_name)
-        self._arguments = dict(arguments or {})
-        self.settings: dict[str, Any] = {
-            "kind": "evaluate",
-            "module": str(module),
-            "config_name": config_name,
-            "key": key,
-            "input_name": self._input,
-            "arguments": self._arguments,
-            "higher_is_better": higher_is_better,
-        }
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """Numbers as the module gives them; prompts are not looked at.
-
-        Raises:
-            ValueError: The output `key` is not there, or is neither a number nor one for each text.
-        """
-        value = self._compute(completions)
-        if isinstance(value, (int, float)):  # of all texts together
-            value = [value] if len(completions) == 1 else [self._compute([text]) for text in completions]
-        return list(value)
-
-    def _compute(self, texts: Sequence[str]) -> Any:
-        output = self._module.compute(**{self._input: list(texts)}, **self._arguments)
-        output = output if isinstance(output, dict) else {}
-        key = next(iter(output)) if self.key is None and len(output) == 1 else self.key
-        value = output.get(key)
-        value = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(value, str) or not isinstance(value, (int, float, Sequence)):
-            problem = f"output {key!r} is {type(value).__name__}" if key in output else f"the module gives no {key!r}"
-            raise ValueError(
-                f"scorer {self.name!r}: {problem}; set `key` to one with numbers, of: {', '.join(map(repr, output))}"
-            )
-        return value
-
-
-def _load_module(module: str, config_name: str | None, module_type: str | None) -> Any:
     import evaluate
 
+    limits = checked_range(range)
     try:
         # In memory: two runs on one machine would otherwise wait for each other's cache file
-        return evaluate.load(str(module), config_name, module_type=module_type, keep_in_memory=True)
+        loaded = evaluate.load(str(module), config_name, module_type=module_type, keep_in_memory=True)
     except Exception as error:  # of many kinds: no network, no such module, a package that it imports
         reason = " ".join(str(error).split())
         raise ValueError(
             f"evaluate module {module}: it cannot be loaded ({type(error).__name__}: {reason:.200}); give the path of "
             "its .py file, or a name that the hub knows"
         ) from error
-
-
-def _input_name(path: str, module: Any, name: str | None) -> str:
-    features = module.features if isinstance(module.features, list) else [module.features]
-    names = list(features[0])
-    name = name or (names[0] if len(names) == 1 else "predictions")
-    if name not in names:
-        raise ValueError(f"evaluate module {path}: it has no input {name!r}; set `input_name` to one of {names}")
-    needed = [other for other in names if other != name]
-    if needed:
+    inputs = list(loaded.features[0] if isinstance(loaded.features, list) else loaded.features)
+    chosen = input_name or (inputs[0] if len(inputs) == 1 else "predictions")
+    if inputs != [chosen]:
         raise ValueError(
-            f"evaluate module {path}: it needs {needed} beside the texts; a scorer has only texts to give, so use a "
-            "module that measures them alone"
+            f"evaluate module {module}: its inputs are {inputs}, and a scorer has only texts to give: set `input_name` "
+            "to the only one, or use a module that measures texts alone"
         )
-    return name
+    called = name or loaded.name.replace("--", "/").split("/")[-1]
 
+    def compute(texts: Sequence[str]) -> Any:
+        output = loaded.compute(**{chosen: list(texts)}, **(arguments or {}))
+        output = output if isinstance(output, dict) else {}
+        wanted = next(iter(output)) if key is None and len(output) == 1 else key
+        value = output.get(wanted)
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(value, str) or not isinstance(value, (int, float, Sequence)):
+            raise ValueError(
+                f"scorer {called!r}: output {wanted!r} is {type(value).__name__}; set `key` to one with numbers, of: "
+                f"{', '.join(map(repr, output))}"
+            )
+        return value
 
-class Rating(BaseModel):
-    """What the judge replies."""
+    def score(texts: Sequence[str]) -> list[float | None]:
+        value = compute(texts)
+        if isinstance(value, (int, float)):  # of all texts together
+            value = [value] if len(texts) == 1 else [compute([text]) for text in texts]
+        return list(value)
 
-    rating: int = Field(ge=1, le=10)
+    settings = {"module": str(module), "config_name": config_name, "key": key, "input_name": chosen}
+    settings |= {"arguments": dict(arguments or {}), "higher_is_better": higher_is_better}
+    return TextScorer(called, higher_is_better, limits, {"kind": "evaluate"} | settings, score)
 
 
 QUESTION = """\
@@ -295,20 +204,13 @@ answer is not better for being longer, or for agreeing with you.
 </answer>
 
 Reply with JSON and nothing else: {{"rating": N}}, where N is a whole number from 1 to 10."""
-"""What the judge is asked, as the only message of a chat."""
 
 
 class JudgeScorer:
     """Asks a language model for a rating from 1 to 10; higher is better.
 
-    The question is `QUESTION`, the reply a `Rating`, to which engines that can are held. A reply that cannot be read, or
-    was cut off, is asked for once more. If that fails too, the text has no score and both replies are in `failures`.
-
-    A small model is no judge. Rate a few answers yourself before training on what one keeps.
-
-    Attributes:
-        counts: Over all calls: texts `retried`, and of these those `unparsed` in the end.
-        failures: Of the last call: index of a text -> both replies.
+    A reply of which no rating can be read is asked for once more; if that fails too, the text has no score and both
+    replies are in `failures`. A small model is no judge: rate a few answers yourself before training on what one keeps.
 
     Args:
         engine: The judge; it is given chat messages.
@@ -316,9 +218,6 @@ class JudgeScorer:
         params: Also as a dict of its fields. Defaults to greedy decoding with up to 24 new tokens; a judge that
             thinks aloud needs more.
         name: Key of the scores.
-
-    Raises:
-        ValueError: The criterion is empty, or `params` has a field that there is not.
     """
 
     higher_is_better = True
@@ -353,10 +252,10 @@ class JudgeScorer:
         ]
         chats = [[{"role": "user", "content": question}] for question in questions]
         counts: Counter[str] = Counter()
-        answers = ask_until_read(self.engine, chats, self.params, Rating, step="rate", counts=counts)
+        answers = ask_until_read(self.engine, chats, self.params, Rating, read=read_rating, step="rate", counts=counts)
         self.failures = {i: list(answer.raw) for i, answer in enumerate(answers) if answer.value is None}
         self.counts += Counter(retried=counts["retried"], unparsed=len(self.failures))
-        return [None if answer.value is None else float(answer.value.rating) for answer in answers]
+        return [answer.value for answer in answers]
 
 
 def judge_by_name(
@@ -390,7 +289,14 @@ def _checked_judge(
     return " ".join(criterion.split()), params
 
 
-# From a config to a scorer
+KINDS: dict[str, Callable[..., Scorer]] = {
+    "profanity": profanity_scorer,
+    "classifier": classifier_scorer,
+    "judge": judge_by_name,
+    "evaluate": evaluate_scorer,
+    "phrases": phrases_scorer,
+}
+"""What a config may name."""
 
 
 @dataclass(frozen=True)
@@ -405,33 +311,20 @@ def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
     """Check what a config says of a scorer as far as that goes without loading any model.
 
     Args:
-        settings: A dict with `kind` and the arguments of the class: `profanity` (`ProfanityScorer`), `classifier`
-            (`ClassifierScorer`), `judge` (`judge_by_name`), `evaluate` (`EvaluateScorer`) or `phrases`
-            (`PhraseScorer`). As a text: the kind alone, or the dict in YAML
-            (`"{kind: classifier, model: ./toxic, label: toxic}"`).
-
-    Raises:
-        ValueError: An unknown kind or argument, a missing one, or a value that is out of range.
-        ImportError: The kind needs a package that is not installed.
+        settings: A dict with a `kind` of `KINDS` and the arguments of its function. As a text: the kind alone, or the
+            dict in YAML (`"{kind: classifier, model: ./toxic, label: toxic}"`).
     """
     given = _read_settings(settings)
     arguments = {name: value for name, value in given.items() if name != "kind"}
-    kinds = {
-        "profanity": ProfanityScorer,
-        "classifier": ClassifierScorer,
-        "evaluate": EvaluateScorer,
-        "phrases": PhraseScorer,
-        "judge": judge_by_name,
-    }
     kind = given["kind"]
-    if kind not in kinds:
-        raise ValueError(f"unknown kind of scorer {kind!r}; give one of {', '.join(kinds)}")
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of scorer {kind!r}; give one of {', '.join(KINDS)}")
     try:
-        inspect.signature(kinds[kind]).bind(**arguments)
+        inspect.signature(KINDS[kind]).bind(**arguments)
     except TypeError as error:
-        known = ", ".join(inspect.signature(kinds[kind]).parameters)
+        known = ", ".join(inspect.signature(KINDS[kind]).parameters)
         raise ValueError(f"scorer of kind {kind}: {error}; its arguments are {known}") from None
-    plan = ScorerPlan(given, partial(kinds[kind], **arguments))
+    plan = ScorerPlan(given, partial(KINDS[kind], **arguments))
     if kind == "profanity" and importlib.util.find_spec("profanity_check") is None:
         load_profanity_check()  # which says what to install
     elif kind == "evaluate":
@@ -456,9 +349,6 @@ def _read_settings(settings: str | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, Mapping) or not isinstance(settings.get("kind"), str):
         raise ValueError(f"scorer {settings!r}: give a kind such as 'profanity', or a dict with `kind` and arguments")
     return dict(settings)
-
-
-# The range of a scorer
 
 
 def checked_range(values: Sequence[float]) -> tuple[float, float]:
