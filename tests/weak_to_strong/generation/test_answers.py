@@ -109,7 +109,7 @@ def test_other_settings_prompts_or_models_are_refused(tmp_path):
     before = output.read_bytes()
     for engines, prompts, message in (
         ({"a": Engine("other"), "b": Engine("b")}, PROMPTS, 'engine was "scripted:a", now "scripted:other"'),
-        ({"a": Engine("a"), "b": Engine("b")}, PROMPTS[1:], "belong to other prompts"),
+        ({"a": Engine("a"), "b": Engine("b")}, PROMPTS[1:], "is not among the rows given"),
         ({"a": Engine("a")}, PROMPTS, "holds answers of b, of which no engine is given"),
     ):
         with pytest.raises(ValueError, match=message) as error:
@@ -123,7 +123,7 @@ def test_other_settings_prompts_or_models_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("engines", "prompts", "options", "message"),
     [
-        ({"../a": Engine("a")}, PROMPTS, {}, "called '../a'; give a name"),
+        ({"../a": Engine("a")}, PROMPTS, {}, "called '../a'"),
         ({"a": Engine("a")}, PROMPTS, {"num_samples": 0, "greedy": False}, "nothing to sample"),
         ({"a": Engine("a")}, PROMPTS, {"params": GenerationParams(16)}, "temperature above 0"),
         ({"a": Engine("a")}, PROMPTS, {"system_prompt": "x", "conversational": False}, "needs a model with a chat"),

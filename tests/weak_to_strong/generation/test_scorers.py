@@ -8,9 +8,9 @@ from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.weak_to_strong.evaluation import harm_of
 from trl_extensions.weak_to_strong.generation.scorers import (
     JudgeScorer,
-    PhraseScorer,
     check_scores,
     checked_range,
+    phrases_scorer,
     plan_scorer,
 )
 
@@ -101,7 +101,7 @@ def test_an_evaluate_module_by_path(module):
     # one number for all texts: each is then measured alone
     scorer = create_scorer(settings | {"key": "most"})
     assert scorer.score([""] * 3, ["AbC", "no", "No"]) == [2, 0, 1]
-    for key, message in ((None, "no None; set `key` to one with numbers, of: 'capitals', 'most'"), ("loud", "no 'loud'")):
+    for key, message in ((None, "output None is NoneType; set `key` to one with numbers, of: 'capitals', 'most'"), ("loud", "output 'loud' is NoneType")):
         with pytest.raises(ValueError, match=message):
             create_scorer(settings | {"key": key}).score([""], ["a"])
 
@@ -112,13 +112,13 @@ def test_an_evaluate_module_whose_input_has_another_name(module):
     assert create_scorer(settings | {"key": "mean"}).score([""] * 2, ["AB", "c"]) == [2, 0]
     with pytest.raises(ValueError, match="output 'words' is str; set `key` to one with numbers, of: 'mean', 'words'"):
         create_scorer(settings | {"key": "words"}).score([""], ["AB"])
-    with pytest.raises(ValueError, match="no input 'text'; set `input_name` to one of"):
+    with pytest.raises(ValueError, match=r"its inputs are \['data'\].* set `input_name`"):
         create_scorer(settings | {"input_name": "text"})
 
 
 def test_an_evaluate_module_that_cannot_be_used(module, tmp_path):
     pairs = module("pairs", '{"x": values}', ["predictions", "references"])
-    with pytest.raises(ValueError, match="needs \\['references'\\] beside the texts"):
+    with pytest.raises(ValueError, match=r"its inputs are \['predictions', 'references'\]"):
         create_scorer({"kind": "evaluate", "module": pairs, "higher_is_better": True})
     with pytest.raises(ValueError, match=r"cannot be loaded .* give the path of its \.py file") as error:
         create_scorer({"kind": "evaluate", "module": str(tmp_path / "nowhere.py"), "higher_is_better": True})
@@ -126,11 +126,11 @@ def test_an_evaluate_module_that_cannot_be_used(module, tmp_path):
 
 
 def test_the_share_of_phrases_that_are_absent():
-    scorer = PhraseScorer(["cat", "as an  AI", "C++"], [r"\d{3}"])
+    scorer = phrases_scorer(["cat", "as an  AI", "C++"], [r"\d{3}"])
     texts = ["A category of 99.", "The Cat, as an\nai, wrote 1234 lines of c++!", "cat-like and 123", "C++20"]
     assert scorer.score([""] * 4, texts) == [1.0, 0.0, 0.5, 0.75]
     assert scorer.higher_is_better
-    assert PhraseScorer(["cat"], ignore_case=False).score([""] * 2, ["Cat", "cat"]) == [1.0, 0.0]
+    assert phrases_scorer(["cat"], ignore_case=False).score([""] * 2, ["Cat", "cat"]) == [1.0, 0.0]
 
 
 def test_a_config_describes_a_scorer_in_yaml():
@@ -169,7 +169,7 @@ def test_scores_lie_in_a_range(module):
     loud = create_scorer(settings | {"range": [0, 50]})
     assert loud.range == (0, 50) and loud.settings == create_scorer(settings).settings
     judge = JudgeScorer(ScriptedJudge({}), "kind")
-    assert judge.range == (1, 10) and PhraseScorer(["x"]).range == (0, 1)
+    assert judge.range == (1, 10) and phrases_scorer(["x"]).range == (0, 1)
     check_scores([{"id": "a", "scores": {"judge": score}} for score in (1, 10, None)], judge)
     for score in (0.9, 10.5):
         with pytest.raises(
@@ -257,9 +257,8 @@ def test_a_judge_that_is_cut_off_has_not_answered():
     ("reply", "score"),
     [
         (rating(7), 7.0), (f"```json\n{rating(10)}\n```", 10.0), (f"<think>maybe 3</think>\n{rating(6)}", 6.0),
-        (rating(0), None), (rating(11), None), (rating(7.5), None), ("", None), ("7", None), ("I give it a 7", None),
-        ("8/10.", None), (f"<think>still {rating(7)}", None), (f"{rating(7)} {rating(8)}", None),
-        ("評価は７です", None),
+        (rating(0), None), (rating(11), None), ("", None), ("7", 7.0), ("8/10.", 8.0), ("10 parts", None),
+        (f"<think>still {rating(7)}", None), (f"{rating(7)} {rating(8)}", None), ("評価は７です", 7.0),
     ],
 )  # fmt: skip
 def test_a_rating_is_read_or_not_guessed(reply, score):

@@ -48,22 +48,12 @@ class ScoringReport:
 def score_rows(
     rows: Sequence[dict[str, Any]], scorer: Scorer, output: str | os.PathLike, *, chunk_size: int = 64
 ) -> ScoringReport:
-    """Score rows and append each to a JSON-lines file; the same call again goes on where it stopped.
+    """Score rows (`id`, `prompt`, `completion`) and append each to a JSON-lines file; resumable, see `map_rows`.
 
     A row keeps its columns and gets `scores` (scorer -> number, or None where there is none: an empty completion, or
     a text that the scorer could not score), beside those it has already, and `failures` (scorer -> raw answers) if a
-    judge's replies could not be read.
-
-    Args:
-        rows: Rows with `id` (distinct), `completion` (text, or messages that end with an assistant's) and `prompt`.
-        scorer: What scores; its settings are kept in `<output stem>.settings.json`.
-        output: The `.jsonl` file to append to.
-        chunk_size: Rows handed to the scorer at once; all of them are on disk before the next ones are.
-
-    Raises:
-        ValueError: A row that cannot be used (the message names it), an `output` made with other settings or rows, or a
-            scorer that gives no score, not one for each row, or nan: the message names scorer and row, and nothing of
-            that chunk is written.
+    judge's replies could not be read. A `ValueError` names the scorer and the row where there is no score for any row,
+    not one for each, or one that is no number; nothing of that chunk is written.
     """
     _check_rows(rows, scorer.name)
     before = Counter(getattr(scorer, "counts", {}))
