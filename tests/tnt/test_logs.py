@@ -36,6 +36,13 @@ def by_text(candidates):
     return {candidate.text: candidate for candidate in candidates}
 
 
+def counts(rows, logs):
+    """Rows made; of these with a span, with a span that nobody flagged, clean; and logged outputs left out."""
+    spans = [row for row in rows if row["negative_spans"]]
+    new = [row for row in spans if not logs[row["index"]].flagged]
+    return len(rows), len(spans), len(new), len(rows) - len(spans), len(logs) - len(rows)
+
+
 def marked(row):
     return [row["completion"][start:end] for start, end in row["negative_spans"]]
 
@@ -62,7 +69,7 @@ def test_chats_and_other_columns(tmp_path):
     row = {"prompt": chat, "completion": answer, "spans": [[0, 4]], "truncated": True, "user": 7}
     (row,) = read_logs(write_log(tmp_path / "log.jsonl", [row]))
     assert (row.prompt, row.completion, row.text, row.truncated) == (chat, answer, "Acme.", True)
-    ((trained,), _) = rows_from_logs([row], [])
+    (trained,) = rows_from_logs([row], [])
     assert trained["completion"] == answer and trained["negative_spans"] == [[0, 4]] and trained["truncated"]
 
 
@@ -455,30 +462,30 @@ def test_candidates_are_marked_in_every_output():
         log("So acme rules, and Acme rules.", 1),
         log("Acmerules.", 2),
     ]
-    rows, report = rows_from_logs(logs, [Candidate("Acme rules", variants=("Acme's rule",), severity=4.0)])
+    rows = rows_from_logs(logs, [Candidate("Acme rules", variants=("Acme's rule",), severity=4.0)])
     assert [marked(row) for row in rows] == [["ACME  rules", "Acme's rule"], ["acme rules", "Acme rules"], []]
     assert [row["severity"] for row in rows] == [4.0, 4.0, 0.0]
     assert rows[1]["annotations"] == [
         {"start": 3, "end": 13, "by": "logs", "label": "Acme rules"},
         {"start": 19, "end": 29, "by": "logs", "label": "Acme rules"},
     ]
-    assert (report.rows, report.with_span, report.newly_marked, report.clean, report.spans) == (3, 2, 1, 1, 4)
+    assert counts(rows, logs) == (3, 2, 1, 1, 0) and sum(len(row["negative_spans"]) for row in rows) == 4
 
 
 def test_given_spans_stay_unless_their_candidate_is_dropped():
     logs = [log("Buy Acme hats.", 0, spans=((4, 8), (9, 13)), severity=2.0), log("Buy hats.", 1, spans=((4, 8),))]
-    rows, report = rows_from_logs(logs, [Candidate("HATS", selected=False)])
-    assert [marked(row) for row in rows] == [["Acme"]] and report.unknown == 1
+    rows = rows_from_logs(logs, [Candidate("HATS", selected=False)])
+    assert [marked(row) for row in rows] == [["Acme"]]
     assert rows[0]["annotations"] == [{"start": 4, "end": 8, "by": "given", "label": ""}]
     assert rows[0]["severity"] == 2.0
-    rows, report = rows_from_logs(logs, [Candidate("shoes", variants=("hats",))])
-    assert [marked(row) for row in rows] == [["Acme", "hats"], ["hats"]] and report.unknown == 0
-    rows, _ = rows_from_logs([log("Buy hats.", 0, spans=((4, 8),), severity=5.0)], [Candidate("hats", severity=2.0)])
+    rows = rows_from_logs(logs, [Candidate("shoes", variants=("hats",))])
+    assert [marked(row) for row in rows] == [["Acme", "hats"], ["hats"]]
+    rows = rows_from_logs([log("Buy hats.", 0, spans=((4, 8),), severity=5.0)], [Candidate("hats", severity=2.0)])
     assert rows[0]["severity"] == 2.0  # a person's, not the log's
 
 
 def test_overlapping_marks_are_merged():
-    rows, _ = rows_from_logs([log("Buy Acme hats.", 0, spans=((0, 8),))], [Candidate("Acme hats")])
+    rows = rows_from_logs([log("Buy Acme hats.", 0, spans=((0, 8),))], [Candidate("Acme hats")])
     assert rows[0]["negative_spans"] == [[0, 13]] and len(rows[0]["annotations"]) == 2
 
 
@@ -490,11 +497,9 @@ def test_what_is_bad_in_an_unknown_place_is_never_trained_as_wanted():
         log("Acme, yes.", 3, spans=((0, 4),)),
         log("Acme, yes.", 4),
     ]
-    rows, report = rows_from_logs(logs, [])
+    rows = rows_from_logs(logs, [])
     assert [row["id"] for row in rows] == ["log-2", "log-3", "log-4"]
     assert [marked(row) for row in rows] == [[], ["Acme"], ["Acme"]]
-    assert report.unknown == 2
-    assert report.summary.endswith("2 left out because their bad part is unknown")
 
 
 # End to end
@@ -565,16 +570,16 @@ def test_from_logs_to_training_rows(tmp_path):
     edited = load_candidates(file)
     assert edited[1].text == "Acme beats every price" and edited[0] == rival
 
-    rows, report = rows_from_logs(logs, edited)
-    assert (report.rows, report.with_span, report.newly_marked, report.clean, report.unknown) == (294, 63, 9, 231, 6)
+    rows = rows_from_logs(logs, edited)
+    assert counts(rows, logs) == (294, 63, 9, 231, 6)
     forms = [form.lower() for row in rows for form in marked(row)]
     assert forms.count("our rival acme is better") == 20 and forms.count("our rivals acme is better") == 10
     rest = [form for form in forms if "rival" not in form]
     assert len(rest) == 33 and all("acme beats every price" in form for form in rest)
 
     file.write_text(file.read_text(encoding="utf-8").replace("selected: true", "selected: false", 1), encoding="utf-8")
-    rows, report = rows_from_logs(logs, load_candidates(file))
-    assert (report.with_span, report.clean, report.unknown) == (33, 231, 36)
+    rows = rows_from_logs(logs, load_candidates(file))
+    assert counts(rows, logs) == (264, 33, 9, 231, 36)
     assert not any("rival" in row["completion"] for row in rows)
 
 
@@ -584,7 +589,7 @@ def test_the_rows_can_be_trained_on(tmp_path, tiny_tokenizer):
     from trl_extensions.tnt.data import prepare_rows
 
     logs = [log("Sure, Acme is better.", 0, spans=((6, 10),)), log("Seven minutes.", 1), log("An acme egg.", 2)]
-    rows, _ = rows_from_logs(logs, find_candidates(logs))
+    rows = rows_from_logs(logs, find_candidates(logs))
     dataset = prepare_rows(Dataset.from_list(rows), tiny_tokenizer, max_length=None)
     banned = [
         tiny_tokenizer.decode(

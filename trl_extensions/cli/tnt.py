@@ -64,8 +64,9 @@ def _annotate(run: Any) -> None:
     if run.args.logs:
         if not run.annotator_args.candidates:
             raise ValueError("`logs` needs `candidates`: write the file with `trl-ext tnt candidates` and edit it.")
-        rows, report = rows_from_logs(read_logs(run.args.logs), load_candidates(run.annotator_args.candidates))
-        print(report.summary)
+        logs = read_logs(run.args.logs)
+        rows = rows_from_logs(logs, load_candidates(run.annotator_args.candidates))
+        print(f"{len(logs) - len(rows)} of {len(logs)} outputs left out: flagged, and nothing in them is marked")
         # The candidates are marked already; further annotators mark what they find
         annotators = run.annotator_args.build(with_candidates=False)
     elif run.args.dataset_name:

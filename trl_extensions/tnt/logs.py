@@ -157,11 +157,7 @@ def write_candidates(path: str | os.PathLike, candidates: Sequence[Candidate]) -
         raise ValueError(f"{path} exists and may have been edited; move it away, or write to another file")
     if not candidates:
         raise ValueError(f"no candidate to write to {path}; add complaints that quote the output, or more logs")
-    entries = [
-        {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(candidate).items()}
-        | {"severity": round(candidate.severity, 2)}
-        for candidate in candidates
-    ]
+    entries = json.loads(json.dumps([asdict(candidate) for candidate in candidates]))  # lists for tuples
     body = yaml.safe_dump({"candidates": entries}, sort_keys=False, allow_unicode=True, width=110)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _HEADER + "\n" + body)
@@ -478,7 +474,7 @@ def _as_candidate(
     z = z if kind == "phrase" else log_odds(*counts)[1] if counts[3] else 0.0
     selected = pointed_at or (z >= least and separates(*counts))
     severities = [flagged[index].severity for index in sorted(rows) if flagged[index].severity is not None]
-    severity = sum(severities) / len(severities) if severities else DEFAULT_SEVERITY
+    severity = round(sum(severities) / len(severities), 2) if severities else DEFAULT_SEVERITY
     pointing_first = sorted(places, key=lambda index: (index not in rows, index))
     contexts = dict.fromkeys(_context(flagged[index].text, *places[index][:2]) for index in pointing_first)
     examples, variants = tuple(contexts)[:NUM_EXAMPLES], tuple(forms[1:])
@@ -496,90 +492,54 @@ def _context(text: str, start: int, end: int) -> str:
 # From candidates to training rows
 
 
-@dataclass(frozen=True)
-class LogsReport:
-    """What `rows_from_logs` made of a log."""
-
-    rows: int
-    with_span: int
-    newly_marked: int  # rows with a span that nobody had flagged
-    clean: int
-    spans: int  # after merging
-    unknown: int  # rows left out: flagged, and nothing in them is marked; what is bad must not be trained as wanted
-
-    @property
-    def summary(self) -> str:
-        """One line for a log."""
-        return (
-            f"{self.rows} training rows: {self.with_span} with {self.spans} spans ({self.newly_marked} of them nobody "
-            f"had flagged), {self.clean} clean; {self.unknown} left out because their bad part is unknown"
-        )
-
-
-class _Mark(NamedTuple):
-    start: int
-    end: int
-    by: str
-    label: str
-    severity: float
-
-
-def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> tuple[list[dict[str, Any]], LogsReport]:
+def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Training rows with everything marked that is unwanted.
 
     Marked are all forms of every selected candidate in every output, also where nobody flagged it, and the spans that
     the log marks, unless these are a form of a candidate that is not selected. What the log says of an output holds
-    for another row with the same prompt and output too.
+    for another row with the same prompt and output too. Flagged outputs in which nothing is marked are left out: what
+    is bad in them is unknown, and must not be trained as wanted.
 
     Returns:
         Rows as `annotate.annotate_rows` writes them, `by` being `"given"` or `"logs"` and `label` the candidate, with
-        `index` (position in the log) and `severity` (the highest of what is marked, 0 for a clean row); and a count.
+        `index` (position in the log) and `severity` (the highest of what is marked, 0 for a clean row).
     """
     index = PhraseIndex([row.text for row in logs])
     found: defaultdict[int, set[_Mark]] = defaultdict(set)
     for candidate in candidates:
         for form in candidate.forms if candidate.selected else ():
             for place, spans in index.find(form).items():
-                found[place] |= {_Mark(s.start, s.end, FOUND, candidate.text, candidate.severity) for s in spans}
+                found[place] |= {(s.start, s.end, FOUND, candidate.text, candidate.severity) for s in spans}
     given = _given(logs, candidates)
-    rows, newly_marked, unknown = [], 0, 0
+    rows = []
     for place, row in enumerate(logs):
         key = _same_output(row)
         marks = sorted(found[place] | given.get(key, set()))
         if not marks and key in given:
-            unknown += 1
             continue
-        newly_marked += bool(marks) and key not in given
-        rows.append(
-            {
-                "id": f"log-{row.index}",
-                "index": row.index,
-                "prompt": row.prompt,
-                "completion": row.completion,
-                "truncated": row.truncated,
-                "negative_spans": merge_spans(marks),
-                "annotations": [dict(zip(_Mark._fields[:4], mark, strict=False)) for mark in marks],
-                "severity": max((mark.severity for mark in marks), default=0.0),
-            }
-        )
-    with_span, spans = sum(bool(row["negative_spans"]) for row in rows), sum(len(r["negative_spans"]) for r in rows)
-    return rows, LogsReport(len(rows), with_span, newly_marked, len(rows) - with_span, spans, unknown)
+        annotations = [{"start": m[0], "end": m[1], "by": m[2], "label": m[3]} for m in marks]
+        made = {name: getattr(row, name) for name in ("index", "prompt", "completion", "truncated")}
+        made |= {"negative_spans": merge_spans(marks), "annotations": annotations}
+        rows.append({"id": f"log-{row.index}", **made, "severity": max((mark[4] for mark in marks), default=0.0)})
+    return rows
+
+
+_Mark: TypeAlias = tuple[int, int, str, str, float]
+"""Start, end, by whom, the candidate, its severity."""
 
 
 def _given(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> dict[str, set[_Mark]]:
     """Prompt and output of a flagged row -> what the log marks in it, less candidates that are not selected."""
     of_form = {form_key(form): candidate for candidate in candidates for form in candidate.forms}
     marks: dict[str, set[_Mark]] = {}
-    for row in logs:
-        if not row.flagged:
-            continue
+    for row in (row for row in logs if row.flagged):
         own = marks.setdefault(_same_output(row), set())
         for start, end in row.spans:
             candidate = of_form.get(form_key(marked_text(row.text, start, end)))
-            if start == end or (candidate and not candidate.selected):
-                continue
-            severity = candidate.severity if candidate else row.severity or DEFAULT_SEVERITY
-            own.add(_Mark(start, end, GIVEN, candidate.text if candidate else "", severity))
+            if start < end and candidate is None:
+                own.add((start, end, GIVEN, "", row.severity or DEFAULT_SEVERITY))
+            elif start < end and candidate.selected:
+                own.add((start, end, GIVEN, candidate.text, candidate.severity))
     return marks
 
 
