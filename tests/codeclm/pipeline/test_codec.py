@@ -18,6 +18,7 @@ from trl_extensions.codeclm.pipeline.codec import CodecLM
 from trl_extensions.codeclm.pipeline.steps import ACTIONS
 from trl_extensions.core.generation import endpoint
 from trl_extensions.core.generation.endpoint import EndpointEngine, EndpointError
+from trl_extensions.core.generation.types import Generation
 from trl_extensions.core.runs.jsonl import read_jsonl
 
 
@@ -319,6 +320,66 @@ def test_a_scorer_of_its_own(metadata, tmp_path):
     assert scorer.calls == 32 and {
         row["step"] for row in finished_calls(tmp_path / "run") if row["engine"] == "endpoint:judge"
     } == {"score", "score:again"}
+
+
+# Replies that are not whole
+
+
+class Odd(FakeEngine):
+    """Whose answers have thoughts around them, or another end than their own."""
+
+    def __init__(self, rules, model, marks="{}", finish="stop"):
+        super().__init__(rules, model)
+        self.marks, self.finish, self.schemas = marks, finish, {}
+
+    def generate(self, prompts, params, seeds=None):
+        self.schemas[params.max_new_tokens] = params.schema
+        for place, own in super().generate(prompts, params, seeds):
+            if own.text.startswith(self.model):
+                own = Generation(self.marks.format(own.text), self.finish, own.num_tokens, own.num_prompt_tokens)
+            yield place, own
+
+
+@pytest.mark.parametrize(
+    "marks", ["<think>hmm</think>\n{}", "[THINK]hmm[/THINK]{}", "<reasoning>hmm</reasoning>{}"]
+)
+def test_thoughts_are_neither_scored_nor_exported(metadata, tmp_path, marks):
+    rules = Rules(BASICS)
+    codec(tmp_path / "run", [Odd(rules, "strong", marks), Odd(rules, "target", marks)], **metadata).run()
+    codec(tmp_path / "plain", fakes(rules), **metadata).run()
+    assert data(tmp_path / "run") == data(tmp_path / "plain") and "hmm" not in str(data(tmp_path / "run"))
+
+
+def test_marks_of_thoughts_that_are_left_set_an_answer_aside(metadata, tmp_path):
+    rules = Rules(BASICS)
+    codec(tmp_path / "run", [Odd(rules, "strong", "{}<|message|>plan"), FakeEngine(rules, "target")], **metadata).run()
+    reasons = {row["reason"] for row in items(tmp_path / "run").values()}
+    assert len(reasons) == 1 and "thoughts are left" in reasons.pop()
+    assert read_jsonl(tmp_path / "run" / "data.jsonl") == []
+
+
+def test_half_an_answer_is_not_exported(metadata, tmp_path):
+    """What a filter of the server cut off is set aside, even where answers at the token limit are kept."""
+    rules = Rules(BASICS)
+    engines = [Odd(rules, "strong", finish="content_filter"), FakeEngine(rules, "target")]
+    result = codec(tmp_path / "run", engines, keep_truncated=True, **metadata).run()
+    assert result.pairs == 0
+    assert all("content_filter" in row["reason"] for row in items(tmp_path / "run").values())
+
+
+def test_nothing_but_thoughts_names_the_setting(metadata, tmp_path):
+    rules = Rules(BASICS)
+    engines = [Odd(rules, "strong", "<think>hm", finish="length"), FakeEngine(rules, "target")]
+    codec(tmp_path / "run", engines, **metadata).run()
+    reasons = [row["reason"] for row in items(tmp_path / "run").values()]
+    assert all("thoughts" in reason and "`max_answer_tokens` is 1024" in reason for reason in reasons)
+
+
+def test_engines_are_held_to_the_form_but_for_answers(metadata, tmp_path):
+    strong = Odd(Rules(BASICS), "strong")
+    codec(tmp_path / "run", [strong, FakeEngine(Rules(BASICS), "target")], **metadata).run()
+    assert strong.schemas[1024] is None and json.loads(strong.schemas[64])["type"] == "object"
+    assert json.loads(strong.schemas[512])["type"] == "object"
 
 
 # Stopped and resumed
