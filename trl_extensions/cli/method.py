@@ -55,7 +55,8 @@ class Method:
         if command == "train":
             launch, argv = split_launch_arguments(self.parser(command, argv), argv)
             if launch:
-                return launch_module(launch, [self.name, command, *argv])
+                launch_module(launch, [self.name, command, *argv])
+                return 0
         return self.commands[command](self.parse(command, argv))
 
     def _run(self, argv: list[str]) -> int:
@@ -91,7 +92,7 @@ UNFINISHED = 3
 """Exit code of a run that the same command goes on with."""
 
 
-def option_parser(command: str, dataclasses: Sequence[type], quiet: bool = False) -> Any:
+def option_parser(command: str, dataclasses: Sequence[Any], quiet: bool = False) -> Any:
     """TRL's parser of options and YAML that knows renamed ones too (`quiet`: without a word), with one-line errors."""
     from trl import TrlParser
 

@@ -319,6 +319,8 @@ class QueryArguments:
 
     def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
         """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
+        if not self.prompts:
+            raise ValueError("`prompts` is missing: name a file or data set.")
         prompts = load_queries(
             self.prompts,
             column=self.prompt_column,

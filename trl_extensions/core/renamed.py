@@ -16,7 +16,7 @@ def renamed(**names: str) -> Callable[[_Class], _Class]:
     field raises a `TypeError`.
     """
 
-    def decorate(cls: _Class) -> _Class:
+    def decorate(cls: Any) -> Any:
         known, init = {**old_names(cls), **names}, cls.__init__
 
         @functools.wraps(init)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .extras import import_extra
 
@@ -110,8 +111,9 @@ class TextClassifier:
             raise ValueError(f"`batch_size` is {batch_size}; give at least 1")
         from transformers import pipeline
 
-        self._pipeline = pipeline("text-classification", model=model)
-        config, tokenizer = self._pipeline.model.config, self._pipeline.tokenizer
+        self._pipeline: Any = pipeline("text-classification", model=model)
+        config: Any = self._pipeline.model.config
+        tokenizer: Any = self._pipeline.tokenizer
         labels = [config.id2label[i] for i in range(config.num_labels)]
         if label is None and len(labels) <= 2:
             label = labels[-1]

@@ -96,9 +96,13 @@ def map_rows(
     written, aside = len(made), len(failed)
     from tqdm.auto import tqdm
 
-    with JsonlWriter(output) as writer, tqdm(total=len(rows), initial=len(done), desc=desc, unit="row") as bar:
-        for row in made if tally else ():
+    def show(row: dict[str, Any]) -> None:
+        if tally:
             bar.set_postfix(tally(row), refresh=False)
+
+    with JsonlWriter(output) as writer, tqdm(total=len(rows), initial=len(done), desc=desc, unit="row") as bar:
+        for row in made:
+            show(row)
         while todo:
             size = chunk_size or len(todo)
             if limit is not None and (size := min(size, limit())) < 1:
@@ -113,8 +117,7 @@ def map_rows(
                     result = {key: row[key], **result}
                     writer.append(result)
                     written += 1
-                    if tally:
-                        bar.set_postfix(tally(result), refresh=False)
+                    show(result)
                 bar.update()
     return MapReport(output, written, len(done), aside, time.perf_counter() - start)
 

@@ -51,8 +51,8 @@ class CRR(evaluate.Metric):
                     )
         read = [pair for pair in zip(predictions, others, strict=True) if "unread" not in pair]
         outcomes = [_OUTCOMES[one] if one == two else 0.5 for one, two in read]
-        counts = {"unread": len(predictions) - len(read)}
-        counts["contradictions"] = sum({"win", "loss"} == set(pair) for pair in read) if swapped is not None else None
+        contradictions = sum({"win", "loss"} == set(pair) for pair in read) if swapped is not None else None
+        counts = {"unread": len(predictions) - len(read), "contradictions": contradictions}
         result = dict.fromkeys(("crr", "low", "high")) | dict.fromkeys(("wins", "ties", "losses"), 0)
         if outcomes:
             found = capacity_recovery(outcomes, confidence=confidence)
