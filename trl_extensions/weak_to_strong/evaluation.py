@@ -1,7 +1,7 @@
 """What weak-to-strong training promises, measured: scores, the gap recovered, errors imitated, toxicity.
 
-The performance gap recovered is PGR = (strong - weak) / (ceiling - weak): 0 where the strong model is no better than its
-teacher, 1 where it is as good as the same model trained on true labels (arXiv 2312.09390).
+The performance gap recovered is PGR = (strong - weak) / (ceiling - weak): 0 where the strong model is no better than
+its teacher, 1 where it is as good as the same model trained on true labels (arXiv 2312.09390).
 
 Models are told apart by name: "weak" (the teacher whose labels were used), "weak:<name>" (further teachers, shown and
 not compared with), "ceiling" (the strong model trained on true labels; may be missing), and any other name: a strong
@@ -49,12 +49,7 @@ class Predictions:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], where: str = "predictions") -> "Predictions":
-        """Check rows `{"id", "label", "probs"}`; further columns are ignored.
-
-        Raises:
-            ValueError: No rows, an id twice, a label that is no class, or `probs` that are no probabilities of K
-                classes; names the row.
-        """
+        """Check rows `{"id", "label", "probs"}`; further columns are ignored, and a `ValueError` names a bad row."""
         ids: dict[str, None] = {}
         labels, probs = [], []
         for i, row in enumerate(rows):
@@ -94,12 +89,7 @@ class Predictions:
 
 
 def load_run(folder: str | os.PathLike) -> dict[int, dict[str, Predictions]]:
-    """Seed -> model -> predictions, from `<folder>/seed_<number>/<model>.jsonl`.
-
-    Raises:
-        FileNotFoundError: The folder has no such file.
-        ValueError: A file is not as `Predictions.load` expects it.
-    """
+    """Seed -> model -> predictions, from `<folder>/seed_<number>/<model>.jsonl`."""
     run: dict[int, dict[str, Predictions]] = {}
     for path in sorted(Path(folder).glob("seed_*/*.jsonl")):
         number = path.parent.name.removeprefix("seed_")
@@ -111,13 +101,8 @@ def load_run(folder: str | os.PathLike) -> dict[int, dict[str, Predictions]]:
 
 
 def scores(predictions: Predictions) -> dict[str, float]:
-    """Scores of one model on one set of rows, through scikit-learn.
-
-    Returns:
-        `accuracy`; `balanced_accuracy` (mean recall of the classes there are); `f1` (macro), and `f1_positive` (of
-        class 1) for two classes; `nll` (nats per row); `ece`, the expected calibration error in 15 bins of equal
-        width (Guo et al. 2017).
-    """
+    """Scores of one model: `accuracy`; `balanced_accuracy` (mean recall of the classes there are); `f1` (macro), and
+    `f1_positive` (of class 1) for two classes; `nll` (nats per row); `ece`, the expected calibration error."""
     from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 
     labels, predicted, probs = predictions.labels, predictions.predicted, predictions.probs
@@ -154,12 +139,10 @@ def evaluate_run(
         resamples: Of the intervals.
 
     Returns:
-        JSON-ready. `seeds`, `models` (in the order to show them), `strong` (those trained on weak labels), `classes`,
-        `rows` and `groups` (per seed; None without), `confidence`, `resamples`, `costs`. `scores`: model -> score -> `value` (mean
-        over seeds), `low`, `high`, `per_seed`; `ece` has no interval, since resampling rows inflates it. Per score of
-        `GAP_SCORES`: `gap` (ceiling - weak) and `differences` (strong model -> strong - weak), as in
-        `summarise_difference`, and `pgr` (strong model -> as in `summarise_pgr`, with `per_seed`). `agreement`: strong
-        model or ceiling -> as in `agreement_with_weak`.
+        JSON-ready. `scores`: model -> score -> `value` (mean over seeds), `low`, `high`, `per_seed`; `ece` has no
+        interval, since resampling rows inflates it. Per score of `GAP_SCORES`: `gap` (ceiling - weak), `differences`
+        (strong model -> strong - weak) and `pgr` (strong model -> as in `summarise_pgr`, with `per_seed`).
+        `agreement`: strong model or ceiling -> as in `agreement_with_weak`. And what was compared.
 
     Raises:
         ValueError: No weak model, models or rows that differ, labels that disagree; names the seed and the model.
@@ -317,16 +300,9 @@ def _pgr(values: dict[str, list[float]], drawn: dict[str, np.ndarray], name: str
 def performance_gap_recovered(
     weak: float, strong: float, ceiling: float, *, higher_is_better: bool = True
 ) -> float | None:
-    """Share of the gap between a weak model and the ceiling that the strong model recovered.
-
-    Args:
-        weak, strong, ceiling: One score each, in the same unit.
-        higher_is_better: False for losses, error rates and toxicity.
-
-    Returns:
-        Below 0 where the strong model is worse than its teacher, above 1 where it is better than the ceiling; None
-        where it is undefined, because the ceiling is not better than the weak model (`why_undefined` says so).
-    """
+    """Share of the gap between a weak model and the ceiling that the strong model recovered: below 0 where it is worse
+    than its teacher, above 1 where it is better than the ceiling, None where the ceiling is not better than the weak
+    model. `higher_is_better` is False for losses, error rates and toxicity."""
     if why_undefined(weak, ceiling, higher_is_better=higher_is_better):
         return None
     return (strong - weak) / (ceiling - weak)
@@ -378,13 +354,9 @@ def pgr_interval(
 def summarise_pgr(
     point: np.ndarray, draws: np.ndarray, *, higher_is_better: bool = True, confidence: float = CONFIDENCE
 ) -> dict[str, Any]:
-    """PGR from scores `(3,)` of weak, strong and ceiling, and from their resamples `(R, 3)`.
-
-    Returns:
-        JSON-ready: `value`, `low`, `high` (percentiles over the resamples that have a gap); `reason`, why there is
-        none, else None; `undefined_share`, the share of resamples without a gap; `reliable`, False where that share is
-        above 5 %, because the interval then describes a selection of them.
-    """
+    """PGR from scores `(3,)` of weak, strong and ceiling, and from their resamples `(R, 3)`: `value`, `low`, `high`
+    over the resamples that have a gap; `reason`, why there is none, else None; `undefined_share`, the share of
+    resamples without a gap; `reliable`, False where the interval describes a selection of them."""
     sign = 1.0 if higher_is_better else -1.0
     gaps = sign * (draws[:, 2] - draws[:, 0])
     defined = gaps > SMALLEST_GAP
@@ -431,16 +403,12 @@ def resampled_scores(
     scores are paired.
 
     Args:
-        units: An array `(U, M, F)` a seed: F statistics summed over each of U units (rows, or groups of them), for M
-            models. Any score that depends on rows through sums will do: accuracy, recall, F1, a mean loss.
+        units: An array `(U, M, F)` a seed: F statistics summed over each of U rows (or groups of them), for M models.
         value: From sums `(..., F)` to scores `(..., J)`.
         resamples, seed: How often (R), and of the draws.
 
     Returns:
         `(R, M, J)`: means of the scores over the seeds drawn.
-
-    Raises:
-        ValueError: Fewer than two units, or no resamples.
     """
     number = len(units[0])
     if number < 2:
@@ -492,10 +460,9 @@ def agreement_with_weak(
         groups: Which rows belong together (None: a row by itself).
 
     Returns:
-        JSON-ready. `right`, rows whose weak label is right: the share agreed on is what the strong model kept.
-        `wrong`, the others: the share agreed on are errors it imitated. Each with `n` (rows, summed over seeds),
-        `value`, `low`, `high` and `per_seed`; None where there is no such row. `wrong` has `corrected` too, the share
-        of these rows where the strong model is right (1 - `value` for two classes, less for more).
+        JSON-ready: `right`, of the rows whose weak label is right, and `wrong`, of the others: `n` (rows, summed over
+        seeds), `value`, `low`, `high`, `per_seed`; None where there is no such row. `wrong` has `corrected` too, the
+        share of these rows where the strong model is right.
     """
     index = group_index(groups, len(labels))[0]
     right, wrong, corrected = [], [], []
@@ -531,23 +498,20 @@ def evaluate_toxicity(
 ) -> dict[str, Any]:
     """Compare the toxicity of models on the same prompts (RealToxicityPrompts; arXiv 2410.12621).
 
-    Expected maximum toxicity is the mean over prompts of the highest score of n samples, toxicity probability the share
-    of prompts with at least one toxic sample. Both grow with n: only equal counts are compared.
+    Expected maximum toxicity is the mean over prompts of the highest score of n samples, toxicity probability the
+    share of prompts with at least one toxic sample. Both grow with n: only equal counts are compared.
 
     Args:
         toxicity: Model -> "greedy" `(P, 1)`, "sampled" `(P, n)` or both -> a score in [0, 1] for each of n samples of
             P prompts, None for one that got none; the same prompts in the same order for all models. Beside the names
-            at the head of this module there is "original", the strong model before training, a baseline like "weak".
-            "weak-..." are further teachers.
+            at the head of this module "original", the strong model before training, is a baseline like "weak".
         resamples: Of the intervals over prompts: Wilson's for shares, a paired bootstrap for the rest.
 
     Returns:
-        JSON-ready: `threshold`, `confidence`, `models` and `kinds`: "greedy" and "sampled", where a model has them ->
-        `prompts`, `samples`, `incomplete` (prompts left out of all models, because one of them lacks a score there: a
-        maximum over fewer samples is lower), `models` (model -> `expected_maximum` and `probability`, each `{"value",
-        "low", "high"}`, without bounds of the former for a single prompt), `differences` (measure -> "weak" or
-        "original" -> other model -> other - baseline, as in `summarise_difference`; below 0 is less toxic) and `pgr`
-        (measure -> strong model -> as in `summarise_pgr`, lower being better; empty without a weak model or a ceiling).
+        JSON-ready. `kinds`: "greedy" and "sampled" -> `models` (model -> measure -> `value`, `low`, `high`),
+        `differences` (measure -> baseline -> other model -> other - baseline; below 0 is less toxic), `pgr` (measure
+        -> strong model, lower being better), and how many prompts are `incomplete`: left out of all models, because
+        one of them lacks a score there, and a maximum over fewer samples is lower.
 
     Raises:
         ValueError: No prompts, models or prompts with unlike numbers of samples, scores that are no numbers in [0, 1],
@@ -566,12 +530,8 @@ def evaluate_toxicity(
 
 
 def harm_of(row: Mapping[str, Any], scorer: Mapping[str, Any]) -> float | None:
-    """How bad a scored answer is, in [0, 1]: 0 at the best end of the scorer's range, 1 at the worst.
-
-    Args:
-        row: `completion` and `scores`. None comes of a missing score; an empty answer does no harm.
-        scorer: `name`, `range` and `higher_is_better`.
-    """
+    """How bad a scored answer is, in [0, 1], 0 at the best end of the scorer's range; None without a score. An empty
+    answer does no harm. The scorer has `name`, `range` and `higher_is_better`."""
     if not completion_text(row["completion"]).strip():
         return 0.0
     score = row["scores"][scorer["name"]]

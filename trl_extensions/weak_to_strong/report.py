@@ -41,14 +41,7 @@ def write_label_report(
 ) -> Path:
     """Write `report.md`, `report.json`, `scores.png` and `pgr.png` of a classification or reward run.
 
-    Args:
-        folder: Where to.
-        evaluation: Result of `evaluation.evaluate_run`.
-        settings: The run's settings, by name; those of `SHOWN` are listed, all are in `report.json`.
-        weak_reports: What the weak labels looked like, for each seed: fields of `learners.LabelReport` and `seed`.
-
-    Returns:
-        The path of `report.md`.
+    Of the settings those of `SHOWN` are listed; `weak_reports` are the fields of `learners.LabelReport`, and `seed`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,13 +196,8 @@ def _cost_table(report: RunReport, costs: Mapping[str, Mapping[str, Any]] | None
 def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
     """Write `report.md`, `report.json` and `toxicity.png` of a run by generation, from what its stages left.
 
-    Args:
-        folder: The run's.
-        evaluation: Result of `evaluation.evaluate_toxicity`, models called "original", "weak", "w2s" and "ceiling",
-            with the strong `model` and the `scorer` (`name`, `range`, `higher_is_better`).
-
-    Returns:
-        The path of `report.md`.
+    The result of `evaluate_toxicity` comes with the strong `model` and the `scorer` (`name`, `range`,
+    `higher_is_better`).
     """
     report = RunReport(f"Weak-to-strong by generation: {Path(str(evaluation['model'])).name}")
     path = folder / "answers" / "keeping.json"

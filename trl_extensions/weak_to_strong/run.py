@@ -56,13 +56,7 @@ SKLEARN = "sklearn:"
 
 @dataclass
 class WeakToStrongRun(Run):
-    """One run: its settings, its folder, and a method for each stage.
-
-    Args:
-        args: Examples, weak models and what is compared.
-        config: How models are trained; `output_dir` is the run's folder.
-        model_args: The strong model, LoRA and quantisation.
-    """
+    """One run: its settings, its folder, and a method for each stage."""
 
     args: WeakToStrongArguments
     config: WeakToStrongConfig | WeakToStrongRewardConfig
@@ -339,13 +333,8 @@ def _content(row: Example | Pair) -> str | frozenset[str]:
 
 
 def label(run: WeakToStrongRun) -> str:
-    """Let weak models label: rows of `unlabelled`, or the half of the examples they were not trained on.
-
-    Test examples, where given, are predicted too, into `weak_predictions.jsonl`, which `evaluate` takes.
-
-    Returns:
-        Where the labels are, for a person.
-    """
+    """Let weak models label rows of `unlabelled`, or the half of the examples they were not trained on; and predict
+    test examples, where given, into `weak_predictions.jsonl`, which `evaluate` takes. Returns where, for a person."""
     if not run.args.examples or not run.args.weak_models:
         raise ValueError("`label` needs `examples` with true labels, and `weak_models`.")
     if run.args.unlabelled:
@@ -363,14 +352,8 @@ def label(run: WeakToStrongRun) -> str:
 
 
 def train(run: WeakToStrongRun) -> Path:
-    """Train the strong model on rows with weak labels; resumes from its last checkpoint.
-
-    Returns:
-        Where the model is.
-
-    Raises:
-        ValueError: Rows or settings that cannot be used, or others than those of the training to be resumed.
-    """
+    """Train the strong model on rows with weak labels; resumes from its last checkpoint. Returns where the model
+    is."""
     target = run.folder / "model"
     config, model_args = copy.copy(run.config), run.model_args
     config.output_dir = str(run.folder / "train")
@@ -404,10 +387,7 @@ def claim_training(run: Any, more: dict[str, Any] | None = None) -> None:
 
 def evaluate(run: WeakToStrongRun) -> str:
     """Ask a trained model about test examples, and compare it with the weak one and the ceiling where those are given.
-
-    Returns:
-        What came out, for a person.
-    """
+    Returns what came out, for a person."""
     if not run.args.predictions:
         run.args.predictions = str(run.folder / "predictions.jsonl")
         write_jsonl(run.args.predictions, _ask(run))

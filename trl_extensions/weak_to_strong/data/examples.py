@@ -1,4 +1,5 @@
-"""Labelled texts for classification and preference pairs for a reward model: read, and divided without tearing groups."""
+"""Labelled texts for classification and preference pairs for a reward model: read, and divided without tearing
+groups."""
 
 from __future__ import annotations
 
@@ -70,8 +71,7 @@ def load_examples(
     them. For two sources hand the names returned for the first to the second.
 
     Args:
-        source: A `.jsonl`, `.json` or `.csv` file (also gzipped), or a data set as `datasets.load_dataset` takes it.
-        split: Split of a data set; a file is always read whole (see `where`).
+        source, split: See `core.inputs.read_rows`.
         text_template: Text with columns in braces, `"Question: {question}\\nClause: {text}"`; `{{` is a brace.
         text_column: Column of the text, or of a chat, which becomes `"User: ...\\n\\nAssistant: ..."`. Defaults to
             the first present of text, prompt, query, question.
@@ -85,10 +85,6 @@ def load_examples(
 
     Returns:
         The rows, in the order of the source unless `limit` draws from it, and the names of the K >= 2 classes.
-
-    Raises:
-        `ValueError`: one line naming source and row (counted from 1): a missing column, empty text, an unknown class;
-            or nothing is left.
     """
     if text_template is not None and text_column is not None:
         raise ValueError("give `text_template` or `text_column`, not both")
@@ -123,22 +119,13 @@ def load_pairs(
 ) -> list[Pair]:
     """Read preference pairs, and swap each with probability 1/2.
 
-    The source has the better text in `chosen` and the worse one in `rejected`. A model could learn that from the order,
-    so a coin (seeded by `seed` and the row's id, hence the same in any subset) swaps rows; `label` says where the
-    better one went.
+    The source has the better text in `chosen` and the worse one in `rejected`. A model could learn that from the
+    order, so a coin (seeded by `seed` and the row's id, hence the same in any subset) swaps rows; `label` says where
+    the better one went. Pairs of equal texts are left out and counted.
 
-    Every text includes its `prompt`, where the source has that column. Chat messages become `"User: ...\\n\\nAssistant: ..."`: role names capitalised, a
-    blank line between messages. A plain prompt and a plain answer are taken as such a user's and assistant's message.
-    An answer of messages that does not begin with the assistant's is a whole chat, in which the prompt is not
-    repeated; without a prompt a plain text stays as it is. Pairs of equal texts are left out and counted.
-
-    Args:
-        source, split, group_column, limit, where: As in `load_examples`.
-        seed: Of the draw and of the coins.
-
-    Raises:
-        `ValueError`: one line naming source and row: a missing column, an empty text, messages without role and
-            content; or nothing is left.
+    Every text includes its `prompt`, where the source has that column; chats become text as in `load_examples`. A
+    plain prompt and a plain answer are taken as such a user's and assistant's message. An answer of messages that does
+    not begin with the assistant's is a whole chat, in which the prompt is not repeated.
     """
     source, rows, _ = _open_source(source, split)
     has_prompts = any("prompt" in row for _, row in rows)
@@ -174,24 +161,15 @@ def flatten_chat(messages: Sequence[Mapping[str, str]]) -> str:
 def split_halves(examples: Sequence[Row], *, share: float = 0.5, seed: int) -> tuple[list[Row], list[Row]]:
     """Split into rows whose true labels the weak models see, and rows that they will label (arXiv 2312.09390, 3).
 
-    Args:
-        examples: At least two rows. Rows of one `group` stay together; a row without a group is one by itself.
-        share: Of the rows that go to the first part, in (0, 1).
-        seed: Same rows, share and seed: same parts.
-
-    Returns:
-        Both parts, neither empty, each in the order of `examples`. With groups the first part is filled
-        with groups in random order up to `share`, or one group beyond it where that is nearer; without any each class
-        is split by `share`, to within a row.
-
-    Raises:
-        ValueError: A share out of range, fewer than two rows or groups, or parts that would be empty.
+    Returns both parts, neither empty, each in the order of `examples`. Rows of one `group` stay together: the first
+    part is filled with groups in random order up to `share` of the rows, or one group beyond it where that is nearer.
+    Without groups each class is split by `share`, to within a row.
     """
     return _divide(examples, share, seed, _HALVES)
 
 
 def take_slice(examples: Sequence[Row], share: float, *, seed: int) -> tuple[list[Row], list[Row]]:
-    """Set a slice of rows aside, for calibration: `(slice, rest)`. Arguments and errors as for `split_halves`."""
+    """Set a slice of rows aside, for calibration: `(slice, rest)`, otherwise as `split_halves`."""
     return _divide(examples, share, seed, _SLICE)
 
 

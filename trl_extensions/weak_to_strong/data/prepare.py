@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ...core import inputs
 from ...core.inputs import is_file, read_dataset
 from ..labels.calibrate import confidence
-from .row_values import check_row_values
+from .collator import check_row_values
 
 
 logger = logging.getLogger(__name__)
@@ -116,18 +116,13 @@ def prepare_rows(
         tokenizer: The trainer's tokenizer.
         num_labels, class_names: K, the classes of the model, and their names.
         max_length: Limit on the tokens of a row, or None.
-        overlong_policy: What happens to longer rows: "truncate" on the right, "drop" or "error". The first two are counted in
-            one warning.
+        overlong_policy: What happens to longer rows: "truncate" on the right, "drop" or "error"; counted in a warning.
         name: The dataset's name in messages. Of "train", a class that no row belongs to is warned about.
         labelled: Whether rows must have labels; without them there is no `soft_labels` column.
         num_proc: Processes for `Dataset.map`.
 
     Returns:
-        The dataset with `input_ids` (unless it has `features`), `soft_labels`, `weight` (1 where none was given) and
-        `label` (true class or None).
-
-    Raises:
-        ValueError: A row or column that cannot be used; the message says which and what to do.
+        The dataset with `ROW_COLUMNS` as far as they are known; `weight` is 1 where none was given.
     """
     columns = dataset.column_names
     source = _source_column(dataset, name)

@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 def keep_confident(
     soft_labels: np.ndarray, share: float, *, class_names: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[np.ndarray, str]:
-    """Keep the most confident rows, see `calibrate.confidence`.
-
-    Args:
-        soft_labels: `(N, K)`.
-        share: Of the N rows, above 0 and up to 1.
-        class_names: For messages.
-        seed: Decides between rows of equal confidence.
-
-    Returns:
-        Positions of the kept rows, ascending, and one line for a log.
+    """Keep the most confident share of rows with soft labels `(N, K)`, see `calibrate.confidence`; `seed` decides
+    between equal ones. Returns their positions, ascending, and one line for a log.
 
     Raises:
         ValueError: A share out of range, or a class that is predicted somewhere but in no row that would be kept.
@@ -72,17 +64,9 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class KeepReport:
-    """What `keep_rows` kept and why it dropped the rest.
-
-    Args:
-        scorer: Whose scores decided.
-        rows, kept: Rows given and kept.
-        prompts, prompts_kept: Distinct prompts in the rows given, and of which a row is kept.
-        dropped: Reason -> rows dropped for it, in the order in which the reasons are looked at; a row counts once.
-            `empty`, `truncated`, `short` (fewer than `min_tokens`), `unscored`, `beyond_threshold`, `duplicate` (of a
-            kept answer to the same prompt), `outranked` (not among the best of its prompt) and `over_budget`.
-        models: Weak model -> its `rows`, how many of them are `kept`, and its `share` of all kept rows, in [0, 1].
-        mean_before, mean_kept: Mean score of all rows with one, and of the kept rows.
+    """What `keep_rows` kept, and reason -> answers dropped for it, each counted once, in the order in which the
+    reasons are looked at; weak model -> its `rows`, those `kept`, and its `share` of all kept; mean score of all and
+    of the kept.
     """
 
     scorer: str
@@ -122,27 +106,26 @@ def keep_rows(
 ) -> tuple[list[dict[str, Any]], KeepReport]:
     """Choose the answers to train on.
 
-    The answers of all models to a prompt compete with each other; of answers to one prompt that are equal but for white
-    space only one is kept. Rows of equal score are put in an order that depends on their ids alone, so that no model
-    and no prompt has the advantage of coming first.
+    The answers of all models to a prompt compete with each other; of answers to one prompt that are equal but for
+    white space only one is kept. Rows of equal score are put in an order that depends on their ids alone, so that no
+    model and no prompt has the advantage of coming first.
 
     Args:
         rows: Rows with `id`, `prompt`, `completion` and `scores`, as `score.score_rows` writes them; `model`,
             `truncated` and `num_tokens` are used where they exist.
-        scorer: Which of the `scores` decides.
-        higher_is_better: Whether the best score is the highest; a scorer's attribute of that name.
+        scorer, higher_is_better: Which of the `scores` decides, and which way.
         threshold: Keep only scores that are at least (or, if lower is better, at most) this.
-        best_of: Rank: keep only so many answers a prompt, the best ones.
+        best_of: Keep only so many answers a prompt, the best ones.
         budget: Keep only so many answers in all, the best ones.
         min_tokens: Drop answers of fewer tokens.
-        keep_truncated: Keep answers that were cut off by the token limit, as continuations of so many tokens always are.
+        keep_truncated: Keep answers that were cut off by the token limit, as continuations of so many tokens always
+        are.
 
     Returns:
         The kept rows, unchanged and in the order given, and the report.
 
     Raises:
-        ValueError: A number out of range, a row without what is asked of it (the message names it), or nothing left
-            (the message says what to change).
+        ValueError: A number out of range, a row without what is asked of it, or nothing left.
     """
     for name, value in (("best_of", best_of), ("budget", budget)):
         if value is not None and value < 1:
@@ -187,14 +170,8 @@ def keep_rows(
 
 
 def to_sft_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
-    """Turn rows with `prompt` and `completion`, all of them chats or all of them texts, into a data set for SFT.
-
-    Returns:
-        Columns `prompt` and `completion`, and `weight` where rows have one.
-
-    Raises:
-        ValueError: No rows, a row without one of the columns, or chats mixed with texts; the message names the row.
-    """
+    """Rows with `prompt` and `completion`, all of them chats or all of them texts, as a data set for SFT; with
+    `weight` where rows have one."""
     from datasets import Dataset
 
     rows = _training_rows(rows)
@@ -209,21 +186,11 @@ def to_sft_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
 
 
 def to_continuations(rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Turn kept continuations of plain prompts into tokens that teach no ending where the token limit made one.
+    """Kept continuations of plain texts as tokens that teach no ending where the token limit made one.
 
     TRL ends every plain completion with the end token. A strong model trained on continuations of n tokens would learn
-    to stop after n, and short texts are less toxic for no good reason.
-
-    Args:
-        rows: Rows with the texts `prompt` and `completion`, and `truncated` where that is known; a `weight` is kept.
-        tokenizer: The strong model's.
-
-    Returns:
-        Columns `input_ids` and `completion_mask`, as TRL's `SFTTrainer` takes them with `completion_only_loss`, and
-        `weight` where rows have one.
-
-    Raises:
-        ValueError: No rows, a row without one of the columns, or a chat; the message names the row.
+    to stop after n, and short texts are less toxic for no good reason. Returns `input_ids` and `completion_mask`, as
+    TRL's `SFTTrainer` takes them with `completion_only_loss`, and `weight` where rows have one.
     """
     from datasets import Dataset
 

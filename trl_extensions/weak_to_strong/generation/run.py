@@ -63,18 +63,7 @@ _UNUSED = (
 
 @dataclass
 class GenerationRun(Run):
-    """One run: its settings, its folder, and a method for each stage.
-
-    Args:
-        args: The weak models; what belongs to labels must be left at its default.
-        generation_args: Prompts, the scorer and what is kept.
-        engine_args: What samples.
-        config: How the strong model is trained; `output_dir` is the run's folder.
-        model_args: The strong model, LoRA and quantisation.
-
-    Raises:
-        ValueError: A setting that has no effect here; names it.
-    """
+    """One run: its settings, its folder, and a method for each stage. Of `args` only the weak models are looked at."""
 
     args: WeakToStrongArguments
     generation_args: GenerationArguments
@@ -201,11 +190,7 @@ class GenerationRun(Run):
         self._score("answers/answers.jsonl", "answers/scored.jsonl", "answers/scoring.json")
 
     def keep(self, side: str = WEAK) -> None:
-        """Choose the answers to train on.
-
-        Raises:
-            ValueError: A model was trained on what was chosen before.
-        """
+        """Choose the answers to train on, unless a model was trained on what was chosen before."""
         if self._is_trained(STRONG):
             raise ValueError(
                 f"{self.kept} is gone, but a model was trained on it: delete {self.folder / _MODELS[STRONG]}, "
@@ -227,14 +212,8 @@ class GenerationRun(Run):
         self.train_on(rows, self.folder / f"train_{side}", Path(self.sides[side]))
 
     def train_on(self, rows: Sequence[dict[str, Any]], folder: Path, target: Path) -> None:
-        """Fine-tune the strong model on answers.
-
-        Args:
-            rows: `prompt` and `completion`, optionally `weight`; plain texts without `truncated` count as cut off with
-                `keep_truncated`.
-            folder: For checkpoints and logs.
-            target: Where the model goes.
-        """
+        """Fine-tune the strong model on answers, into `target`, with checkpoints and logs in `folder`; plain texts
+        without `truncated` count as cut off with `keep_truncated`."""
         config = copy.copy(self.config)
         config.output_dir = str(folder)
         if self.generation_args.keep_truncated and rows and isinstance(rows[0].get("prompt"), str):
@@ -265,11 +244,7 @@ class GenerationRun(Run):
     # What the stages share
 
     def trusted_rows(self) -> list[dict[str, Any]]:
-        """What the ceiling is trained on: no prompt that models are compared on.
-
-        Raises:
-            ValueError: A column is missing, or no row is left.
-        """
+        """What the ceiling is trained on: no prompt that models are compared on."""
         source = self.generation_args.ceiling_dataset_name
         rows = [
             {name: row[name] for name in ("prompt", "completion", "weight", "truncated") if name in row}
@@ -385,14 +360,8 @@ def sample_answers(
 ) -> AnswersReport:
     """Let every weak model answer every prompt into one file, one model after the other; see `sample_outputs`.
 
-    Args:
-        engines: Name of a model, for rows, reports and file names -> what makes its engine when its turn comes: the
-            models then need not fit together.
-        prompts, params, output: As for `sample_outputs`.
-        options: `greedy`, `num_samples`, `system_prompt` and `conversational` of `sample_outputs`.
-
-    Raises:
-        ValueError: As `sample_outputs`, or an `output` with answers of other models.
+    `engines`: name of a model, for rows, reports and file names -> what makes its engine when its turn comes, since
+    the models need not fit together.
     """
     output = Path(output)
     if output.is_file():

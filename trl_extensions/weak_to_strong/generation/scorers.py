@@ -27,8 +27,8 @@ from ..labels.learners import digest
 
 
 class Scorer(Protocol):
-    """What says how good a text is. It may have two more attributes: `counts` (a `Counter` of what went wrong, by kind)
-    and `failures` (of the last call: index of a text -> the raw answers out of which no score could be read).
+    """What says how good a text is. It may have two more attributes: `counts` (a `Counter` of what went wrong, by
+    kind) and `failures` (of the last call: index of a text -> the raw answers out of which no score could be read).
 
     Attributes:
         name: Key of the scores in the rows.
@@ -210,7 +210,8 @@ class JudgeScorer:
     """Asks a language model for a rating from 1 to 10; higher is better.
 
     A reply of which no rating can be read is asked for once more; if that fails too, the text has no score and both
-    replies are in `failures`. A small model is no judge: rate a few answers yourself before training on what one keeps.
+    replies are in `failures`. A small model is no judge: rate a few answers yourself before training on what one
+    keeps.
 
     Args:
         engine: The judge; it is given chat messages.

@@ -1,7 +1,7 @@
 """Probabilities of weak models, calibrated one by one and combined to the soft labels of an ensemble.
 
-Temperature scaling (Guo et al. 2017, arXiv 1706.04599) makes them mean what they say: soft labels carry how sure a weak
-model is, and one that is always sure hands on its errors as facts.
+Temperature scaling (Guo et al. 2017, arXiv 1706.04599) makes them mean what they say: soft labels carry how sure a
+weak model is, and one that is always sure hands on its errors as facts.
 """
 
 import logging
@@ -26,8 +26,8 @@ METHODS = ("soft", "hard", "accuracy")
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature T (above 1: the model was too sure) fitted on some rows, the mean negative log-likelihood (nats) of
-    these rows before and after, and why T is not the optimum, if it is not."""
+    """A temperature T (above 1: the model was too sure) fitted on some rows, the mean negative log-likelihood (nats)
+    of these rows before and after, and why T is not the optimum, if it is not."""
 
     temperature: float
     rows: int
@@ -49,13 +49,6 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> Calibration:
     Args:
         probs: `(N, K)` probabilities.
         labels: `(N,)` true classes, 0..K-1, of rows that the model was not trained on.
-
-    Returns:
-        The calibration. Its note says if the slice was too small, the temperature was cut at a bound, or rows were
-        left out.
-
-    Raises:
-        ValueError: Shapes that do not fit.
     """
     logs, labels = _logs(probs), np.asarray(labels)
     if labels.shape != logs.shape[:1]:
@@ -74,24 +67,15 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> Calibration:
 
 
 def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T) of each row, `(N, K)` -> `(N, K)` probabilities; a probability of 0 stays 0.
-
-    Raises:
-        ValueError: A temperature that is not above 0.
-    """
+    """softmax(log p / T) of each row, `(N, K)` -> `(N, K)` probabilities; a probability of 0 stays 0."""
     if not temperature > 0:
         raise ValueError(f"the temperature is {temperature}; give a number above 0")
     return _scaled(_logs(probs), 1 / temperature)
 
 
 def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
-    """Mean over rows of |accuracy - mean confidence| of the row's bin, in [0, 1]; nan without rows.
-
-    Args:
-        probs: `(N, K)` probabilities; the largest of a row is its confidence.
-        labels: `(N,)` true classes.
-        bins: Bins of equal width over (0, 1], each with its right end.
-    """
+    """Mean over rows of |accuracy - mean confidence| of the row's bin, in [0, 1]; nan without rows. Bins have equal
+    width over (0, 1], each with its right end; the largest of a row of `probs` `(N, K)` is its confidence."""
     probs, labels = np.asarray(probs, dtype=np.float64), np.asarray(labels)
     if not len(probs):
         return float("nan")
@@ -106,21 +90,11 @@ def combine(
     method: Literal["soft", "hard", "accuracy"] = "soft",
     accuracies: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Soft labels of an ensemble.
+    """Soft labels `(N, K)` of an ensemble, from probabilities `(M, N, K)` of M >= 1 models.
 
-    Args:
-        probs: `(M, N, K)` probabilities of M >= 1 models for N rows and K classes.
-        method:
-            "soft": the mean probability. "hard": the share of models whose most likely class it is; a model undecided
-            between classes gives each its part of the vote, and a tie between models stays one. "accuracy": the mean
-            probability weighted by `vote_weights(accuracies, K)`.
-        accuracies: Accuracy of each model on rows it was not trained on, for "accuracy".
-
-    Returns:
-        `(N, K)`, each row summing to 1.
-
-    Raises:
-        ValueError: An unknown method, another shape, or not one accuracy for each model.
+    "soft": the mean probability. "hard": the share of models whose most likely class it is; a model undecided between
+    classes gives each its part of the vote, and a tie between models stays one. "accuracy": the mean probability
+    weighted by `vote_weights(accuracies, K)`, of accuracies on rows that the models were not trained on.
     """
     probs = _of_models(probs)
     if method == "soft":
@@ -141,9 +115,6 @@ def vote_weights(accuracies: Sequence[float], num_classes: int) -> np.ndarray:
     These log-odds are the best weights for the votes of independent models whose errors are spread evenly over the
     other classes (Zhu et al. 2009). Accuracies count as at most 0.999; a model no better than chance has weight 0, and
     where all are, they weigh the same and a warning is logged.
-
-    Raises:
-        ValueError: An accuracy out of [0, 1].
     """
     accuracies = np.asarray(accuracies, dtype=np.float64)
     if not ((accuracies >= 0) & (accuracies <= 1)).all():

@@ -5,8 +5,9 @@ A folder of labels has a folder for each stage of the chain, `stage_0`, `stage_1
     weak_labels.jsonl    {"id", "text" (or "chosen", "rejected"), "label", "soft_labels", "weak", "disagreement",
                          "confidence"}, a row each; written whole, last
     settings.json        what they were made with
-    learners/<learner>/  `model/` (the learner's own), `<name>.jsonl` of every set of rows it predicted, and, once all of
-                         that is complete, `learner.json`; a folder of these for each half in later stages of a chain
+    learners/<learner>/  `model/` (the learner's own), `<name>.jsonl` of every set of rows it predicted, and, once all
+                         of that is complete, `learner.json`; a folder of these for each half in later stages of a
+                         chain
 
 The same call again goes on where an earlier one was stopped. To combine the same learners in another way, delete
 `weak_labels.jsonl`: what is in `learners/` is used again.
@@ -45,13 +46,10 @@ Rows: TypeAlias = Sequence[Example | Pair]
 
 
 class Learner(Protocol):
-    """A model that learns soft labels and gives probabilities.
+    """A model that learns soft labels and gives probabilities; its name tells it from others in files and reports.
 
     One more attribute is read where it exists: `settings`, JSON-ready values that predictions depend on; a resumed run
     must have the same ones.
-
-    Attributes:
-        name: Tells it from other learners, in files and reports.
     """
 
     name: str
@@ -76,21 +74,10 @@ class Learner(Protocol):
 class LabelReport:
     """What the weak models of one stage made of rows. Figures about true labels are None where none are known.
 
-    Args:
-        path: The file of weak labels.
-        rows: Rows labelled.
-        labelled: Rows with true labels, the calibration slice included.
-        slice_rows: Rows of that slice.
-        ensemble: How the learners were combined.
-        learners: By name: `accuracy` on the slice, `ece` and `ece_before` (expected calibration error there, after and
-            before calibration), `temperature`, `note`; each a list with a value for each of the two halves in later
-            stages. And `target_accuracy`, `extra_accuracy` (by name), `resumed`.
-        target_accuracy: Accuracy of the ensemble on the labelled rows.
-        extra_accuracy: The same on further rows, by name.
-        disagreement, confidence: Means over rows, see `calibrate.disagreement` and `calibrate.confidence`.
-        class_shares: Share of rows whose most likely class is the k-th.
-        labelled_shares: Share of each class among the true labels the learners started from.
-        warnings: What a person should look at.
+    `labelled` are the rows with true labels, `slice_rows` those of them that calibrate. Of a learner: `accuracy`,
+    `ece` and `ece_before` (calibration) on the slice, `temperature` and `note`, each a list with a value for each half
+    in later stages; `target_accuracy`, `extra_accuracy` (by set of rows), `resumed`. `disagreement` and `confidence`
+    are means over rows, see `calibrate`; the shares are of predicted classes, and of the true labels learnt from.
     """
 
     path: str
@@ -149,21 +136,14 @@ def bootstrap_chain(
 
     Every later learner is cross-fitted on the target rows, so that none labels rows it was trained on: the target is
     split in two halves (whole groups), a copy trained on the soft labels of either half labels the other one, and
-    further rows get the mean of both. Where `calibrate` or an accuracy-weighted vote needs it, a slice of `labelled` is
-    kept from training (whole groups, the same for every learner of every stage). What each learner says is on disk
-    before the next one begins.
+    further rows get the mean of both. Where `calibrate` or an accuracy-weighted vote needs it, a slice of `labelled`
+    (whole groups) is kept from all training.
 
     Args:
-        stages: Learners of each stage, the weakest first, of different names; each is fitted with a seed made of `seed`
-            and its name.
-        labelled: Rows with true labels.
-        target: Rows to label; their true labels, where known, are only used in the reports.
-        num_classes: K.
-        seed: Of the slice and the learners.
-        folder: Where everything goes.
-        ensemble: See `calibrate.combine`.
-        calibrate: Whether to fit a temperature for each learner on the slice.
-        calibration_share: Size of the slice, a share of `labelled`.
+        stages: Learners of each stage, the weakest first; each is fitted with a seed made of `seed` and its name.
+        labelled, target: Rows with true labels, and those to label.
+        folder: Where everything goes, see the head of this module.
+        ensemble, calibrate: See `calibrate.combine` and `calibrate.fit_temperature`.
         eval_sets: Further rows to predict, by name, such as the test rows.
         output: The last stage's file of labels, if not `weak_labels.jsonl` in its folder.
 
@@ -186,11 +166,10 @@ def bootstrap_chain(
         last = output is not None and number == len(stages) - 1
         result = _label(learners, parts, held, setup, own, Path(output) if last else own / WEAK_LABELS)
         results.append(result)
-        soft = result.soft[_TARGET]
-        parts = [
-            (half, soft[[places[row.id] for row in half]], other)
-            for half, other in ((halves, halves[::-1]) if halves else ())
-        ]
+        if halves:
+            soft = result.soft[_TARGET]
+            turns = (halves, halves[::-1])
+            parts = [(half, soft[[places[row.id] for row in half]], other) for half, other in turns]
     return results
 
 
@@ -319,15 +298,15 @@ def _predict(
         fitted.append(fit_predict(learner, job, folder / f"half_{number}" if len(parts) > 1 else folder))
     by_id = {
         row.id: probs
-        for (_, _, target), own in zip(parts, fitted, strict=True)
-        for row, probs in zip(target, own.predictions[_TARGET], strict=True)
+        for (_, _, target), (own, _) in zip(parts, fitted, strict=True)
+        for row, probs in zip(target, own[_TARGET], strict=True)
     }
     predictions = {_TARGET: np.array([by_id[row.id] for row in setup.target])}
-    predictions |= {name: np.mean([own.predictions[name] for own in fitted], axis=0) for name in setup.eval_sets}
-    figures = {key: [own.report[key] for own in fitted] for key in fitted[0].report}
+    predictions |= {name: np.mean([own[name] for own, _ in fitted], axis=0) for name in setup.eval_sets}
+    figures = {key: [report[key] for _, report in fitted] for key in fitted[0][1]}
     figures["target_accuracy"] = _accuracy(predictions[_TARGET], setup.target)
     figures["extra_accuracy"] = {name: _accuracy(predictions[name], rows) for name, rows in setup.eval_sets.items()}
-    figures["resumed"] = all(own.resumed for own in fitted)
+    figures["resumed"] = all(figures["resumed"])
     return predictions, figures
 
 
@@ -350,25 +329,19 @@ class TrainJob:
         return {"seed": self.seed, "calibrate": self.calibrate, "trained_on": trained, "asked": asked}
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A learner's calibrated probabilities `(N, K)` by set of rows, the temperature, accuracy and calibration error on
-    the slice, and whether all of it was on disk already."""
+def fit_predict(learner: Learner, job: TrainJob, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Fit a learner, calibrate it, and write what it predicts; or read that where it was done before.
 
-    predictions: dict[str, np.ndarray]
-    report: dict[str, Any]
-    resumed: bool
-
-
-def fit_predict(learner: Learner, job: TrainJob, folder: Path) -> Fitted:
-    """Fit a learner, calibrate it, and write what it predicts; or read that where it was done before."""
+    Returns its probabilities `(N, K)` by set of rows, and the temperature, accuracy and calibration error on the
+    slice.
+    """
     done, model = folder / "learner.json", folder / "model"
     settings = {"name": learner.name, "settings": getattr(learner, "settings", {}), **job.settings}
     started = done.exists() or (model.is_dir() and any(model.iterdir()))
     check_resume(folder / "settings.json", settings, made=str(folder), started=started)
     if done.exists():
         predictions = {name: _read_predictions(folder / f"{name}.jsonl", rows) for name, rows in job.eval_sets.items()}
-        return Fitted(predictions, json.loads(done.read_text(encoding="utf-8")), True)
+        return predictions, json.loads(done.read_text(encoding="utf-8")) | {"resumed": True}
     model.mkdir(parents=True, exist_ok=True)
     learner.fit(job.rows, job.soft_labels, seed=job.seed, folder=model)
     num_classes = job.soft_labels.shape[1]
@@ -380,7 +353,7 @@ def fit_predict(learner: Learner, job: TrainJob, folder: Path) -> Fitted:
     for name, rows in job.eval_sets.items():
         write_jsonl(folder / f"{name}.jsonl", prediction_rows(rows, predictions[name]))
     write_atomically(done, json.dumps(report, indent=2) + "\n")
-    return Fitted(predictions, report, False)
+    return predictions, report | {"resumed": False}
 
 
 def _calibrated(raw: dict[str, np.ndarray], job: TrainJob) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -400,12 +373,7 @@ def _calibrated(raw: dict[str, np.ndarray], job: TrainJob) -> tuple[dict[str, np
 
 
 def checked_probs(probs: np.ndarray, rows: Rows, num_classes: int, name: str) -> np.ndarray:
-    """A learner's probabilities as float64, each row summing to 1 exactly rather than nearly.
-
-    Raises:
-        ValueError: Another shape than `(N, K)`, nan, an infinity, a negative number, or a row whose sum is not 1 to
-            within 0.001; one line naming the learner and the row.
-    """
+    """A learner's probabilities `(N, K)` as float64, each row summing to 1 exactly; what is none is refused by row."""
     probs = np.asarray(probs, dtype=np.float64)
     if probs.shape != (len(rows), num_classes):
         raise ValueError(

@@ -32,22 +32,18 @@ _FLOOR = 1e-300
 class SklearnLearner:
     """A linear text classifier of scikit-learn that learns from soft labels.
 
-    Each row counts once per class, weighted by that class's soft label: the gradient is that of the soft cross-entropy.
-    Nothing is random; `seed` is not used, so two of one kind are the same model.
+    Each row counts once per class, weighted by that class's soft label: the gradient is that of the soft
+    cross-entropy. Nothing is random, so two of one kind are the same model.
 
     Pairs are judged by the difference of their texts' vectors, without an intercept: P(chosen is better) =
     sigmoid(w . (v(chosen) - v(rejected))), so swapping a pair swaps its probabilities exactly. For naive Bayes w holds
-    the log-ratios of a word's frequency in better and in worse texts, which is Bayes' rule for "exactly one of the two
-    is the better one".
+    the log-ratios of a word's frequency in better and in worse texts, which is Bayes' rule.
 
     Args:
         kind: "tfidf-logreg": TF-IDF of words and word pairs, logistic regression. "naive-bayes": their counts,
             multinomial naive Bayes. "char-logreg": TF-IDF of 2 to 5 characters inside of words, logistic regression;
             for misspelt text and for languages that do not put blanks between words.
         name: Defaults to `kind`.
-
-    Raises:
-        ValueError: An unknown kind.
     """
 
     def __init__(self, kind: Literal["tfidf-logreg", "naive-bayes", "char-logreg"], *, name: str | None = None):
@@ -62,14 +58,8 @@ class SklearnLearner:
     def fit(
         self, rows: Sequence[Example | Pair], soft_labels: np.ndarray, *, seed: int = 0, folder: Path | None = None
     ) -> None:
-        """Learn soft labels `(N, K)`; a model in `folder` that was fitted on exactly these is loaded instead.
-
-        A class without any weight gets probability 0. The model is kept in `folder`, or in memory only without one.
-
-        Raises:
-            ValueError: Rows or labels that cannot be used, or a model in `folder` of another kind or fitted on
-                something else.
-        """
+        """Learn soft labels `(N, K)`, a class without any weight with probability 0; the model is kept in `folder`, or
+        one there that was fitted on exactly these is loaded instead."""
         pairs = _are_pairs(rows)
         soft_labels = np.asarray(soft_labels, dtype=np.float64)
         num_classes = soft_labels.shape[1] if soft_labels.ndim == 2 else 2
@@ -89,11 +79,7 @@ class SklearnLearner:
             self._save(Path(folder))
 
     def predict(self, rows: Sequence[Example | Pair]) -> np.ndarray:
-        """`(N, K)` probabilities.
-
-        Raises:
-            ValueError: Nothing was learnt yet, or rows of another form than what was learnt.
-        """
+        """`(N, K)` probabilities."""
         model = self._model
         if model is None:
             raise ValueError(f"learner {self.name!r} has learnt nothing; call `fit` or `load` first")
@@ -113,12 +99,7 @@ class SklearnLearner:
         return probs / probs.sum(axis=1, keepdims=True)
 
     def load(self, folder: str | os.PathLike) -> None:
-        """Take up a model that `fit` left in a folder: numbers and words, no code.
-
-        Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is of another kind.
-        """
+        """Take up a model that `fit` left in a folder: numbers and words, no code."""
         path = Path(folder) / _FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; fit the learner first")

@@ -17,11 +17,7 @@ _INSTEAD = "To train on text that the weak model wrote, which needs no common vo
 
 
 def load_weak_tokenizer(weak_model: str | PreTrainedModel | PeftModel, args: SFTConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies where a weak model came from.
-
-    Raises:
-        ValueError: The model was made in memory, so nobody knows its tokenizer.
-    """
+    """The tokenizer that lies where a weak model came from."""
     name = weak_model if isinstance(weak_model, str) else get_config_model_id(weak_model.config)
     if not name:
         raise ValueError(
@@ -31,12 +27,7 @@ def load_weak_tokenizer(weak_model: str | PreTrainedModel | PeftModel, args: SFT
 
 
 def load_weak_model(name: str, args: SFTConfig) -> PreTrainedModel:
-    """A weak model given by name, loaded with the `dtype` and `attn_implementation` of the strong one.
-
-    Args:
-        name: Model id or path.
-        args: The trainer's; their `model_init_kwargs` are the strong model's.
-    """
+    """A weak model given by name, loaded with the `dtype` and `attn_implementation` of the strong one."""
     given = args.model_init_kwargs or {}
     options = {option: given[option] for option in ("dtype", "attn_implementation") if option in given}
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
@@ -62,14 +53,8 @@ def check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, weak_tokenizer: Pr
 def common_rows(strong: nn.Module, weak: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Rows of the output head that both models have: models of one tokenizer may be padded to different sizes.
 
-    Args:
-        strong: Unwrapped strong model.
-        weak: The weak model.
-        tokenizer: Their common tokenizer.
-
-    Raises:
-        ValueError: A token of the vocabulary lies outside of these rows, or the strong head would have to be cut
-            under ZeRO-3, where its rows are spread over processes.
+    A `ValueError` says if a token of the vocabulary lies outside of them, or the head would have to be cut under
+    ZeRO-3.
     """
     sizes = [model.config.get_text_config().vocab_size for model in (strong, weak)]
     highest = max(tokenizer.get_vocab().values())
@@ -87,22 +72,15 @@ def common_rows(strong: nn.Module, weak: nn.Module, tokenizer: PreTrainedTokeniz
 
 
 def narrow(head: OutputHead, rows: int) -> OutputHead:
-    """The head without what lies behind its first `rows` rows.
-
-    A weak head that ZeRO-3 keeps in parts has no rows to see here; the divergence reads as many of it as the strong
-    head has.
-    """
+    """The head without what lies behind its first `rows` rows. A weak head that ZeRO-3 keeps in parts has no rows to
+    see here; the divergence reads as many of it as the strong head has."""
     if head.weight.shape[0] <= rows:
         return head
     return replace(head, weight=head.weight[:rows], bias=head.bias[:rows] if head.bias is not None else None)
 
 
 def freeze(weak: nn.Module, strong: nn.Module, accelerator: Accelerator) -> FrozenReference:
-    """The weak model, prepared as a frozen reference for the launcher in use.
-
-    Raises:
-        ValueError: It is the strong model or a part of it, it is an encoder-decoder, or FSDP 1 is in use.
-    """
+    """The weak model, prepared as a frozen reference for the launcher in use."""
     if any(module is weak for module in strong.modules()):
         raise ValueError(
             "`weak_model` and `model` are the same object, so the target would be trained too: pass a copy."
