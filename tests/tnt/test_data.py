@@ -127,7 +127,7 @@ class TestTokens:
     def test_several_processes(self, tiny_tokenizer):
         rows = [row(), row("A lone egg.")]
         assert list(prepare(rows, tiny_tokenizer, num_proc=2)) == list(prepare(rows, tiny_tokenizer))
-        with pytest.raises(ValueError, match=r"eval row 1: `negative_spans\[0\]` is reversed"):
+        with pytest.raises(ValueError, match=r"eval row 1: `negative_spans\[0\]` is .* reversed"):
             prepare([row(), row(negative_spans=[[3, 2]])], tiny_tokenizer, num_proc=2)
 
 
@@ -266,10 +266,10 @@ class TestSigns:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"negative_spans": [[4, 18]]}, r"`negative_spans\[0\]` is \[4, 18\), outside the completion, which has 17"),
-        ({"negative_spans": [[0, 1], [4, 2]]}, r"`negative_spans\[1\]` is reversed"),
+        ({"negative_spans": [[4, 18]]}, r"`negative_spans\[0\]` is \[4, 18\), .*outside the completion, which has 17"),
+        ({"negative_spans": [[0, 1], [4, 2]]}, r"`negative_spans\[1\]` is .* reversed"),
         ({"negative_spans": [[1, 2, 3]]}, r"`negative_spans\[0\]` must be a pair"),
-        ({"negative_spans": [[-1, 2]]}, r"`negative_spans\[0\]` is \[-1, 2\), outside"),
+        ({"negative_spans": [[-1, 2]]}, r"`negative_spans\[0\]` is \[-1, 2\), .*outside"),
         ({"prompt": ""}, "`prompt` is empty"),
         ({"prompt": None}, "`prompt` must be a text or a list of chat messages, got None"),
         ({"completion": None}, "`completion` must be a text or a list of chat messages, got None"),
@@ -432,7 +432,7 @@ class TestTemplates:
             {"completion": [{"role": "assistant", "content": "Here.", "tool_calls": [{"name": "egg"}]}]},
             "`completion` ends with tool calls",
         ),
-        ({"negative_spans": [[4, 18]]}, r"`negative_spans\[0\]` is \[4, 18\), outside"),
+        ({"negative_spans": [[4, 18]]}, r"`negative_spans\[0\]` is \[4, 18\), .*outside"),
     ],
 )
 def test_unusable_chats_are_named(tiny_tokenizer, changes, message):
@@ -618,23 +618,23 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("span", "message"),
         [
-            ([3, 2], r"is reversed: it starts at 3, behind its end 2"),
-            ([-1, 2], r"is \[-1, 2\), outside the completion, which has 5 characters"),
-            ([2, 6], r"is \[2, 6\), outside the completion, which has 5 characters"),
+            ([3, 2], r"is \[3, 2\), reversed"),
+            ([-1, 2], r"is \[-1, 2\), .*outside the completion, which has 5 characters"),
+            ([2, 6], r"is \[2, 6\), .*outside the completion, which has 5 characters"),
             ([7, 9], r"outside the completion"),
-            ([0.0, 2.0], r"must hold two integers .*, got \[0.0, 2.0\]"),
-            ([0, True], "must hold two integers"),
-            ([np.float32(0), np.float32(2)], "must hold two integers"),
-            (np.array([False, True]), "must hold two integers"),
-            (["0", "2"], "must hold two integers"),
-            ([0, None], "must hold two integers"),
-            ([0, 1, 2], r"must be a pair \[start, end\]"),
+            ([0.0, 2.0], r"must be a pair of integers .*, got \[0.0, 2.0\]"),
+            ([0, True], "must be a pair of integers"),
+            ([np.float32(0), np.float32(2)], "must be a pair of integers"),
+            (np.array([False, True]), "must be a pair of integers"),
+            (["0", "2"], "must be a pair of integers"),
+            ([0, None], "must be a pair of integers"),
+            ([0, 1, 2], r"must be a pair of integers \[start, end\]"),
             ([0], r"must be a pair"),
             (3, r"must be a pair"),
             (None, r"must be a pair"),
             ("02", r"must be a pair"),
             ({"start": 0, "end": 2}, r"must be a pair .*'start': 0"),
-            ([0, "a" * 500 + "\n"], "must hold two integers"),
+            ([0, "a" * 500 + "\n"], "must be a pair of integers"),
         ],
     )
     def test_errors_name_row_and_span(self, span, message):

@@ -310,18 +310,16 @@ def check_spans(spans: Any, length: int, where: str, column: str = "negative_spa
         raise ValueError(f"{where}: `{column}` must be a list of [start, end] pairs, got {spans!r:.80}.")
     checked = []
     for i, span in enumerate(spans):
-        name = f"{where}: `{column}[{i}]`"
-        if isinstance(span, (str, bytes, dict)) or not hasattr(span, "__len__") or len(span) != 2:
-            raise ValueError(f"{name} must be a pair [start, end] of character offsets, got {span!r:.80}.")
-        if not all(isinstance(offset, Integral) and not isinstance(offset, bool) for offset in span):
-            raise ValueError(f"{name} must hold two integers (character offsets), got {span!r:.80}.")
-        start, end = map(int, span)
-        if start > end:
-            raise ValueError(f"{name} is reversed: it starts at {start}, behind its end {end}. Swap the two.")
-        if start < 0 or end > length:
+        numbers = [] if isinstance(span, (str, bytes, dict)) or not hasattr(span, "__len__") else list(span)
+        whole = all(isinstance(offset, Integral) and not isinstance(offset, bool) for offset in numbers)
+        if len(numbers) != 2 or not whole:
+            raise ValueError(f"{where}: `{column}[{i}]` must be a pair of integers [start, end], got {span!r:.80}.")
+        start, end = map(int, numbers)
+        if not 0 <= start <= end <= length:
             raise ValueError(
-                f"{name} is [{start}, {end}), outside the completion, which has {length} characters: offsets count "
-                "from 0, in characters (not bytes or UTF-16 units), into the last assistant message of a chat."
+                f"{where}: `{column}[{i}]` is [{start}, {end}), reversed or outside the completion, which has {length} "
+                "characters: offsets count from 0, in characters (not bytes or UTF-16 units), into the last assistant "
+                "message of a chat."
             )
         checked.append((start, end))
     return checked

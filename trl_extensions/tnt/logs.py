@@ -15,7 +15,7 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -127,13 +127,12 @@ class Candidate:
 
 _KINDS = ("span", "quote", "phrase")
 _TEXT = ("text that is not empty, in quotes", lambda v: isinstance(v, str) and bool(v.strip()))
-_TEXTS = ("a list of texts, each in quotes", lambda v: isinstance(v, list) and all(map(_TEXT[1], v)))
-_COUNT = ("a number of outputs, 0 or more", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0)
-_FIELDS = {
-    "text": _TEXT, "selected": ("true or false", lambda v: isinstance(v, bool)),
-    "severity": ("a number from 1 to 5", _is_severity), "kind": (f"one of {', '.join(_KINDS)}", _KINDS.__contains__),
-    "count": _COUNT, "clean_count": _COUNT, "examples": _TEXTS, "variants": _TEXTS,
-}  # fmt: skip
+_DECISIVE = {  # the other fields are for a person's information only
+    "text": _TEXT,
+    "variants": ("a list of texts, each in quotes", lambda v: isinstance(v, list) and all(map(_TEXT[1], v))),
+    "selected": ("true or false", lambda v: isinstance(v, bool)),
+    "severity": ("a number from 1 to 5", _is_severity),
+}
 
 _HEADER = """\
 # What may be unwanted in the logged outputs: first what is selected by default, and of each part the worst first
@@ -193,10 +192,12 @@ def load_candidates(path: str | os.PathLike) -> list[Candidate]:
         if not isinstance(entry, dict) or "text" not in entry:
             raise ValueError(f"{where} is no mapping with `text`; write `- text: <what is unwanted>`")
         entry = {"selected" if name == "keep" else name: value for name, value in entry.items()}
-        for name, value in entry.items():
-            expected, is_valid = _FIELDS.get(name, (f"left out; the fields are {', '.join(_FIELDS)}", lambda v: False))
-            if not is_valid(value):
-                raise ValueError(f"{where}: `{name}` must be {expected}, got {value!r:.80}")
+        if unknown := entry.keys() - {f.name for f in fields(Candidate)}:
+            raise ValueError(f"{where}: unknown field {min(unknown)!r}; leave it out")
+        for name in entry.keys() & _DECISIVE.keys():
+            expected, is_valid = _DECISIVE[name]
+            if not is_valid(entry[name]):
+                raise ValueError(f"{where}: `{name}` must be {expected}, got {entry[name]!r:.80}")
         candidates.append(Candidate(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
         for form in candidates[-1].forms:
             owner = owners.setdefault(form_key(form), number)

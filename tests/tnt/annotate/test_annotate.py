@@ -8,7 +8,7 @@ import pytest
 from trl_extensions.core.generation.sampling import completion_text
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.core.runs.resumable import failures_path
-from trl_extensions.tnt.annotate import Failure, Span, annotate_rows, merge_spans
+from trl_extensions.tnt.annotate import Span, annotate_rows, merge_spans
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 
 
@@ -24,15 +24,13 @@ class Finder:
         self.settings = {"word": word}
         self.seen = []
         self.counts = Counter()
-        self.failures = []
+        self.failures = {}
 
     def annotate(self, texts, prompts):
         self.seen.append((list(texts), list(prompts)))
         if any(self.dies_at in text for text in texts if self.dies_at):
             raise KilledError
-        self.failures = [
-            Failure(i, ("??", text)) for i, text in enumerate(texts) if self.fails_at and self.fails_at in text
-        ]
+        self.failures = {i: ("??", text) for i, text in enumerate(texts) if self.fails_at and self.fails_at in text}
         self.counts["muddled"] += len(self.failures)
         return [[Span(m.start(), m.end(), self.word) for m in re.finditer(self.word, text)] for text in texts]
 
@@ -210,7 +208,7 @@ def test_text_that_utf8_cannot_hold_resumes(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"negative_spans": [[0, 4]]}, r"row 'k': .*\[0, 4\), outside the completion, which has 3 characters"),
+        ({"negative_spans": [[0, 4]]}, r"row 'k': .*\[0, 4\), .*outside the completion, which has 3 characters"),
         ({"negative_spans": [[-1, 2]]}, "row 'k': .*outside"),
         ({"negative_spans": [[2, 1]]}, "row 'k': .*reversed"),
         ({"negative_spans": [[0, 1.0]]}, "row 'k': .*integers"),

@@ -44,7 +44,7 @@ def test_quotes_become_spans_at_every_occurrence():
     judge = JudgeAnnotator(ScriptedJudge({text: [quotes("idiot", "What an idiot")]}), "insults")
     assert judge.annotate([text], [""]) == [[(4, 9, "unwanted"), (11, 24, "unwanted"), (19, 24, "unwanted")]]
     assert +judge.counts == {}
-    assert judge.failures == []
+    assert judge.failures == {}
 
 
 def test_quotes_of_a_japanese_text():
@@ -89,7 +89,7 @@ def test_a_text_of_which_no_quote_can_be_placed_is_asked_about_again_and_is_neve
     script = {"Some evil.": [quotes("bad"), quotes("evil")], "Fine.": [quotes("bad"), quotes("mad", "sad")]}
     judge, engine, found = annotate(script)
     assert found == [["evil"], []]
-    assert judge.failures == [(1, (quotes("bad"), quotes("mad", "sad")))]
+    assert judge.failures == {1: (quotes("bad"), quotes("mad", "sad"))}
     assert +judge.counts == {"not_in_text": 4, "misquoted": 1}
     assert [len(asked) for asked, _ in engine.calls] == [2, 2]
 
@@ -109,14 +109,14 @@ def test_an_unreadable_answer_is_asked_for_again_and_then_set_aside():
     judge, engine, found = annotate(script, params=params)
     assert found == [["idiot"], [], [], [], []]
     assert judge.counts["unread"] == 1
-    assert judge.failures == [(2, ("??", "I would rather not."))]
+    assert judge.failures == {2: ("??", "I would rather not.")}
     (asked, first), (again, second) = engine.calls
     assert (len(asked), len(again)) == (4, 2)  # the empty text is never asked about
     assert (first.seed, first.max_new_tokens, second.seed) == (4, 9, 5)
     assert "Hmm, hard to say." in again[0][-2]["content"] and again[0][-3] == asked[0][-1]
     engine.script["one idiot"] = [quotes()]
     assert judge.annotate(["one idiot"], [""]) == [[]]
-    assert judge.failures == []  # of the last call
+    assert judge.failures == {}  # of the last call
     assert judge.counts["unread"] == 1  # of all
 
 

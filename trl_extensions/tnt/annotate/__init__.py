@@ -31,18 +31,11 @@ class Span(NamedTuple):
     label: str
 
 
-class Failure(NamedTuple):
-    """A text that an annotator could not annotate: its position in the call's `texts`, and the raw answers to it."""
-
-    index: int
-    answers: tuple[str, ...]
-
-
 class Annotator(Protocol):
     """What every annotator offers.
 
     Two more attributes are read where they exist: `counts` (a `Counter` of what went wrong, by kind, over all calls)
-    and `failures` (the `Failure`s of the last call).
+    and `failures` (of the last call: position of a text that could not be annotated -> the raw answers to it).
 
     Attributes:
         name: Who marked a span, in the rows and the report.
@@ -187,7 +180,7 @@ def _annotated(
                         f"{len(texts[place])} characters; it must mark at least one of them, and no others"
                     )
                 marks[place].append({**span._asdict(), "by": annotator.name})
-        for place, answers in getattr(annotator, "failures", ()):
+        for place, answers in getattr(annotator, "failures", {}).items():
             failed.setdefault(place, []).append({"by": annotator.name, "answers": list(answers)})
     for place, row in enumerate(chunk):
         if place in failed:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ...core.generation.ask import ask_again, ask_until_read
 from ...core.generation.replies import as_text
 from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
-from . import Failure, Span
+from . import Span
 
 
 MAX_QUOTES = 8
@@ -71,7 +71,7 @@ class JudgeAnnotator:
     Attributes:
         counts: Over all calls: `unread` and `misquoted` texts (those in `failures`), quotes that are `not_in_text` and
             so marked nothing, and quotes `over_limit` that were not looked at.
-        failures: The texts of the last call that could not be judged, with all replies.
+        failures: Texts of the last call that could not be judged, by position, with all replies.
 
     Args:
         engine: The judge; it is given chat messages.
@@ -93,7 +93,7 @@ class JudgeAnnotator:
         self.params = params or GenerationParams(max_new_tokens=300)
         self.name = name
         self.counts: Counter[str] = Counter()
-        self.failures: list[Failure] = []
+        self.failures: dict[int, tuple[str, ...]] = {}
         self.settings: dict[str, Any] = {"kind": "judge", "engine": engine.name, "task": self.task}
         self.settings |= {"max_quotes": MAX_QUOTES, "params": asdict(self.params)}
 
@@ -101,7 +101,7 @@ class JudgeAnnotator:
         """The spans of each text, sorted. Texts of white space alone are not asked about."""
         found: list[list[Span]] = [[] for _ in texts]
         raw: list[tuple[str, ...]] = [()] * len(texts)
-        self.failures = []
+        self.failures = {}
         questions = {i: self._question(texts[i], prompts[i]) for i, text in enumerate(texts) if text.strip()}
         for tries in (2, 1):  # the second time those that quoted, and nothing of it is in the text
             answers = ask_until_read(self.engine, list(questions.values()), self.params, Quotes, tries=tries)
@@ -114,7 +114,7 @@ class JudgeAnnotator:
                     misquoted[i] = ask_again(question, answer.raw[-1], "none of the quotes is in the answer")
                 elif why and not found[i]:
                     self.counts[why] += 1
-                    self.failures.append(Failure(i, raw[i]))
+                    self.failures[i] = raw[i]
             questions = misquoted
         return found
 
