@@ -147,7 +147,8 @@ class CodecLM:
             self._claim(started=len(cache) > 0)
             with JsonlWriter(self.folder / "set_aside.jsonl") as aside:
                 try:
-                    async with LLMClient(self.engines, cache, prices=self.prices, **limits) as client:
+                    own = {"prices": self.prices, "count_tokens": self._count_tokens}
+                    async with LLMClient(self.engines, cache, **own, **limits) as client:
                         await self._make(client, aside)
                 except BudgetSpent as error:
                     stopped = str(error)
@@ -156,6 +157,12 @@ class CodecLM:
         prices = {self.engines[role].name: price for role, price in self.prices.items() if role in self.engines}
         write_codeclm_report(self.folder, prices=prices, stopped=result.unfinished)
         return result
+
+    @property
+    def _count_tokens(self) -> Callable[[str], int] | None:
+        """By the target's tokenizer, for servers that do not count, where the target runs in this process."""
+        tokenizer = getattr(self.engines.get("target"), "tokenizer", None)
+        return None if tokenizer is None else lambda text: len(tokenizer(text)["input_ids"])
 
     async def _make(self, client: LLMClient, aside: JsonlWriter) -> None:
         """Metadata, basic instructions, and what becomes of them."""

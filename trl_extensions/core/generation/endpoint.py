@@ -39,14 +39,9 @@ _WORDS = ("error", "errors", "message", "detail", "details", "msg", "error_messa
 
 
 class EndpointError(RuntimeError):
-    """A request failed for good; the message is one line with the URL, the status and the server's own words.
-
-    Attributes:
-        status: The HTTP status of the answer that refused it, `None` where the server could not be reached or kept
-            failing, so that another time the same request may succeed.
-        partial: What was written where the server ended the answer for a reason of its own, such as its content
-            filter.
-    """
+    """A request failed for good; the message is one line with the URL, the status and the server's own words. `status`
+    is that of the answer that refused it, `None` where the server kept failing, so that the same request may succeed
+    another time; `partial` is what was written where the server ended the answer for a reason of its own."""
 
     def __init__(self, message: str, status: int | None = None, partial: Generation | None = None) -> None:
         super().__init__(message)

@@ -68,7 +68,7 @@ def sample_outputs(
 
     Args:
         engine: Where outputs come from: the model as it is deployed.
-        queries: Distinct prompts, see `core.queries.load_queries`.
+        queries: Distinct prompts, see `core.inputs.load_queries`.
         params: Token limit and stop strings; temperature, top_p and seed of the random samples.
         output: The `.jsonl` file to append to.
         greedy, num_samples: Whether to sample greedily once, and how often at random.

@@ -104,34 +104,18 @@ class TransformersEngine:
         """Generates for every prompt; see [`GenerationEngine.generate`].
 
         With a temperature and no `seeds`, the same seed and the same list of prompts give the same text; another list
-        may not, since batches differ.
-
-        Raises:
-            `ValueError`: naming the prompt's index, if it and `max_new_tokens` exceed the model's context, or it has
-                no tokens, or it is a chat and the tokenizer has no chat template.
+        may not, since batches differ. A prompt that does not fit into the model's context is a `ValueError`.
         """
-        check_prompts(prompts)
-        token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
-        self._check_lengths(token_ids, params.max_new_tokens)
+        token_ids = self._encode(prompts, params.max_new_tokens)
         return self._generate_batches(token_ids, params, None if seeds is None else list(seeds))
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> Iterator[tuple[int, Generation, list[float]]]:
-        """Log-probabilities of options; see [`GenerationEngine.option_logprobs`].
-
-        Where the tokenizer puts a token of white space before an option, the prompt is continued by it first.
-
-        Raises:
-            `ValueError`: as `generate`, and if two options begin with the same token.
-        """
-        check_prompts(prompts)
+        """Log-probabilities of options; see [`GenerationEngine.option_logprobs`]. Where the tokenizer puts a token of
+        white space before an option, the prompt is continued by it first."""
         lead, first_tokens = _first_tokens(self.tokenizer, options)
-        token_ids = [
-            encode_prompt(self.tokenizer, prompt, f"prompt {index}") + lead for index, prompt in enumerate(prompts)
-        ]
-        self._check_lengths(token_ids, 1)
-        return self._weigh_batches(token_ids, first_tokens)
+        return self._weigh_batches([ids + lead for ids in self._encode(prompts, 1 + len(lead))], first_tokens)
 
     def _weigh_batches(
         self, token_ids: list[list[int]], first_tokens: list[list[int]]
@@ -143,7 +127,9 @@ class TransformersEngine:
             for row, values in zip(rows, weights, strict=True):
                 yield row, Generation("", "length", 1, len(token_ids[row])), values
 
-    def _check_lengths(self, token_ids: list[list[int]], max_new_tokens: int) -> None:
+    def _encode(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+        check_prompts(prompts)
+        token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
         context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         for index, ids in enumerate(token_ids if context else ()):
             if len(ids) + max_new_tokens > context:
@@ -151,6 +137,7 @@ class TransformersEngine:
                     f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds the "
                     f"model's context of {context}: shorten the prompt or lower max_new_tokens"
                 )
+        return token_ids
 
     def _generate_batches(
         self, token_ids: list[list[int]], params: GenerationParams, seeds: list[int] | None
@@ -217,16 +204,14 @@ class TransformersEngine:
         self, token_ids: list[list[int]], params: GenerationParams, *, with_logits: bool = False, **options: Any
     ) -> Any:
         """What `generate` of the model returns for a batch, padded on the left."""
-        device = self.model.device
-        width = max(map(len, token_ids))
-        config = self._generation_config(params)
+        width, config = max(map(len, token_ids)), self._generation_config(params)
         config.return_dict_in_generate, config.output_logits = True, with_logits
         input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in token_ids])
         attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in token_ids])
         with _left_as_found(self.model, config), torch.inference_mode():
             return self.model.generate(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
+                input_ids=input_ids.to(self.model.device),
+                attention_mask=attention_mask.to(self.model.device),
                 generation_config=config,
                 **options,
             )
@@ -281,11 +266,8 @@ class _BySchema(LogitsProcessor):
 
 
 class _SamplingByRow(LogitsProcessor):
-    """Samples each row with a random state of its own, so that a row's text does not depend on the rest of its batch.
-
-    By the Gumbel-max trick: the largest of the scores, each with independent Gumbel noise, is a sample of their
-    softmax. What decodes greedily behind this samples.
-    """
+    """Samples each row with a random state of its own, so that its text does not depend on the rest of its batch: by
+    the Gumbel-max trick, what decodes greedily behind this samples."""
 
     def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
         self.warpers = [TemperatureLogitsWarper(float(params.temperature))]
@@ -319,12 +301,8 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) ->
 
 
 class _StopStrings(StoppingCriteria):
-    """Ends a row at the first stop string in its generated text.
-
-    transformers' own `stop_strings` also looks at the end of the prompt, so that a stop of two newlines would fire on
-    one newline generated after a prompt that ends in one. `ends[row]` is the number of tokens generated up to and
-    including the stop, or `None`.
-    """
+    """Ends a row at the first stop string in its generated text, `ends[row]` tokens from its start. transformers' own
+    `stop_strings` also looks at the end of the prompt: a stop of two newlines would fire on one behind another."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_width: int, rows: int) -> None:
         self.tokenizer, self.stop, self.prompt_width = tokenizer, stop, prompt_width
@@ -346,12 +324,9 @@ class _StopStrings(StoppingCriteria):
 
 @contextmanager
 def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Eval mode and `config` as the model's generation config inside, everything as before outside.
-
-    Eval mode also switches gradient checkpointing off, and the generation config overrules `model.config.use_cache`,
-    so neither needs changing. The generation config is swapped, not only passed to `generate`, because transformers
-    fills whatever the passed one leaves unset (a repetition penalty, for one) from the model's.
-    """
+    """Eval mode (which switches gradient checkpointing off) and `config` as the model's generation config inside,
+    everything as before outside. The config is swapped, not only passed to `generate`, because transformers fills
+    whatever the passed one leaves unset (a repetition penalty, for one) from the model's."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = inner.generation_config
     inner.generation_config = config

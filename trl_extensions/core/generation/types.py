@@ -94,34 +94,20 @@ class GenerationEngine(Protocol):
     ) -> Iterator[tuple[int, Generation]]:
         """Generates for every prompt: yields an index into `prompts` and its result, each once, in any order.
 
-        Bad prompts are refused here, before anything is generated. The iterator may be abandoned at any point.
-
-        Args:
-            prompts: Text to continue, or chat messages to answer.
-            params: How to decode.
-            seeds: A seed for each prompt in place of the one of `params`. What is sampled for a prompt then depends
-                on its own seed only, whatever other prompts there are.
-
-        Raises:
-            `TypeError` or `ValueError`: naming the prompt's index.
+        Bad prompts are refused here (`TypeError` or `ValueError`, naming the index), before anything is generated. The
+        iterator may be abandoned at any point. With `seeds`, one for each prompt, what is sampled for a prompt depends
+        on its own seed only, whatever other prompts there are.
         """
         ...
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> Iterator[tuple[int, Generation, list[float]]]:
-        """Says how likely it is that the answer to each prompt begins with each of a few options.
+        """Says how likely it is that the answer to each prompt begins with each of a few options: short strings that
+        differ in their first tokens, such as digits. A leading space does not count.
 
-        Args:
-            prompts: As for `generate`.
-            options: Short strings that differ in their first tokens, such as digits. A leading space does not count.
-
-        Yields:
-            An index into `prompts`, what it cost (an empty text), and the log-probability of each option in nats,
-            without the temperature; minus infinity where an engine lists its likeliest tokens only.
-
-        Raises:
-            `TypeError` or `ValueError`: naming the prompt's index, or options that begin with the same token.
+        Yields an index into `prompts`, what it cost (an empty text), and the log-probability of each option in nats,
+        without the temperature; minus infinity where an engine lists its likeliest tokens only.
         """
         ...
 
