@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from trl import SFTConfig
 
 from ..core.generation import EngineArguments, create_engine
-from ..core.inputs import PromptArguments, check_least
+from ..core.inputs import PromptArguments, check_least, option
 from ..core.training.load import reject_sft_settings
 from .loss import SMOOTH_OVER, VARIANTS, check_objective
 
@@ -47,20 +47,12 @@ class TNTConfig(SFTConfig):
         ValueError: A value outside its range or choices, or a setting of `SFTConfig` that TNT cannot honour.
     """
 
-    variant: str = field(
-        default="ff",
-        metadata={"help": "How unwanted and kept tokens are drawn to their target.", "choices": [*VARIANTS]},
-    )
-    alpha: float = field(default=1.0, metadata={"help": "Weight of unwanted tokens beside kept ones."})
-    smoothing: float = field(
-        default=1e-6, metadata={"help": "Probability a reverse KL's target gives a banned token."}
-    )
-    smooth_over: str = field(
-        default="banned",
-        metadata={"help": "What gets it: the banned token, or every entry.", "choices": [*SMOOTH_OVER]},
-    )
-    share_prefix: bool = field(default=False, metadata={"help": "Compute a prompt once for all its rows of a batch."})
-    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in the policy."})
+    variant: str = option("ff", "How unwanted and kept tokens are drawn to their target.", *VARIANTS)
+    alpha: float = option(1.0, "Weight of unwanted tokens beside kept ones.")
+    smoothing: float = option(1e-6, "Probability a reverse KL's target gives a banned token.")
+    smooth_over: str = option("banned", "What gets it: the banned token, or every entry.", *SMOOTH_OVER)
+    share_prefix: bool = option(False, "Compute a prompt once for all its rows of a batch.")
+    disable_dropout: bool = option(True, "Switch dropout off in the policy.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,24 +64,20 @@ class TNTConfig(SFTConfig):
 class TNTArguments(PromptArguments):
     """Prompts, sampling and evaluation. One YAML serves every `trl-ext tnt` command."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Outputs: for `annotate` those to mark, for `train` and `run` annotated ones."}
+    dataset_name: str | None = option(
+        None, "Outputs: for `annotate` those to mark, for `train` and `run` annotated ones."
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of a data set on the hub."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split of `eval_dataset_name` on the hub."})
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "train: annotated held-out outputs, for `eval_strategy`."}
+    dataset_train_split: str = option("train", "Split of a data set on the hub.")
+    dataset_test_split: str = option("test", "Split of `eval_dataset_name` on the hub.")
+    eval_dataset_name: str | None = option(None, "train: annotated held-out outputs, for `eval_strategy`.")
+    clean_ratio: float | None = option(
+        None, "Train on at most this many clean outputs per unwanted one; all if left out."
     )
-    clean_ratio: float | None = field(
-        default=None, metadata={"help": "Train on at most this many clean outputs per unwanted one; all if left out."}
+    logs: str | None = option(None, "candidates, annotate: JSONL of deployed outputs with flags or complaints.")
+    original_model: str | None = option(
+        None, "evaluate: the model before the patch; the base of an adapter if left out."
     )
-    logs: str | None = field(
-        default=None, metadata={"help": "candidates, annotate: JSONL of deployed outputs with flags or complaints."}
-    )
-    original_model: str | None = field(
-        default=None, metadata={"help": "evaluate: the model before the patch; the base of an adapter if left out."}
-    )
-    eval_batch_tokens: int = field(default=4096, metadata={"help": "Padded tokens per batch when scoring."})
+    eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,28 +91,20 @@ class AnnotatorArguments:
     """What is unwanted. Several annotators together mark what any of them marks."""
 
     phrases: list[str] = field(default_factory=list, metadata={"help": "Unwanted words and phrases."})
-    phrases_file: str | None = field(default=None, metadata={"help": "File of them: .txt, one a line, or .json."})
+    phrases_file: str | None = option(None, "File of them: .txt, one a line, or .json.")
     patterns: list[str] = field(default_factory=list, metadata={"help": "Unwanted regular expressions."})
-    candidates: str | None = field(
-        default=None, metadata={"help": "Unwanted phrases from logs: what `candidates` wrote and a person edited."}
-    )
-    ignore_case: bool = field(default=True, metadata={"help": "Phrases and patterns: ignore case."})
-    inflections: bool = field(default=False, metadata={"help": "Phrases: English endings of the last word too."})
-    first_word: bool = field(
-        default=False, metadata={"help": "Phrases: mark only the word each begins with, which moves less."}
-    )
-    classifier: str | None = field(default=None, metadata={"help": "A sequence classifier."})
-    classifier_label: str | None = field(default=None, metadata={"help": "Its label that means unwanted."})
-    profanity: bool = field(default=False, metadata={"help": "Mark profanity, by alt-profanity-check."})
-    threshold: float = field(default=0.5, metadata={"help": "Classifier and profanity: mark above this probability."})
-    unit: Literal["sentence", "window"] = field(
-        default="sentence", metadata={"help": "Classifier and profanity: what is scored at once."}
-    )
-    judge_task: str | None = field(default=None, metadata={"help": "What a language model is to quote, in words."})
-    judge_model: str | None = field(default=None, metadata={"help": "That language model."})
-    judge_base_url: str | None = field(
-        default=None, metadata={"help": "Its OpenAI-compatible server; it runs in this process if left out."}
-    )
+    candidates: str | None = option(None, "Unwanted phrases from logs: what `candidates` wrote and a person edited.")
+    ignore_case: bool = option(True, "Phrases and patterns: ignore case.")
+    inflections: bool = option(False, "Phrases: English endings of the last word too.")
+    first_word: bool = option(False, "Phrases: mark only the word each begins with, which moves less.")
+    classifier: str | None = option(None, "A sequence classifier.")
+    classifier_label: str | None = option(None, "Its label that means unwanted.")
+    profanity: bool = option(False, "Mark profanity, by alt-profanity-check.")
+    threshold: float = option(0.5, "Classifier and profanity: mark above this probability.")
+    unit: Literal["sentence", "window"] = option("sentence", "Classifier and profanity: what is scored at once.")
+    judge_task: str | None = option(None, "What a language model is to quote, in words.")
+    judge_model: str | None = option(None, "That language model.")
+    judge_base_url: str | None = option(None, "Its OpenAI-compatible server; it runs in this process if left out.")
 
     def __post_init__(self):
         for name in ("phrases", "patterns"):
