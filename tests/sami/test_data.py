@@ -69,7 +69,7 @@ class TestOverlong:
     def test_drop_is_counted(self, tiny_tokenizer, caplog):
         kept = prepare(self.rows(), tiny_tokenizer, max_length=60, overlong_policy="drop")
         assert [r["completions"][1] for r in kept] == ["Well, yes."]
-        assert "1 of 2 train rows are longer than max_length=60 and were dropped (first: row 1)" in caplog.text
+        assert "1 of 2 train rows are longer than max_length=60 and are left out (first: row 1)" in caplog.text
 
     def test_truncation_is_counted_and_cuts_responses_only(self, tiny_tokenizer, caplog):
         whole = prepare(self.rows(), tiny_tokenizer)[1]
@@ -80,7 +80,7 @@ class TestOverlong:
         assert "1 of 2 train rows" in caplog.text and "cut short" in caplog.text
 
     def test_nothing_left(self, tiny_tokenizer):
-        with pytest.raises(ValueError, match="All 2 train rows"):
+        with pytest.raises(ValueError, match="No train row is left: all 2 are longer than max_length=3"):
             prepare(self.rows(), tiny_tokenizer, max_length=3, overlong_policy="drop")
 
     def test_a_prompt_that_fills_everything(self, tiny_tokenizer):
@@ -115,7 +115,7 @@ def test_unusable_rows_are_named(tiny_tokenizer, changes, message):
 def test_rows_the_sampler_rejected_are_left_out(tiny_tokenizer, caplog):
     rows = [row(kept=True), row(kept=False, completions=["", "Well."]), row(kept=True)]
     assert len(prepare(rows, tiny_tokenizer)) == 2
-    assert "1 of 3 train rows are marked `kept: false` and left out" in caplog.text
+    assert "1 of 3 train rows are marked `kept: false`" in caplog.text
     with pytest.raises(ValueError, match="No train row is left"):
         prepare([row(kept=False)], tiny_tokenizer)
 

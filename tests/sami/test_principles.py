@@ -160,6 +160,7 @@ def test_too_few_principles_or_constitutions_are_refused():
 # The principle writer
 
 CONCISE = Principle("concise", "Answer in one sentence.", "Answer at length.")
+PARAMS = GenerationParams(max_new_tokens=600)
 KIND = Principle("kind", "Use warm words.", "Use cold words.")
 
 
@@ -185,25 +186,34 @@ class ScriptedEngine:
             yield index, Generation(text=self.answers.pop(0), finish_reason=self.finish_reason, num_tokens=1)
 
 
-def test_enough_at_once_needs_one_question():
+@pytest.fixture
+def drafted(tmp_path):
+    """`write_principles` of a task by an engine, with the answers in `raw.jsonl`."""
+
+    def write(engine, num, task="task", params=PARAMS):
+        return write_principles(engine, task, num, params=params, raw_path=tmp_path / "raw.jsonl")
+
+    return write
+
+
+def test_enough_at_once_needs_one_question(drafted):
     engine = ScriptedEngine(BOTH)
     params = GenerationParams(max_new_tokens=50, seed=3)
-    assert write_principles(engine, "task", 1, params=params) == [CONCISE]
+    assert drafted(engine, 1, params=params) == [CONCISE]
     [(_, asked)] = engine.asked
     assert replace(asked, schema=None) == params
     assert json.loads(asked.schema)["required"] == ["principles"]
 
 
-def test_missing_ones_are_asked_for_again_with_another_seed_and_temperature(tmp_path):
+def test_missing_ones_are_asked_for_again_with_another_seed_and_temperature(drafted, tmp_path):
     first = answer(CONCISE)
     repeated = answer(CONCISE, Principle("Concise", "Other.", "Another."))
     engine = ScriptedEngine("no idea", first, repeated, BOTH)
-    raw_path = tmp_path / "raw.jsonl"
-    assert write_principles(engine, "task", 2, raw_path=raw_path) == [CONCISE, KIND]
+    assert drafted(engine, 2) == [CONCISE, KIND]
     assert [params.seed for _, params in engine.asked] == [0, 1, 2, 3]
     assert engine.asked[0][1].temperature == 0 and all(params.temperature > 0 for _, params in engine.asked[1:])
     assert "concise" not in str(engine.asked[1][0]) and "concise" in engine.asked[2][0][-1]["content"]
-    assert [(row["answer"], row["parsed"]) for row in read_jsonl(raw_path)] == [
+    assert [(row["answer"], row["parsed"]) for row in read_jsonl(tmp_path / "raw.jsonl")] == [
         ("no idea", 0),
         (first, 1),
         (repeated, 0),
@@ -211,18 +221,17 @@ def test_missing_ones_are_asked_for_again_with_another_seed_and_temperature(tmp_
     ]
 
 
-def test_giving_up_says_how_many_and_where_the_answers_are(tmp_path):
-    engine = ScriptedEngine(BOTH, "no", "no")
-    with pytest.raises(ValueError, match=r"only 2 of 3 principles could be read from 3 answers .*raw\.jsonl"):
-        write_principles(engine, "task", 3, raw_path=tmp_path / "raw.jsonl", max_attempts=3)
-    assert len(read_jsonl(tmp_path / "raw.jsonl")) == 3
+def test_giving_up_says_how_many_and_where_the_answers_are(drafted, tmp_path):
+    with pytest.raises(ValueError, match=r"only 2 of 3 principles could be read from 12 answers .*raw\.jsonl"):
+        drafted(ScriptedEngine(BOTH, *["no"] * 11), 3)
+    assert len(read_jsonl(tmp_path / "raw.jsonl")) == 12
 
 
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_refused(drafted):
     with pytest.raises(ValueError, match="`task` is empty"):
-        write_principles(ScriptedEngine(), " ", 1)
+        drafted(ScriptedEngine(), 1, task=" ")
     with pytest.raises(ValueError, match="`num` is 0"):
-        write_principles(ScriptedEngine(), "task", 0)
+        drafted(ScriptedEngine(), 0)
 
 
 def test_the_prompt_ends_with_task_number_and_names():
@@ -231,10 +240,10 @@ def test_the_prompt_ends_with_task_number_and_names():
     assert all(part in prompt[-1]["content"] for part in ("answer {everything} well", "3 other", "concise, kind"))
 
 
-def test_worked_examples_can_be_read_and_do_not_count_as_answers():
+def test_worked_examples_can_be_read_and_do_not_count_as_answers(drafted):
     worked = [message["content"] for message in writer_prompt("task", 1) if message["role"] == "assistant"]
     assert [len(read_reply(text, Drafts).principles) for text in worked] == [2, 1]
-    assert write_principles(ScriptedEngine(*worked, BOTH), "task", 2) == [CONCISE, KIND]
+    assert drafted(ScriptedEngine(*worked, BOTH), 2) == [CONCISE, KIND]
 
 
 @pytest.mark.parametrize(
@@ -251,22 +260,22 @@ def test_worked_examples_can_be_read_and_do_not_count_as_answers():
         "[1, 2]",
     ],
 )
-def test_replies_without_a_whole_principle_give_none(reply, tmp_path):
+def test_replies_without_a_whole_principle_give_none(drafted, reply, tmp_path):
     with pytest.raises(ValueError, match="only 0 of 1"):
-        write_principles(ScriptedEngine(reply), "task", 1, max_attempts=1, raw_path=tmp_path / "raw.jsonl")
-    assert [row["answer"] for row in read_jsonl(tmp_path / "raw.jsonl")] == [reply]
+        drafted(ScriptedEngine(*[reply] * 6), 1)
+    assert [row["answer"] for row in read_jsonl(tmp_path / "raw.jsonl")] == [reply] * 6
 
 
 @pytest.mark.parametrize("cut", ["", '{"name": "third", "definition": "Be'])
-def test_of_a_reply_that_was_cut_off_what_is_whole_counts(cut):
+def test_of_a_reply_that_was_cut_off_what_is_whole_counts(drafted, cut):
     engine = ScriptedEngine(BOTH.removesuffix("]}") + ", " + cut, finish_reason="length")
-    assert write_principles(engine, "task", 2) == [CONCISE, KIND]
+    assert drafted(engine, 2) == [CONCISE, KIND]
 
 
-def test_a_fence_thoughts_and_other_scripts():
+def test_a_fence_thoughts_and_other_scripts(drafted):
     polite = Principle("丁寧", "敬語で書く。", "ぞんざいに書く。")
     engine = ScriptedEngine(f"<think>Two?</think>```json\n{answer(polite, KIND)}\n```")
-    assert write_principles(engine, "質問に答える", 2) == [polite, KIND]
+    assert drafted(engine, 2, task="質問に答える") == [polite, KIND]
 
 
 @pytest.fixture

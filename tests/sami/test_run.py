@@ -216,9 +216,9 @@ class TestBadInput:
         [
             (
                 {"effective_batch_size": 3, "per_device_train_batch_size": 2},
-                "not a multiple of per_device_train_batch_size",
+                "no multiple of per_device_train_batch_size",
             ),
-            ({"num_eval_prompts": 23}, "at least 2 must be left for training"),
+            ({"num_eval_prompts": 21}, r"half of the training queries \(1\)"),
             ({"max_steps": 5}, "`max_steps` has no effect on `run`"),
             ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` has no effect on `run`"),
             ({"engine_model": "other"}, "`engine_model` would sample from another model"),

@@ -260,7 +260,6 @@ def test_too_few_kept_rows_warn_with_counts(tmp_path, caplog):
         ({"queries": [QUERIES[0], QUERIES[0]]}, "occurs twice"),
         ({"num_constitutions": 5}, "at least 3 principles"),
         ({"num_constitutions": 1}, "at least 2"),
-        ({"needed": 0}, "`needed` is 0"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),
     ],
 )

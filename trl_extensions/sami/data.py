@@ -95,7 +95,9 @@ def prepare_rows(
     if set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return dataset
     _check_columns(dataset.column_names, name)
-    dataset = _without_rejected(dataset, name)
+    if "kept" in dataset.column_names:
+        marked = "are marked `kept: false` by the sampler's filters"
+        dataset = _keep(dataset, [bool(kept) for kept in dataset["kept"]], name, marked)
     template = prompt_template or TRAINING_TEMPLATE
     end_ids = {conversational: end_token_id(tokenizer, conversational) for conversational in (False, True)}
 
@@ -134,7 +136,14 @@ def prepare_rows(
         return {**tokens, "prompts": prompts, "excess": excess}
 
     tokenized = dataset.map(tokenize, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
-    return _settle_overlong(tokenized, max_length, overlong_policy, name)
+    fits = [not excess for excess in tokenized["excess"]]
+    tokenized = tokenized.remove_columns("excess")
+    if overlong_policy == "drop":
+        return _keep(tokenized, fits, name, f"are longer than max_length={max_length}")
+    if not all(fits):
+        cut, why = len(fits) - sum(fits), f"were longer than max_length={max_length}"
+        logger.warning("Of %d of %d %s rows, which %s, responses were cut short.", cut, len(fits), name, why)
+    return tokenized
 
 
 def _check_columns(columns: list[str], name: str) -> None:
@@ -147,17 +156,15 @@ def _check_columns(columns: list[str], name: str) -> None:
         )
 
 
-def _without_rejected(dataset: Dataset, name: str) -> Dataset:
-    """Leave out what the sampler's filters dropped: its file holds those rows too, with `kept` false."""
-    kept = [i for i, flag in enumerate(dataset["kept"]) if flag] if "kept" in dataset.column_names else None
-    if kept is None or len(kept) == len(dataset):
+def _keep(dataset: Dataset, kept: list[bool], name: str, why: str) -> Dataset:
+    """The rows that are kept, with a warning that the others `why`."""
+    if all(kept):
         return dataset
-    if not kept:
-        raise ValueError(f"No {name} row is left: the sampler's filters marked all {len(dataset)} `kept: false`.")
-    logger.warning(
-        "%d of %d %s rows are marked `kept: false` and left out.", len(dataset) - len(kept), len(dataset), name
-    )
-    return dataset.select(kept)
+    if not any(kept):
+        raise ValueError(f"No {name} row is left: all {len(kept)} {why}.")
+    number, first = len(kept) - sum(kept), kept.index(False)
+    logger.warning("%d of %d %s rows %s and are left out (first: row %d).", number, len(kept), name, why, first)
+    return dataset.select([i for i, flag in enumerate(kept) if flag])
 
 
 def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:
@@ -185,19 +192,3 @@ def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:
             raise ValueError(f"{where}: `completions[{j}]` is empty: drop the row or sample it again.")
         texts.append(completion)
     return texts
-
-
-def _settle_overlong(dataset: Dataset, max_length: int | None, overlong_policy: str, name: str) -> Dataset:
-    too_long = [i for i, excess in enumerate(dataset["excess"]) if excess]
-    dataset = dataset.remove_columns("excess")
-    if not too_long:
-        return dataset
-    dropped = overlong_policy == "drop"
-    logger.warning(
-        "%d of %d %s rows are longer than max_length=%s and %s (first: row %d).",
-        len(too_long), len(dataset), name, max_length, "were dropped" if dropped else "had responses cut short",
-        too_long[0],
-    )  # fmt: skip
-    if dropped and len(too_long) == len(dataset):
-        raise ValueError(f"All {len(dataset)} {name} rows are longer than max_length={max_length}: raise it.")
-    return dataset.select(sorted(set(range(len(dataset))) - set(too_long))) if dropped else dataset

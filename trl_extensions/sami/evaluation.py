@@ -28,7 +28,6 @@ from ..core.judge import pairwise
 from ..core.judge.pairwise import Pair, PairwiseJudge
 from ..core.judge.win_rate import LOSS, TIE, WIN, length_adjusted, length_balanced, win_rate
 from ..core.modeling.batches import Throughput, eval_mode, plan_batches
-from ..core.modeling.head import ReferenceStates
 from ..core.modeling.shared_prefix import why_not_exact
 from ..core.runs.report import mean_and_error, write_atomically
 from ..core.text import corpus_distinct_2, distinct_2
@@ -81,8 +80,7 @@ def score_rows(
         for indices in plan_batches(longest, 0, batch_tokens, numbers):
             device = next(model.parameters()).device
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
-            reference = _reference_states(model, inputs, ref_model) if measure_kl else None
-            for i, result in zip(indices, _score_batch(model, inputs, reference), strict=True):
+            for i, result in zip(indices, _score_batch(model, inputs, ref_model, measure_kl), strict=True):
                 results[i] = result
             count.add(inputs["attention_mask"].sum(1).tolist())
             bar.update(len(indices))
@@ -90,8 +88,14 @@ def score_rows(
 
 
 def _score_batch(
-    model: nn.Module, inputs: dict[str, torch.Tensor], reference: ReferenceStates | None
+    model: nn.Module, inputs: dict[str, torch.Tensor], ref_model: nn.Module | None, measure_kl: bool
 ) -> list[dict[str, float]]:
+    reference = None
+    if measure_kl and ref_model is not None:
+        reference = score_matched(ref_model, inputs)
+    elif measure_kl and hasattr(model, "peft_config"):
+        with use_adapter(model, None):
+            reference = score_matched(model, inputs)
     sums, kl = score_pairs(model, inputs, "sum", reference)
     _, by_sum = rows_of(sums, kl, inputs, beta=0.0)
     _, by_mean = rows_of(sums / pair_lengths(inputs), kl, inputs, beta=0.0)
@@ -102,18 +106,6 @@ def _score_batch(
         "accuracy_rows": by_mean["mi/accuracy_rows"],
     } | ({"kl": by_mean["kl"]} if kl is not None else {})
     return [dict(zip(columns, values, strict=True)) for values in torch.stack([*columns.values()], dim=1).tolist()]
-
-
-def _reference_states(
-    model: nn.Module, inputs: dict[str, torch.Tensor], ref_model: nn.Module | None
-) -> ReferenceStates | None:
-    """The reference's states; None where there is nothing to compare with."""
-    if ref_model is not None:
-        return score_matched(ref_model, inputs)
-    if hasattr(model, "peft_config"):
-        with use_adapter(model, None):
-            return score_matched(model, inputs)
-    return None
 
 
 def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dict[str, Any]:

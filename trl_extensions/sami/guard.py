@@ -2,7 +2,10 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
@@ -48,8 +51,7 @@ class OverOptimizationGuard(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.guard_steps:
             return
-        reason = self._check(state.global_step).get("stopped")
-        if reason:
+        if reason := self._check(state.global_step).get("stopped"):
             logger.warning("Training stopped at step %d: %s", state.global_step, reason)
             control.should_training_stop = True
 
@@ -81,45 +83,39 @@ class OverOptimizationGuard(TrainerCallback):
         trainer, args = self.trainer, self.trainer.args
         prompts = [prompt for row in self.rows for prompt in row["prompts"]]
         params = GenerationParams(max_new_tokens=args.guard_max_new_tokens, stop=tuple(args.guard_stop or ()))
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
-        ) as model:
+        checkpointing = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **checkpointing) as model:
             answers = dict(TransformersEngine(model, trainer._tokenizer).generate(prompts, params))
         answers = [answers[i] for i in range(len(prompts))]
         texts = [answer.text for answer in answers]
-        length = sum(answer.num_tokens for answer in answers) / len(answers)
+        length = fmean(answer.num_tokens for answer in answers)
         record = {"step": step, "length": length, "distinct_2": distinct_2(texts), "texts": texts}
         if trainer.reference is not None:
-            kl = self._kl(answers)
+            kl = self._kl(iter(answers))
             record["kl"] = kl if math.isfinite(kl) else None
         return record
 
-    def _kl(self, answers: list[Generation]) -> float:
+    def _kl(self, answers: Iterator[Generation]) -> float:
         """Mean over queries of KL to the original on fresh samples, nats per response token."""
         trainer, tokenizer, values = self.trainer, self.trainer._tokenizer, []
         for row in self.rows:
-            mine, answers = answers[: len(row["prompts"])], answers[len(row["prompts"]) :]
             end_id = end_token_id(tokenizer, not isinstance(row["prompts"][0], str))
             completions = [
                 encode_completion(tokenizer, answer.text, end_id, truncated=answer.finish_reason == "length")
-                for answer in mine
+                for answer in islice(answers, len(row["prompts"]))
             ]
-            batch = {"prompt_input_ids": row["prompt_input_ids"], "completion_input_ids": completions}
-            inputs = trainer._prepare_inputs(trainer.data_collator([batch]))
+            inputs = trainer._prepare_inputs(trainer.data_collator([row | {"completion_input_ids": completions}]))
             values.append(trainer.row_statistics(trainer.model_wrapped, inputs)["kl"].item())
-        return sum(values) / len(values)
+        return fmean(values)
 
     def _limit_passed(self, record: dict) -> str | None:
         args, kl, distinct = self.trainer.args, record.get("kl"), record["distinct_2"]
-        least = args.guard_min_distinct_2
+        most, least = args.guard_max_kl, args.guard_min_distinct_2
         if not any(text.strip() for text in record["texts"]):
             return "every fresh sample is empty."
-        if args.guard_max_kl is not None and kl is None:
-            return "KL of fresh samples is not a finite number."
-        if args.guard_max_kl is not None and kl > args.guard_max_kl:
-            return f"KL of fresh samples is {kl:.3f} nats per token, above guard_max_kl={args.guard_max_kl}."
+        if most is not None and (kl is None or kl > most):
+            shown = math.nan if kl is None else kl  # JSON has no infinity
+            return f"KL of fresh samples is {shown:.3f} nats per token, above guard_max_kl={most}."
         if least is not None and distinct < least:
             return f"distinct-2 of fresh samples is {distinct:.2f}, below guard_min_distinct_2={least}."
         ratio = record["length"] / self.baseline_length if self.baseline_length else 1.0

@@ -7,11 +7,9 @@ picks in a shuffled order; SAMI contrasts responses sampled under different cons
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -26,8 +24,6 @@ from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.runs.jsonl import JsonlWriter
 from ..core.runs.report import write_atomically
 
-
-logger = logging.getLogger(__name__)
 
 _HEADER = """\
 # Principles for SAMI. Edit freely: each entry needs a short unique `name`, a `definition` (the behaviour you want) and
@@ -194,19 +190,16 @@ def write_principles(
     task: str,
     num: int,
     *,
-    params: GenerationParams | None = None,
-    raw_path: str | os.PathLike | None = None,
-    max_attempts: int | None = None,
+    params: GenerationParams,
+    raw_path: str | os.PathLike,
 ) -> list[Principle]:
     """Ask a model for `num` principles for a task, with distinct names, until there are enough of them.
 
     The first question is asked with `params` as they are; the next ones name what is already there, with another seed
     and a temperature of at least 1, so that a model that failed once does not fail the same way again.
 
-    Args:
-        params: Defaults to greedy decoding with up to 600 new tokens.
-        raw_path: JSON-lines file to which every answer is appended, as the model gave it.
-        max_attempts: Number of questions to ask at most. Defaults to `3 * num + 3`; a small model gives one each.
+    There are at most `3 * num + 3` questions; a small model gives one principle each. Every answer is appended to the
+    JSON-lines file `raw_path`, as the model gave it.
 
     Raises:
         ValueError: The task is empty, `num` is below 1, or fewer than `num` principles could be read from the answers.
@@ -215,11 +208,10 @@ def write_principles(
         raise ValueError("`task` is empty; say in a few words what the principles are for")
     if num < 1:
         raise ValueError(f"`num` is {num}; ask for at least 1 principle")
-    max_attempts = 3 * num + 3 if max_attempts is None else max_attempts
-    params = params or GenerationParams(max_new_tokens=600)
     found: list[Principle] = []
-    with JsonlWriter(raw_path) if raw_path is not None else nullcontext() as raw:
-        for attempt in range(max_attempts):
+    attempts = 3 * num + 3
+    with JsonlWriter(raw_path) as raw:
+        for attempt in range(attempts):
             prompt = writer_prompt(task, num - len(found), [principle.name for principle in found])
             if attempt:
                 temperature = max(params.temperature, _RETRY_TEMPERATURE)
@@ -229,15 +221,12 @@ def write_principles(
             before = len(found)
             for draft in answer.value.principles if answer.value is not None else ():
                 _add_new(found, draft)
-            if raw is not None:
-                raw.append({"prompt": prompt, "answer": answer.raw[-1], "parsed": len(found) - before})
+            raw.append({"prompt": prompt, "answer": answer.raw[-1], "parsed": len(found) - before})
             if len(found) >= num:
                 return found[:num]
-            logger.info("principle writer: %d of %d principles after question %d", len(found), num, attempt + 1)
-    where = f"the answers are in {raw_path}" if raw_path is not None else "give `raw_path` to keep the answers"
     raise ValueError(
-        f"only {len(found)} of {num} principles could be read from {max_attempts} answers ({where}); use a stronger "
-        "model, ask for fewer, or write the file by hand"
+        f"only {len(found)} of {num} principles could be read from {attempts} answers (they are in {raw_path}); use a "
+        "stronger model, ask for fewer, or write the file by hand"
     )
 
 

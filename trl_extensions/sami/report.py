@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,14 @@ from .data import load_rows
 from .principles import constitution_label
 
 
-SIDE_BY_SIDE = 6
+SIDE_BY_SIDE = 6  # held-out queries shown
 _MOST_LABELS, _LINES = 16, 4  # constitutions in the table and in the figure
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.md`, `report.json` and `rounds.png` into a run's folder; returns the path of the first.
 
-    Bounds are in nats (of at most log C), KL in nats per response token, lengths in tokens; the +- are standard errors
-    over held-out queries.
+    Bounds are in nats, KL in nats per response token, lengths in tokens; +- are standard errors over held-out queries.
     """
     model = _json(folder / "settings.json")["model_name_or_path"]
     count = len(list(folder.glob("round_*/evaluation.json")))
@@ -32,10 +32,7 @@ def write_report(folder: Path) -> Path:
     _verdict(report, rounds)
     _rounds_table(report, rounds)
     draw_rounds([entry["evaluation"] for entry in rounds], folder / "rounds.png")
-    report.figure(
-        "rounds.png",
-        "Mutual information bound (with standard errors) and response length by round; 0 is the original.",
-    )
+    report.figure("rounds.png", "Bound (with standard errors) and response length by round; 0 is the original.")
     report_win_rates(report, rounds)
     _training_table(report, rounds)
     _lengths_table(report, rounds)
@@ -69,9 +66,7 @@ def _verdict(report: RunReport, rounds: list[dict]) -> None:
     rise = last["mi_bound"]["mean"] - first["mi_bound"]["mean"]
     error = math.hypot(last["mi_bound"]["se"], first["mi_bound"]["se"])
     report.data["rise"] = {"mi_bound": rise, "se": error}
-    clarity = ""
-    if error:
-        clarity = f", {'clear of' if abs(rise) > 2 * error else 'within'} twice its standard error"
+    clarity = f", {'clear of' if abs(rise) > 2 * error else 'within'} twice its standard error" if error else ""
     report.text(
         f"On {last['num_queries']} held-out queries the mutual information bound went from "
         f"{_pm(first['mi_bound'])} to {_pm(last['mi_bound'])} nats (at most {last['max_bound']:.2f}): a change of "
@@ -80,9 +75,8 @@ def _verdict(report: RunReport, rounds: list[dict]) -> None:
         f"{first['distinct_2']:.2f} to {last['distinct_2']:.2f}."
     )
     for entry in rounds[1:]:
-        for check in entry["guard"]:
-            if check.get("stopped"):
-                report.text(f"**Round {entry['round']} was stopped at step {check['step']}:** {check['stopped']}")
+        for check in (check for check in entry["guard"] if check.get("stopped")):
+            report.text(f"**Round {entry['round']} was stopped at step {check['step']}:** {check['stopped']}")
 
 
 def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
@@ -109,21 +103,18 @@ def report_win_rates(report: RunReport, rounds: list[dict]) -> None:
     judged = [(entry["round"], entry["win_rate"]) for entry in rounds if entry.get("win_rate")]
     if not judged:
         return
-    report.heading("Win rate against the original")
+    rows = []
+    for round_, own in judged:
+        shares = [own["contradiction_share"], own["first_place_share"]]
+        rows.append([
+            round_, own["pairs"], own["wins"], f"{own['ties']} ({own['equal']} of equal texts)", own["losses"],
+            own["unread"], *(_rate(own[name]) for name in ("raw", "length_balanced", "length_adjusted")),
+            f"{own['tokens']:.0f}", f"{own['original_tokens']:.0f}",
+            *("none" if share is None else f"{share:.0%}" for share in shares),
+        ])  # fmt: skip
     header = ["round", "pairs", "wins", "ties", "losses", "unread", "win rate", "length-balanced", "at equal length"]
-    report.table(
-        [*header, "tokens", "original's tokens", "contradictions", "first place"],
-        [
-            [
-                round_, own["pairs"], own["wins"], f"{own['ties']} ({own['equal']} of equal texts)", own["losses"],
-                own["unread"], *(_rate(own[name]) for name in ("raw", "length_balanced", "length_adjusted")),
-                f"{own['tokens']:.0f}", f"{own['original_tokens']:.0f}",
-                *("none" if own[name] is None else f"{own[name]:.0%}"
-                  for name in ("contradiction_share", "first_place_share")),
-            ]
-            for round_, own in judged
-        ],
-    )  # fmt: skip
+    report.heading("Win rate against the original")
+    report.table([*header, "tokens", "original's tokens", "contradictions", "first place"], rows)
     judge = judged[-1][1]["judge"]
     report.text(
         f"Judged by {judge['model']} ({judge['mode']}), each pair in both orders: a win is one in both, a tie half a "
@@ -137,25 +128,20 @@ def report_win_rates(report: RunReport, rounds: list[dict]) -> None:
             report.text(f"Round {round_}: {remark}")
 
 
-def _remarks(result: dict[str, Any]) -> list[str]:
+def _remarks(result: dict[str, Any]) -> Iterator[str]:
     """What keeps the numbers of a round from meaning what they seem to."""
     if result["raw"] is None:
-        return ["no reply of the judge could be read."]
-    remarks = []
+        yield "no reply of the judge could be read."
+        return
     if (result["contradiction_share"] or 0) > 0.5:
-        remarks.append(
-            "the judge contradicts itself on most pairs: such ties say that it cannot tell, not that both are as good."
-        )
-    if result["low_mass"]:
-        remarks.append(
-            f"in {result['low_mass']} questions the judge gave A and B less than 1 % of the probability together."
-        )
-    small = [f"{name} {own['n']}" for name, own in result["length_balanced"]["strata"].items() if own["n"] < 5]
-    if small:
-        remarks.append(f"too few pairs to balance lengths ({', '.join(small)}).")
-    if result["length_adjusted"]["reason"] is None and result["length_adjusted"]["overlap"] < 0.05:
-        remarks.append("one side is nearly always the longer one: the rate at equal length is extrapolated.")
-    return remarks
+        yield "the judge contradicts itself on most pairs: such ties say that it cannot tell, not that both are equal."
+    if count := result["low_mass"]:
+        yield f"in {count} questions the judge gave A and B less than 1 % of the probability together."
+    strata, adjusted = result["length_balanced"]["strata"], result["length_adjusted"]
+    if small := [f"{name} {own['n']}" for name, own in strata.items() if own["n"] < 5]:
+        yield f"too few pairs to balance lengths ({', '.join(small)})."
+    if adjusted["reason"] is None and adjusted["overlap"] < 0.05:
+        yield "one side is nearly always the longer one: the rate at equal length is extrapolated."
 
 
 def _training_table(report: RunReport, rounds: list[dict]) -> None:
@@ -176,14 +162,11 @@ def _training_table(report: RunReport, rounds: list[dict]) -> None:
 def _lengths_table(report: RunReport, rounds: list[dict]) -> None:
     report.heading("Response length by constitution (tokens)")
     by_round = [entry["evaluation"]["length_by_constitution"] for entry in rounds]
-    labels = list(by_round[0])
-    rows = [
-        [label, *(f"{own[label]['mean']:.0f}" if label in own else "" for own in by_round)]
-        for label in labels[:_MOST_LABELS]
-    ]
+    shown = list(by_round[0])[:_MOST_LABELS]
+    rows = [[label, *(f"{own[label]['mean']:.0f}" if label in own else "" for own in by_round)] for label in shown]
     report.table(["constitution", *(f"round {entry['round']}" for entry in rounds)], rows)
-    if len(labels) > _MOST_LABELS:
-        report.text(f"{_MOST_LABELS} of {len(labels)} constitutions shown; all are in report.json.")
+    if len(by_round[0]) > len(shown):
+        report.text(f"{len(shown)} of {len(by_round[0])} constitutions shown; all are in report.json.")
 
 
 def _samples(report: RunReport, first: Path, last: Path) -> None:
@@ -193,10 +176,8 @@ def _samples(report: RunReport, first: Path, last: Path) -> None:
         old, new = before[key], after[key]
         columns = zip(old["choices"], old["completions"], new["completions"], strict=True)
         report.text(f"**{old['query'].strip()}**")
-        report.table(
-            ["constitution", "original", last.name.replace("_", " ")],
-            [[constitution_label(choices), _short(a), _short(b)] for choices, a, b in columns],
-        )
+        rows = [[constitution_label(choices), _short(a), _short(b)] for choices, a, b in columns]
+        report.table(["constitution", "original", last.name.replace("_", " ")], rows)
 
 
 def draw_rounds(evaluations: list[dict[str, Any]], path: Path) -> None:
@@ -236,6 +217,6 @@ def _rate(value: dict[str, Any] | None) -> str:
     return f"{value['value']:.0%}{interval}"
 
 
-def _short(completion: Any, limit: int = 600) -> str:
+def _short(completion: Any) -> str:
     text = completion_text(completion)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= 600 else text[:599] + "…"

@@ -1,9 +1,7 @@
 """The outer loop of SAMI, expert iteration (arXiv 2404.14313, section 3.3).
 
-Each round samples from the model of the round before and trains the original again.
-
-Every stage of every round leaves a file when it is done and is skipped when that file is there, so the same command
-resumes a run that was killed anywhere. A round has its own folder and nothing in it is written twice:
+Each round samples from the model of the round before and trains the original again. Every stage leaves a file when it
+is done and is skipped when that file is there. A round has its own folder and nothing in it is written twice:
 
     output_dir/settings.json, report.md, report.json, rounds.png, judge_calls.sqlite (with `judge`)
     output_dir/round_0/   the original: eval_samples.jsonl, evaluation.json
@@ -41,14 +39,6 @@ _MUTABLE = MUTABLE_ON_RESUME | {
 }  # fmt: skip
 _TRAINING_ARGUMENTS = ("effective_batch_size", "steps_per_round", "steps_per_round_increment")
 
-_STAGES = {
-    "sample": "sampling rows to train on",
-    "train": "training the original on them",
-    "sample_evaluation": "sampling answers to the held-out queries",
-    "evaluate": "scoring those answers",
-    "judge": "judging them against the original's",
-}
-
 
 @dataclass
 class SAMIRun(Run):
@@ -82,13 +72,7 @@ class SAMIRun(Run):
 
     def queries(self) -> tuple[list[Query], list[Query]]:
         """Training and held-out queries."""
-        training, held_out = self.args.load_prompts(self.config.seed)
-        if len(training) < 2:
-            raise ValueError(
-                f"{self.args.prompts}: with num_eval_prompts={self.args.num_eval_prompts} queries held out at least 2 "
-                "must be left for training: give more queries or lower `num_eval_prompts`."
-            )
-        return training, held_out
+        return self.args.load_prompts(self.config.seed)
 
     def training_half(self, round_: int) -> list[Query]:
         """The queries of a round: two halves that take turns."""
@@ -111,10 +95,7 @@ class SAMIRun(Run):
         if config.max_steps <= 0:
             config.max_steps = len(rows) // args.effective_batch_size
         if config.max_steps < 1:
-            raise ValueError(
-                f"{args.dataset_name} holds {len(rows)} rows, fewer than effective_batch_size="
-                f"{args.effective_batch_size}: lower it or sample more."
-            )
+            raise ValueError(f"{args.dataset_name}: {len(rows)} rows are fewer than effective_batch_size: lower it.")
         held_out = load_training_rows(args.eval_dataset_name, "test") if args.eval_dataset_name else None
         settings = training_settings(config, _MUTABLE) | asdict(self.model_args)
         settings |= {name: getattr(args, name) for name in ("dataset_name", "effective_batch_size")}
@@ -123,10 +104,7 @@ class SAMIRun(Run):
         fit(SAMITrainer, self.model_args, config, rows, held_out, self.folder / "model")
 
     def evaluate(self) -> dict[str, Any]:
-        """Sample and score the model on the held-out queries, outside of any round.
-
-        With `judge` and `judge_against` the responses are judged too, with the result under `win_rate`.
-        """
+        """Sample and score the model on the held-out queries; judge them too, under `win_rate`, if so told."""
         self.check_inputs()
         model = self.model_of(0)
         self._sample_held_out(model, self.folder, is_original=True)
@@ -164,18 +142,16 @@ class SAMIRun(Run):
     def stages(self) -> Iterator[Stage]:
         """Every stage in order, with its round and the file that says it is done."""
 
-        def stage(name: str, round_: int, done: str) -> Stage:
-            of = f"round {round_}" if round_ else "original"
-            return Stage(name, round_, self.round_folder(round_) / done, f"{of}: {_STAGES[name]}")
-
         for round_ in range(self.args.rounds + 1):
+            of, folder = f"round {round_}" if round_ else "original", self.round_folder(round_)
             if round_:
-                yield stage("sample", round_, "sampling.json")
-                yield stage("train", round_, "model")
-            yield stage("sample_evaluation", round_, "eval_sampling.json")
-            yield stage("evaluate", round_, "evaluation.json")
+                yield Stage("sample", round_, folder / "sampling.json", f"{of}: sampling rows to train on")
+                yield Stage("train", round_, folder / "model", f"{of}: training the original on them")
+            sampled = folder / "eval_sampling.json"
+            yield Stage("sample_evaluation", round_, sampled, f"{of}: sampling answers to the held-out queries")
+            yield Stage("evaluate", round_, folder / "evaluation.json", f"{of}: scoring those answers")
             if round_ and self.args.judge:
-                yield stage("judge", round_, "win_rate.json")
+                yield Stage("judge", round_, folder / "win_rate.json", f"{of}: judging them against the original's")
 
     def perform(self, name: str, round_: int) -> None:
         """Carry out one stage in this process."""
@@ -199,8 +175,7 @@ class SAMIRun(Run):
         if report.kept < size:
             raise ValueError(
                 f"round {round_}: only {report.kept} of {report.sampled} sampled rows were kept ({report.dropped}), "
-                f"fewer than effective_batch_size={size}: lower it, or start again in another `output_dir` with more "
-                "queries or a larger `max_new_tokens`."
+                f"fewer than effective_batch_size={size}: lower it, or start elsewhere with more queries or tokens."
             )
         mark_done(folder / "sampling.json", report)
 
@@ -281,23 +256,20 @@ class SAMIRun(Run):
     def _training_config(self) -> SAMIConfig:
         """A copy of the trainer's configuration with what follows from the run's own settings."""
         config, size = copy.copy(self.config), self.args.effective_batch_size
-        config.gradient_accumulation_steps, rest = divmod(size, config.per_device_train_batch_size * config.world_size)
-        if rest:
+        at_once = config.per_device_train_batch_size * config.world_size
+        if size % at_once:
             raise ValueError(
-                f"effective_batch_size={size} is not a multiple of per_device_train_batch_size x processes = "
-                f"{config.per_device_train_batch_size * config.world_size}: change one of them."
+                f"effective_batch_size={size} is no multiple of per_device_train_batch_size x processes = {at_once}."
             )
+        config.gradient_accumulation_steps = size // at_once
         config.guard_stop = config.guard_stop or self.args.stop
         return config
 
     def check_inputs(self) -> None:
         """Raise a one-line `ValueError` for what is missing before anything is loaded."""
-        for owner, name in (
-            (self.args, "prompts"),
-            (self.args, "principles"),
-            (self.model_args, "model_name_or_path"),
-        ):
-            if not getattr(owner, name):
+        given = asdict(self.args) | asdict(self.model_args)
+        for name in ("prompts", "principles", "model_name_or_path"):
+            if not given[name]:
                 raise ValueError(f"`{name}` is missing: name a file or directory, or something on the hub.")
         if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
             raise ValueError("`engine_model` would sample from another model every round: leave it out of `run`.")
@@ -315,4 +287,10 @@ class SAMIRun(Run):
         ):
             if getattr(self.config, name) != default:
                 raise ValueError(f"`{name}` has no effect on `run`: set `{instead}`.")
+        half, size = len(self.training_half(min(2, self.args.rounds))), self.args.effective_batch_size
+        if half < size:
+            raise ValueError(
+                f"half of the training queries ({half}) is less than effective_batch_size={size}; "
+                "lower that or `num_eval_prompts`, or give more queries."
+            )
         self._training_config()

@@ -159,7 +159,7 @@ def sample_rows(
     params: GenerationParams,
     output: str | os.PathLike,
     seed: int = 0,
-    filters: ResponseFilters | None = None,
+    filters: ResponseFilters,
     needed: int | None = None,
     conversational: bool = True,
     chunk_size: int = 64,
@@ -180,7 +180,7 @@ def sample_rows(
         params: Length, temperature and stop strings.
         output: The `.jsonl` file to append to.
         seed: Seed of the constitutions; each query's are drawn from `(seed, query.id)`.
-        filters: What to drop. Defaults to `ResponseFilters()`.
+        filters: What to drop.
         needed: Stop as soon as this many rows are kept. Defaults to sampling every query.
         chunk_size: Queries handed to the engine at once.
 
@@ -191,9 +191,6 @@ def sample_rows(
     check_template(sampling_template, "sampling_template")
     check_template(training_template, "training_template")
     sample_constitutions(principles, num_constitutions, seed=seed, key="")  # raises before anything is written
-    if needed is not None and needed < 1:
-        raise ValueError(f"`needed` is {needed}; give at least 1, or none to sample every query")
-    filters = filters if filters is not None else ResponseFilters()
     output, padding = Path(output), Padding(engine)
     outcomes: Counter[str | None] = Counter()  # reason, None for rows that are kept -> rows
     tokens = 0
