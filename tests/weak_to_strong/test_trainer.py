@@ -318,7 +318,7 @@ class TestConstruction:
             make_trainer(rows, model=make_classifier(classes=1))
         with pytest.raises(ValueError, match="row 0: `soft_labels` must be 3 probabilities"):
             make_trainer(rows, model=make_classifier(classes=3))
-        with pytest.raises(TypeError, match="is a IterableDataset"):
+        with pytest.raises(TypeError, match="is a `IterableDataset`"):
             make_trainer(rows.to_iterable_dataset())
         with pytest.raises(ValueError, match="virtual tokens"):
             make_trainer(rows, peft_config=PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))

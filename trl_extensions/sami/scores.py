@@ -90,17 +90,10 @@ def rows_of(
     inputs: dict[str, torch.Tensor],
     beta: float,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and statistics of each query.
+    """`(B,)` losses of queries, with gradient, and detached `(B,)` statistics by name, of what `score_pairs` gives.
 
-    Args:
-        logps: `(P,)` of `score_pairs`.
-        kl: `(M,)` of `score_pairs`, or None.
-        inputs: The batch.
-        beta: Weight of the KL term.
-
-    Returns:
-        `(B,)` losses with gradient, and detached `(B,)` statistics by metric name. A query's KL is weighted by the
-        lengths of its responses, so that it is a mean over response tokens whatever the batch looks like.
+    A query's KL, which the loss has `beta` times, is weighted by the lengths of its responses, so that it is a mean
+    over response tokens whatever the batch looks like.
     """
     sizes = inputs["num_constitutions"].tolist()
     lengths = pair_lengths(inputs)[inputs["matched"]].to(logps.device).split(sizes)

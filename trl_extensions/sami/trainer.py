@@ -40,9 +40,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         ref_model: The original that KL is measured against. Left out: the model behind a fresh adapter, the PEFT model
             as it was given, or a frozen copy.
         data_collator: Defaults to `DataCollatorForSAMI`.
-        callbacks: Further callbacks.
-        optimizers: Optimizer and scheduler, as in `Trainer`.
-        optimizer_cls_and_kwargs: As in `Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs: As in `Trainer`.
         quantization_config: For a model given by name.
         peft_config: Wraps the model; prompt learning methods are not supported.
 
@@ -92,18 +90,11 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         reject_sequence_parallelism(args, "SAMI")
         adapter_is_trained = isinstance(model, PeftModel)
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            quantization_config=quantization_config,
+            model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, processing_class=processing_class, callbacks=callbacks, optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, quantization_config=quantization_config,
             peft_config=peft_config,
-        )
+        )  # fmt: skip
         keep_trainable(self.model)
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
@@ -156,12 +147,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         return super().prediction_step(model, inputs, True, ignore_keys)  # there are no logits to return
 
     def row_statistics(self, model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What a batch of rows would log, `(B,)` per metric name; in eval mode, without gradients.
-
-        Args:
-            model: The policy as the training loop has it.
-            inputs: A batch of the trainer's collator, on the trainer's device.
-        """
+        """What a batch of rows would log, `(B,)` per metric name; in eval mode, without gradients."""
         with torch.no_grad(), eval_mode(model):
             return self._score(model, inputs)[2]
 

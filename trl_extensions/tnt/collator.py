@@ -87,9 +87,7 @@ def _laid_out_shared(sequences: list[list[int]], groups: dict[tuple[int, ...], l
 class PromptSampler(Sampler[int]):
     """Row numbers, prompts in random order and rows of a prompt in random order behind each other.
 
-    Args:
-        prompts: Something for each row that tells its prompt from others.
-        seed: With the epoch it decides the order, in every process alike.
+    `prompts` has something for each row that tells its prompt from others; the seed and the epoch decide the order.
     """
 
     def __init__(self, prompts: Sequence[Hashable], seed: int):

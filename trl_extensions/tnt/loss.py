@@ -98,16 +98,11 @@ def check_objective(variant: str, alpha: float, smoothing: float, smooth_over: s
 
 
 def target_logps(ref_logits: torch.Tensor, token_ids: torch.Tensor, banned: bool) -> torch.Tensor:
-    """Log-probabilities of the target d: the original, without `token_ids` if `banned`, renormalised.
+    """Log-probabilities `(N, V)` of the target d: the original's `(N, V)`, without `token_ids` `(N,)` if `banned`,
+    which are -inf then.
 
-    Args:
-        ref_logits: `(N, V)`.
-        token_ids: `(N,)`.
-        banned: Whether the tokens are removed.
-
-    Returns:
-        `(N, V)`, -inf at removed tokens. Taking the token out before normalising keeps this exact when the original
-        gives it all of its mass. Where nothing else had any, every other token is equally likely.
+    Taking the token out before normalising keeps this exact when the original gives it all of its mass. Where nothing
+    else had any, every other token is equally likely.
     """
     if not banned:
         return ref_logits.log_softmax(-1)

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.modeling.batches import Throughput, eval_mode, plan_batches
+from ..core.modeling.batches import eval_mode, in_batches
 from ..core.modeling.chunked import token_logps
 from ..core.modeling.head import ReferenceStates, output_head
 from ..core.modeling.shared_prefix import last_states, states_before
@@ -91,22 +90,16 @@ def score_rows(
     original: nn.Module | None = None,
     batch_tokens: int = 4096,
 ) -> list[dict[str, float]]:
-    """Score annotated outputs under a model and its original, longest first, batched by tokens.
+    """Score annotated outputs under a model and its original: `original`, or a PEFT model's base.
 
     Args:
-        model: The model under test; a PEFT model's base is its original unless `original` is given.
-        tokenizer: Its tokenizer.
         rows: Rows with `prompt`, `completion` and, optionally, `negative_spans`.
-        original: The original of a fully fine-tuned model, or of a second patch.
         batch_tokens: Padded tokens per batch.
 
     Returns:
         For each row, in order, sums over its tokens: `kept_tokens`, `negative_tokens`; `kl_target`, KL(d || p) to the
         ideal target over all of them, and `kl_kept`, KL(q || p) over kept ones (nats); `logp` and `logp_original` of
         the completion (nats); `prob_negative` and `prob_negative_original` of the unwanted tokens.
-
-    Raises:
-        ValueError: No original to compare with.
     """
     if original is None and not hasattr(model, "peft_config"):
         raise ValueError("there is no original to compare with: pass `original`, or a PEFT model on top of it")
@@ -148,13 +141,9 @@ def _batches_of(
     dataset = prepare_rows(dataset, tokenizer, max_length=None, name="evaluation")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collate = DataCollatorForTNT(pad_id)
-    with tqdm(total=len(rows), desc="scoring", unit="output") as bar:
-        count = Throughput(bar)
-        for indices in plan_batches([len(ids) for ids in dataset["input_ids"]], 0, batch_tokens):
-            inputs = collate([dataset[i] for i in indices])
-            yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            count.add(inputs["attention_mask"].sum(1).tolist())
-            bar.update(len(indices))
+    for indices in in_batches([len(ids) for ids in dataset["input_ids"]], batch_tokens, "scoring"):
+        inputs = collate([dataset[i] for i in indices])
+        yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 def _original(model: nn.Module, original: nn.Module | None) -> AbstractContextManager[nn.Module]:

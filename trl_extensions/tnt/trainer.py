@@ -47,9 +47,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         ref_model: The original. Left out: the model behind a fresh adapter, the PEFT model as it was given (kept as
             the adapter "ref"), or a frozen copy.
         data_collator: Defaults to `DataCollatorForTNT`.
-        callbacks: Further callbacks.
-        optimizers: Optimizer and scheduler, as in `Trainer`.
-        optimizer_cls_and_kwargs: As in `Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs: As in `Trainer`.
         quantization_config: For a model given by name.
         peft_config: Wraps the model; prompt learning methods are not supported.
 
@@ -100,18 +98,11 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         self.objective = Objective(args.variant, args.alpha, args.smoothing, args.smooth_over)
         adapter_is_trained = isinstance(model, PeftModel)
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            quantization_config=quantization_config,
+            model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, processing_class=processing_class, callbacks=callbacks, optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, quantization_config=quantization_config,
             peft_config=peft_config,
-        )
+        )  # fmt: skip
         keep_trainable(self.model)
         if self._is_vision_dataset or getattr(self.model.config, "is_encoder_decoder", False):
             raise ValueError(

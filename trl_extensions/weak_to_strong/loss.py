@@ -60,9 +60,6 @@ def confidence_loss(
 
     Returns:
         `(B,)` nats. The target is detached.
-
-    Raises:
-        ValueError: Shapes that do not fit, or `coef` outside [0, 1].
     """
     if not 0 <= coef <= 1:
         raise ValueError(f"coef must be in [0, 1], got {coef}")
@@ -94,9 +91,6 @@ def product_loss(
     Returns:
         `(B,)` nats. The target is detached, and computed from logarithms: finite for all finite logits, whatever zeros
         the soft labels have. Where the product is 0 for every class (logits of -inf), the soft labels are the target.
-
-    Raises:
-        ValueError: Shapes that differ, or a negative weight.
     """
     if not (alpha >= 0 and beta >= 0):
         raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
@@ -121,9 +115,6 @@ def reverse_kl_loss(logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Te
 
     Returns:
         `(B,)` nats, 0 where both agree.
-
-    Raises:
-        ValueError: Shapes that differ, or K < 2.
     """
     logits, soft_labels = _checked(logits, soft_labels)
     logps = torch.log_softmax(logits, dim=-1)
@@ -149,9 +140,6 @@ def threshold_for(probs: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
     Returns:
         `(K,)` float64 on the CPU, on the simplex: what `predicted_class` takes. A threshold cannot forbid a class for
         all rows to come: give `predicted_class` the prior as well where it has zeros.
-
-    Raises:
-        ValueError: Shapes that do not fit.
     """
     probs = probs.detach().cpu()
     prior = prior.detach().to("cpu", probs.dtype)
@@ -176,9 +164,6 @@ def predicted_class(
 
     Returns:
         `(N,)` int64.
-
-    Raises:
-        ValueError: A threshold or prior that does not fit K.
     """
     number = probs.shape[1]
     threshold = _as_vector(threshold, number)

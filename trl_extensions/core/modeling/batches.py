@@ -109,6 +109,18 @@ class Throughput:
         self.bar.set_postfix_str(f"{rate:.0f} tokens/s, {self.padding_share:.0%} padding", refresh=False)
 
 
+def in_batches(lengths: Sequence[int], batch_tokens: int, desc: str, *, progress: bool = True) -> Iterator[list[int]]:
+    """Indices of texts that are only read, batch by batch, beside a progress bar."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=len(lengths), desc=desc, disable=not progress) as bar:
+        count = Throughput(bar)
+        for indices in plan_batches(lengths, 0, batch_tokens):
+            yield indices
+            count.add([lengths[i] for i in indices])
+            bar.update(len(indices))
+
+
 class Padding:
     """The share of padding in what an engine computes from here on; only the one of transformers counts."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -139,18 +140,11 @@ def build_reference(
     ref_model: PreTrainedModel | None = None,
     adapter_is_trained: bool = False,
 ) -> FrozenReference:
-    """Freeze the reference at the cheapest place that is right. Call before the policy's first update.
+    """Freeze the reference at the cheapest place that is right. Call before the unwrapped policy's first update.
 
-    Args:
-        policy: The unwrapped policy.
-        accelerator: The trainer's accelerator.
-        ref_model: An explicit reference; used as it is.
-        adapter_is_trained: The policy is a PEFT model that came with its own adapter, so the reference is the model
-            with that adapter: a frozen copy of it named "ref" is added. False: the base model behind a fresh adapter.
-
-    Returns:
-        `ref_model` if given; else adapters off or the "ref" adapter for a PEFT model; else a frozen in-memory copy of
-        the policy (reloaded from its path under ZeRO-3, where weights are sharded already).
+    It is `ref_model` if given; else, of a PEFT model, the base behind a fresh adapter, or, where that came with the
+    model (`adapter_is_trained`), a frozen copy of it named "ref"; else a frozen in-memory copy of the policy (reloaded
+    from its path under ZeRO-3, where weights are sharded already).
 
     Raises:
         ValueError: `ref_model` is the policy itself, or has another vocabulary; FSDP 1; an adapter that trains biases.
@@ -229,11 +223,7 @@ def _copy_of(policy: nn.Module) -> nn.Module:
 def _copy_adapter(policy: nn.Module) -> None:
     active = policy.active_adapter
     policy.add_adapter(REFERENCE_ADAPTER, policy.peft_config[active])
-    for name, parameter in list(policy.named_parameters()):
-        parts = name.split(".")
-        if active in parts:
-            at = len(parts) - 1 - parts[::-1].index(active)  # the adapter's own name is the last of that spelling
-            frozen = policy.get_parameter(".".join([*parts[:at], REFERENCE_ADAPTER, *parts[at + 1 :]]))
-            frozen.data.copy_(parameter.data)
-            frozen.requires_grad_(False)
+    weights = get_peft_model_state_dict(policy, adapter_name=active, save_embedding_layers=False)
+    set_peft_model_state_dict(policy, weights, adapter_name=REFERENCE_ADAPTER)
     policy.set_adapter(active)
+    policy.set_requires_grad(REFERENCE_ADAPTER, False)

@@ -69,16 +69,11 @@ def states_before(
 
 
 def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module) -> torch.Tensor | BlockMask:
-    """Mask for sequences of a prompt and its continuations.
+    """Mask `(S, 1, T, T)` for sequences of a prompt and its continuations, in the form the model's attention takes.
 
     Args:
         group_ids: `(S, T)`, the continuation a token belongs to, or -1 for the prompt.
         real: `(S, T)`, 1 on tokens, 0 on padding.
-        model: Whose attention it is for.
-
-    Returns:
-        `(S, 1, T, T)`: bool for SDPA, True where the query may see the key; for eager attention the additive form; for
-        FlexAttention its block mask, which skips the blocks that nothing is visible in.
     """
     if model.config.get_text_config()._attn_implementation == "flex_attention":
         return _block_mask(group_ids, real.bool())
@@ -104,11 +99,8 @@ def _block_mask(group_ids: torch.Tensor, real: torch.Tensor) -> BlockMask:
 def why_not_exact(model: nn.Module, longest: int | None = None) -> str | None:
     """Why a model cannot score continuations behind a shared prompt exactly, or None if it can.
 
-    Decided by its configuration, and where the weights are at hand by scoring a few tokens both ways.
-
-    Args:
-        model: Unwrapped causal language model or PEFT model.
-        longest: Most tokens of a prompt and one continuation; a sliding window of at least that many hides nothing.
+    Decided by its configuration, and where the weights are at hand by scoring a few tokens both ways. A sliding window
+    hides nothing of prompts with a continuation that have at most `longest` tokens.
     """
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager", "flex_attention"):

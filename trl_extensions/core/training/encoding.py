@@ -12,14 +12,9 @@ _MARKER = "Xq7"
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], where: str) -> list[int]:
     """Token ids after which a response begins.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        prompt: Text, or chat messages that the chat template renders with the start of the assistant's turn. Text that
-            brings its own beginning-of-sequence token (a rendered template) does not get a second one.
-        where: What messages call the prompt.
-
-    Raises:
-        ValueError: The prompt is a chat and there is no template, or it has no tokens.
+    The prompt is text, or chat messages that the chat template renders with the start of the assistant's turn. Text
+    that brings its own beginning-of-sequence token (a rendered template) does not get a second one. `ValueError`, in
+    which the prompt is called `where`, for a chat without a template, or a prompt without tokens.
     """
     if isinstance(prompt, str):
         has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
@@ -43,9 +38,6 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> in
 
     For a chat, what the template puts behind an assistant's message: `<end_of_turn>` or `<|end|>` with some models,
     whose end-of-sequence token is another one that they never write there. Otherwise the end-of-sequence token.
-
-    Raises:
-        ValueError: The tokenizer has no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no end-of-sequence token: set `tokenizer.eos_token`.")

@@ -68,10 +68,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         processing_class: Tokenizer; loaded from the model when left out.
         compute_metrics: As in `Trainer`; predictions are logits `(N, K)`, label ids the true classes `(N,)` where all
             rows have them, otherwise the soft labels `(N, K)`.
-        callbacks: Further callbacks.
-        optimizers: Optimizer and scheduler, as in `Trainer`.
-        optimizer_cls_and_kwargs: As in `Trainer`.
-        preprocess_logits_for_metrics: As in `Trainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `Trainer`.
         quantization_config: For a model given by name.
         peft_config: Wraps the model; the head is trained along. Prompt learning methods are not supported.
 
@@ -136,18 +133,13 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         self._options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
         self._max_length = longest_input(model, tokenizer, args.max_length)
         super().__init__(
-            model=model,
-            args=args,
+            model=model, args=args,
             data_collator=data_collator or DataCollatorForWeakLabels(tokenizer.pad_token_id, args.pad_to_multiple_of),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
+            train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer,
+            compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        )  # fmt: skip
         if args.n_gpu > 1:
             raise ValueError(
                 "Several GPUs are visible to one process: use `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...core.modeling.batches import Throughput, eval_mode, plan_batches
+from ...core.modeling.batches import eval_mode, in_batches
 from ...core.training.encoding import pad_rows
 from ..data.examples import Pair
 
@@ -50,16 +49,10 @@ def features(
     device = backbone.get_input_embeddings().weight.device
     pad = model.config.get_text_config().pad_token_id
     states = np.zeros((len(token_ids), model.config.get_text_config().hidden_size), dtype=np.float32)
-    with (
-        eval_mode(model),
-        torch.inference_mode(),
-        tqdm(total=len(token_ids), desc="Computing features", disable=not progress) as bar,
-    ):
-        count = Throughput(bar)
-        for rows in plan_batches([len(ids) for ids in token_ids], 0, batch_tokens):
+    lengths = [len(ids) for ids in token_ids]
+    with eval_mode(model), torch.inference_mode():
+        for rows in in_batches(lengths, batch_tokens, "Computing features", progress=progress):
             states[rows] = _pooled(backbone, [token_ids[row] for row in rows], pad, device)
-            count.add([len(token_ids[row]) for row in rows])
-            bar.update(len(rows))
     return states
 
 
@@ -116,19 +109,13 @@ def sequence_logits(
     """Logits `(N, K)` of a classifier, float32 on the CPU, of N token sequences, batched like those of `features`."""
     padding = model.config.get_text_config().pad_token_id
     logits: list[torch.Tensor | None] = [None] * len(token_ids)
-    with eval_mode(model), torch.inference_mode(), tqdm(total=len(token_ids), desc="Scoring texts") as bar:
-        count = Throughput(bar)
-        for places in plan_batches([len(ids) for ids in token_ids], 0, batch_tokens):
+    with eval_mode(model), torch.inference_mode():
+        for places in in_batches([len(ids) for ids in token_ids], batch_tokens, "Scoring texts"):
             rows = [token_ids[place] for place in places]
-            inputs = {
-                "input_ids": pad_rows(rows, padding),
-                "attention_mask": pad_rows([[1] * len(row) for row in rows], 0),
-            }
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            ids, mask = pad_rows(rows, padding), pad_rows([[1] * len(row) for row in rows], 0)
+            inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
             for place, row in zip(places, model(**inputs, use_cache=False).logits.float().cpu(), strict=True):
                 logits[place] = row
-            count.add([len(row) for row in rows])
-            bar.update(len(places))
     return torch.stack(logits)
 
 

@@ -49,11 +49,8 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
             0), by which a pair's loss is multiplied. Pairs above `max_length` are dropped, as in TRL, and counted.
         eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
         processing_class: Tokenizer; loaded from the model when left out.
-        compute_metrics: As in `RewardTrainer`.
-        callbacks: Further callbacks.
-        optimizers: Optimizer and scheduler, as in `Trainer`.
-        optimizer_cls_and_kwargs: As in `Trainer`.
-        preprocess_logits_for_metrics: As in `RewardTrainer`.
+        compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in
+            `RewardTrainer`.
         quantization_config: For a model given by name.
         peft_config: Wraps the model; `task_type="SEQ_CLS"` trains the head along.
 
@@ -90,20 +87,13 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         peft_config: PeftConfig | None = None,
     ):
         super().__init__(
-            model=model,
-            args=as_config(args, WeakToStrongRewardConfig, model, "WeakToStrongReward"),
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            quantization_config=quantization_config,
+            model=model, args=as_config(args, WeakToStrongRewardConfig, model, "WeakToStrongReward"),
+            data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            processing_class=processing_class, compute_metrics=compute_metrics, callbacks=callbacks,
+            optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics, quantization_config=quantization_config,
             peft_config=peft_config,
-        )
+        )  # fmt: skip
         keep_trainable(self.model)
         self.data_collator = WithRowValues(self.data_collator, _COLUMNS)
         if self.args.weight_by_confidence:

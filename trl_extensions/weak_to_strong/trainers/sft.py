@@ -58,14 +58,10 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
             not depend on it.
         eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
         processing_class: Tokenizer; loaded from the model when left out.
-        compute_metrics: As in `SFTTrainer`.
-        callbacks: Further callbacks.
-        optimizers: Optimizer and scheduler, as in `Trainer`.
-        optimizer_cls_and_kwargs: As in `Trainer`.
-        preprocess_logits_for_metrics: As in `SFTTrainer`.
+        compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics,
+            formatting_func: As in `SFTTrainer`.
         quantization_config: For a model given by name.
         peft_config: Wraps the strong model.
-        formatting_func: As in `SFTTrainer`.
         weak_model: Weak model: id, path, `PreTrainedModel` or `PeftModel`. By name, it is loaded with the strong
             model's `dtype` and `attn_implementation`. It is frozen and runs without dropout.
         weak_processing_class: The weak model's tokenizer, compared with the strong one's; loaded from where the weak
@@ -114,21 +110,12 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
         if train_dataset is not None:  # here, for TRL prepares neither images nor rows it is told to leave alone
             self._check_dataset(train_dataset, args, "train")
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            formatting_func=formatting_func,
-        )
+            model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, processing_class=processing_class, compute_metrics=compute_metrics,
+            callbacks=callbacks, optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics, quantization_config=quantization_config,
+            peft_config=peft_config, formatting_func=formatting_func,
+        )  # fmt: skip
         keep_trainable(self.model)
         if getattr(self.model.config, "is_encoder_decoder", False):
             raise ValueError("Weak-to-strong SFT trains decoder-only models, `model` is an encoder-decoder.")
