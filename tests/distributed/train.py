@@ -1,4 +1,4 @@
-"""One rank of a test: a few SGD steps on the tiny model; rank 0 writes losses, norms, metrics and weights."""
+"""One rank of a test: a few SGD steps on the tiny model, case by case; rank 0 writes what came of each."""
 
 import json
 import sys
@@ -10,13 +10,21 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def main(method: str, model_dir: str, output: str, per_device: int, accumulation: int, kind: str) -> None:
+def main(model_dir: str, cases: str) -> None:
+    """Carry out `cases`, a JSON list of the further arguments of `train`, in one process group."""
     from tests.distributed.launch import join, leave
 
+    join()
+    trainers = [train(model_dir, *case) for case in json.loads(cases)]
+    trainers[-1].end()
+    leave()
+
+
+def train(model_dir: str, output: str, method: str, kind: str, per_device: int, accumulation: int):
+    """One case; returns its trainer, which has to live until all ranks are through."""
     trainer_class, config_class, rows, metrics, settings = parts_of(method)
     if kind == "probe":
         settings = settings | {"linear_probe": True}
-    join()
     args = config_class(
         output + "/run", use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation, logging_steps=1, learning_rate=0.1, optim="sgd",
@@ -57,8 +65,7 @@ def main(method: str, model_dir: str, output: str, per_device: int, accumulation
             json.dump(result, file)
         trained = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
         torch.save(trained, output + "/weights.pt")
-    trainer.end()
-    leave()
+    return trainer
 
 
 def model_of(method: str, model_dir: str):
@@ -142,4 +149,4 @@ def parts_of(method: str):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
+    main(*sys.argv[1:])
