@@ -334,7 +334,8 @@ class TestReadScores:
 @pytest.mark.parametrize(
     ("text", "score"),
     [
-        ('{"rating": 7}', 7), ("7", 7), ("**7.5**", 7.5), ("8/10.", 8), ("Score: 8 out of 10", 8), ("The rating is 7.", 7),
+        ('{"rating": 7}', 7), ("7", 7), ("**7.5**", 7.5), ("8/10.", 8), ("Score: 8 out of 10", 8),
+        ("The rating is 7.", 7),
         ("評価：８点。", 8), ('{"rating": 0}', None), ("", None), ("11", None), ("0", None), ("7 of 8", None),
         ("I'd say 7", None), ("7-8", None), ("7\n8", None), ("6 7", None), ("良い", None),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -75,8 +75,7 @@ def ask_until_read(
         ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written.
     """
     counts = Counter() if counts is None else counts
-    params = replace(params, schema=schema and schema_json(schema))
-    read, again = read or partial(read_reply, schema=schema), again or ask_again
+    (params, read), again = _prepared(params, schema, read), again or ask_again
     answers = [Answer()] * len(prompts)
     questions = dict(enumerate(prompts))
     for turn in range(tries):
@@ -110,8 +109,7 @@ async def ask_client(
 
     `finished` is called with every response that has come. Raises what `LLMClient.call` raises.
     """
-    params = replace(params, schema=schema and schema_json(schema))
-    read, again = read or partial(read_reply, schema=schema), again or ask_again
+    (params, read), again = _prepared(params, schema, read), again or ask_again
     answer, question = Answer(), prompt
     for turn in range(tries):
         name, own = _turn(step, params, turn)
@@ -154,10 +152,10 @@ def cached_calls(
     counts["cache_hits"] += len(known)
     if missing:
         prompts, first = [own.prompt for own in missing], missing[0]
-        if first.options:
-            made = engine.option_logprobs(prompts, first.options)
-        else:
-            made = engine.generate(prompts, first.params)
+        made: Iterator[Any]  # of places with a generation, and log-probabilities
+        made = (
+            engine.option_logprobs(prompts, first.options) if first.options else engine.generate(prompts, first.params)
+        )
         for place, *result in tqdm(made, total=len(missing), desc=first.step, unit="call"):
             response = Response.of(*result)
             if cache is not None:
@@ -165,6 +163,16 @@ def cached_calls(
             known[missing[place].key] = response
             counts["calls"] += 1
     return [known[own.key] for own in requests]
+
+
+def _prepared(
+    params: GenerationParams, schema: type[BaseModel] | None, read: Read | None
+) -> tuple[GenerationParams, Read]:
+    if schema is not None:
+        return replace(params, schema=schema_json(schema)), read or partial(read_reply, schema=schema)
+    if read is None:
+        raise ValueError("`schema` is None: give `read`, which reads the text of a reply")
+    return params, read
 
 
 def _turn(step: str, params: GenerationParams, turn: int) -> tuple[str, GenerationParams]:

@@ -214,10 +214,12 @@ def _is_ambiguous(string: str | None) -> bool:
 def _numbered(text: str) -> list[str]:
     """The entries of a text that is nothing but lines numbered 1, 2, 3; none where it is anything else."""
     lines = [line for line in text.splitlines() if line.strip()]
-    lines = [_ENTRY.fullmatch(unicodedata.normalize("NFKC", line[:4]) + line[4:]) for line in lines]
-    if any(line is None or int(line[1]) != number for number, line in enumerate(lines, 1)):
+    found = [
+        match for line in lines if (match := _ENTRY.fullmatch(unicodedata.normalize("NFKC", line[:4]) + line[4:]))
+    ]
+    if [int(match[1]) for match in found] != list(range(1, len(lines) + 1)):
         return []
-    entries = [line[2].rstrip() for line in lines]
+    entries = [match[2].rstrip() for match in found]
     if any(re.search(rf"\s{number}[.)]\s", entry) for number, entry in enumerate(entries, 2)):
         return []  # several in one line
     return entries

@@ -234,14 +234,13 @@ class PairwiseJudge:
         return answers
 
     def _judgment(self, id_: str, given: Answer, swapped: Answer) -> Judgment:
-        orders = (given.value, swapped.value and swapped.value[::-1])
-        votes = tuple(own and _larger(*own) for own in orders)
-        if None in votes:
-            unread = [own for own in (given, swapped) if own.value is None]
-            reasons = dict.fromkeys(own.reason for own in unread)
-            raw = tuple(text for own in unread for text in own.raw)
-            return Judgment(id_, None, None, votes, "; ".join(reasons), raw)
-        scores = None if self.mode == "verdict" else tuple((one + two) / 2 for one, two in zip(*orders, strict=True))
+        one, two = given.value, swapped.value and swapped.value[::-1]
+        votes = one and _larger(*one), two and _larger(*two)
+        unread = [own for own in (given, swapped) if own.reason is not None]
+        if unread:
+            reasons = dict.fromkeys(own.reason or "" for own in unread)
+            return Judgment(id_, None, None, votes, "; ".join(reasons), sum((own.raw for own in unread), ()))
+        scores = None if self.mode == "verdict" else ((one[0] + two[0]) / 2, (one[1] + two[1]) / 2)
         return Judgment(id_, votes[0] if votes[0] == votes[1] else "tie", scores, votes)
 
 
@@ -264,7 +263,7 @@ def read_scores(text: str, *, truncated: bool = False) -> tuple[float, float]:
     return scores.score_1, scores.score_2
 
 
-def _plain_scores(lines: list[str]) -> tuple[str, str]:
+def _plain_scores(lines: list[str]) -> tuple[str, ...]:
     pairs = {match.groups() for line in lines if (match := _PAIR.fullmatch(line))}
     alone = [match[1] for line in lines if (match := _ONE.fullmatch(line))]
     if len(alone) == len(lines) == 2:
@@ -314,11 +313,9 @@ def read_verdict(text: str, *, truncated: bool = False) -> tuple[float, float]:
         Unreadable: There is no verdict, or there are different ones.
     """
     lines, json_text = _lines(text, truncated)
+    found = _BRACKETED.findall("\n".join(lines)) or [own[1] for line in lines if (own := _VERDICT.fullmatch(line))]
     if json_text:
         found = [read_reply(json_text, Verdict, truncated=truncated).better]
-    else:
-        found = _BRACKETED.findall("\n".join(lines))
-        found = found or [match[1] for line in lines if (match := _VERDICT.fullmatch(line))]
     verdicts = {word.upper() if word.upper() in OPTIONS else "tie" for word in found}
     if len(verdicts) != 1:
         raise Unreadable("different verdicts" if verdicts else "there is no verdict")

@@ -51,13 +51,13 @@ def win_rate(
     values = check_outcomes(outcomes)
     number = group_index(groups, len(values))[1]
     value = float(values.mean())
+    result = {"value": value, "n": len(values)}
     if groups is None or number < 2 or np.ptp(values) == 0:
-        kind, (low, high) = "wilson", wilson(value * number, number, confidence)
-    else:
-        kind = "bootstrap"
-        settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
-        low, high = bootstrap(lambda times: times @ values / times.sum(axis=1), len(values), groups=groups, **settings)
-    return {"value": value, "n": len(values), "low": low, "high": high, "interval": kind}
+        low, high = wilson(value * number, number, confidence)
+        return result | {"low": low, "high": high, "interval": "wilson"}
+    settings: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    bounds = bootstrap(lambda times: times @ values / times.sum(axis=1), len(values), groups=groups, **settings)
+    return result | {"low": bounds[0], "high": bounds[1], "interval": "bootstrap"}
 
 
 def length_balanced(
@@ -100,9 +100,9 @@ def length_balanced(
             rates = [(times[:, rows] @ values[rows]) / times[:, rows].sum(axis=1) for rows in members.values()]
         return np.mean(rates, axis=0)
 
-    drawn = {"strata": stratum} if groups is None else {"groups": groups}
+    drawn: dict[str, Any] = {"strata": stratum} if groups is None else {"groups": groups}
     low, high = bootstrap(balanced, len(values), **drawn, resamples=resamples, confidence=confidence, seed=seed)
-    strata = {name: {"n": 0, "value": None} for name in STRATA}
+    strata: dict[str, dict[str, Any]] = {name: {"n": 0, "value": None} for name in STRATA}
     strata |= {name: {"n": len(rows), "value": float(values[rows].mean())} for name, rows in members.items()}
     value, empty = float(balanced(np.ones((1, len(values))))[0]), [name for name in STRATA if name not in members]
     return {"value": value, "low": low, "high": high, "strata": strata, "empty": empty}
@@ -142,12 +142,12 @@ def length_adjusted(
     values = check_outcomes(outcomes)
     ratio = _log_ratio(lengths, other_lengths, len(values))
     overlap = float(min((ratio > 0).mean(), (ratio < 0).mean()))
-    settings = {"groups": groups, "resamples": resamples, "confidence": confidence, "seed": seed}
+    settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "confidence": confidence, "seed": seed}
     reason = "all outcomes are the same" if np.ptp(values) == 0 else None
     if reason is None and not ratio.any():
         reason = "all answers are equally long"
     if reason is not None:
-        raw = win_rate(values, **settings)
+        raw = win_rate(outcomes, **settings)
         kept = {name: raw[name] for name in ("value", "low", "high")}
         return kept | {"slope": 0.0, "overlap": overlap, "reason": reason}
     x = np.tanh(ratio / math.sqrt(float(np.mean(ratio**2))))
