@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from trl import SFTConfig
 
-from ..core.generation import EngineArguments, create_engine
+from ..core.generation import create_engine, parse_engine
 from ..core.inputs import PromptArguments, check_least, option
 from ..core.training.load import reject_sft_settings
 from .loss import SMOOTH_OVER, VARIANTS, check_objective
@@ -103,7 +103,7 @@ class AnnotatorArguments:
     threshold: float = option(0.5, "Classifier and profanity: mark above this probability.")
     unit: Literal["sentence", "window"] = option("sentence", "Classifier and profanity: what is scored at once.")
     judge_task: str | None = option(None, "What a language model is to quote, in words.")
-    judge_model: str | None = option(None, "That language model.")
+    judge_model: str | None = option(None, "That language model, or the settings of an engine, in YAML.")
     judge_base_url: str | None = option(None, "Its OpenAI-compatible server; it runs in this process if left out.")
 
     def __post_init__(self):
@@ -146,15 +146,16 @@ class AnnotatorArguments:
         if self.judge_task:
             from .annotate.judge import JudgeAnnotator
 
-            engine = "endpoint" if self.judge_base_url else "transformers"
-            judge = EngineArguments(engine, engine_model=self.judge_model, engine_base_url=self.judge_base_url)
+            judge = parse_engine(self.judge_model, "judge_model").arguments
+            if self.judge_base_url:
+                judge = replace(judge, engine="endpoint", engine_base_url=self.judge_base_url)
             annotators.append(JudgeAnnotator(create_engine(judge), self.judge_task))
         return annotators
 
     def _candidates(self) -> list[str]:
         from .logs import load_candidates
 
-        selected = [form for entry in load_candidates(self.candidates) if entry.selected for form in entry.forms]
+        selected = [form for entry in load_candidates(str(self.candidates)) if entry.selected for form in entry.forms]
         if not selected:
             raise ValueError(f"{self.candidates}: no candidate is selected; set `selected: true` on what is unwanted")
         return selected
