@@ -132,7 +132,7 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
     for step, why in (pair for own in aside.values() for pair in own.items()):
         set_aside[step][why] += 1
     basics = _read_json(folder / "basics.json")
-    steps = _count_calls(folder / "calls.sqlite", prices or {})
+    steps = count_calls(folder / "calls.sqlite", prices)
     sums = ("calls", "retried", "cut_off", "tokens_read", "tokens_written", "cost")
     names = ("outcomes", "winners", "iterations", "versions", "scored", "answers", "truncated")
     return {
@@ -166,7 +166,8 @@ def gap_bin(gap: float, width: float = 1.0) -> int:
     return int(math.copysign(math.ceil(abs(gap) / width - 1e-9), gap)) if gap else 0
 
 
-def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+def count_calls(path: Path, prices: Mapping[str, tuple[float, float]] | None = None) -> list[dict[str, Any]]:
+    """Of each step and engine: calls in all, those after an unreadable reply, cut-off ones, tokens and cost."""
     if not path.exists() and not path.with_suffix(".jsonl").exists():
         return []
     steps: defaultdict[tuple[str, str], Counter] = defaultdict(Counter)
@@ -181,7 +182,7 @@ def _count_calls(path: Path, prices: Mapping[str, tuple[float, float]]) -> list[
     names = ("calls", "retried", "cut_off", "tokens_read", "tokens_written")
     rows = []
     for (step, engine), own in sorted(steps.items()):
-        read, written = prices.get(engine, (0.0, 0.0))
+        read, written = (prices or {}).get(engine, (0.0, 0.0))
         cost = (own["tokens_read"] * read + own["tokens_written"] * written) / 1e6
         rows.append({"step": step, "engine": engine} | {name: own[name] for name in names} | {"cost": cost})
     return rows

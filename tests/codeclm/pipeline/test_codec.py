@@ -340,9 +340,7 @@ class Odd(FakeEngine):
             yield place, own
 
 
-@pytest.mark.parametrize(
-    "marks", ["<think>hmm</think>\n{}", "[THINK]hmm[/THINK]{}", "<reasoning>hmm</reasoning>{}"]
-)
+@pytest.mark.parametrize("marks", ["<think>hmm</think>\n{}", "[THINK]hmm[/THINK]{}", "<reasoning>hmm</reasoning>{}"])
 def test_thoughts_are_neither_scored_nor_exported(metadata, tmp_path, marks):
     rules = Rules(BASICS)
     codec(tmp_path / "run", [Odd(rules, "strong", marks), Odd(rules, "target", marks)], **metadata).run()

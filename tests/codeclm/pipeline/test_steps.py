@@ -95,7 +95,7 @@ def metadata(use_case, *skills):
         (metadata("planning a trip", "geography", "budgeting"), ("planning a trip", "geography", "budgeting")),
         (metadata("旅行の計画。", "地理", "予算"), ("旅行の計画", "地理", "予算")),
         (f"<think>a task?</think>```json\n{metadata('planning', 'maps')}\n```", ("planning", "maps")),
-        (metadata("planning", "maps", "Maps", "...", "none", "so many words that it is no skill", "time"),
+        (metadata("planning", "maps", "...", "none", "time", "Maps", "so many words that it is no skill"),
          ("planning", "maps", "time")),
     ],
 )  # fmt: skip
@@ -110,7 +110,7 @@ def test_metadata(text, expected):
         ("Use case: planning\nSkills: maps", "not JSON"),
         (metadata("...", "maps"), "no use case"),
         (metadata("planning"), "no skill"),
-        (metadata("word " * 13, "maps"), "13 words"),
+        (metadata("word " * 26, "maps"), "at most 25 words"),
         ('{"use_case": "planning"}', "skills"),
     ],
 )

@@ -25,7 +25,7 @@ from .metadata import Metadata, one_line
 
 Messages = list[dict[str, str]]
 
-MAX_USE_CASE_WORDS, MAX_SKILL_WORDS = 12, 6
+MAX_USE_CASE_WORDS, MAX_SKILL_WORDS = 25, 6
 ACTIONS = (
     "Add one condition or requirement that the answer has to meet, such as a limit, a form or a reader to write for.",
     "Ask for more depth: let the instruction go further into its subject, into causes, limits or consequences.",
@@ -49,6 +49,19 @@ class MetadataReply(BaseModel):
     use_case: str
     skills: list[str]
 
+    def read(self, max_skills: int) -> Metadata:
+        """The use case and the first distinct skills. Raises `Unreadable` where a name is missing or too long."""
+        use_case = one_line(self.use_case).rstrip(".。")
+        if _is_placeholder(use_case) or _length(use_case) > MAX_USE_CASE_WORDS:
+            raise Unreadable(f"there is no use case of at most {MAX_USE_CASE_WORDS} words")
+        skills: dict[str, str] = {}
+        for skill in map(one_line, self.skills):
+            if not _is_placeholder(skill) and _length(skill) <= MAX_SKILL_WORDS:
+                skills.setdefault(_normal(skill), skill)
+        if not skills:
+            raise Unreadable(f"there is no skill of at most {MAX_SKILL_WORDS} words")
+        return Metadata(use_case, tuple(skills.values())[:max_skills])
+
 
 class ProposedReply(BaseModel):
     metadata: list[MetadataReply]
@@ -59,9 +72,6 @@ class InstructionsReply(BaseModel):
 
 
 class Rubric(BaseModel):
-    """An aspect by which to tell how demanding an instruction is, and how to make one more demanding in it, as a
-    sentence (arXiv 2404.05875, section 3.2)."""
-
     rubric: str
     action: str
 
@@ -113,7 +123,7 @@ class Encode(Step):
     form = '{"use_case": "...", "skills": ["...", "..."]}'
 
     def parse(self, text, *, truncated=False, max_skills=3, **_) -> Metadata:
-        return _metadata(read_reply(text, MetadataReply, truncated=truncated), max_skills)
+        return read_reply(text, MetadataReply, truncated=truncated).read(max_skills)
 
 
 class Propose(Step):
@@ -127,7 +137,7 @@ class Propose(Step):
         found, reason = [], Unreadable("there are no use cases")
         for entry in read_reply(text, ProposedReply, truncated=truncated).metadata:
             try:
-                found.append(_metadata(entry, max_skills))
+                found.append(entry.read(max_skills))
             except Unreadable as error:
                 reason = error
         if not found:
@@ -246,24 +256,8 @@ def again(messages: Messages, reply: str, reason: str, *, step: Step, folder: st
     return ask_again(messages, reply, reason, note)
 
 
-def _metadata(reply: MetadataReply, max_skills: int) -> Metadata:
-    use_case = one_line(reply.use_case).rstrip(".。")
-    if not _named(use_case):
-        raise Unreadable("there is no use case")
-    if _length(use_case) > MAX_USE_CASE_WORDS:
-        raise Unreadable(f"the use case has {_length(use_case)} words; at most {MAX_USE_CASE_WORDS} will do")
-    skills: dict[str, str] = {}
-    for skill in map(one_line, reply.skills):
-        if _named(skill) and _length(skill) <= MAX_SKILL_WORDS:
-            skills.setdefault(_normal(skill), skill)
-    if not skills:
-        raise Unreadable(f"there is no skill of at most {MAX_SKILL_WORDS} words")
-    return Metadata(use_case, tuple(skills.values())[:max_skills])
-
-
-def _named(text: str) -> bool:
-    """Whether it is a name rather than a placeholder."""
-    return _normal(text) not in ("", "none", "n a", "nil", "なし", "无", "無")
+def _is_placeholder(text: str) -> bool:
+    return _normal(text) in ("", "none", "n a", "nil", "なし", "无", "無")
 
 
 def _normal(text: str) -> str:

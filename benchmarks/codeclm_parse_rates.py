@@ -1,0 +1,79 @@
+"""How many replies of a model can be read, at every step of CodecLM: at once, after asking again, or never.
+
+    python benchmarks/codeclm_parse_rates.py --seeds seeds.jsonl --gguf qwen2.5-0.5b-instruct.gguf --output runs/rates
+    python benchmarks/codeclm_parse_rates.py --seeds seeds.jsonl --engine embedded:smollm2-135m-instruct ...
+
+One model is strong, target and scorer, so that every step is its own. Killed, the same command goes on.
+"""
+
+import argparse
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.llama_server import LlamaServer
+from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.pipeline.client import Rejected, StepClient
+from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.codeclm.pipeline.seeds import make_metadata
+from trl_extensions.codeclm.report import collect, count_calls
+from trl_extensions.codeclm.run import Engines
+
+
+DESCRIPTION = "everyday requests: writing letters, comparing offers, explaining things to children, planning"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--seeds", required=True)
+    parser.add_argument("--num_seeds", type=int, default=20)
+    parser.add_argument("--num_instructions", type=int, default=24)
+    parser.add_argument("--engine", help="as the setting `strong` of a run")
+    parser.add_argument("--gguf", type=Path, help="a model to be served by llama.cpp instead")
+    parser.add_argument("--parallel", type=int, default=4, help="requests that its server answers at once")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    config = CodecLMConfig(
+        seeds=args.seeds, num_seeds=args.num_seeds, num_instructions=args.num_instructions, max_rounds=2,
+        instructions_per_call=3, max_new_tokens=320, max_answer_tokens=128, gap_threshold=9, keep_truncated=True,
+    )  # fmt: skip
+    never = count_rejected()
+    with ExitStack() as stack:
+        if args.gguf:
+            server = LlamaServer(args.gguf, parallel=args.parallel, context=args.parallel * 3072)
+            address = stack.enter_context(server).base_url
+            options = {"model": args.gguf.stem, "base_url": address, "concurrency": args.parallel, "timeout": 1800.0}
+            config.strong = options
+        else:
+            config.strong = args.engine
+        engine = Engines(config).build("strong")
+        codec = CodecLM(config, args.output, strong=engine, target=engine)
+        print(codec.run())
+        if not (args.output / "proposed.yaml").exists():
+            print(make_metadata(engine, config, args.output / "proposed.yaml", description=DESCRIPTION, number=20))
+    steps = [*collect(args.output)["steps"], *count_calls(args.output / "proposed.calls.sqlite")]
+    print("\n| step | asked | read at once | read after asking again | never |\n| --- | --- | --- | --- | --- |")
+    for own in steps:
+        asked, again = own["calls"] - own["retried"], own["retried"]
+        shares = (asked - again, again - never[own["step"]], never[own["step"]])
+        print(f"| {own['step']} | {asked} | {' | '.join(f'{share} ({share / asked:.1%})' for share in shares)} |")
+
+
+def count_rejected() -> Counter[str]:
+    """From now on, how many questions of each step were asked twice in vain."""
+    never: Counter[str] = Counter()
+    generate = StepClient.generate
+
+    async def counted(self, step, about, **options):
+        try:
+            return await generate(self, step, about, **options)
+        except Rejected as error:
+            never[error.step] += not error.retryable
+            raise
+
+    StepClient.generate = counted
+    return never
+
+
+if __name__ == "__main__":
+    main()
