@@ -1,6 +1,13 @@
-"""Which texts go together, by hand."""
+"""Which texts go together, and what stands beside a progress bar, by hand."""
 
-from trl_extensions.core.modeling.batches import plan_batches
+import io
+
+import pytest
+import torch
+from tqdm.auto import tqdm
+
+from trl_extensions.core.modeling import batches
+from trl_extensions.core.modeling.batches import Throughput, eval_mode, in_batches, plan_batches, written_in
 
 
 def test_plan_batches_by_hand():
@@ -21,3 +28,38 @@ def test_a_batch_that_is_only_read_holds_little_padding():
     # One row of 1000 and two of 900 hold 200 tokens of padding; one more makes 300
     assert plan_batches([900, 1000, 900], 0, 4096, numbers=[2, 1, 1]) == [[1, 0], [2]]
     assert plan_batches([90, 100], 0, 499, numbers=[2, 3]) == [[1], [0]], "five rows of 100 are more than 499"
+
+
+def test_rate_and_padding_by_hand(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(batches.time, "perf_counter", lambda: now[0])
+    out = io.StringIO()
+    with tqdm(total=3, file=out) as bar:
+        count = Throughput(bar)
+        assert count.padding_share == 0
+        now[0] = 102.0
+        count.add([6, 4])  # 10 tokens in 2 s, laid out as 2 x 6
+        assert bar.postfix == "5 tokens/s, 17% padding"
+        now[0] = 104.0
+        count.add([8])
+        assert (count.tokens, count.laid_out) == (18, 20)
+        assert count.padding_share == pytest.approx(0.1)
+        bar.update(3)
+    assert "10% padding" in out.getvalue()
+
+
+def test_what_a_sampler_wrote():
+    assert written_in(50, 4.0) == "50 tokens in 4.0 s (12 a second)"
+    assert written_in(50, 4.0, 0.25) == "50 tokens in 4.0 s (12 a second, 25% padding)"
+
+
+def test_in_batches_gives_every_text_once():
+    assert list(in_batches([7, 8, 6], 16, "reading", progress=False)) == [[1, 0], [2]]
+
+
+def test_eval_mode_leaves_modes_as_they_were():
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()).eval())
+    with pytest.raises(RuntimeError), eval_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == [True, True, False, False]
