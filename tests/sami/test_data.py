@@ -84,7 +84,7 @@ class TestOverlong:
             prepare(self.rows(), tiny_tokenizer, max_length=3, overlong_policy="drop")
 
     def test_a_prompt_that_fills_everything(self, tiny_tokenizer):
-        with pytest.raises(ValueError, match="no room for a response"):
+        with pytest.raises(ValueError, match="alone fills max_length=5"):
             prepare([row()], tiny_tokenizer, max_length=5, overlong_policy="truncate")
 
 

@@ -36,13 +36,12 @@ class SAMIConfig(SFTConfig):
             query instead of C^2 (P + R). Models that cannot do this exactly (sliding windows, attention kernels
             without masks of their own, ...) use one sequence per pair, and a log line says why.
         disable_dropout: Switch dropout off, so that all C x C scores of a query come from the same network.
-        guard_steps: Every this many steps, sample responses to prompts of `eval_dataset` and look for
-            over-optimisation; 0 is off.
-        guard_num_queries: Held-out queries the guard samples for, each under all of its constitutions, greedily.
+        guard_steps: Every this many steps, sample greedy responses to `guard_num_queries` queries of `eval_dataset`,
+            each under all of its constitutions, and look for over-optimisation; 0 is off.
         guard_max_new_tokens, guard_stop: Length limit of those samples in tokens, and strings that end them.
-        guard_max_kl: Stop training when KL to the original on the fresh samples exceeds this many nats per token.
-        guard_max_length_ratio, guard_min_length_ratio: Stop when their mean length leaves these multiples of what it
-            was before training.
+        guard_max_kl: Stop training when KL to the original on the samples exceeds this many nats per token.
+        guard_max_length_ratio, guard_min_length_ratio: Stop when their mean length, over that before training, is
+            beyond these.
         guard_min_distinct_2: Stop when the share of distinct word pairs in them falls below this (repetition).
 
     Raises:

@@ -81,10 +81,8 @@ def prepare_rows(
             `completions[j]` was sampled under `prompts[j]`. Texts or chat messages. An optional `truncated` column
             (C bools) marks responses cut off by the sampler, which then get no end token. Rows with `kept` false, as
             the sampler marks what its filters drop, are left out.
-        tokenizer: The trainer's.
         max_length, overlong_policy, prompt_template: See `SAMIConfig`.
         name: The dataset's name in messages.
-        num_proc: Processes for `Dataset.map`.
 
     Returns:
         The dataset with `prompt_input_ids` (C lists of token ids) and `completion_input_ids` (C lists).
@@ -122,15 +120,12 @@ def prepare_rows(
         excess = 0 if max_length is None else max(longest + max(map(len, completion_ids)) - max_length, 0)
         if excess and overlong_policy == "error":
             raise ValueError(
-                f"{where}: its longest prompt and response together are {excess} tokens over max_length={max_length}. "
-                'Raise `max_length`, or set `overlong_policy` to "drop" or "truncate".'
+                f"{where}: its longest prompt and response together are {excess} tokens over max_length={max_length}; "
+                'raise that, or set `overlong_policy` to "drop" or "truncate".'
             )
         if excess and overlong_policy == "truncate":
             if longest >= max_length:
-                raise ValueError(
-                    f"{where}: its longest prompt alone fills max_length={max_length}, which leaves no room for a "
-                    'response: raise `max_length`, or set `overlong_policy` to "drop".'
-                )
+                raise ValueError(f"{where}: its longest prompt alone fills max_length={max_length}; raise that.")
             completion_ids = [ids[: max_length - longest] for ids in completion_ids]
         tokens = dict(zip(TOKEN_COLUMNS, (prompt_ids, completion_ids), strict=True))
         return {**tokens, "prompts": prompts, "excess": excess}
@@ -175,7 +170,7 @@ def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:
             f"{where}: `prompts` and `completions` must be lists of equal length; completions[j] is the response that "
             "was sampled under prompts[j]."
         )
-    if len(prompts) < 2 or all(prompt == prompts[0] for prompt in prompts):
+    if all(prompt == prompts[0] for prompt in prompts[1:]):
         raise ValueError(f"{where}: there must be at least 2 prompts, not all equal: vary the constitutions.")
     if truncated is not None and len(truncated) != len(completions):
         raise ValueError(f"{where}: `truncated` has {len(truncated)} entries for {len(completions)} completions.")

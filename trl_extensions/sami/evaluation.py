@@ -1,8 +1,7 @@
 """What SAMI promises, measured on held-out queries.
 
-Does a response tell which constitution it was written under (`evaluate_rows`), and does a judge prefer a round's
-responses to those of the original (`judge_samples`)? The second is what the bound cannot say: a response can tell its
-constitution and still be a poor one.
+Does a response tell which constitution it was written under (`evaluate_rows`)? And, for it may do so and still be bad,
+does a judge prefer it to that of the original (`judge_samples`)?
 """
 
 import json
@@ -54,13 +53,9 @@ def score_rows(
     measure_kl: bool = True,
     batch_tokens: int = 8192,
 ) -> list[dict[str, float]]:
-    """Score rows of `sample_rows`, longest first, batched by tokens.
+    """Score rows of `sample_rows`, longest first, with `batch_tokens` padded tokens in a batch.
 
-    Args:
-        model, tokenizer: The model under test; a PEFT model's base is its reference.
-        ref_model: The original of a fully fine-tuned model; without it and without PEFT there is no `kl`.
-        measure_kl: Run the reference too; False leaves `kl` out.
-        batch_tokens: Padded tokens per batch.
+    A PEFT model's base is its reference, `ref_model` that of a fully fine-tuned one; without either there is no `kl`.
 
     Returns:
         For each row, in order: `mi_bound` and `mi_bound_sum` (nats; per-token means and sums of log-probabilities),
@@ -99,12 +94,9 @@ def _score_batch(
     sums, kl = score_pairs(model, inputs, "sum", reference)
     _, by_sum = rows_of(sums, kl, inputs, beta=0.0)
     _, by_mean = rows_of(sums / pair_lengths(inputs), kl, inputs, beta=0.0)
-    columns = {
-        "mi_bound": by_mean["mi/bound"],
-        "mi_bound_sum": by_sum["mi/bound"],
-        "accuracy_columns": by_mean["mi/accuracy_columns"],
-        "accuracy_rows": by_mean["mi/accuracy_rows"],
-    } | ({"kl": by_mean["kl"]} if kl is not None else {})
+    columns = {"mi_bound": by_mean["mi/bound"], "mi_bound_sum": by_sum["mi/bound"]}
+    columns |= {name: by_mean[f"mi/{name}"] for name in ("accuracy_columns", "accuracy_rows")}
+    columns |= {"kl": by_mean["kl"]} if kl is not None else {}
     return [dict(zip(columns, values, strict=True)) for values in torch.stack([*columns.values()], dim=1).tolist()]
 
 
@@ -117,11 +109,9 @@ def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dic
         `length_by_constitution`, `truncated` (share of responses cut off), `distinct_2` and `corpus_distinct_2`.
     """
     texts = [completion_text(completion) for row in rows for completion in row["completions"]]
-    lengths = [tokens for row in rows for tokens in row["num_tokens"]]
     by_label = defaultdict(list)
-    for row in rows:
-        for choices, tokens in zip(row["choices"], row["num_tokens"], strict=True):
-            by_label[constitution_label(choices)].append(tokens)
+    for choices, tokens in (pair for row in rows for pair in zip(row["choices"], row["num_tokens"], strict=True)):
+        by_label[constitution_label(choices)].append(tokens)
     means = {
         name: dict(zip(("mean", "se"), mean_and_error([score[name] for score in scores]), strict=True))
         for name in scores[0]
@@ -129,7 +119,7 @@ def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dic
     return means | {
         "num_queries": len(rows),
         "max_bound": math.log(len(rows[0]["prompts"])),
-        "length": fmean(lengths),
+        "length": fmean(tokens for row in rows for tokens in row["num_tokens"]),
         "length_by_constitution": {
             label: {"mean": fmean(values), "responses": len(values)} for label, values in sorted(by_label.items())
         },
@@ -154,21 +144,15 @@ def evaluate_rows(
 
     Args:
         rows: Responses the model itself gave; those with an empty response (`kept` false) are counted, not scored.
-        output: JSON file to write.
+        output: JSON file to write: `summarise` of `rows`, and under `fixed_responses` that of `fixed_rows`.
         is_original: The model is the original, so that KL is 0 by definition.
         fixed_rows: Responses of another model, the untrained one usually: the same texts in every round.
-
-    Returns:
-        What was written: `summarise` of `rows`, and under `fixed_responses` that of `fixed_rows`.
-
-    Raises:
-        ValueError: No response has any text.
     """
     scored = [row for row in rows if row["kept"]]
     if not scored:
         raise ValueError(
-            f"{output}: every one of {len(rows)} held-out queries got an empty response, so there is nothing to "
-            "score: the model has collapsed; train for fewer steps or with a smaller learning rate."
+            f"{output}: every one of {len(rows)} held-out queries got an empty response: the model has collapsed; "
+            "train for fewer steps or with a smaller learning rate."
         )
     scores = score_rows(model, tokenizer, scored, ref_model=ref_model, batch_tokens=batch_tokens)
     result = summarise(scored, scores) | {"num_empty": len(rows) - len(scored)}
@@ -193,7 +177,7 @@ def judge_settings(args: SAMIArguments) -> dict[str, Any]:
 def judge_samples(args: SAMIArguments, folder: Path, originals: Path, calls: Path) -> dict[str, Any]:
     """Judge the `eval_samples.jsonl` of a folder against `originals`, another such file; writes `win_rate.json` there.
 
-    No call that is in the cache `calls` is made again. Returns what was written: see `compare`, and `judge_settings`.
+    No call that is in the cache `calls` is made again.
     """
     engine_args = parse_engine(args.judge, "judge").arguments
     if engine_args.engine != "endpoint":
@@ -234,8 +218,7 @@ def compare(
         old = before[row["id"]]
         if old["prompts"] != row["prompts"]:
             raise ValueError(
-                f"query {row['id']!r} was asked with other prompts: compare samples of the same principles, template, "
-                "seed and number of constitutions"
+                f"query {row['id']!r} was asked with other prompts: sample both with the same principles and settings"
             )
         texts = zip(row["prompts"], row["completions"], old["completions"], strict=True)
         for j, (prompt, new, other) in enumerate(texts):
@@ -244,7 +227,7 @@ def compare(
         tokens += row["num_tokens"]
         was += old["num_tokens"]
     if not pairs:
-        raise ValueError("there is no query that both files of samples hold: compare samples of the same queries")
+        raise ValueError("there is no query that both files of samples hold: sample the same ones")
     judgments = judge.judge(pairs)
     counts = pairwise.summarise(judgments)
     result = {"wins": counts.pop("first"), "losses": counts.pop("second")} | counts

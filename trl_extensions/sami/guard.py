@@ -71,9 +71,8 @@ class OverOptimizationGuard(TrainerCallback):
         if step and (reason := self._limit_passed(record)):
             record["stopped"] = reason
         record = broadcast_object_list([record])[0]  # all processes must agree on whether to stop
-        for name in ("kl", "length", "distinct_2"):
-            if record.get(name) is not None:
-                self.trainer._metrics["train"][f"guard/{name}"] = [record[name]]
+        for name in (name for name in ("kl", "length", "distinct_2") if record.get(name) is not None):
+            self.trainer._metrics["train"][f"guard/{name}"] = [record[name]]
         if self.trainer.is_world_process_zero():
             with JsonlWriter(self.path) as writer:
                 writer.append(record)
@@ -118,9 +117,9 @@ class OverOptimizationGuard(TrainerCallback):
             return f"KL of fresh samples is {shown:.3f} nats per token, above guard_max_kl={most}."
         if least is not None and distinct < least:
             return f"distinct-2 of fresh samples is {distinct:.2f}, below guard_min_distinct_2={least}."
-        ratio = record["length"] / self.baseline_length if self.baseline_length else 1.0
+        ratio = record["length"] / self.baseline_length if self.baseline_length else math.nan
         for name, sign in (("guard_max_length_ratio", 1), ("guard_min_length_ratio", -1)):
             limit = getattr(args, name)
-            if self.baseline_length and limit is not None and sign * ratio > sign * limit:
+            if limit is not None and sign * ratio > sign * limit:
                 return f"fresh samples are {ratio:.2f} times as long as before training, past {name}={limit}."
         return None

@@ -96,8 +96,7 @@ def sample_constitutions(principles: Sequence[Principle], num: int, *, seed: int
     """Draw C = `num` constitutions with different choices (section 3 of the paper builds two a query this way).
 
     Every set of `num` distinct choice assignments is equally likely, and each constitution has its own random order.
-    The draw depends on the run's `seed` and on the `key`, usually the query's id, only, so queries can be visited in
-    any order, or again after a restart.
+    The draw depends on the run's `seed` and the `key`, usually the query's id, only: queries can come in any order.
 
     Raises:
         ValueError: `num` is below 2, there are too few principles for `num` different choices, or two have one name.
@@ -106,8 +105,7 @@ def sample_constitutions(principles: Sequence[Principle], num: int, *, seed: int
         raise ValueError(f"`num` is {num}; SAMI contrasts constitutions, so at least 2 a query are needed")
     if 2 ** len(principles) < num:
         raise ValueError(
-            f"{num} different constitutions need at least {(num - 1).bit_length()} principles, got {len(principles)}; "
-            f"add principles or ask for at most {2 ** len(principles)} constitutions"
+            f"{num} different constitutions need at least {(num - 1).bit_length()} principles, got {len(principles)}"
         )
     if len({principle.name for principle in principles}) < len(principles):
         raise ValueError("two principles have the same name; rename one")
@@ -128,7 +126,7 @@ def sample_constitutions(principles: Sequence[Principle], num: int, *, seed: int
 
 
 def parse_principles(document: Any, source: str) -> list[Principle]:
-    """Validate a loaded document `{"principles": [{"name", "definition", "antithesis"}, ...]}`.
+    """Validate a loaded `{"principles": [{"name", "definition", "antithesis"}, ...]}`.
 
     Raises:
         ValueError: One line naming the source, the principle (counted from 1), the field and the remedy.
@@ -198,16 +196,12 @@ def write_principles(
     The first question is asked with `params` as they are; the next ones name what is already there, with another seed
     and a temperature of at least 1, so that a model that failed once does not fail the same way again.
 
-    There are at most `3 * num + 3` questions; a small model gives one principle each. Every answer is appended to the
-    JSON-lines file `raw_path`, as the model gave it.
+    There are at most `3 * num + 3` questions; a small model gives one principle each. Every answer is appended, as it
+    came, to the JSON-lines file `raw_path`.
 
     Raises:
-        ValueError: The task is empty, `num` is below 1, or fewer than `num` principles could be read from the answers.
+        ValueError: Fewer than `num` principles could be read from the answers.
     """
-    if not task.strip():
-        raise ValueError("`task` is empty; say in a few words what the principles are for")
-    if num < 1:
-        raise ValueError(f"`num` is {num}; ask for at least 1 principle")
     found: list[Principle] = []
     attempts = 3 * num + 3
     with JsonlWriter(raw_path) as raw:
@@ -237,10 +231,9 @@ def _add_new(found: list[Principle], draft: _Draft) -> None:
     except ValueError:
         return
     others = [*found, *(principle for example in _examples() for principle in example["principles"])]
-    names = {other.name.casefold() for other in others}
-    rules = {rule.casefold() for other in others for rule in (other.definition, other.antithesis)}
-    own = {principle.definition.casefold(), principle.antithesis.casefold()}
-    if len(principle.name.split()) <= _MAX_NAME_WORDS and principle.name.casefold() not in names and not own & rules:
+    taken = {text.casefold() for other in others for text in asdict(other).values()}
+    own = {text.casefold() for text in asdict(principle).values()}
+    if len(principle.name.split()) <= _MAX_NAME_WORDS and not own & taken:
         found.append(principle)
 
 

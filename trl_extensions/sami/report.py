@@ -49,16 +49,14 @@ def summary_of(report: Path) -> str:
 
 def _round_data(folder: Path, number: int) -> dict[str, Any]:
     data = {"round": number, "evaluation": _json(folder / "evaluation.json")}
-    if number:
-        log = _json(folder / "train" / "trainer_state.json")["log_history"]
-        guard, judged = folder / "train" / "guard.jsonl", folder / "win_rate.json"
-        data["sampling"] = _json(folder / "sampling.json")
-        data["steps"] = [entry for entry in log if "loss" in entry]
-        data["training_seconds"] = next((entry["train_runtime"] for entry in log if "train_runtime" in entry), None)
-        data["guard"] = read_jsonl(guard) if guard.exists() else []
-        if judged.exists():
-            data["win_rate"] = _json(judged)
-    return data
+    if number == 0:
+        return data
+    log = _json(folder / "train" / "trainer_state.json")["log_history"]
+    guard, judged = folder / "train" / "guard.jsonl", folder / "win_rate.json"
+    data |= {"sampling": _json(folder / "sampling.json"), "steps": [entry for entry in log if "loss" in entry]}
+    data["training_seconds"] = next((entry["train_runtime"] for entry in log if "train_runtime" in entry), None)
+    data["guard"] = read_jsonl(guard) if guard.exists() else []
+    return data | ({"win_rate": _json(judged)} if judged.exists() else {})
 
 
 def _verdict(report: RunReport, rounds: list[dict]) -> None:
@@ -93,8 +91,8 @@ def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
     header = ["round", "queries", "MI bound", "MI bound (sums)", "same responses*", "which constitution?", "KL"]
     report.table([*header, "tokens", "cut off", "distinct-2"], rows)
     report.text(
-        '*The bound on the original\'s responses, the same texts in every round. "Which constitution?" is how often '
-        "the model gives a response the highest probability under the constitution it was written for."
+        '*The bound on the original\'s responses, the same texts in every round. "Which constitution?": how often a '
+        "response has the highest probability under the constitution it was written for."
     )
 
 

@@ -3,10 +3,9 @@
 Each round samples from the model of the round before and trains the original again. Every stage leaves a file when it
 is done and is skipped when that file is there. A round has its own folder and nothing in it is written twice:
 
-    output_dir/settings.json, report.md, report.json, rounds.png, judge_calls.sqlite (with `judge`)
-    output_dir/round_0/   the original: eval_samples.jsonl, evaluation.json
-    output_dir/round_1/   samples.jsonl, train/ (checkpoints, log), model/, eval_samples.jsonl, evaluation.json,
-                          win_rate.json (with `judge`)
+    settings.json, training_settings.json, report.md, report.json, rounds.png; with `judge` judge_calls.sqlite
+    round_0/  (the original)  eval_samples.jsonl, evaluation.json
+    round_1/  the same, samples.jsonl, train/ (checkpoints, log), model/; with `judge` win_rate.json
 """
 
 import copy
@@ -183,11 +182,9 @@ class SAMIRun(Run):
         """Train the original on this round's rows, one gradient step per `effective_batch_size` of them."""
         folder, size = self.round_folder(round_), self.args.effective_batch_size
         rows = load_rows(folder / "samples.jsonl")
-        config = self._training_config()
-        config.output_dir = str(folder / "train")
+        config, held_out = self._training_config(), None
+        config.output_dir, config.logging_steps = str(folder / "train"), 1
         config.max_steps = min(self.args.steps_of(round_), len(rows) // size)
-        config.logging_steps = 1
-        held_out = None
         if config.guard_steps or config.eval_strategy != "no":
             held_out = to_dataset(load_rows(self.round_folder(0) / "eval_samples.jsonl"))
         rows = to_dataset(rows[: config.max_steps * size])
@@ -237,18 +234,12 @@ class SAMIRun(Run):
     def _score(
         self, model: str, folder: Path, original: str | None, fixed_rows: list | None, *, is_original: bool = False
     ) -> dict[str, Any]:
-        engine = self.models.in_process(model)
+        engine, rows = self.models.in_process(model), load_rows(folder / "eval_samples.jsonl", kept_only=False)
         separate = original not in (None, model) and not hasattr(engine.model, "peft_config")
-        return evaluate_rows(
-            engine.model,
-            engine.tokenizer,
-            load_rows(folder / "eval_samples.jsonl", kept_only=False),
-            folder / "evaluation.json",
-            is_original=is_original,
-            ref_model=self.models.in_process(original).model if separate else None,
-            fixed_rows=fixed_rows,
-            batch_tokens=self.args.eval_batch_tokens,
-        )
+        ref_model = self.models.in_process(original).model if separate else None
+        how = {"is_original": is_original, "fixed_rows": fixed_rows, "batch_tokens": self.args.eval_batch_tokens}
+        output = folder / "evaluation.json"
+        return evaluate_rows(engine.model, engine.tokenizer, rows, output, ref_model=ref_model, **how)
 
     def _judge(self, folder: Path, originals: Path) -> dict[str, Any]:
         return judge_samples(self.args, folder, originals, self.folder / "judge_calls.sqlite")
@@ -280,13 +271,9 @@ class SAMIRun(Run):
     def check(self) -> None:
         """What is missing, and settings of the trainer that the rounds decide themselves."""
         self.check_inputs()
-        for name, default, instead in (
-            ("max_steps", -1, "steps_per_round"),
-            ("num_train_epochs", 3.0, "steps_per_round"),
-            ("gradient_accumulation_steps", 1, "effective_batch_size"),
-        ):
+        for name, default in {"max_steps": -1, "num_train_epochs": 3.0, "gradient_accumulation_steps": 1}.items():
             if getattr(self.config, name) != default:
-                raise ValueError(f"`{name}` has no effect on `run`: set `{instead}`.")
+                raise ValueError(f"`{name}` has no effect on `run`: set `steps_per_round`, `effective_batch_size`.")
         half, size = len(self.training_half(min(2, self.args.rounds))), self.args.effective_batch_size
         if half < size:
             raise ValueError(

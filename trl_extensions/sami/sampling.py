@@ -43,14 +43,9 @@ _NUMBER = re.compile(r"^\d+\.\s+")
 
 @dataclass(frozen=True)
 class ResponseFilters:
-    """What makes a row unfit for training.
-
-    Args:
-        evasive_openings: A response that starts with one of these is evasive; `()` switches the filter off.
-        max_tokens: Longest response allowed, in tokens; None for no limit besides the generation's own.
-        drop_truncated: Drop rows with a response that hit the generation limit, and so never ended, as too long.
-        drop_echo, drop_equal: Drop rows with a response that repeats its constitution, or with two equal ones.
-    """
+    """What makes a row unfit for training: a response that starts with one of the `evasive_openings`, is longer than
+    `max_tokens`, hit the generation limit, and so never ended (`drop_truncated`), or repeats its constitution
+    (`drop_echo`), and two equal responses (`drop_equal`)."""
 
     evasive_openings: tuple[str, ...] = EVASIVE_OPENINGS
     max_tokens: int | None = None
@@ -99,10 +94,7 @@ def rejection_reason(
 def is_evasive(response: str, openings: Sequence[str] = EVASIVE_OPENINGS) -> bool:
     """Whether the response starts with one of `openings`, as whole words; quotes and case do not matter."""
     text = _normalize(response).lstrip("\"'*_“” ")
-    return any(
-        text.startswith(opening) and not text[len(opening) : len(opening) + 1].isalnum()
-        for opening in map(_normalize, openings)
-    )
+    return any(re.match(rf"{re.escape(opening)}(?![^\W_])", text) for opening in map(_normalize, openings))
 
 
 def is_echo(response: str, constitution: str) -> bool:
@@ -173,16 +165,12 @@ def sample_rows(
     gives `needed` kept ones, whatever the chunk size, and however often the sampling was interrupted.
 
     Args:
-        queries: Distinct queries, see `load_queries`.
-        principles: What the `num_constitutions` (C, at least 2) of each query are built from.
+        queries, chunk_size: Distinct queries, see `load_queries`, and how many the engine is given at once.
+        principles: What the `num_constitutions` (C, at least 2) of each query are built from, by `seed` and its id.
         sampling_template, training_template: Prompts to sample with, and to put into the rows; fields `{query}` and
             `{constitution}`. They are chats if `conversational`, for a model with a chat template, else plain text.
-        params: Length, temperature and stop strings.
         output: The `.jsonl` file to append to.
-        seed: Seed of the constitutions; each query's are drawn from `(seed, query.id)`.
-        filters: What to drop.
         needed: Stop as soon as this many rows are kept. Defaults to sampling every query.
-        chunk_size: Queries handed to the engine at once.
 
     Raises:
         ValueError: A bad template, too few principles, a repeated query, or an `output` made with other settings or
@@ -205,9 +193,8 @@ def sample_rows(
     def make(chunk: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         nonlocal tokens
         drawn = [sample_constitutions(principles, num_constitutions, seed=seed, key=row["id"]) for row in chunk]
-        prompts = [
-            prompt(sampling_template, row["query"], one) for row, own in zip(chunk, drawn, strict=True) for one in own
-        ]
+        pairs = [(row["query"], one) for row, own in zip(chunk, drawn, strict=True) for one in own]
+        prompts = [prompt(sampling_template, query, one) for query, one in pairs]
         found: list[dict[int, Generation]] = [{} for _ in chunk]
         for position, response in engine.generate(prompts, params):
             place, column = divmod(position, num_constitutions)
@@ -252,13 +239,10 @@ def sample_rows(
     )
     kept = outcomes.pop(None, 0)
     if needed is not None and kept < needed:
-        logger.warning(
-            f"{output}: only {kept} of {needed} needed rows kept: all {len(queries)} queries are used up, "
-            f"{_dropped_text(outcomes)}; give more queries or loosen the filters"
-        )
-    return SamplingReport(
-        output, report.rows, kept, dict(outcomes), report.resumed, tokens, report.seconds, padding.share
-    )
+        used = f"all {len(queries)} queries are used up, {_dropped_text(outcomes)}"
+        logger.warning("%s: only %d of %d needed rows kept: %s; loosen the filters?", output, kept, needed, used)
+    counts = report.rows, kept, dict(outcomes), report.resumed, tokens
+    return SamplingReport(output, *counts, report.seconds, padding.share)
 
 
 def _dropped_text(dropped: dict[str, int]) -> str:
