@@ -249,6 +249,7 @@ class TestReadScores:
             ("[8, 7]", (8, 7)),
             ('{"Assistant 1": {"score": 3, "why": "8 slips"}, "Assistant 2": {"score": 5}}', (3, 5)),
             ('{"first": 1, "second": 10, "remark": "close"}', (1, 10)),
+            ('{"reason_1": "3 facts", "score_1": 8, "reason_2": "1 fact", "score_2": 2}', (8, 2)),
             ('{"score_1": 8, "score_2": 7}\n\nThe first lists 5 towns, the second 2.', (8, 7)),
             # a line of two numbers
             ("8 7", (8, 7)),
