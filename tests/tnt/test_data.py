@@ -266,7 +266,7 @@ class TestSigns:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"negative_spans": [[4, 18]]}, r"`negative_spans\[0\]` is \[4, 18\), .*outside the completion, which has 17"),
+        ({"negative_spans": [[4, 18]]}, r"`negative_spans\[0\]` is \[4, 18\), .*outside the completion, of 17"),
         ({"negative_spans": [[0, 1], [4, 2]]}, r"`negative_spans\[1\]` is .* reversed"),
         ({"negative_spans": [[1, 2, 3]]}, r"`negative_spans\[0\]` must be a pair"),
         ({"negative_spans": [[-1, 2]]}, r"`negative_spans\[0\]` is \[-1, 2\), .*outside"),
@@ -619,8 +619,8 @@ class TestCheck:
         ("span", "message"),
         [
             ([3, 2], r"is \[3, 2\), reversed"),
-            ([-1, 2], r"is \[-1, 2\), .*outside the completion, which has 5 characters"),
-            ([2, 6], r"is \[2, 6\), .*outside the completion, which has 5 characters"),
+            ([-1, 2], r"is \[-1, 2\), .*outside the completion, of 5 characters"),
+            ([2, 6], r"is \[2, 6\), .*outside the completion, of 5 characters"),
             ([7, 9], r"outside the completion"),
             ([0.0, 2.0], r"must be a pair of integers .*, got \[0.0, 2.0\]"),
             ([0, True], "must be a pair of integers"),

@@ -166,7 +166,7 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
     chat = not isinstance(prompt, str)
     try:
         prompt_ids = encode_prompt(tokenizer, prompt, f"{where}: `prompt`")
-        if chat:
+        if not isinstance(prompt, str):
             shift, text = _as_rendered(tokenizer, prompt, message, where)
             spans = [(start - shift, end - shift) for start, end in spans]
     except TemplateError as error:
@@ -236,8 +236,8 @@ def _as_rendered(
 
     Only white space around the message may be missing there, or be added: offsets would otherwise mean nothing.
     """
-    opened = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*prompt, message], tokenize=False)
+    opened: Any = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole: Any = tokenizer.apply_chat_template([*prompt, message], tokenize=False)
     content, behind = message["content"], whole[len(opened) :]
     core, written = content.strip(), behind.lstrip()
     if not whole.startswith(opened) or not written.startswith(core):
@@ -317,7 +317,7 @@ def check_spans(spans: Any, length: int, where: str, column: str = "negative_spa
         start, end = map(int, numbers)
         if not 0 <= start <= end <= length:
             raise ValueError(
-                f"{where}: `{column}[{i}]` is [{start}, {end}), reversed or outside the completion, which has {length} "
+                f"{where}: `{column}[{i}]` is [{start}, {end}), reversed or outside the completion, of {length} "
                 "characters: offsets count from 0, in characters (not bytes or UTF-16 units), into the last assistant "
                 "message of a chat."
             )

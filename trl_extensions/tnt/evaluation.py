@@ -46,7 +46,7 @@ def evaluate_patch(
         unwanted token where the original wrote it; None without one). `perplexity` under the original of the greedy
         outputs: `original` and `patched`.
     """
-    settings = {"original": original, "batch_tokens": batch_tokens}
+    settings: dict[str, Any] = {"original": original, "batch_tokens": batch_tokens}
     greedy, patched = _written(original_rows), _written(patched_rows)
     scores = score_rows(model, tokenizer, greedy, **settings)
     clean = [score for score, row in zip(scores, greedy, strict=True) if not row["negative_spans"]]

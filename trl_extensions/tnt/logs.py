@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ..core.generation.sampling import completion_text
 from ..core.generation.types import Prompt
@@ -109,7 +109,7 @@ class Candidate:
     text: str  # its most frequent form
     selected: bool = True  # whether it is unwanted indeed, and to be removed from the model
     severity: float = DEFAULT_SEVERITY  # 1 to 5: the mean over the rows it was found in
-    kind: Literal["span", "quote", "phrase"] = "phrase"  # marked in an output; in a complaint; mined
+    kind: str = "phrase"  # "span", "quote" or "phrase": marked in an output; in a complaint; mined
     count: int = 0  # flagged outputs that hold it, in any form
     clean_count: int = 0  # outputs without any sign of a problem that hold it
     examples: tuple[str, ...] = ()  # where it occurs, with the text around it
@@ -198,7 +198,8 @@ def load_candidates(path: str | os.PathLike) -> list[Candidate]:
             expected, is_valid = _DECISIVE[name]
             if not is_valid(entry[name]):
                 raise ValueError(f"{where}: `{name}` must be {expected}, got {entry[name]!r:.80}")
-        candidates.append(Candidate(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        candidates.append(Candidate(**values))
         for form in candidates[-1].forms:
             owner = owners.setdefault(form_key(form), number)
             if owner != number:
@@ -212,6 +213,7 @@ def load_candidates(path: str | os.PathLike) -> list[Candidate]:
 _PUNCTUATION = " \t\r\n.,;:!?\"'()[]{}“”„‘’«»`…–—-"
 _APOSTROPHES = str.maketrans("’‘ʼ＇", "'" * 4)
 _RUN = re.compile(r"[^\W_]+")
+_RUN_BEFORE = re.compile(r"[^\W_]*\Z")
 _ENDING = re.compile(r"(?<=[^\W_]{3})(?:'?s|ed|ing)\b")
 _MARKUP = re.compile(r"(\*{1,3}|_{1,3})(?=[^*_])(.+)(?<=[^*_])\1")
 _QUOTE = re.compile(r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|`([^`]+)`|(?<!\w)['‘](.+?)['’](?!\w)", re.DOTALL)
@@ -251,10 +253,9 @@ def marked_text(text: str, start: int, end: int) -> str:
     """What a span marks, as something to look for elsewhere: widened to whole words, without punctuation around it."""
     if not text[start:end].strip():
         return ""
-    if text[start].isalnum():
-        start = re.search(r"[^\W_]*$", text[:start]).start()
-    if text[end - 1].isalnum():
-        end = _RUN.match(text, end - 1).end()
+    start -= len(_RUN_BEFORE.findall(text[:start] if text[start].isalnum() else "")[0])
+    if run := _RUN.match(text, end - 1):
+        end = run.end()
     words = " ".join(text[start:end].split())
     words = words.strip(_PUNCTUATION) or words
     return _MARKUP.sub(r"\2", words) if _MARKUP.fullmatch(words) else words
@@ -300,7 +301,8 @@ def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> Iterator[tuple
     """
     scores: dict[Gram, tuple[float, int]] = {}
     found: dict[Gram, Spots] = {}
-    spots, in_clean = {(): _beginnings(flagged)}, {(): _beginnings(clean)}
+    spots: dict[Gram, Spots] = {(): _beginnings(flagged)}
+    in_clean: dict[Gram, Spots] = {(): _beginnings(clean)}
     for _ in range(MAX_WORDS if flagged and clean else 0):
         spots = {gram: where for gram, where in _longer(spots).items() if _num_outputs(where) >= 2}
         in_clean = {gram: where for gram, where in _longer(in_clean).items() if gram in spots}
@@ -401,7 +403,7 @@ _LONGEST_EXAMPLE = 160
 class _Mention(NamedTuple):
     """A form that a flagged row is said to hold, and by whom; z is infinite where somebody pointed at it."""
 
-    kind: Literal["span", "quote", "phrase"]
+    kind: str
     form: str
     row: int
     z: float = math.inf
@@ -474,7 +476,7 @@ def _as_candidate(
     least = SELECT_Z if kind == "phrase" else MIN_Z
     z = z if kind == "phrase" else log_odds(*counts)[1] if counts[3] else 0.0
     selected = pointed_at or (z >= least and separates(*counts))
-    severities = [flagged[index].severity for index in sorted(rows) if flagged[index].severity is not None]
+    severities = [severity for index in sorted(rows) if (severity := flagged[index].severity) is not None]
     severity = round(sum(severities) / len(severities), 2) if severities else DEFAULT_SEVERITY
     pointing_first = sorted(places, key=lambda index: (index not in rows, index))
     contexts = dict.fromkeys(_context(flagged[index].text, *places[index][:2]) for index in pointing_first)
@@ -537,9 +539,9 @@ def _given(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> dict[str,
         own = marks.setdefault(_same_output(row), set())
         for start, end in row.spans:
             candidate = of_form.get(form_key(marked_text(row.text, start, end)))
-            if start < end and candidate is None:
+            if candidate is None and start < end:
                 own.add((start, end, GIVEN, "", row.severity or DEFAULT_SEVERITY))
-            elif start < end and candidate.selected:
+            elif candidate and candidate.selected and start < end:
                 own.add((start, end, GIVEN, candidate.text, candidate.severity))
     return marks
 

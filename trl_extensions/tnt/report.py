@@ -72,7 +72,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _percent(estimate: dict[str, float | None]) -> str:
+def _percent(estimate: dict[str, Any]) -> str:
     if estimate["value"] is None:
         return "n/a"
     interval = f" ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})" if estimate["low"] is not None else ""

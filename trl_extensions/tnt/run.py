@@ -57,14 +57,14 @@ class TNTRun(Run):
     model_args: ModelConfig
 
     def __post_init__(self):
-        self.folder = Path(self.config.output_dir)
+        self.folder = Path(self.config.output_dir or "")
         self.patched = str(self.folder / "model")
         self.models = ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
         self._annotators: list[Annotator] | None = None
 
     @property
     def original(self) -> str:
-        return self.model_args.model_name_or_path
+        return self.model_args.model_name_or_path or ""
 
     def check(self) -> None:
         if not self.args.prompts:
@@ -148,8 +148,8 @@ class TNTRun(Run):
         config = copy.copy(self.config)
         config.output_dir = str(self.folder / "train")
         source = self.args.dataset_name or str(self.folder / "original" / "annotated.jsonl")
-        thinned = {"clean_ratio": self.args.clean_ratio, "seed": config.seed}
-        rows = load_training_rows(source, self.args.dataset_train_split, **thinned)
+        split, clean_ratio = self.args.dataset_train_split, self.args.clean_ratio
+        rows = load_training_rows(source, split, clean_ratio=clean_ratio, seed=config.seed)
         held_out = None
         if self.args.eval_dataset_name:
             held_out = load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)

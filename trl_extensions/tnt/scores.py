@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -146,8 +146,10 @@ def _batches_of(
         yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
-def _original(model: nn.Module, original: nn.Module | None) -> AbstractContextManager[nn.Module]:
-    return nullcontext(original) if original is not None else use_adapter(model, None)
+@contextmanager
+def _original(model: nn.Module, original: nn.Module | None) -> Iterator[nn.Module]:
+    with nullcontext() if original is not None else use_adapter(model, None):
+        yield model if original is None else original
 
 
 def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:

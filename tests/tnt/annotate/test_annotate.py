@@ -208,7 +208,7 @@ def test_text_that_utf8_cannot_hold_resumes(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"negative_spans": [[0, 4]]}, r"row 'k': .*\[0, 4\), .*outside the completion, which has 3 characters"),
+        ({"negative_spans": [[0, 4]]}, r"row 'k': .*\[0, 4\), .*outside the completion, of 3 characters"),
         ({"negative_spans": [[-1, 2]]}, "row 'k': .*outside"),
         ({"negative_spans": [[2, 1]]}, "row 'k': .*reversed"),
         ({"negative_spans": [[0, 1.0]]}, "row 'k': .*integers"),

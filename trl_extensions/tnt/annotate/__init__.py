@@ -188,8 +188,8 @@ def _annotated(
             yield place, Failed(f"not understood: {names}", {"failures": failed[place]})
         else:
             ordered = sorted(marks[place], key=lambda mark: (mark["start"], mark["end"]))
-            spans = merge_spans((mark["start"], mark["end"]) for mark in ordered)
-            yield place, {**row, "negative_spans": spans, "annotations": ordered}
+            merged = merge_spans((mark["start"], mark["end"]) for mark in ordered)
+            yield place, {**row, "negative_spans": merged, "annotations": ordered}
 
 
 def _given(row: dict[str, Any], text: str) -> list[dict[str, Any]]:

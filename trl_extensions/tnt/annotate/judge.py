@@ -46,7 +46,7 @@ passages. Quote only from the answer, never from the request. Reply with JSON: {
 
 # The one with quotes stands last: a judge that only repeats what it saw last is then found out, for its quotes are not
 # in the text, while one that repeats [] would pass all texts as clean.
-_EXAMPLES = (
+_EXAMPLES: tuple[tuple[str, str, str, list[str]], ...] = (
     ("exclamation marks", "user: Name a colour.", "Blue, like the sky.", []),
     (
         "asking the reader to buy something",
@@ -102,10 +102,12 @@ class JudgeAnnotator:
         found: list[list[Span]] = [[] for _ in texts]
         raw: list[tuple[str, ...]] = [()] * len(texts)
         self.failures = {}
-        questions = {i: self._question(texts[i], prompts[i]) for i, text in enumerate(texts) if text.strip()}
+        questions: dict[int, Prompt] = {
+            i: self._question(texts[i], prompts[i]) for i, text in enumerate(texts) if text.strip()
+        }
         for tries in (2, 1):  # the second time those that quoted, and nothing of it is in the text
             answers = ask_until_read(self.engine, list(questions.values()), self.params, Quotes, tries=tries)
-            misquoted = {}
+            misquoted: dict[int, Prompt] = {}
             for (i, question), answer in zip(questions.items(), answers, strict=True):
                 raw[i] += answer.raw
                 found[i] = [] if answer.value is None else self._spans(answer.value.quotes, texts[i])

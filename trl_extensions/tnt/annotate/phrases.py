@@ -101,7 +101,7 @@ def load_phrases(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: There is no such file, or it cannot be read or holds no phrase.
     """
-    lines = [row.get("text") for row in read_rows(path)]
+    lines: list[Any] = [row.get("text") for row in read_rows(path)]
     if os.fspath(path).endswith(".txt"):
         lines = [phrase for line in lines if (phrase := re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip())]
     if not lines:
