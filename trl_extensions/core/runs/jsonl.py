@@ -36,16 +36,13 @@ class JsonlWriter:
     """Appends rows to a JSON-lines file, one durable line at a time. Use it as a context manager, or `close` it.
 
     A process killed while it writes leaves at most one half-written last line. Opening the file again moves that
-    fragment to `<path>.broken` and logs one line; every complete line stays as it was, and gets the newline it may
-    lack. Safe to share between threads.
+    fragment to `<path>.broken` and logs one line; complete lines stay. Safe to share between threads; a `ValueError`
+    refuses a file that another process is writing to.
 
     Args:
         path: File to append to. It and its parent directories are created if missing.
         sync_seconds: A row survives the death of this process at once. That of the machine it survives at once with 0,
             and with more after as many seconds, which is faster by far where rows come by the hundred.
-
-    Raises:
-        ValueError: Another process is writing to the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], sync_seconds: float = 0.0) -> None:
@@ -68,12 +65,9 @@ class JsonlWriter:
             os.close(directory)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row and return once it is on disk. Lone surrogates, which UTF-8 cannot hold, are written as `?`.
+        """Write one row and return once it is on disk; what JSON cannot express is refused, and nothing written.
 
-        Raises:
-            TypeError: `row` is no dict, or holds a value JSON cannot express. Nothing is written.
-            ValueError: `row` holds NaN or an infinity, or the writer is closed. Nothing is written.
-            OSError: The disk refuses the line. What was written of it is taken back.
+        Lone surrogates, which UTF-8 cannot hold, become `?`. Of a line that the disk refuses (`OSError`) nothing stays.
         """
         if not isinstance(row, dict):
             raise TypeError(f"a row of {self.path} must be a dict, got {type(row).__name__}")
@@ -136,16 +130,9 @@ class JsonlWriter:
 def read_jsonl(path: str | os.PathLike[str], *, required: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, in its order.
 
-    Empty lines are skipped, and so is, with a warning, a last line that a crash cut short. The file is left alone:
-    [`JsonlWriter`] repairs it when it next appends.
-
-    Args:
-        path: File to read, UTF-8.
-        required: Columns every row must have.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is no JSON object, or a required column is missing; names the file and the line.
+    Empty lines are skipped, and so is, with a warning, a last line that a crash cut short, which [`JsonlWriter`]
+    repairs when it next appends. Another line that is no JSON object, or has not all columns `required`, raises a
+    `ValueError` that names file and line.
     """
     path = Path(path)
     if not path.is_file():

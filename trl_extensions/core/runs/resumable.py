@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ def map_rows(
             started=bool(made or failed),
         )
     for path, found in ((output, made), (failures_path(output), failed)):
-        _check_source(path, found, by_key, key, same)
+        for row in found:
+            _check_source(path, row, by_key.get(row[key]), key, same)
     done = {row[key] for row in made + failed}
     todo = [row for row in rows if row[key] not in done]
     written, aside = len(made), len(failed)
@@ -108,7 +109,9 @@ def map_rows(
             if limit is not None and (size := min(size, limit())) < 1:
                 break
             chunk, todo = todo[:size], todo[size:]
-            for row, result in _each_once(chunk, make(chunk), key):
+            left = dict(enumerate(chunk))
+            for place, result in make(chunk):
+                row = left.pop(place)
                 if isinstance(result, Failed):
                     with JsonlWriter(failures_path(output)) as failures:
                         failures.append({**row, "reason": result.reason, **result.extra})
@@ -119,6 +122,8 @@ def map_rows(
                     written += 1
                     show(result)
                 bar.update()
+            if left:
+                raise ValueError(f"nothing was made of row {next(iter(left.values()))[key]!r}, nor was it set aside")
     return MapReport(output, written, len(done), aside, time.perf_counter() - start)
 
 
@@ -142,34 +147,19 @@ def _existing(path: Path, key: str, part: tuple[str, str] | None) -> list[dict[s
 
 
 def _check_source(
-    path: Path, found: list[dict[str, Any]], by_key: dict[str | int, dict[str, Any]], key: str, same: Sequence[str]
+    path: Path, row: dict[str, Any], source: dict[str, Any] | None, key: str, same: Sequence[str]
 ) -> None:
-    for row in found:
-        value = row[key]
-        if value not in by_key:
-            problem = "is not among the rows given"
-        else:
-            source = by_key[value]
-            other = [name for name in same if row.get(name) != _as_written(source.get(name))]
-            if not other:
-                continue
-            problem = f"has another {other[0]} than the row given"
+    problem = ""
+    if source is None:
+        problem = "is not among the rows given"
+    elif other := [name for name in same if row.get(name) != _as_written(source.get(name))]:
+        problem = f"has another {other[0]} than the row given"
+    if problem:
         raise ValueError(
-            f"{path}: its row {value!r} {problem}; give the same rows, or more, to resume, or another output"
+            f"{path}: its row {row[key]!r} {problem}; give the same rows, or more, to resume, or another output"
         )
 
 
 def _as_written(value: Any) -> Any:
     """A value as a JSON line gives it back: tuples are lists, and half a surrogate pair is `?`."""
     return json.loads(encode_row({"": value}))[""]
-
-
-def _each_once(
-    chunk: list[dict[str, Any]], results: Iterable[tuple[int, dict[str, Any] | Failed]], key: str
-) -> Iterator[tuple[dict[str, Any], dict[str, Any] | Failed]]:
-    left = set(range(len(chunk)))
-    for place, result in results:
-        left.remove(place)
-        yield chunk[place], result
-    if left:
-        raise ValueError(f"nothing was made of row {chunk[min(left)][key]!r}, nor was it set aside")
