@@ -614,6 +614,14 @@ def test_real_server():
         (cut,) = run(single, prompts[:1], max_new_tokens=24, stop=(word,))
         assert cut.text == first[0].text[: first[0].text.index(word)].rstrip() and cut.finish_reason == "stop"
 
+        schema = {
+            "type": "object",
+            "properties": {"skill": {"type": "string", "maxLength": 40}},
+            "required": ["skill"],
+        }
+        for answer in run(engine, prompts[:4], max_new_tokens=60, schema=json.dumps(schema)):
+            assert answer.finish_reason == "stop" and list(json.loads(answer.text)) == ["skill"]
+
         with pytest.raises(EndpointError, match=r"^prompt 0: .*HTTP 400: .*context"):
             run(engine, [chat("word " * 2000)])
         address = server.base_url

@@ -79,7 +79,7 @@ def run(engine, prompts, **params):
         ({"seed": -1}, "seed"),
         ({"seed": True}, "seed"),
         ({"schema": "{"}, "schema must be a JSON schema as text"),
-        ({"schema": "[]"}, "schema must be a JSON object"),
+        ({"schema": "[]"}, "schema must be a JSON schema as text .it is no object"),
         ({"schema": {"type": "object"}}, "schema must be a JSON schema as text"),
     ],
 )

@@ -158,7 +158,7 @@ def create_engine(
 
         names = ("concurrency", "max_retries", "timeout", "extra_body", "max_tokens_field")
         own = {name: getattr(args, f"engine_{name}") for name in names} | {"omit": args.engine_omit or ()}
-        return EndpointEngine(args.engine_base_url, model, api_key=os.environ.get(args.engine_api_key_env), **own)
+        return EndpointEngine(str(args.engine_base_url), model, api_key=os.environ.get(args.engine_api_key_env), **own)
     if args.engine == "vllm":
         from .vllm import VLLMEngine
 
@@ -276,7 +276,7 @@ class ModelSource:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(
-            tokenizer_source(self.model_args.model_name_or_path),
+            tokenizer_source(str(self.model_args.model_name_or_path)),
             revision=self.model_args.model_revision,
             trust_remote_code=self.trust_remote_code,
         )

@@ -252,15 +252,20 @@ class LLMClient:
         """Wake the event loop now and then: Ctrl-C at the moment it falls asleep is heard only when it wakes up."""
         self._pulse = loop.call_later(_PULSE, self._beat, loop)
 
+    def _stop_beating(self) -> None:
+        if self._pulse is not None:
+            self._pulse.cancel()
+
     async def __aenter__(self) -> LLMClient:
         loop = asyncio.get_running_loop()
         self._beat(loop)
-        self._open.callback(lambda: self._pulse.cancel())
+        self._open.callback(self._stop_beating)
         worker = None
         for engine in {id(engine): engine for engine in self.engines.values()}.values():
             if hasattr(engine, "session"):
-                ask = await self._open.enter_async_context(engine.session())
-                self._asking[id(engine)] = asyncio.Semaphore(engine.concurrency), ask
+                server: Any = engine
+                ask = await self._open.enter_async_context(server.session())
+                self._asking[id(engine)] = asyncio.Semaphore(server.concurrency), ask
                 continue
             if worker is None:
                 worker = _LocalWorker(loop)
@@ -443,10 +448,6 @@ class _LocalWorker:
 
     def _settle(self, future: asyncio.Future[Any], result: Any) -> None:
         """Hand a result over to the event loop, unless nobody waits for it any more."""
-
-        def settle() -> None:
-            if not future.done():
-                future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
-
+        settle = future.set_exception if isinstance(result, Exception) else future.set_result
         with suppress(RuntimeError):  # the loop is closed: an interrupted program is on its way out
-            self._loop.call_soon_threadsafe(settle)
+            self._loop.call_soon_threadsafe(lambda: future.done() or settle(result))

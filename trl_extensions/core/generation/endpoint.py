@@ -155,7 +155,7 @@ class EndpointEngine:
         A request is sent when an earlier one is answered and taken, so that little is wasted if the caller leaves.
         """
         results: SimpleQueue[Any] = SimpleQueue()
-        unsent, failures = iter(enumerate(requests)), []
+        unsent, failures = iter(enumerate(requests)), list[BaseException]()
         loop, taken = asyncio.new_event_loop(), asyncio.Semaphore(0)
 
         async def work(ask: Any) -> None:
@@ -275,9 +275,10 @@ class EndpointEngine:
         reason = choice.get("finish_reason")
         if choice.get("error") or reason == "error":
             self._raise_for_code(choice.get("error"), f"the answer broke off: {_words(choice.get('error')) or reason}")
-        usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
-        names = ("completion_tokens", "prompt_tokens")
-        tokens = [own if isinstance(own, int) else 0 for own in map(usage.get, names)]
+        usage: Any = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+        tokens = [
+            own if isinstance(own := usage.get(f"{name}_tokens"), int) else 0 for name in ("completion", "prompt")
+        ]
         if options:
             try:
                 top = choice["logprobs"]["content"][0]["top_logprobs"]

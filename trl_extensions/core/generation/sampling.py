@@ -123,7 +123,7 @@ def sample_outputs(
                     },
                 )
 
-    settings = {"engine": engine.name, "params": params.as_dict()}
+    settings: dict[str, Any] = {"engine": engine.name, "params": params.as_dict()}
     settings |= {"system_prompt": system_prompt, "conversational": conversational}
     part = None if model is None else ("model", model)
     done = map_rows(wanted, make, output, settings=settings, desc=f"sampling {model or ''}".rstrip(), part=part)

@@ -28,6 +28,7 @@ from transformers import (
 from ..modeling.batches import eval_mode, plan_batches
 from ..training.encoding import encode_prompt
 from .types import (
+    FinishReason,
     Generation,
     GenerationParams,
     Prompt,
@@ -91,8 +92,8 @@ class TransformersEngine:
         if tokenizer is None:
             if not source:
                 raise ValueError("this model was not loaded by name, so its tokenizer is unknown: pass tokenizer=")
-            ours = {"revision", "trust_remote_code"} & set(model_init_kwargs or {})
-            tokenizer = AutoTokenizer.from_pretrained(source, **{key: model_init_kwargs[key] for key in ours})
+            own = {k: v for k, v in (model_init_kwargs or {}).items() if k in ("revision", "trust_remote_code")}
+            tokenizer = AutoTokenizer.from_pretrained(source, **own)
         self.tokenizer, self.batch_tokens = tokenizer, batch_tokens
         self.name = f"transformers:{name}"
         self.num_tokens = self.num_places = 0
@@ -130,9 +131,9 @@ class TransformersEngine:
     def _encode(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
         check_prompts(prompts)
         token_ids = [encode_prompt(self.tokenizer, prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
-        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        for index, ids in enumerate(token_ids if context else ()):
-            if len(ids) + max_new_tokens > context:
+        context: int | None = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        for index, ids in enumerate(token_ids):
+            if context and len(ids) + max_new_tokens > context:
                 raise ValueError(
                     f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds the "
                     f"model's context of {context}: shorten the prompt or lower max_new_tokens"
@@ -185,17 +186,18 @@ class TransformersEngine:
         return self._matchers[params.schema]
 
     def _compile(self, params: GenerationParams) -> Any:
+        tokenizer: Any = self.tokenizer
         try:
             from llguidance import LLMatcher
             from llguidance.hf import from_tokenizer
         except ImportError as error:
             raise ImportError(f"pip install trl-extensions[structured] ({error})") from None
         # Spaces as models write them, and no others: a weak one would go on with white space for ever
-        form = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        form: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         width = max(len(self.tokenizer), self.model.config.get_text_config(decoder=True).vocab_size)
         ends = list(self._generation_config(params).eos_token_id) or None
-        vocabulary = from_tokenizer(self.tokenizer, n_vocab=width, eos_token=ends)
-        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema(params.schema, overrides=form))
+        vocabulary = from_tokenizer(tokenizer, n_vocab=width, eos_token=ends)
+        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema(str(params.schema), overrides=form))
         if matcher.is_error():
             raise ValueError(matcher.get_error())
         return matcher
@@ -204,14 +206,15 @@ class TransformersEngine:
         self, token_ids: list[list[int]], params: GenerationParams, *, with_logits: bool = False, **options: Any
     ) -> Any:
         """What `generate` of the model returns for a batch, padded on the left."""
+        model: Any = self.model
         width, config = max(map(len, token_ids)), self._generation_config(params)
         config.return_dict_in_generate, config.output_logits = True, with_logits
         input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in token_ids])
         attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in token_ids])
-        with _left_as_found(self.model, config), torch.inference_mode():
-            return self.model.generate(
-                input_ids=input_ids.to(self.model.device),
-                attention_mask=attention_mask.to(self.model.device),
+        with _left_as_found(model, config), torch.inference_mode():
+            return model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
                 generation_config=config,
                 **options,
             )
@@ -224,7 +227,7 @@ class TransformersEngine:
         pad = self.tokenizer.pad_token_id
         if pad is None:
             pad = eos[0] if eos else 0  # masked, so any id does
-        sampling = {"do_sample": False}
+        sampling: dict[str, Any] = {"do_sample": False}
         if params.temperature > 0:
             # top_k=0 switches off the 50 that transformers would fill in.
             sampling = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
@@ -239,9 +242,9 @@ class TransformersEngine:
         eos_at = next((place for place, token in enumerate(row) if token in eos), len(row))
         # The end token is no text, even where the tokenizer does not call it special.
         written = row[: eos_at if end is None else min(eos_at, end)]
-        text = self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = str(self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         ended = eos_at < len(row) and eos_at == len(written)
-        reason = "stop" if ended or end is not None else "length"
+        reason: FinishReason = "stop" if ended or end is not None else "length"
         return Generation(cut_at_stop(text, stop), reason, len(written) + ended, num_prompt_tokens)
 
 
@@ -251,7 +254,7 @@ class _BySchema(LogitsProcessor):
     def __init__(self, matchers: Sequence[Any], prompt_width: int, ends: Sequence[int]) -> None:
         self.matchers, self.prompt_width, self.ends = matchers, prompt_width, ends
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         allowed = np.zeros((len(self.matchers), scores.shape[1]), dtype=bool)
         written = input_ids[:, -1].tolist() if input_ids.shape[1] > self.prompt_width else None
         for row, matcher in enumerate(self.matchers):
@@ -270,12 +273,12 @@ class _SamplingByRow(LogitsProcessor):
     the Gumbel-max trick, what decodes greedily behind this samples."""
 
     def __init__(self, params: GenerationParams, seeds: Sequence[int], device: torch.device) -> None:
-        self.warpers = [TemperatureLogitsWarper(float(params.temperature))]
+        self.warpers: list[Any] = [TemperatureLogitsWarper(float(params.temperature))]
         if params.top_p < 1:
             self.warpers.append(TopPLogitsWarper(params.top_p))
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         scores = scores.float()
         for warper in self.warpers:
             scores = warper(input_ids, scores)
@@ -287,13 +290,18 @@ class _SamplingByRow(LogitsProcessor):
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
     """The tokens of white space that come before every option, and the tokens each may then begin with."""
-    leads, firsts = [], []
+    leads: list[list[int]] = []
+    firsts: list[set[int]] = []
+
+    def is_text(token: int) -> bool:
+        return bool(str(tokenizer.decode([token])).strip())
+
     for option in options:
         own = tokenizer.encode(option, add_special_tokens=False)
-        start = next((place for place, token in enumerate(own) if tokenizer.decode([token]).strip()), len(own))
+        start = next((place for place, token in enumerate(own) if is_text(token)), len(own))
         spaced = tokenizer.encode(" " + option, add_special_tokens=False)[:1]
         leads.append(own[:start])
-        firsts.append({*own[start : start + 1], *(token for token in spaced if tokenizer.decode([token]).strip())})
+        firsts.append({*own[start : start + 1], *filter(is_text, spaced)})
     if not all(firsts) or sum(map(len, firsts)) > len(set().union(*firsts)):
         raise ValueError(f"options {list(options)}: two of them begin with the same token; give ones that do not")
     lead = leads[0] if all(own == leads[0] for own in leads) else []
@@ -311,7 +319,7 @@ class _StopStrings(StoppingCriteria):
         # window's first token, whose leading space some tokenizers drop.
         self.window = max((len(string.encode()) for string in stop), default=0) + 4
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> Any:
         start = max(self.prompt_width, input_ids.shape[1] - self.window)
         tails = input_ids[:, start:].tolist()
         for row, tail in enumerate(tails):
@@ -323,7 +331,7 @@ class _StopStrings(StoppingCriteria):
 
 
 @contextmanager
-def _left_as_found(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def _left_as_found(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Eval mode (which switches gradient checkpointing off) and `config` as the model's generation config inside,
     everything as before outside. The config is swapped, not only passed to `generate`, because transformers fills
     whatever the passed one leaves unset (a repetition penalty, for one) from the model's."""
@@ -361,7 +369,7 @@ def _load_model(name: str, options: dict[str, Any]) -> PreTrainedModel:
 
         path, adapter = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path), path
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     except OSError as error:
         wanted = f"the base model {path!r} of the adapter {name!r}" if adapter else f"the model {path!r}"
         reason = str(error).strip().splitlines()[0]

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 # Text to be continued as it stands, or chat messages that the model's chat template renders.
 Prompt: TypeAlias = str | list[dict[str, str]]
+FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,10 @@ class GenerationParams:
         object.__setattr__(self, "stop", tuple(self.stop))
         if self.schema is not None:
             try:
-                schema = json.loads(self.schema)
+                if not isinstance(json.loads(self.schema), dict):
+                    raise ValueError("it is no object")
             except (ValueError, TypeError) as error:
                 raise ValueError(f"schema must be a JSON schema as text ({error})") from None
-            if not isinstance(schema, dict):
-                raise ValueError(f"schema must be a JSON object, got {self.schema:.80}")
 
     def as_dict(self) -> dict[str, Any]:
         """What keys and files of settings hold: without the schema where there is none, as before there were any."""
@@ -79,7 +79,7 @@ class Generation:
     """
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     num_tokens: int
     num_prompt_tokens: int = field(default=0, compare=False)
 

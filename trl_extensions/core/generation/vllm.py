@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .types import (
+    FinishReason,
     Generation,
     GenerationParams,
     Prompt,
@@ -108,7 +109,7 @@ class VLLMEngine:
         completion = output.outputs[0]
         # vLLM decodes in the prompt's context, which leaves a leading space in front of some tokenizers' first word
         text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        reason = "length" if completion.finish_reason == "length" else "stop"
+        reason: FinishReason = "length" if completion.finish_reason == "length" else "stop"
         tokens = len(completion.token_ids), len(output.prompt_token_ids or ())
         return Generation(cut_at_stop(text, params.stop), reason, *tokens)
 
