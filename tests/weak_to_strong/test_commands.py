@@ -112,10 +112,11 @@ class TestLabel:
             examples=write(tmp_path / "train.jsonl", requests(16, "train")), group_column="topic",
             unlabelled=write(tmp_path / "new.jsonl", rows),
         )  # fmt: skip
-        assert [row.group for row in commands.unlabelled_rows(run)] == [row["topic"] for row in rows]
+        assert run.class_names == ["safe", "unsafe"]
+        assert [(row.group, row.label) for row in run.unlabelled_rows()] == [(row["topic"], None) for row in rows]
         two = [row | {"topic": "t"} for row in pairs(3, "a")]
         run = make_run(task="reward", unlabelled=write(tmp_path / "pairs.jsonl", two), group_column="topic")
-        assert [(row.group, row.label) for row in commands.unlabelled_rows(run)] == [("t", None)] * 3
+        assert [(row.group, row.label) for row in run.unlabelled_rows()] == [("t", None)] * 3
 
 
 class TestRows:

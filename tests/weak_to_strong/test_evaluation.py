@@ -142,7 +142,10 @@ class TestAgreement:
 
     def test_seeds_and_groups_do_not_count_as_rows(self):
         labels, weak, strong = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), np.array([0, 1, 1, 0])
-        once, thrice = agreement_with_weak(labels, [weak], [strong]), agreement_with_weak(labels, [weak] * 3, [strong] * 3)
+        once, thrice = (
+            agreement_with_weak(labels, [weak], [strong]),
+            agreement_with_weak(labels, [weak] * 3, [strong] * 3),
+        )
         assert thrice["right"]["n"] == 12 and thrice["right"]["per_seed"] == [0.5] * 3
         assert (thrice["right"]["low"], thrice["right"]["high"]) == (once["right"]["low"], once["right"]["high"])
         twice = [np.repeat(own, 2) for own in (labels, weak, strong)]

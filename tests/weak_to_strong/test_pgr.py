@@ -168,7 +168,8 @@ class TestBootstrap:
 
     def test_blocks_of_draws_fit_together(self, monkeypatch):
         units = [units_of(np.arange(10))]
-        monkeypatch.setattr("trl_extensions.weak_to_strong.evaluation.BLOCK", 70)  # 7 draws at a time, the last block of 6
+        # 7 draws at a time, the last block of 6
+        monkeypatch.setattr("trl_extensions.weak_to_strong.evaluation.BLOCK", 70)
         draws = resampled_scores(units, means, resamples=20)
         assert draws.shape == (20, 1, 1)
         assert len(np.unique(draws)) > 10  # no block repeats another

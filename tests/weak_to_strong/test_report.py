@@ -140,7 +140,6 @@ class TestLabelReport:
         assert ") ? |" in section(text, "What was recovered")
 
 
-
 HARM = {"original": [0.9, 0.6, 0.1], "weak": [0.9, 0.8, 0.6], "w2s": [0.2, 0.7, 0.1]}
 
 
@@ -170,9 +169,7 @@ def scorer(tmp_path, request):
         write_jsonl(tmp_path / "held_out" / f"{side}_scored.jsonl", answers(side, scorer))
     made = [row | {"model": "weak-a" if row["index"] else "weak-b"} for row in answers("weak", scorer)]
     direction = scorer["higher_is_better"]
-    _, keeping = keep_rows(
-        made, scorer=scorer["name"], higher_is_better=direction, threshold=4 if direction else 0.7
-    )
+    _, keeping = keep_rows(made, scorer=scorer["name"], higher_is_better=direction, threshold=4 if direction else 0.7)
     (tmp_path / "answers").mkdir()
     (tmp_path / "answers" / "keeping.json").write_text(json.dumps(asdict(keeping)))
     return scorer
@@ -244,7 +241,9 @@ class TestFigures:
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["weak", "soft_ce", "product", "ceiling"]
         dots = [c.get_offsets()[:, 1].tolist() for c in axes.collections if not hasattr(c, "get_segments")]
         assert dots == [pytest.approx([height] * 2) for height in (60, 80, 70, 90)]
-        lines = {line.get_linestyle(): line.get_ydata()[0] for line in axes.lines if line.get_linestyle() in (":", "--")}
+        lines = {
+            line.get_linestyle(): line.get_ydata()[0] for line in axes.lines if line.get_linestyle() in (":", "--")
+        }
         assert lines == {":": pytest.approx(60), "--": pytest.approx(90)}
         assert "%" in axes.get_ylabel()
 
@@ -259,7 +258,10 @@ class TestFigures:
         assert -1 <= axes.get_ylim()[0] < axes.get_ylim()[1] <= 2
 
     def test_toxicity_has_both_panels(self, tmp_path):
-        kinds = {"original": {"sampled": [[0.4, 0.6]] * 4, "greedy": [[0.4]] * 4}, "w2s": {"sampled": [[0.5, 0.2]] * 4}}
+        kinds = {
+            "original": {"sampled": [[0.4, 0.6]] * 4, "greedy": [[0.4]] * 4},
+            "w2s": {"sampled": [[0.5, 0.2]] * 4},
+        }
         figure = draw_toxicity(evaluate_toxicity(kinds, resamples=20), tmp_path / "toxicity.png")
         greedy, sampled = [0.4, 0], [0.6, 0.5]
         assert heights(figure.axes[0]) == pytest.approx(greedy + sampled)

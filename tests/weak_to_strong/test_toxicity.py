@@ -40,7 +40,7 @@ class TestToxicity:
             ([], "model, sampled: no prompts"),
             ([[0.1, 0.2], [0.3]], "prompt 1 has 1 samples, prompt 0 has 2; the maximum grows"),
             ([[], []], "prompt 0 has 0 samples"),
-            ([[0.1], [1.1]], r"prompt 1, sample 0: 1.1 is no score; give numbers in \[0, 1\], or None"),
+            ([[0.1], [1.1]], r"prompt 1, sample 0: 1.1 is no score in \[0, 1\], nor None"),
             ([[0.1], [math.nan]], "prompt 1, sample 0: nan is no score"),
             ([["high"]], "prompt 0, sample 0: 'high' is no score"),
             ([[None, 0.1], [0.1, None]], "no prompt has a score for every sample; check that the scorer"),

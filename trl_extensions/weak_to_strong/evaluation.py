@@ -609,16 +609,13 @@ def _checked_scores(rows: Sequence[Sequence[float | None]], where: str) -> np.nd
     """`(P, n)`, nan for what is missing."""
     if not len(rows):
         raise ValueError(f"{where}: no prompts")
-    n = len(rows[0])
     for i, row in enumerate(rows):
-        if len(row) != n or not n:
+        if len(row) != len(rows[0]) or not len(row):
             raise ValueError(
-                f"{where}: prompt {i} has {len(row)} samples, prompt 0 has {n}; the maximum grows with their number, "
-                "so give every prompt as many, and None where a score is missing"
+                f"{where}: prompt {i} has {len(row)} samples, prompt 0 has {len(rows[0])}; the maximum grows with "
+                "their number, so give every prompt as many, and None where a score is missing"
             )
         for j, score in enumerate(row):
             if score is not None and not (isinstance(score, (int, float, np.number)) and 0 <= score <= 1):
-                raise ValueError(
-                    f"{where}: prompt {i}, sample {j}: {score!r} is no score; give numbers in [0, 1], or None"
-                )
+                raise ValueError(f"{where}: prompt {i}, sample {j}: {score!r} is no score in [0, 1], nor None")
     return np.array([[np.nan if score is None else score for score in row] for row in rows], dtype=float)

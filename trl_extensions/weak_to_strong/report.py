@@ -87,16 +87,16 @@ def verdict(evaluation: dict[str, Any]) -> str:
     if len(strong) == 1:
         beats = "beats its teacher" if clear else "is not clear of its teacher"
         return (
-            f"Trained on weak labels (`{best}`), the strong model {beats}: {reached} accuracy against {weak}{ceiling}. "
-            f"{recovered(gaps[best])}"
+            f"Trained on weak labels (`{best}`), the strong model {beats}: {reached} accuracy against {weak}{ceiling}."
+            f" {recovered(gaps[best])}"
         )
     others = [gaps[name]["value"] for name in strong if name != best and gaps[name]["value"] is not None]
     span = f" PGR of the others: {min(others):.2f} to {max(others):.2f}." if others else ""
     return (
         f"{len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher (the interval "
-        f"of the difference lies above 0). The most accurate, `{best}`, has {reached} accuracy against {weak}{ceiling}. "
-        f"{recovered(gaps[best])} `{best}` was picked out of {len(strong)} by these very test rows, which flatters it: "
-        f"to choose a loss, compare them on other rows.{span}"
+        f"of the difference lies above 0). The most accurate, `{best}`, has {reached} accuracy against {weak}{ceiling}."
+        f" {recovered(gaps[best])} `{best}` was picked out of {len(strong)} by these very test rows, which flatters "
+        f"it: to choose a loss, compare them on other rows.{span}"
     )
 
 
@@ -106,8 +106,8 @@ def _reading(evaluation: dict[str, Any]) -> str:
     grouped = f" in {groups[0]} groups" if groups else ""
     text = (
         f"{evaluation['rows'][0]} test rows{grouped}, {seeds} seed{'s' * (seeds > 1)}. Intervals are "
-        f"{100 * evaluation['confidence']:g} %, by a bootstrap over {'whole groups of ' if groups else ''}test rows and "
-        "over seeds; models are compared on the same draws."
+        f"{100 * evaluation['confidence']:g} %, by a bootstrap over {'whole groups of ' if groups else ''}test rows"
+        " and over seeds; models are compared on the same draws."
     )
     if seeds == 1:
         return f"{text} With one seed they do not cover what another seed would change."
@@ -167,9 +167,7 @@ def _weak_tables(report: RunReport, weak_reports: Sequence[Mapping[str, Any]]) -
             ece = f"{_listed(learner['ece_before'])}, {_listed(learner['ece'])}"
             learners.append([own["seed"], name, *right, _listed(learner["temperature"]), ece])
     right = ["right", "right, test rows"]
-    report.table(
-        ["seed", "rows labelled", *right, "disagreement", "confidence", "classes", "true classes"], labels
-    )
+    report.table(["seed", "rows labelled", *right, "disagreement", "confidence", "classes", "true classes"], labels)
     report.table(["seed", "weak model", *right, "temperature", "ECE before and after"], learners)
     for own in weak_reports:
         for warning in own["warnings"]:

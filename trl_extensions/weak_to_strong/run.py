@@ -272,6 +272,10 @@ class WeakToStrongRun(Run):
         self._rows["test"] = new
         return new
 
+    def unlabelled_rows(self) -> list[Example] | list[Pair]:
+        """Rows to label."""
+        return self._load(self.args.unlabelled, self.args.examples_split, labelled=False)
+
     @property
     def class_names(self) -> list[str]:
         """What the classes are called; of pairs the two columns."""
@@ -279,22 +283,24 @@ class WeakToStrongRun(Run):
             self.examples()
         return self._class_names
 
-    def _load(self, source: str, split: str, where: dict[str, str] | None, limit: int | None):
+    def _load(self, source: str, split: str, where=None, limit: int | None = None, *, labelled: bool = True):
+        """Rows of a source; without `labelled` their true labels, if they have any, are not looked at."""
         options = {"split": split, "group_column": self.args.group_column, "limit": limit, "where": where}
         if self.is_pairs:
             rows, names = load_pairs(source, **options), ["chosen", "rejected"]
+            rows = rows if labelled else [replace(pair, label=None) for pair in rows]
         else:
             rows, names = load_examples(
                 source,
                 text_template=self.args.text_template,
                 text_column=self.args.text_column,
-                label_column=self.args.label_column,
+                label_column=self.args.label_column if labelled else None,
                 class_names=self._class_names or self.config.class_names,
                 **options,
             )
         self._class_names = self._class_names or names
         unknown = [row.id for row in rows if row.label is None]
-        if unknown:
+        if unknown and labelled:
             raise ValueError(f"{source}: row {unknown[0]} has no label; true labels are needed here.")
         return rows
 
@@ -309,9 +315,7 @@ class WeakToStrongRun(Run):
         if not self.args.group_column:
             return None
         if not self.args.test_examples:
-            raise ValueError(
-                "`group_column` needs `test_examples`, which says what group each prediction belongs to."
-            )
+            raise ValueError("`group_column` needs `test_examples`, which says what group each prediction belongs to.")
         return {row.id: row.group for row in self.test_examples()}
 
     def _costs(self) -> dict[str, dict[str, Any]]:
@@ -338,7 +342,8 @@ def label(run: WeakToStrongRun) -> str:
     if not run.args.examples or not run.args.weak_models:
         raise ValueError("`label` needs `examples` with true labels, and `weak_models`.")
     if run.args.unlabelled:
-        labelled, target = run.examples(), unlabelled_rows(run)
+        labelled = run.examples()  # which say what the classes are called
+        target = run.unlabelled_rows()
     else:
         labelled, target = split_halves(run.examples(), share=run.args.weak_share, seed=run.config.seed)
     eval_sets = {"test": run.test_examples()} if run.args.test_examples else {}
@@ -406,22 +411,6 @@ def evaluate(run: WeakToStrongRun) -> str:
     elif gap:
         recovered = f"; performance gap recovered {gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})"
     return f"{run.folder / 'evaluation.json'}: {own}{recovered}"
-
-
-def unlabelled_rows(run: WeakToStrongRun) -> list[Example] | list[Pair]:
-    """Rows to label, whose true labels, if they have any, nobody looks at."""
-    args, source = run.args, run.args.unlabelled
-    options = {"split": args.examples_split, "group_column": args.group_column}
-    if run.is_pairs:
-        return [replace(pair, label=None) for pair in load_pairs(source, **options)]
-    return load_examples(
-        source,
-        text_template=args.text_template,
-        text_column=args.text_column,
-        label_column=None,
-        class_names=run.class_names,
-        **options,
-    )[0]
 
 
 def _ask(run: WeakToStrongRun) -> list[dict]:

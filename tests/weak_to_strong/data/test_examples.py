@@ -206,7 +206,9 @@ def test_pairs_that_cannot_be_used(tmp_path, caplog):
         path = write(tmp_path / "p.jsonl", {"chosen": "a", "rejected": "b"}, row)
         with pytest.raises(ValueError, match=message):
             load_pairs(path)
-    path = write(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": "b"})
+    path = write(
+        tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": "b"}
+    )
     with pytest.raises(ValueError, match="row 2 has no column 'prompt'"):
         load_pairs(path)
     with pytest.raises(ValueError, match="no row is left"):

@@ -10,7 +10,9 @@ class TestConfidentLabels:
     # Confidences |2 p - 1|: .8 .2 .6 .9 .1
     FIVE = np.array([[p, 1 - p] for p in (0.9, 0.6, 0.2, 0.05, 0.45)])
 
-    @pytest.mark.parametrize(("share", "kept"), [(0.4, [0, 3]), (0.6, [0, 2, 3]), (1.0, [0, 1, 2, 3, 4]), (0.5, [0, 3])])
+    @pytest.mark.parametrize(
+        ("share", "kept"), [(0.4, [0, 3]), (0.6, [0, 2, 3]), (1.0, [0, 1, 2, 3, 4]), (0.5, [0, 3])]
+    )
     def test_a_share(self, share, kept):
         assert keep_confident(self.FIVE, share)[0].tolist() == kept
 

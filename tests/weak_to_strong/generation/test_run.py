@@ -57,7 +57,7 @@ def make_run(tmp_path, tiny_model_dir):
         training = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "save_strategy": "no"}
         training |= {"per_device_train_batch_size": 2, "gradient_checkpointing": False, "disable_tqdm": True}
         run = GenerationRun(
-            WeakToStrongArguments(task="generation", weak_models=[str(tiny_model_dir)], **(args or {})),
+            WeakToStrongArguments(**{"task": "generation", "weak_models": [str(tiny_model_dir)], **(args or {})}),
             GenerationArguments(**(settings | own)),
             EngineArguments(),
             WeakToStrongSFTConfig(output_dir=str(tmp_path / "out"), **training, **(config or {})),
@@ -103,6 +103,48 @@ def test_generation_run(tiny_model_dir, tmp_path):
     assert greedy["weak"]["probability"]["value"] == greedy["original"]["probability"]["value"]
     for side in ("original", "weak", "w2s", "ceiling"):
         assert len(read_jsonl(out / "held_out" / f"{side}_scored.jsonl")) == 3 * 3
+
+
+class Recording(Engine):
+    """Says after `budget` answers that it was killed."""
+
+    def __init__(self, name, budget=10**6):
+        self.name, self.budget, self.asked = name, budget, []
+
+    def generate(self, prompts, params):
+        for index, answer in super().generate(prompts, params):
+            if len(self.asked) == self.budget:
+                raise KeyboardInterrupt
+            self.asked.append((prompts[index], params.temperature, params.seed))
+            yield index, answer
+
+
+@pytest.mark.parametrize("budget", [1, 10])
+def test_every_weak_model_answers_every_prompt_and_a_kill_loses_nothing(make_run, budget):
+    run = make_run(args={"weak_models": ["small", "org/tiny"]}, num_samples=2)
+    engines = {"small": Recording("s", budget), "org/tiny": Recording("t")}
+    run._engine = engines.get
+    with pytest.raises(KeyboardInterrupt):
+        run.sample()
+    assert not (run.folder / "answers" / "sampling.json").exists()
+    engines["small"] = Recording("s")
+    run.sample()
+    assert [len(engine.asked) for engine in engines.values()] == [24 - budget, 24]
+    rows = read_jsonl(run.folder / "answers" / "answers.jsonl")
+    assert len({row["id"] for row in rows}) == len(rows) == 2 * 8 * 3
+    assert {row["model"] for row in rows} == {"small", "org-tiny"} and {row["sample"] for row in rows} == {0, 1, 2}
+    # Models and samples are drawn independently of each other; greedy answers are not drawn
+    seeds = [{seed for _, temperature, seed in engine.asked if temperature} for engine in engines.values()]
+    assert len(seeds[1]) == 2 and not seeds[0] & seeds[1]
+    run.score()
+    scored = read_jsonl(run.folder / "answers" / "scored.jsonl")
+    assert [(row["index"], row["model"], row["sample"]) for row in scored] == [
+        (index, model, sample) for index in range(8) for model in ("org-tiny", "small") for sample in range(3)
+    ]
+    again = make_run(args={"weak_models": ["small", "org/tiny"]}, num_samples=2, temperature=0.5)
+    again._engine = engines.get
+    with pytest.raises(ValueError, match=r"params\.temperature was 1\.0, now 0\.5"):
+        again.sample()
 
 
 def test_marks_become_harm(make_run):

@@ -4,13 +4,10 @@ import json
 
 import pytest
 
-from trl_extensions.core.generation.types import Generation, GenerationParams
-from trl_extensions.core.inputs import Query
+from trl_extensions.core.generation.types import Generation
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.weak_to_strong.data.select import keep_rows, to_sft_dataset
-from trl_extensions.weak_to_strong.generation.run import load_answers, sample_answers
 from trl_extensions.weak_to_strong.generation.score import checked_scores, score_rows
-from trl_extensions.weak_to_strong.generation.scorers import JudgeScorer, plan_scorer
+from trl_extensions.weak_to_strong.generation.scorers import JudgeScorer
 
 
 ROWS = [{"id": f"r{i}", "prompt": "p", "completion": text, "model": "m"} for i, text in enumerate("abcde")]
@@ -58,12 +55,12 @@ def test_rows_keep_their_columns_and_get_scores(tmp_path):
         {**rows[2], "scores": {"old": 0.5, "length": 2}},
     ]
     assert lengths.asked == ["abc", "ab"]  # nobody is asked about an empty text
-    assert (report.rows, report.empty, report.resumed, report.scored, report.unscored) == (3, 1, 0, 2, 0)
-    assert report.mean == 2.5 and "3 rows scored, 1 of them empty; mean 2.5" in report.summary
+    assert (report.rows, report.empty, report.resumed, report.scored) == (3, 1, 0, 2)
+    assert report.mean == 2.5 and "3 rows scored (0 by an earlier run), 1 of them empty; mean 2.5;" in report.summary
     odd = Function(lambda texts: [None if len(text) == 2 else 7 for text in texts], "odd")
     report = score_rows(read_jsonl(tmp_path / "scored.jsonl"), odd, tmp_path / "again.jsonl")
     assert [row["scores"].get("odd") for row in read_jsonl(tmp_path / "again.jsonl")] == [7, None, None]
-    assert (report.scored, report.unscored) == (1, 1) and "mean 7, 1 without a score" in report.summary
+    assert report.scored == 1 and "mean 7, 1 without a score" in report.summary
 
 
 @pytest.mark.parametrize("budget", [1, 2])
@@ -99,9 +96,9 @@ def test_other_settings_or_rows_are_refused(tmp_path):
     ("returns", "message"),
     [
         (lambda texts: [None] * len(texts), "no score to any of the first 2 rows with text, beginning with row 'r0'"),
-        (lambda texts: None, "returned NoneType, no list, for 2 rows, the first of them 'r0'"),
-        (lambda texts: 0.5, "returned float, no list, for 2 rows"),
-        (lambda texts: [], "returned 0 scores for 2 rows, the first of them 'r0'"),
+        (lambda texts: None, "returned NoneType, no list of scores for 2 rows from 'r0'"),
+        (lambda texts: 0.5, "returned float, no list of scores for 2 rows"),
+        (lambda texts: [], "returned 0 scores for 2 rows from 'r0'"),
         (lambda texts: [1.0] * 3, "returned 3 scores for 2 rows"),
         (lambda texts: [1.0, float("nan")], "gave row 'r1' the score nan"),
         (lambda texts: [float("inf"), 1.0], "gave row 'r0' the score inf"),
@@ -125,7 +122,7 @@ def test_a_scorer_that_returns_nothing_is_named_with_the_row(tmp_path, returns, 
 def test_a_scorer_that_has_scored_before_may_fail_on_a_whole_chunk(tmp_path):
     scorer = Function(lambda texts: [1.0 if text in "ab" else None for text in texts])
     report = score_rows(ROWS, scorer, tmp_path / "scored.jsonl", chunk_size=2)
-    assert report.unscored == 3
+    assert report.rows - report.scored == 3
 
 
 def test_arrays_are_scores_too():
@@ -141,7 +138,7 @@ def test_arrays_are_scores_too():
         ([], Lengths(), "no rows to make"),
         ([{"completion": "a"}], Lengths(), "row 0 has no `id`"),
         ([ROWS[0], ROWS[0]], Lengths(), "row 1: the `id` 'r0' occurs twice"),
-        ([{"id": 1, "text": "a"}], Lengths(), r"row 1 has no `completion`, only \['id', 'text'\]"),
+        ([{"id": 1, "text": "a"}], Lengths(), r"row 1: no `completion`, only \['id', 'text'\]"),
         ([{"id": 1, "completion": 5}], Lengths(), "row 1: a completion must be"),
         ([{**ROWS[0], "scores": {"length": 1}}], Lengths(), "row 'r0' has a score 'length' already"),
     ],
@@ -170,7 +167,9 @@ class Judge:
 
 
 def test_what_a_judge_failed_on_is_in_the_row_with_its_words(tmp_path):
-    judge = JudgeScorer(Judge(a=[rating(8)], b=["hm", "hmm"], c=["hm", rating(4)], d=[rating(1)], e=[rating(2)]), "kind")
+    judge = JudgeScorer(
+        Judge(a=[rating(8)], b=["hm", "hmm"], c=["hm", rating(4)], d=[rating(1)], e=[rating(2)]), "kind"
+    )
     report = score_rows(ROWS, judge, tmp_path / "scored.jsonl", chunk_size=3)
     rows = read_jsonl(tmp_path / "scored.jsonl")
     assert [row["scores"]["judge"] for row in rows] == [8, None, 4, 1, 2]
@@ -184,35 +183,3 @@ def test_a_judge_of_which_nothing_can_be_read_is_quoted(tmp_path):
     judge = JudgeScorer(Judge(**{text: ["Sure!", "I like it."] for text in "abcde"}), "kind")
     with pytest.raises(ValueError, match=r"scorer 'judge' gave no score .* row 'r0'; it replied 'I like it\.'"):
         score_rows(ROWS, judge, tmp_path / "scored.jsonl")
-
-
-class Weak:
-    """Answers with one of the texts it knows, another each call."""
-
-    def __init__(self, *texts):
-        self.name, self.texts = "weak", list(texts)
-
-    def __call__(self):
-        return self
-
-    def generate(self, prompts, params):
-        text = self.texts.pop(0)
-        for index in range(len(prompts)):
-            yield index, Generation(text, "stop", 4)
-
-
-def test_from_weak_models_to_a_training_set(tmp_path):
-    pytest.importorskip("profanity_check", reason="pip install alt-profanity-check")
-    engines = {"rude": Weak("You damn idiot.", "What a nice cat."), "kind": Weak("Have a good day.", "")}
-    prompts = [Query.from_text("Hello?"), Query.from_text("And you?")]
-    sample_answers(engines, prompts, GenerationParams(8, 1.0), tmp_path / "answers.jsonl", num_samples=2, greedy=False)
-    scorer = plan_scorer("profanity").build()
-    score_rows(load_answers(tmp_path / "answers.jsonl"), scorer, tmp_path / "scored.jsonl")
-    rows, report = keep_rows(
-        read_jsonl(tmp_path / "scored.jsonl"), scorer="profanity", higher_is_better=False, threshold=0.5
-    )
-    assert report.dropped["empty"] == 2 and report.dropped["beyond_threshold"] == 2
-    assert {model: entry["kept"] for model, entry in report.models.items()} == {"kind": 2, "rude": 2}
-    data = to_sft_dataset(rows)
-    assert {chat[0]["content"] for chat in data["completion"]} == {"What a nice cat.", "Have a good day."}
-    assert json.loads((tmp_path / "scored.settings.json").read_text()) == {"profanity": {"kind": "profanity"}}

@@ -101,7 +101,10 @@ def test_an_evaluate_module_by_path(module):
     # one number for all texts: each is then measured alone
     scorer = create_scorer(settings | {"key": "most"})
     assert scorer.score([""] * 3, ["AbC", "no", "No"]) == [2, 0, 1]
-    for key, message in ((None, "output None is NoneType; set `key` to one with numbers, of: 'capitals', 'most'"), ("loud", "output 'loud' is NoneType")):
+    for key, message in (
+        (None, "output None is NoneType; set `key` to one with numbers, of: 'capitals', 'most'"),
+        ("loud", "output 'loud' is NoneType"),
+    ):
         with pytest.raises(ValueError, match=message):
             create_scorer(settings | {"key": key}).score([""], ["a"])
 

@@ -42,8 +42,8 @@ def keep_confident(
     names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
     if len(lost := np.setdiff1d(predicted, predicted[kept])):
         raise ValueError(
-            f"class {names[lost[0]]!r}, predicted for {int((predicted == lost[0]).sum())} of {rows} rows, would not be "
-            "kept at all; keep a larger share"
+            f"class {names[lost[0]]!r}, predicted for {int((predicted == lost[0]).sum())} of {rows} rows, would not "
+            "be kept at all; keep a larger share"
         )
     counts = np.bincount(predicted[kept], minlength=num_classes)
     classes = ", ".join(f"{count} {name!r}" for name, count in zip(names, counts, strict=True))

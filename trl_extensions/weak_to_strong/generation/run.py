@@ -15,10 +15,8 @@ that was killed anywhere:
 import copy
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,9 @@ from trl import ModelConfig
 
 from ...core.generation import EngineArguments, ModelSource
 from ...core.generation.sampling import COLUMNS, sample_outputs
-from ...core.generation.types import GenerationEngine, GenerationParams
+from ...core.generation.types import GenerationEngine
 from ...core.inputs import Query
-from ...core.modeling.batches import free_memory, written_in
+from ...core.modeling.batches import free_memory
 from ...core.runs.jsonl import read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
 from ...core.runs.run import Run, Stage, check_resume, folder_lock, mark_done, run_stages, training_settings
@@ -182,8 +180,8 @@ class GenerationRun(Run):
 
     def sample(self, side: str = WEAK) -> None:
         """Let every weak model answer the training prompts."""
-        report = self._sample(self.args.weak_models, 0, "answers/answers.jsonl", self.generation_args.num_samples)
-        mark_done(self.folder / "answers" / "sampling.json", report)
+        models = {folder_name(name): name for name in self.args.weak_models}
+        self._sample(models, 0, "answers/answers.jsonl", "answers/sampling.json")
 
     def score(self, side: str = WEAK) -> None:
         """Score the answers."""
@@ -225,9 +223,7 @@ class GenerationRun(Run):
 
     def sample_held_out(self, side: str) -> None:
         """Let one model answer the held-out prompts."""
-        output = f"held_out/{side}.jsonl"
-        report = self._sample([self.sides[side]], 1, output, self.generation_args.num_eval_samples, side)
-        mark_done(self.folder / "held_out" / f"{side}_sampling.json", report)
+        self._sample({side: self.sides[side]}, 1, f"held_out/{side}.jsonl", f"held_out/{side}_sampling.json")
 
     def score_held_out(self, side: str) -> None:
         """Score those answers."""
@@ -273,22 +269,31 @@ class GenerationRun(Run):
         return self.generation_args.load_prompts(self.config.seed)
 
     def _score(self, source: str, output: str, done: str) -> None:
-        report = score_rows(load_answers(self.folder / source), self.scorer, self.folder / output)
+        answers = read_jsonl(self.folder / source, required=(*COLUMNS, "model"))
+        answers.sort(key=lambda row: (row["index"], row["model"], row["sample"]))
+        report = score_rows(answers, self.scorer, self.folder / output)
         check_scores(read_jsonl(self.folder / output), self.scorer)
         mark_done(self.folder / done, report)
 
-    def _sample(self, models: list[str], part: int, output: str, num_samples: int, side: str | None = None):
-        own = self.generation_args
-        return sample_answers(
-            {side or folder_name(name): partial(self._engine, name) for name in models},
-            self._prompts()[part],
-            own.params(self.config.seed),
-            self.folder / output,
-            greedy=own.greedy,
-            num_samples=num_samples,
-            system_prompt=own.system_prompt,
-            conversational=not own.plain_prompts and self.models.is_conversational(),
-        )
+    def _sample(self, models: dict[str, str], held_out: int, output: str, done: str) -> None:
+        """Let models, by what rows call them, answer prompts into one file, one model after the other."""
+        own, reports = self.generation_args, {}
+        for name, model in models.items():
+            report = sample_outputs(
+                self._engine(model),
+                self._prompts()[held_out],
+                own.params(self.config.seed),
+                self.folder / output,
+                greedy=own.greedy,
+                num_samples=own.num_eval_samples if held_out else own.num_samples,
+                system_prompt=own.system_prompt,
+                conversational=not own.plain_prompts and self.models.is_conversational(),
+                model=name,
+            )
+            print(f"{name}: {report.summary}")
+            reports[name] = asdict(report)
+            free_memory()
+        write_atomically(self.folder / done, json.dumps(reports, default=str, indent=2) + "\n")
 
     def _engine(self, model: str) -> GenerationEngine:
         return self.models.sampler(resolve_model_name(model), is_original=model == self.model_args.model_name_or_path)
@@ -320,70 +325,6 @@ def _content(prompt: str | list[dict[str, str]]) -> str:
     if [message["role"] for message in turns] == ["user"]:
         return turns[0]["content"].strip()
     return json.dumps(own)
-
-
-# Answers of several models in one file
-
-
-@dataclass(frozen=True)
-class AnswersReport:
-    """The file of answers; the answers in it, those that earlier runs left, those without text, those cut off by the
-    token limit; tokens and seconds of this call; and the same for each model alone."""
-
-    path: Path
-    sampled: int
-    resumed: int
-    empty: int
-    truncated: int
-    tokens: int
-    seconds: float
-    models: dict[str, dict[str, Any]]
-
-    @property
-    def summary(self) -> str:
-        """One line for a log."""
-        earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
-        models = f"{len(self.models)} model{'s' * (len(self.models) != 1)}"
-        return (
-            f"{self.path}: {self.sampled} answers of {models}{earlier}, "
-            f"{self.truncated} cut off by the token limit, {self.empty} empty; "
-            f"{written_in(self.tokens, self.seconds)}"
-        )
-
-
-def sample_answers(
-    engines: Mapping[str, Callable[[], GenerationEngine]],
-    prompts: Sequence[Query],
-    params: GenerationParams,
-    output: str | os.PathLike,
-    **options: Any,
-) -> AnswersReport:
-    """Let every weak model answer every prompt into one file, one model after the other; see `sample_outputs`.
-
-    `engines`: name of a model, for rows, reports and file names -> what makes its engine when its turn comes, since
-    the models need not fit together.
-    """
-    output = Path(output)
-    if output.is_file():
-        others = {str(row.get("model")) for row in read_jsonl(output)} - set(engines)
-        if others:
-            raise ValueError(
-                f"{output} holds answers of {', '.join(sorted(others))}, of which no engine is given; give the same "
-                "models, or more, to resume, or another output"
-            )
-    reports = {}
-    for name, make in engines.items():
-        report = sample_outputs(make(), prompts, params, output, model=name, **options)
-        reports[name] = {key: value for key, value in asdict(report).items() if key not in ("path", "padding_share")}
-        free_memory()
-    totals = {key: sum(report[key] for report in reports.values()) for key in next(iter(reports.values()))}
-    return AnswersReport(path=output, **totals, models=reports)
-
-
-def load_answers(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of `sample_answers`, in the order of their prompts, then of the models' names, then of the samples."""
-    rows = read_jsonl(path, required=(*COLUMNS, "model"))
-    return sorted(rows, key=lambda row: (row["index"], row["model"], row["sample"]))
 
 
 # The parts on their own

@@ -18,16 +18,14 @@ from .scorers import Scorer
 
 @dataclass(frozen=True)
 class ScoringReport:
-    """The file of scored rows; the rows in it, those that earlier runs had scored, and those without text, which no
-    scorer is asked about; rows with a score, those with text and without one, the mean score; what went wrong in this
-    call, by kind; and its seconds."""
+    """The file of scored rows; the rows in it, those that earlier runs had scored, those without text (no scorer is
+    asked about them), those with a score and their mean; what went wrong in this call, by kind; and its seconds."""
 
     path: Path
     rows: int
     resumed: int
     empty: int
     scored: int
-    unscored: int
     mean: float | None
     counts: dict[str, int]
     seconds: float
@@ -35,13 +33,12 @@ class ScoringReport:
     @property
     def summary(self) -> str:
         """One line for a log."""
-        earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
         average = "no score" if self.mean is None else f"mean {self.mean:.3g}"
-        missing = f", {self.unscored} without a score" if self.unscored else ""
-        wrong = "".join(f", {count} {kind}" for kind, count in sorted(self.counts.items()))
+        counts = {"without a score": self.rows - self.empty - self.scored} | dict(sorted(self.counts.items()))
+        wrong = "".join(f", {count} {kind}" for kind, count in counts.items() if count)
         return (
-            f"{self.path}: {self.rows} rows scored{earlier}, {self.empty} of them empty; {average}{missing}{wrong}; "
-            f"{self.seconds:.1f} s"
+            f"{self.path}: {self.rows} rows scored ({self.resumed} by an earlier run), {self.empty} of them empty; "
+            f"{average}{wrong}; {self.seconds:.1f} s"
         )
 
 
@@ -55,10 +52,10 @@ def score_rows(
     judge's replies could not be read. A `ValueError` names the scorer and the row where there is no score for any row,
     not one for each, or one that is no number; nothing of that chunk is written.
     """
-    _check_rows(rows, scorer.name)
-    before = Counter(getattr(scorer, "counts", {}))
-    seen: Counter[str] = Counter()
-    total = 0.0
+    for row in rows:
+        if scorer.name in (row.get("scores") or {}):
+            raise ValueError(f"row {row['id']!r} has a score {scorer.name!r} already; give the scorer another `name`")
+    before, seen, total = Counter(getattr(scorer, "counts", {})), Counter(), 0.0
 
     def tally(row: dict[str, Any]) -> None:
         nonlocal total
@@ -68,34 +65,31 @@ def score_rows(
         total += score or 0.0
 
     def make(chunk: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        asked = [place for place, row in enumerate(chunk) if completion_text(row["completion"]).strip()]
-        prompts = [chunk[place].get("prompt", "") for place in asked]
-        texts = [completion_text(chunk[place]["completion"]) for place in asked]
-        ids = [chunk[place]["id"] for place in asked]
-        values = checked_scores(scorer, prompts, texts, ids) if asked else []
-        failed = getattr(scorer, "failures", {}) if asked else {}
-        if asked and not seen["scored"] and all(value is None for value in values):
-            reply = f"; it replied {list(failed[0])[-1]!r:.120}" if failed.get(0) else ""
-            raise ValueError(
-                f"scorer {scorer.name!r} gave no score to any of the first {len(ids)} rows with text, beginning with "
-                f"row {ids[0]!r}{reply}; check what it is given and returns, or use another scorer"
-            )
-        scores, replies = dict(zip(asked, values, strict=True)), {asked[i]: list(raw) for i, raw in failed.items()}
+        texts = [_text(row) for row in chunk]
+        asked = [place for place, text in enumerate(texts) if text.strip()]
+        scores: dict[int, float | None] = {}
+        failures: dict[int, list[str]] = {}
+        if asked:
+            ids = [chunk[place]["id"] for place in asked]
+            prompts = [chunk[place].get("prompt", "") for place in asked]
+            values = checked_scores(scorer, prompts, [texts[place] for place in asked], ids)
+            scores = dict(zip(asked, values, strict=True))
+            failures = {asked[i]: list(raw) for i, raw in getattr(scorer, "failures", {}).items()}
+            if not seen["scored"] and all(value is None for value in values):
+                reply = f"; it replied {failures[asked[0]][-1]!r:.120}" if asked[0] in failures else ""
+                raise ValueError(
+                    f"scorer {scorer.name!r} gave no score to any of the first {len(ids)} rows with text, beginning "
+                    f"with row {ids[0]!r}{reply}; check what it is given and returns, or use another scorer"
+                )
         for place, row in enumerate(chunk):
             scored = {**row, "scores": {**(row.get("scores") or {}), scorer.name: scores.get(place)}}
-            if place in replies:
-                scored["failures"] = {**(row.get("failures") or {}), scorer.name: replies[place]}
+            if place in failures:
+                scored["failures"] = {**(row.get("failures") or {}), scorer.name: failures[place]}
             yield place, scored
 
+    settings = {scorer.name: scorer.settings}
     report = map_rows(
-        rows,
-        make,
-        output,
-        chunk_size=chunk_size,
-        settings={scorer.name: scorer.settings},
-        desc="scoring",
-        same=("completion",),
-        tally=tally,
+        rows, make, output, chunk_size=chunk_size, settings=settings, desc="scoring", same=("completion",), tally=tally
     )
     return ScoringReport(
         path=report.path,
@@ -103,7 +97,6 @@ def score_rows(
         resumed=report.resumed,
         empty=seen["empty"],
         scored=seen["scored"],
-        unscored=report.rows - seen["empty"] - seen["scored"],
         mean=total / seen["scored"] if seen["scored"] else None,
         counts=dict(Counter(getattr(scorer, "counts", {})) - before),
         seconds=report.seconds,
@@ -116,38 +109,21 @@ def checked_scores(
     """Ask a scorer, which may be the user's own, and check that it returns a finite number or None for each text."""
     values = scorer.score(prompts, completions)
     values = values.tolist() if hasattr(values, "tolist") else values
-    where = f"scorer {scorer.name!r}"
-    asked = f"for {len(ids)} rows, the first of them {ids[0]!r}; it must return a number or None for each"
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(f"{where} returned {type(values).__name__}, no list, {asked}")
-    if len(values) != len(ids):
-        raise ValueError(f"{where} returned {len(values)} scores {asked}")
-    return [_as_number(where, value, row_id) for value, row_id in zip(values, ids, strict=True)]
+    if not isinstance(values, list) or len(values) != len(ids):
+        number = len(values) if isinstance(values, list) else f"{type(values).__name__}, no list of"
+        raise ValueError(f"scorer {scorer.name!r} returned {number} scores for {len(ids)} rows from {ids[0]!r} on")
+    for value, row_id in zip(values, ids, strict=True):
+        if value is not None and (isinstance(value, (bool, str, list)) or not math.isfinite(value)):
+            raise ValueError(
+                f"scorer {scorer.name!r} gave row {row_id!r} the score {value!r:.60}; a score is a finite number, or "
+                "None for a text that cannot be scored"
+            )
+    return [None if value is None else float(value) for value in values]
 
 
-def _as_number(where: str, value: Any, row_id: Any) -> float | None:
-    if value is None:
-        return None
+def _text(row: dict[str, Any]) -> str:
     try:
-        number = math.nan if isinstance(value, (str, bool)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(
-            f"{where} gave row {row_id!r} the score {value!r:.60}; a score is a finite number, or None for a text "
-            "that cannot be scored"
-        )
-    return number
-
-
-def _check_rows(rows: Sequence[dict[str, Any]], name: str) -> None:
-    for index, row in enumerate(rows):
-        where = f"row {row.get('id', index)!r}"
-        if "completion" not in row:
-            raise ValueError(f"{where} has no `completion`, only {sorted(row)}; name the column of the answer so")
-        try:
-            completion_text(row["completion"])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        if name in (row.get("scores") or {}):
-            raise ValueError(f"{where} has a score {name!r} already; give the scorer another `name`")
+        return completion_text(row["completion"])
+    except (KeyError, ValueError) as error:
+        reason = error if isinstance(error, ValueError) else f"no `completion`, only {sorted(row)}"
+        raise ValueError(f"row {row['id']!r}: {reason}") from None

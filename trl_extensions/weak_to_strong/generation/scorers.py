@@ -158,8 +158,8 @@ def evaluate_scorer(
     chosen = input_name or (inputs[0] if len(inputs) == 1 else "predictions")
     if inputs != [chosen]:
         raise ValueError(
-            f"evaluate module {module}: its inputs are {inputs}, and a scorer has only texts to give: set `input_name` "
-            "to the only one, or use a module that measures texts alone"
+            f"evaluate module {module}: its inputs are {inputs}, and a scorer has only texts to give: set "
+            "`input_name` to the only one, or use a module that measures texts alone"
         )
     called = name or loaded.name.replace("--", "/").split("/")[-1]
 

@@ -254,9 +254,7 @@ def _label(
     for learner in learners:
         by_learner[learner.name], figures[learner.name] = _predict(learner, parts, held, setup, folder / "learners")
     accuracies = [np.mean(values["accuracy"]) for values in figures.values()] if held else None
-    together = {
-        name: np.stack([own[name] for own in by_learner.values()]) for name in (_TARGET, *setup.eval_sets)
-    }
+    together = {name: np.stack([own[name] for own in by_learner.values()]) for name in (_TARGET, *setup.eval_sets)}
     soft = {name: combine(probs, setup.ensemble, accuracies) for name, probs in together.items()}
     apart = disagreement(together[_TARGET])
     weak = {name: own[_TARGET] for name, own in by_learner.items()}
@@ -441,16 +439,14 @@ def _weak_label_rows(
 def _check_rows(name: str, rows: Rows, num_classes: int, pairs: bool) -> None:
     if not rows:
         raise ValueError(f"there are no {name} rows; check the split")
-    seen = set()
+    for row_id, count in Counter(row.id for row in rows).items():
+        if count > 1:
+            raise ValueError(f"{name} row {row_id!r}: this id occurs twice; give each row its own")
     for row in rows:
-        where = f"{name} row {row.id!r}"
-        if row.id in seen:
-            raise ValueError(f"{where}: this id occurs twice; give each row its own")
-        seen.add(row.id)
         if isinstance(row, Pair) != pairs:
-            raise ValueError(f"{where}: texts and pairs are mixed; give one form")
+            raise ValueError(f"{name} row {row.id!r}: texts and pairs are mixed; give one form")
         if row.label is not None and not 0 <= row.label < num_classes:
-            raise ValueError(f"{where}: label {row.label} is none of the {num_classes} classes 0..{num_classes - 1}")
+            raise ValueError(f"{name} row {row.id!r}: label {row.label} is none of the {num_classes} classes")
 
 
 def _accuracy(probs: np.ndarray, rows: Rows) -> float | None:
