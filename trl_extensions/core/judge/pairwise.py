@@ -83,8 +83,10 @@ class Scores(BaseModel):
             value = dict(zip("12", value, strict=True))
         if not isinstance(value, dict):
             raise ValueError("there are no two scores")
-        if cls.model_fields.keys() <= value.keys():
-            value = {name: value[name] for name in cls.model_fields}
+        if cls.model_fields.keys() <= value.keys():  # the other texts are reasons
+            value = {
+                key: score for key, score in value.items() if key in cls.model_fields or not isinstance(score, str)
+            }
         scores: dict[str, Any] = {}
         for key, score in value.items():
             sides = {_SIDES[word] for word in re.findall(r"[a-z]+|\d+", key.lower()) if word in _SIDES}
