@@ -43,7 +43,10 @@ class TestStrictness:
 
     def test_template_with_an_unknown_field(self, arguments, capsys):  # noqa: F811
         message = error_of(capsys, ["run", *arguments(sampling_template="{question} {constitution}")])
-        assert "`sampling_template` must have the fields {query} and {constitution}" in message and "{question}" in message
+        assert (
+            "`sampling_template` must have the fields {query} and {constitution}" in message
+            and "{question}" in message
+        )
 
     def test_unknown_command(self, capsys):
         assert "choose from sample, train, evaluate, run" in error_of(capsys, ["frobnicate"])

@@ -100,11 +100,8 @@ def bootstrap_ratio(
     Args:
         numerators: One number a row, e.g. its spans, or its KL in nats summed over tokens.
         denominators: One number >= 0 a row, e.g. its tokens. Rows with zero tokens are left out; with fewer than two
-            others the interval is (nan, nan).
+            others the interval is (nan, nan). A row that makes no ratio is named in a `ValueError`.
         confidence, resamples, seed: See `bootstrap`.
-
-    Raises:
-        ValueError: The two differ in length, or numbers of a row make no ratio (it is named).
     """
     _check_confidence(confidence)
     if len(numerators) != len(denominators):

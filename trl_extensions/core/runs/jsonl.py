@@ -67,7 +67,7 @@ class JsonlWriter:
     def append(self, row: dict[str, Any]) -> None:
         """Write one row and return once it is on disk; what JSON cannot express is refused, and nothing written.
 
-        Lone surrogates, which UTF-8 cannot hold, become `?`. Of a line that the disk refuses (`OSError`) nothing stays.
+        Lone surrogates, which UTF-8 cannot hold, become `?`. A line that the disk refuses (`OSError`) is taken back.
         """
         if not isinstance(row, dict):
             raise TypeError(f"a row of {self.path} must be a dict, got {type(row).__name__}")

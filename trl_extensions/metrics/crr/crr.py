@@ -21,7 +21,7 @@ Returns:
     crr, low, high (`float` or `None`): (wins + ties) / (wins + ties + losses) and Wilson's interval of it; None if no
         verdict could be read.
     wins, ties, losses (`int`): Prompts.
-    unread (`int`): Prompts with a verdict that could not be read; they are not in the ratio.
+    unread (`int`): Prompts with a verdict that could not be read, which are not in the ratio.
     contradictions (`int` or `None`): Ties of a win in one order and a loss in the other; None without `swapped`.
 """
 
