@@ -95,10 +95,7 @@ class SAMIArguments(QueryArguments):
     """Queries (`prompts`), principles, sampling and rounds. One YAML serves `sample`, `train`, `evaluate` and `run`.
 
     The defaults of the rounds are the published ones (arXiv 2404.14313, section 4): batches of 128 queries, one
-    gradient step a batch, 2, 4 and 6 batches.
-
-    Raises:
-        ValueError: A value outside its range, naming the field.
+    gradient step a batch, 2, 4 and 6 batches. A value outside its range raises a `ValueError` that names the field.
     """
 
     dataset_name: str | None = option(None, "train: rows, a file of `sample` or a data set with SAMI's columns.")
@@ -118,16 +115,8 @@ class SAMIArguments(QueryArguments):
     steps_per_round_increment: int = option(2, "run: further steps each round has over the one before.")
     eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
     original_model: str | None = option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
-    judge: str | None = option(
-        None,
-        "Judges held-out responses against the original's: a model that runs in this process, or YAML such as "
-        "`{engine: endpoint, model: ..., base_url: ...}`.",
-    )
-    judge_mode: str = option(
-        "scores",
-        "`scores`: the judge writes two numbers, `verdict`: A, B or tie, `logprobs`: its probabilities of A and B, "
-        "for small models.",
-    )
+    judge: str | None = option(None, "For win rates: a model to run here, or YAML as {model: ..., base_url: ...}.")
+    judge_mode: str = option("scores", "`scores`: 1 to 10; `verdict`: A, B or tie; `logprobs`: for small models.")
     judge_max_new_tokens: int = option(64, "Longest reply of the judge; more for one that thinks aloud.")
     judge_against: str | None = option(None, "evaluate: eval_samples.jsonl of the model to judge against.")
 

@@ -153,13 +153,12 @@ def _check_columns(columns: list[str], name: str) -> None:
 
 def _keep(dataset: Dataset, kept: list[bool], name: str, why: str) -> Dataset:
     """The rows that are kept, with a warning that the others `why`."""
-    if all(kept):
-        return dataset
     if not any(kept):
         raise ValueError(f"No {name} row is left: all {len(kept)} {why}.")
-    number, first = len(kept) - sum(kept), kept.index(False)
-    logger.warning("%d of %d %s rows %s and are left out (first: row %d).", number, len(kept), name, why, first)
-    return dataset.select([i for i, flag in enumerate(kept) if flag])
+    if number := kept.count(False):
+        first = kept.index(False)
+        logger.warning("%d of %d %s rows %s and are left out (first: row %d).", number, len(kept), name, why, first)
+    return dataset.select([i for i, flag in enumerate(kept) if flag]) if number else dataset
 
 
 def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:

@@ -208,9 +208,6 @@ def compare(
         JSON-ready: `wins`, `losses` and the other counts of `core.judge.pairwise.summarise`; `queries`; mean `tokens`
         and `original_tokens` of the responses; `raw`, `length_balanced` and `length_adjusted` as in
         `core.judge.win_rate` with intervals by query (None if no judgment could be read), unread pairs left out.
-
-    Raises:
-        ValueError: No query is in both, or a query was asked under other constitutions or in other words.
     """
     before = {row["id"]: row for row in originals}
     pairs, queries, tokens, was = [], [], [], []
@@ -228,8 +225,7 @@ def compare(
         was += old["num_tokens"]
     if not pairs:
         raise ValueError("there is no query that both files of samples hold: sample the same ones")
-    judgments = judge.judge(pairs)
-    counts = pairwise.summarise(judgments)
+    counts = pairwise.summarise(judgments := judge.judge(pairs))
     result = {"wins": counts.pop("first"), "losses": counts.pop("second")} | counts
     result |= {"queries": len(set(queries)), "tokens": fmean(tokens), "original_tokens": fmean(was)}
     read = [place for place, own in enumerate(judgments) if own.winner is not None]

@@ -26,15 +26,13 @@ class OverOptimizationGuard(TrainerCallback):
 
     Limits come from the config of the `SAMITrainer` it watches, prompts from its `eval_dataset`. Each check is a line
     of `guard.jsonl` in the output folder: step, `kl` (nats per token to the original), `length` (mean tokens),
-    `distinct_2`, `texts`, and `stopped` with the reason once a limit is passed; and in the log as `guard/...`.
-
-    Raises:
-        ValueError: No held-out prompts, or FSDP, under which the sharded policy cannot generate here.
+    `distinct_2`, `texts`, and `stopped` with the reason once a limit is passed; and in the log as `guard/...`. Under
+    FSDP, where the sharded policy cannot generate here, and without held-out prompts it raises a `ValueError`.
     """
 
     def __init__(self, trainer):
-        dataset = trainer.eval_dataset
-        dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+        held_out = trainer.eval_dataset
+        dataset = next(iter(held_out.values())) if isinstance(held_out, dict) else held_out
         if dataset is None or "prompts" not in dataset.column_names:
             raise ValueError("`guard_steps` needs held-out prompts: pass an `eval_dataset` of texts, or set it to 0.")
         if trainer.is_fsdp_enabled:

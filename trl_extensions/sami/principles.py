@@ -43,11 +43,7 @@ Line = Annotated[str, AfterValidator(_one_line), Field(min_length=1)]
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Principle:
-    """A behaviour and its opposite, each an instruction in one line, under a short unique name.
-
-    Raises:
-        ValueError: A field is not text or empty, or the two instructions are the same.
-    """
+    """A behaviour and its opposite, each an instruction in one line, under a short unique name; checked when made."""
 
     name: Line
     definition: Line
@@ -83,7 +79,6 @@ class Constitution:
 
     @property
     def label(self) -> str:
-        """See `constitution_label`."""
         return constitution_label(self.choices)
 
 

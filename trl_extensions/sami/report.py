@@ -15,8 +15,7 @@ from .data import load_rows
 from .principles import constitution_label
 
 
-SIDE_BY_SIDE = 6  # held-out queries shown
-_MOST_LABELS, _LINES = 16, 4  # constitutions in the table and in the figure
+SIDE_BY_SIDE, _MOST_LABELS, _LINES = 6, 16, 4  # held-out queries shown; constitutions in the table, in the figure
 
 
 def write_report(folder: Path) -> Path:

@@ -53,10 +53,7 @@ class SAMIRun(Run):
 
     def __post_init__(self):
         self.folder = Path(self.config.output_dir)
-
-    @property
-    def models(self) -> ModelSource:
-        return ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
+        self.models = ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
 
     def round_folder(self, round_: int) -> Path:
         return self.folder / f"round_{round_}"

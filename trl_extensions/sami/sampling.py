@@ -1,7 +1,6 @@
 """Sample C responses a query, one under each of C constitutions (SAMI, arXiv 2404.14313, section 3.1).
 
-Every finished row is on disk before the next one is waited for; a run that was killed goes on where it stopped. What
-makes a row unfit for training is said by pure functions from its C responses to a reason or None.
+Every finished row is on disk before the next one is waited for; a run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
