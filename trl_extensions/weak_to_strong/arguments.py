@@ -1,12 +1,14 @@
 """Settings of the weak-to-strong commands beside those of the trainer, the model and the engine."""
 
+# ruff: noqa: RUF009 (`_option` makes fields)
+
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from ..core.inputs import PromptArguments
-from ..core.renamed import renamed
+from ..core.options import renamed
 from .trainers.configs import LOSSES
 
 

@@ -272,26 +272,44 @@ def _gaps(
     """`gap`, `differences` and `pgr` of every score of `GAP_SCORES`; `draws` `(R, M, J)`."""
     result: dict[str, Any] = {"gap": {}, "differences": {}, "pgr": {}}
     for j, score in enumerate(GAP_SCORES):
-        values = {name: [own[score] for own in per_seed[name]] for name in models}
+        by_seed = {name: [own[score] for own in per_seed[name]] for name in models}
+        means = {name: float(np.mean(values)) for name, values in by_seed.items()}
         drawn = {name: draws[:, i, j] for i, name in enumerate(models)}
-        over_weak = {
-            name: summarise_difference(np.mean(values[name]) - np.mean(values[WEAK]), drawn[name] - drawn[WEAK])
-            for name in models
-        }
-        result["differences"][score] = {name: over_weak[name] for name in strong}
+        over_weak = _differences(means, drawn, WEAK)
         result["gap"][score] = over_weak.get(CEILING)
-        result["pgr"][score] = {name: _pgr(values, drawn, name) for name in strong}
+        result["differences"][score] = {name: over_weak[name] for name in strong}
+        result["pgr"][score] = pgr = _recovered(means, drawn, strong)
+        for name, own in pgr.items():
+            seeds = zip(*(by_seed[role] for role in (WEAK, name, CEILING) if role in by_seed), strict=True)
+            own["per_seed"] = [performance_gap_recovered(*values) for values in seeds] if CEILING in means else []
     return result
 
 
-def _pgr(values: dict[str, list[float]], drawn: dict[str, np.ndarray], name: str) -> dict[str, Any]:
-    if CEILING not in values:
+def _differences(means: dict[str, float], drawn: dict[str, np.ndarray], base: str) -> dict[str, Any]:
+    """Every other model against a baseline, from means and from their resamples `(R,)`."""
+    return {
+        name: summarise_difference(means[name] - means[base], drawn[name] - drawn[base])
+        for name in means
+        if name != base
+    }
+
+
+def _recovered(
+    means: dict[str, float], drawn: dict[str, np.ndarray], names: list[str], *, higher_is_better: bool = True
+) -> dict[str, Any]:
+    """PGR of some models; without a ceiling the reason why there is none."""
+    if CEILING not in means:
         nothing = dict.fromkeys(("value", "low", "high", "undefined_share"))
-        return nothing | {"reason": "there is no ceiling model", "reliable": False, "per_seed": []}
-    roles = (WEAK, name, CEILING)
-    per_seed = [performance_gap_recovered(*own) for own in zip(*(values[role] for role in roles), strict=True)]
-    point = np.array([np.mean(values[role]) for role in roles])
-    return summarise_pgr(point, np.stack([drawn[role] for role in roles], axis=1)) | {"per_seed": per_seed}
+        nothing |= {"reason": "there is no ceiling model", "reliable": False}
+        return {name: dict(nothing) for name in names}
+    return {
+        name: summarise_pgr(
+            np.array([means[role] for role in (WEAK, name, CEILING)]),
+            np.stack([drawn[role] for role in (WEAK, name, CEILING)], axis=1),
+            higher_is_better=higher_is_better,
+        )
+        for name in names
+    }
 
 
 # The gap recovered
@@ -583,21 +601,11 @@ def _paired_toxicity(highest: dict[str, np.ndarray], resamples: int) -> dict[str
     not_trained = (WEAK, ORIGINAL, CEILING)
     trained = [n for n in names if n not in not_trained and not n.startswith((f"{WEAK}-", TEACHER_PREFIX))]
     for j, measure in enumerate(MEASURES):
-        values, drawn = dict(zip(names, point[:, j], strict=True)), dict(zip(names, draws[..., j].T, strict=True))
+        means, drawn = dict(zip(names, point[:, j], strict=True)), dict(zip(names, draws[..., j].T, strict=True))
         for base in (name for name in (WEAK, ORIGINAL) if name in names):
-            result["differences"][measure][base] = {
-                name: summarise_difference(values[name] - values[base], drawn[name] - drawn[base])
-                for name in names
-                if name != base
-            }
+            result["differences"][measure][base] = _differences(means, drawn, base)
         if WEAK in names and CEILING in names:
-            for name in trained:
-                roles = (WEAK, name, CEILING)
-                result["pgr"][measure][name] = summarise_pgr(
-                    np.array([values[role] for role in roles]),
-                    np.stack([drawn[role] for role in roles], axis=1),
-                    higher_is_better=False,
-                )
+            result["pgr"][measure] = _recovered(means, drawn, trained, higher_is_better=False)
     return result
 
 

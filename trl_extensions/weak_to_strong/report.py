@@ -94,9 +94,9 @@ def verdict(evaluation: dict[str, Any]) -> str:
     span = f" PGR of the others: {min(others):.2f} to {max(others):.2f}." if others else ""
     return (
         f"{len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher (the interval "
-        f"of the difference lies above 0). The most accurate, `{best}`, has {reached} accuracy against {weak}{ceiling}."
-        f" {recovered(gaps[best])} `{best}` was picked out of {len(strong)} by these very test rows, which flatters "
-        f"it: to choose a loss, compare them on other rows.{span}"
+        f"of the difference lies above 0). The most accurate, `{best}`, has {reached} accuracy against {weak}"
+        f"{ceiling}. {recovered(gaps[best])} `{best}` was picked out of {len(strong)} by these very test rows, which "
+        f"flatters it: to choose a loss, compare them on other rows.{span}"
     )
 
 

@@ -266,8 +266,7 @@ def test_a_broken_learner_is_named(tmp_path, says, message):
         ({"target": [Pair("x", "a", "b", 0)]}, "target row 'x': texts and pairs are mixed"),
         ({"target": []}, "there are no target rows"),
         ({"labelled": []}, "there are no labelled rows"),
-        ({"eval_sets": {"../x": TEST}}, "cannot name a file"),
-        ({"num_classes": 1}, "`num_classes` is 1"),
+        ({"eval_sets": {"slice": TEST}}, "'slice' has a meaning of its own"),
         ({"calibration_share": 0.0}, "between 0 and 1"),
     ],
 )
@@ -277,7 +276,7 @@ def test_bad_input_is_one_line(tmp_path, options, message):
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.jsonl"))
     with pytest.raises(ValueError, match="no learner"):
         bootstrap_chain([[]], LABELLED, TARGET, num_classes=2, seed=0, folder=tmp_path)
-    with pytest.raises(ValueError, match="no stages"):
+    with pytest.raises(ValueError, match="no learner"):
         bootstrap_chain([], LABELLED, TARGET, num_classes=2, seed=0, folder=tmp_path)
 
 
@@ -305,8 +304,8 @@ def test_warnings(tmp_path, caplog):
 def test_summary_is_two_lines(tmp_path):
     report = label(tmp_path, [Fixed("a", always(0.75)), Fixed("b", always(0.25))], calibrate=False)
     assert report.summary == (
-        f"{tmp_path}/stage_0/weak_labels.jsonl: 60 rows labelled, 50.0% right, 50.0% of test right; mean disagreement 0.250, "
-        "confidence 0.000; classes 100.0% / 0.0%, true ones of 120 rows 50.0% / 50.0%\n"
+        f"{tmp_path}/stage_0/weak_labels.jsonl: 60 rows labelled, 50.0% right, 50.0% of test right; mean disagreement "
+        "0.250, confidence 0.000; classes 100.0% / 0.0%, true ones of 120 rows 50.0% / 50.0%\n"
         "soft vote of a (50.0% on these rows, T 1.00); b (50.0% on these rows, T 1.00)"
     )
 

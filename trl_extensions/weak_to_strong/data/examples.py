@@ -199,11 +199,7 @@ def _open_source(source: str | os.PathLike, split: str) -> tuple[str, list[tuple
     rows: Iterable[dict[str, Any]] = read_rows(source) if is_file(source) else read_dataset(source, split)
     features = getattr(rows, "features", None) or {}
     declared = {column: list(feature.names) for column, feature in features.items() if hasattr(feature, "names")}
-    numbered = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}: row {number} is not an object with named columns; write one per row")
-        numbered.append((f"{source}: row {number}", row))
+    numbered = [(f"{source}: row {number}", row) for number, row in enumerate(rows, start=1)]
     if not numbered:
         raise ValueError(f"{source}: there are no rows; check the file")
     return source, numbered, declared

@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 WEAK_LABELS = "weak_labels.jsonl"
 # The rows that are labelled, and those with true labels that calibrate.
 _TARGET, _SLICE = "target", "slice"
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Rows: TypeAlias = Sequence[Example | Pair]
 
@@ -185,21 +184,16 @@ class _Setup:
     calibration_share: float
 
     def check(self, stages: Sequence[Sequence[Learner]]) -> None:
-        if not stages:
-            raise ValueError("no stages; give a list of learners for each")
         if self.ensemble not in METHODS:
             raise ValueError(f"`ensemble` is {self.ensemble!r}; give one of {', '.join(METHODS)}")
-        if self.num_classes < 2:
-            raise ValueError(f"`num_classes` is {self.num_classes}; give at least 2")
+        if not stages or not all(stages):
+            raise ValueError("no learner; give at least one for each stage")
         for learners in stages:
-            if not learners:
-                raise ValueError("no learner; give at least one")
             for name, count in Counter(folder_name(learner.name) for learner in learners).items():
                 if count > 1:
                     raise ValueError(f"{count} learners are called {name!r}; give each a `name` of its own")
-        for name in self.eval_sets:
-            if not _FILE_NAME.fullmatch(name) or name in (_SLICE, _TARGET):
-                raise ValueError(f"`eval_sets`: {name!r} cannot name a file here; use another word, such as 'test'")
+        if odd := {_SLICE, _TARGET} & self.eval_sets.keys():
+            raise ValueError(f"`eval_sets`: {min(odd)!r} has a meaning of its own; use another word, such as 'test'")
         sets = {"labelled": self.labelled, "target": self.target} | dict(self.eval_sets)
         for name, rows in sets.items():
             _check_rows(name, rows, self.num_classes, isinstance(self.labelled[0], Pair) if self.labelled else False)
@@ -276,7 +270,7 @@ def _label(
         disagreement=float(apart.mean()),
         confidence=float(confidence(soft[_TARGET]).mean()),
         class_shares=_shares(predicted, setup.num_classes),
-        labelled_shares=_shares(np.array([row.label for row in setup.labelled]), setup.num_classes),
+        labelled_shares=_shares([row.label for row in setup.labelled], setup.num_classes),
         warnings=warnings,
     )
     return StageLabels(report, soft, by_learner)
@@ -461,7 +455,7 @@ def _texts(row: Example | Pair) -> tuple[str, ...]:
     return (row.chosen, row.rejected) if isinstance(row, Pair) else (row.text,)
 
 
-def _shares(classes: np.ndarray, num_classes: int) -> list[float]:
+def _shares(classes: Any, num_classes: int) -> list[float]:
     return (np.bincount(classes, minlength=num_classes) / len(classes)).tolist()
 
 
