@@ -1,8 +1,10 @@
 """The house's rules: imports run one way, methods know nothing of each other, losses need torch only."""
 
 import ast
+import copy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,83 @@ def test_importing_the_package_loads_no_torch():
     code = "import trl_extensions, sys; print(sorted({'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def files_of(walk) -> set[str]:
+    """Files of the package in which `walk` calls something, but for those that only hold names.
+
+    Walked once before it is watched, so that what modules do when they are imported does not count.
+    """
+    walk()
+    files = set()
+
+    def watch(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(f"{ROOT}/"):
+            files.add(frame.f_code.co_filename.removeprefix(f"{ROOT}/"))
+
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    try:
+        walk()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return files - {"__init__.py", "_compat.py", "core/options.py", "core/extras.py"}
+
+
+ONE_STEP = {"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True, "bf16": False, "report_to": "none"}
+
+
+def train_one_step(trainer_class, config_class, rows, model, tokenizer, folder, **settings):
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    trainer_class(
+        copy.deepcopy(model),
+        config_class(str(folder), **ONE_STEP, **settings),
+        train_dataset=Dataset.from_list(rows * 2),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    ).train()
+
+
+def test_a_sami_row_reaches_its_loss_through_few_files(tiny_model, tiny_tokenizer, tmp_path):
+    from trl_extensions import SAMIConfig, SAMITrainer
+
+    row = {"prompts": ["Be brief. Eggs?", "Be long. Eggs?"], "completions": ["Boil.", "Put the egg into water."]}
+    files = files_of(
+        lambda: train_one_step(SAMITrainer, SAMIConfig, [row], tiny_model, tiny_tokenizer, tmp_path, beta=0.1)
+    )
+    assert {"sami/data.py", "sami/collator.py", "sami/trainer.py", "sami/loss.py"} < files
+    assert len(files) <= 14, "\n".join(sorted(files))
+
+
+def test_a_span_reaches_its_gradient_through_few_files(tiny_model, tiny_tokenizer, tmp_path):
+    from trl_extensions import TNTConfig, TNTTrainer
+
+    row = {"prompt": "Eggs?", "completion": "Sure! Put the egg into water.", "negative_spans": [[0, 5]]}
+    files = files_of(lambda: train_one_step(TNTTrainer, TNTConfig, [row], tiny_model, tiny_tokenizer, tmp_path))
+    assert {"tnt/data.py", "tnt/collator.py", "tnt/trainer.py", "tnt/fused_loss.py"} < files
+    assert len(files) <= 14, "\n".join(sorted(files))
+
+
+def test_a_seed_reaches_its_batch_through_few_files(tiny_tokenizer, tmp_path, monkeypatch):
+    from tests.codeclm.fake import FakeEngine, Rules
+    from trl_extensions import CodecLM, CodecLMConfig, DataCollatorForCodecLM
+    from trl_extensions.codeclm.training import load_pairs
+
+    monkeypatch.setattr("trl_extensions.codeclm.pipeline.codec.write_codeclm_report", lambda folder, **_: folder)
+    seeds = tmp_path / "seeds.txt"
+    seeds.write_text("".join(f"Please help me with the {word} of my old box\n" for word in "abcdefghijkl"))
+    folders = iter([tmp_path / "first", tmp_path / "second"])
+
+    def walk():
+        folder = next(folders)
+        config = CodecLMConfig(seeds=str(seeds), num_instructions=12)
+        CodecLM(config, folder, strong=FakeEngine(Rules(), "strong"), target=FakeEngine(Rules(), "target")).run()
+        pairs = load_pairs(folder / "data.jsonl")
+        assert DataCollatorForCodecLM(tiny_tokenizer)([pairs[0], pairs[1]])["labels"].shape[0] == 2
+
+    files = files_of(walk)
+    assert {"codeclm/pipeline/seeds.py", "codeclm/export.py", "codeclm/collator.py"} < files
+    assert len(files) <= 18, "\n".join(sorted(files))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trl_extensions.cli.method import Method, option_parser, peek
-from trl_extensions.core.renamed import renamed
+from trl_extensions.core.options import renamed
 from trl_extensions.core.runs.run import Run, Stage
 
 

@@ -96,7 +96,7 @@ def option_parser(command: str, dataclasses: Sequence[Any], quiet: bool = False)
     """TRL's parser of options and YAML that knows renamed ones too (`quiet`: without a word), with one-line errors."""
     from trl import TrlParser
 
-    from trl_extensions.core.renamed import message, old_names
+    from trl_extensions.core.options import message, old_names
 
     renamed = {old: new for cls in dataclasses for old, new in old_names(cls).items()}
     told = set(renamed) if quiet else set()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_extensions.core.inputs import option
+from trl_extensions.core.options import option
 
 from .method import Method, option_parser
 

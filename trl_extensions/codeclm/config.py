@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.inputs import check_least, option
-from ..core.renamed import renamed
+from ..core.options import check_least, option, renamed
 
 
 @renamed(near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="safety_classifier")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .generation.types import GenerationParams
+from .options import check_least, option
 
 
 logger = logging.getLogger(__name__)
@@ -283,11 +284,6 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
     return expression
 
 
-def option(default: Any, help: str, *choices: str) -> Any:
-    """A field of arguments: its default, what `--help` says of it, and what it may be, if that is a few words."""
-    return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}))
-
-
 @dataclass
 class QueryArguments:
     """Prompts, held-out prompts and how they are answered: the arguments of every method that samples."""
@@ -351,11 +347,3 @@ class PromptArguments(QueryArguments):
     def __post_init__(self):
         super().__post_init__()
         check_least(self, num_samples=0, num_eval_samples=0)
-
-
-def check_least(arguments: Any, **least: int) -> None:
-    """Raise a one-line `ValueError` for a field that is no whole number, or a smaller one than given here."""
-    for name, minimum in least.items():
-        value = getattr(arguments, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from trl import SFTConfig
 
 from ..core.generation import parse_engine
-from ..core.inputs import QueryArguments, check_least, option
+from ..core.inputs import QueryArguments
 from ..core.judge.pairwise import MODES
-from ..core.renamed import renamed
+from ..core.options import check_least, option, renamed
 from ..core.training.load import reject_sft_settings
 from .data import check_template
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from trl import SFTConfig
 
 from ..core.generation import create_engine, parse_engine
-from ..core.inputs import PromptArguments, check_least, option
+from ..core.inputs import PromptArguments
+from ..core.options import check_least, option
 from ..core.training.load import reject_sft_settings
 from .loss import SMOOTH_OVER, VARIANTS, check_objective
 

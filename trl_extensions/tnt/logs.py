@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..core.generation.sampling import completion_text
 from ..core.generation.types import Prompt
-from ..core.renamed import message, renamed
+from ..core.options import message, renamed
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import write_atomically
 from .annotate import GIVEN, Span, merge_spans

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig, SFTConfig
 
-from ...core.renamed import renamed
+from ...core.options import renamed
 from .objective import LOSSES, Objective
 
 

@@ -1,12 +1,26 @@
-"""Old names of options: they work for one version, each with one line of warning."""
+"""Options, the fields of dataclasses: how they are declared and checked, and old names, which work for one version."""
 
 import functools
 import warnings
 from collections.abc import Callable
+from dataclasses import field
 from typing import Any, TypeVar
 
 
 _Class = TypeVar("_Class", bound=type)
+
+
+def option(default: Any, help: str, *choices: str) -> Any:
+    """A field of arguments: its default, what `--help` says of it, and what it may be, if that is a few words."""
+    return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}))
+
+
+def check_least(arguments: Any, **least: int) -> None:
+    """Raise a one-line `ValueError` for a field that is no whole number, or a smaller one than given here."""
+    for name, minimum in least.items():
+        value = getattr(arguments, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
 
 
 def renamed(**names: str) -> Callable[[_Class], _Class]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 
-from trl_extensions.core.renamed import old_names, renamed
+from trl_extensions.core.options import old_names, renamed
 
 
 @renamed(form="task", workers="lanes")
