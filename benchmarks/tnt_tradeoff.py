@@ -27,8 +27,8 @@ from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
 from trl_extensions.core.runs.run import check_resume
 from trl_extensions.embedded import resolve_model_name
-from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.annotate import merge_spans
+from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.data import prepare_rows
 from trl_extensions.tnt.evaluation import preservation, unwanted
 from trl_extensions.tnt.scores import score_rows
@@ -212,7 +212,10 @@ def draw_tradeoff(points: list[dict], path: Path) -> None:
     for variant, (colour, marker) in STYLES.items():
         own = sorted((point for point in points if point["variant"] == variant), key=lambda point: point["alpha"])
         x, y = ([100 * point[name] for point in own] for name in ("reduction", "preservation"))
-        ends = [[abs(100 * point["preservation_interval"][i] - at) for point, at in zip(own, y, strict=True)] for i in (0, 1)]
+        ends = [
+            [abs(100 * point["preservation_interval"][i] - at) for point, at in zip(own, y, strict=True)]
+            for i in (0, 1)
+        ]
         if own:
             style = {"color": colour, "marker": marker, "linestyle": "--" if variant in BASELINES else "-"}
             axes.errorbar(x, y, ends, elinewidth=0.6, label=variant, **style)

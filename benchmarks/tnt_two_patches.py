@@ -21,8 +21,8 @@ from trl_extensions.core.generation.sampling import completion_text, load_output
 from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.inputs import Query
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.annotate import annotate_rows
+from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.data import TEXT_COLUMNS, select_rows
 from trl_extensions.tnt.evaluation import preservation, unwanted
 

@@ -310,8 +310,14 @@ def test_quotes_that_are_not_in_the_output_mark_nothing():
 @pytest.mark.parametrize(
     ("span", "text"),
     [
-        ("cme is bet", "Acme is better"), (" Acme is", "Acme is"), ("better.", "better"), (" ", ""), ("🖕!", "🖕"),
-        ("New", "New"), ("**Old**", "Old"), ("ドア", "新しいドア"),
+        ("cme is bet", "Acme is better"),
+        (" Acme is", "Acme is"),
+        ("better.", "better"),
+        (" ", ""),
+        ("🖕!", "🖕"),
+        ("New", "New"),
+        ("**Old**", "Old"),
+        ("ドア", "新しいドア"),
     ],  # fmt: skip
 )
 def test_a_span_is_widened_to_words_and_freed_of_punctuation(span, text):

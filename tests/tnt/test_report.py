@@ -84,7 +84,11 @@ def test_a_report_needs_nothing_but_the_folder(tmp_path, evaluation):
         "original/annotation.json": {"rows": 7, "with_span": 3, "spans": 4},
         "train/trainer_state.json": {
             "global_step": 12,
-            "log_history": [{"step": 1, "loss": 0.5, "kl/kept": 0.25}, {"step": 12, "loss": 0.125}, {"train_runtime": 9}],
+            "log_history": [
+                {"step": 1, "loss": 0.5, "kl/kept": 0.25},
+                {"step": 12, "loss": 0.125},
+                {"train_runtime": 9},
+            ],
         },
     }
     for name, values in files.items():

@@ -40,15 +40,7 @@ _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
 
 @dataclass
 class TNTRun(Run):
-    """One run: its settings, its folder, and a method for each stage.
-
-    Args:
-        args: Prompts, sampling and evaluation.
-        annotator_args: What is unwanted.
-        engine_args: What samples.
-        config: The trainer's configuration; `output_dir` is the run's folder.
-        model_args: The original model, LoRA and quantisation.
-    """
+    """One run: its settings, its folder (the `output_dir` of the configuration), and a method for each stage."""
 
     args: TNTArguments
     annotator_args: AnnotatorArguments
