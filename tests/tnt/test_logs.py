@@ -318,7 +318,7 @@ def test_quotes_that_are_not_in_the_output_mark_nothing():
         ("New", "New"),
         ("**Old**", "Old"),
         ("ドア", "新しいドア"),
-    ],  # fmt: skip
+    ],
 )
 def test_a_span_is_widened_to_words_and_freed_of_punctuation(span, text):
     output = "No, Acme is better. 🖕!\nNew **Old** と、新しいドア。"
