@@ -105,8 +105,8 @@ def prepare_rows(
         if prompts is None:
             if not isinstance(row["query"], str) or not isinstance(row["constitutions"], list):
                 raise ValueError(f"{where}: `query` must be a text and `constitutions` a list of texts.")
-            parts = {"query": row["query"], "conversational": tokenizer.chat_template is not None}
-            prompts = [render(template, constitution=text, **parts) for text in row["constitutions"]]
+            query, rules, chat = row["query"], row["constitutions"], tokenizer.chat_template is not None
+            prompts = [render(template, query=query, constitution=own, conversational=chat) for own in rules]
         texts = _checked_texts(row, prompts, where)
         truncated = row.get("truncated") or [False] * len(texts)
         end_id = end_ids[not isinstance(prompts[0], str)]
@@ -123,7 +123,7 @@ def prepare_rows(
                 f"{where}: its longest prompt and response together are {excess} tokens over max_length={max_length}; "
                 'raise that, or set `overlong_policy` to "drop" or "truncate".'
             )
-        if excess and overlong_policy == "truncate":
+        if max_length is not None and excess and overlong_policy == "truncate":
             if longest >= max_length:
                 raise ValueError(f"{where}: its longest prompt alone fills max_length={max_length}; raise that.")
             completion_ids = [ids[: max_length - longest] for ids in completion_ids]

@@ -82,8 +82,8 @@ class OverOptimizationGuard(TrainerCallback):
         params = GenerationParams(max_new_tokens=args.guard_max_new_tokens, stop=tuple(args.guard_stop or ()))
         checkpointing = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **checkpointing) as model:
-            answers = dict(TransformersEngine(model, trainer._tokenizer).generate(prompts, params))
-        answers = [answers[i] for i in range(len(prompts))]
+            generated = dict(TransformersEngine(model, trainer._tokenizer).generate(prompts, params))
+        answers = [generated[i] for i in range(len(prompts))]
         texts = [answer.text for answer in answers]
         length = fmean(answer.num_tokens for answer in answers)
         record = {"step": step, "length": length, "distinct_2": distinct_2(texts), "texts": texts}

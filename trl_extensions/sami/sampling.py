@@ -236,11 +236,11 @@ def sample_rows(
     report = map_rows(
         rows, make, output, chunk_size=chunk_size, settings=settings, desc="sampling", tally=tally, limit=limit
     )
-    kept = outcomes.pop(None, 0)
+    kept, dropped = outcomes[None], {reason: count for reason, count in outcomes.items() if reason is not None}
     if needed is not None and kept < needed:
-        used = f"all {len(queries)} queries are used up, {_dropped_text(outcomes)}"
+        used = f"all {len(queries)} queries are used up, {_dropped_text(dropped)}"
         logger.warning("%s: only %d of %d needed rows kept: %s; loosen the filters?", output, kept, needed, used)
-    counts = report.rows, kept, dict(outcomes), report.resumed, tokens
+    counts = report.rows, kept, dropped, report.resumed, tokens
     return SamplingReport(output, *counts, report.seconds, padding.share)
 
 
