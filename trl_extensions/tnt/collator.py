@@ -44,7 +44,11 @@ class DataCollatorForTNT(DataCollatorMixin):
             groups = defaultdict(list)
             for row, (ids, own) in enumerate(zip(sequences, weights, strict=True)):
                 groups[tuple(map(int, ids[: prompt_length(own)]))].append(row)
-            if _laid_out_shared(sequences, groups) < len(sequences) * max(map(len, sequences)):
+            # Tokens with and without sharing, padding included
+            longest = max(
+                len(prompt) + sum(len(sequences[row]) - len(prompt) for row in rows) for prompt, rows in groups.items()
+            )
+            if len(groups) * longest < len(sequences) * max(map(len, sequences)):
                 return self._shared(sequences, weights, groups)
         return self._padded(sequences, weights)
 
@@ -76,12 +80,6 @@ class DataCollatorForTNT(DataCollatorMixin):
 def prompt_length(token_weights: list[int]) -> int:
     """Tokens before the first scored one; the first token is one of them, as nothing predicts it."""
     return next((place for place, weight in enumerate(token_weights) if weight and place), len(token_weights))
-
-
-def _laid_out_shared(sequences: list[list[int]], groups: dict[tuple[int, ...], list[int]]) -> int:
-    """Tokens of the sequences of prompts with all of their completions, padding included."""
-    lengths = (sum(len(sequences[row]) - len(prompt) for row in rows) + len(prompt) for prompt, rows in groups.items())
-    return len(groups) * max(lengths)
 
 
 class PromptSampler(Sampler[int]):

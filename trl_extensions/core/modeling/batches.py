@@ -125,17 +125,14 @@ class Padding:
     """The share of padding in what an engine computes from here on; only the one of transformers counts."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine, self._before = engine, _counts(engine)
+        self._engine, self._before = engine, (getattr(engine, "num_tokens", 0), getattr(engine, "num_places", 0))
 
     @property
     def share(self) -> float | None:
         """None if nothing was counted."""
-        tokens, places = (now - before for now, before in zip(_counts(self._engine), self._before, strict=True))
+        tokens, places = (getattr(self._engine, name, 0) for name in ("num_tokens", "num_places"))
+        tokens, places = tokens - self._before[0], places - self._before[1]
         return 1 - tokens / places if places else None
-
-
-def _counts(engine: Any) -> tuple[int, int]:
-    return getattr(engine, "num_tokens", 0), getattr(engine, "num_places", 0)
 
 
 def written_in(tokens: int, seconds: float, padding_share: float | None = None) -> str:

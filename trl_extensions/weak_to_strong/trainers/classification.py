@@ -272,14 +272,11 @@ def _classes(args: WeakToStrongConfig, dataset: Dataset | None) -> tuple[int, li
     """Classes of a model that is about to be loaded, and their names."""
     if args.class_names:
         return len(args.class_names), args.class_names
-    if dataset is None:
-        if args.num_labels is None:
-            raise ValueError("Without a train dataset the number of classes is unknown: set `num_labels`.")
-        return args.num_labels, None
-    number, names = classes_of(dataset)
-    if args.num_labels is None:
-        return number, names
-    return args.num_labels, names if names and len(names) == args.num_labels else None
+    if dataset is None and args.num_labels is None:
+        raise ValueError("Without a train dataset the number of classes is unknown: set `num_labels`.")
+    number, names = (args.num_labels, None) if dataset is None else classes_of(dataset)
+    number = args.num_labels or number
+    return number, names if names and len(names) == number else None
 
 
 def _classes_of_model(model: PreTrainedModel | PeftModel, args: WeakToStrongConfig) -> tuple[int, list[str]]:
@@ -298,9 +295,7 @@ def _classes_of_model(model: PreTrainedModel | PeftModel, args: WeakToStrongConf
 
 def _freeze_backbone(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> None:
     if peft_config is not None or isinstance(model, PeftModel):
-        raise ValueError(
-            "`linear_probe` trains the head alone, and an adapter changes what it reads: drop one of them."
-        )
+        raise ValueError("`linear_probe` trains the head alone, and an adapter changes what it reads: drop one.")
     head = head_of(model)
     model.requires_grad_(False)
     head.requires_grad_(True)

@@ -100,9 +100,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
             self.train_dataset = _weigh_by_confidence(self.train_dataset)
         soft_labels, weights = _labels_and_weights(self.train_dataset)
         if not weights.any():
-            raise ValueError(
-                "Every train pair that is left has a `weight` of 0, so no pair counts: check the weights."
-            )
+            raise ValueError("Every train pair that is left has a `weight` of 0, so no pair counts: check them.")
         self.supervision = WeakSupervision(self.args.objective(), soft_labels.mean(axis=0))
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
@@ -126,12 +124,9 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         preferences, weights = inputs.pop("preference", None), inputs.pop("weight", None)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         chosen, rejected = torch.chunk(outputs.logits.squeeze(-1), chunks=2)
-        margins = chosen - rejected
-        if preferences is None:
-            preferences = torch.ones_like(margins)
-        agrees = (margins > 0) == (preferences >= 0.5)
-        if "margin" in inputs:
-            margins = margins - inputs["margin"]
+        preferences = torch.ones_like(chosen) if preferences is None else preferences
+        agrees = (chosen > rejected) == (preferences >= 0.5)
+        margins = chosen - rejected - inputs.get("margin", 0.0)
         logits = _two_classes(margins)
         self.observe(logits)
         progress = self.progress()
@@ -150,8 +145,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         """`(B, 2)`: margins of pairs, seen as two classes."""
         texts = {name: value for name, value in inputs.items() if name not in (*_COLUMNS, "margin")}
         chosen, rejected = torch.chunk(model(**texts, use_cache=False).logits.squeeze(-1), chunks=2)
-        margins = chosen - rejected
-        return _two_classes(margins - inputs["margin"] if "margin" in inputs else margins)
+        return _two_classes(chosen - rejected - inputs.get("margin", 0.0))
 
 
 def _two_classes(margins: torch.Tensor) -> torch.Tensor:
@@ -167,7 +161,5 @@ def _labels_and_weights(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def _weigh_by_confidence(dataset: Dataset) -> Dataset:
     soft_labels, weights = _labels_and_weights(dataset)
-    weights = confidence_weights(soft_labels) * weights
-    return dataset.remove_columns([name for name in dataset.column_names if name == "weight"]).add_column(
-        "weight", weights
-    )
+    others = dataset.remove_columns([name for name in dataset.column_names if name == "weight"])
+    return others.add_column("weight", confidence_weights(soft_labels) * weights)
