@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.llama_server import LlamaServer
 from trl_extensions.codeclm.config import CodecLMConfig
-from trl_extensions.codeclm.pipeline.client import Rejected, StepClient
 from trl_extensions.codeclm.pipeline.codec import CodecLM
 from trl_extensions.codeclm.pipeline.seeds import make_metadata
+from trl_extensions.codeclm.pipeline.steps import Rejected, StepClient
 from trl_extensions.codeclm.report import collect, count_calls
 from trl_extensions.codeclm.run import Engines
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks.llama_server import LlamaServer
 from trl_extensions.codeclm.config import CodecLMConfig
-from trl_extensions.codeclm.pipeline.client import Rejected, StepClient, gather
+from trl_extensions.codeclm.pipeline.codec import Pipeline
 from trl_extensions.codeclm.pipeline.filters import InstructionFilters
-from trl_extensions.codeclm.pipeline.item import Pipeline
+from trl_extensions.codeclm.pipeline.steps import Rejected, StepClient, gather
 from trl_extensions.core.generation.client import LLMClient, ResponseCache
 from trl_extensions.core.generation.endpoint import EndpointEngine
 from trl_extensions.core.runs.jsonl import read_jsonl

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..core.generation.replies import Unreadable, answer_text
-from ..core.runs.jsonl import encode_row, parse_row
+from ..core.runs.jsonl import encode_row, parse_row, read_jsonl
 from ..core.runs.report import replacing, write_atomically
 from .config import CodecLMConfig
 from .pipeline.filters import InstructionFilters, Screen, count_words, plain_words
@@ -22,6 +22,7 @@ from .pipeline.filters import InstructionFilters, Screen, count_words, plain_wor
 
 LAYOUTS = ("prompt_completion", "messages")
 _SCREENED_AT_ONCE = 64
+_OF_TRAINING = ("prompt", "completion", "metadata", "scores")
 
 
 def stream_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -220,6 +221,17 @@ def _kept_version(item: dict[str, Any]) -> tuple[dict[str, Any], str]:
 def _item_at(source: IO[bytes], offset: int) -> dict[str, Any]:
     source.seek(offset)
     return json.loads(source.readline())
+
+
+def load_pairs(data: Path) -> list[dict[str, Any]]:
+    """Exported rows, with an `id` of their own: that of their lineage, or their place in the file."""
+    rows = read_jsonl(data, required=("prompt", "completion"))
+    if not rows:
+        raise ValueError(
+            f"{data} holds no pairs, so there is nothing to train on: see what was dropped in the report."
+        )
+    ids = [(row.get("lineage") or {}).get("id", f"row {place}") for place, row in enumerate(rows)]
+    return [{"id": own} | {name: row.get(name) for name in _OF_TRAINING} for own, row in zip(ids, rows, strict=True)]
 
 
 # The history of one instruction, to be read in a terminal

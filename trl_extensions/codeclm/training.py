@@ -17,28 +17,15 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 from ..core.generation import TransformersEngine
 from ..core.generation.types import tokenizer_source
 from ..core.modeling.batches import eval_mode
-from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import write_atomically
 from ..core.stats import bootstrap_ratio
 from ..core.training.load import fit
 from .collator import IGNORED, DataCollatorForCodecLM
+from .export import load_pairs
 from .weighted_loss import WEIGHT_BY, WeightedLoss
 
 
 logger = logging.getLogger(__name__)
-
-_COLUMNS = ("prompt", "completion", "metadata", "scores")
-
-
-def load_pairs(data: Path) -> list[dict[str, Any]]:
-    """Exported rows, with an `id` of their own: that of their lineage, or their place in the file."""
-    rows = read_jsonl(data, required=("prompt", "completion"))
-    if not rows:
-        raise ValueError(
-            f"{data} holds no pairs, so there is nothing to train on: see what was dropped in the report."
-        )
-    ids = [(row.get("lineage") or {}).get("id", f"row {place}") for place, row in enumerate(rows)]
-    return [{"id": own} | {name: row.get(name) for name in _COLUMNS} for own, row in zip(ids, rows, strict=True)]
 
 
 def split_pairs(rows: Sequence[dict[str, Any]], share: float, seed: int = 0) -> tuple[list[dict], list[dict]]:

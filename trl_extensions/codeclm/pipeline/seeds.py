@@ -15,10 +15,9 @@ from ...core.generation.types import GenerationEngine
 from ...core.inputs import Query, load_queries, read_rows
 from ...core.runs.run import folder_lock
 from ..config import CodecLMConfig
-from .client import Rejected, StepClient, gather
 from .filters import InstructionFilters
 from .metadata import Metadata, Origin, allocate, merge_metadata, write_metadata
-from .steps import Decode, Encode, Propose
+from .steps import Decode, Encode, Propose, Rejected, StepClient, gather
 
 
 SetAside = Callable[[str, Rejected], None]
