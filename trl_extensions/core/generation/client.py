@@ -246,21 +246,16 @@ class LLMClient:
         self._failed_in_a_row: Counter[str] = Counter()
         self._asking: dict[int, tuple[Any, Any]] = {}  # by engine: what bounds requests, and what makes one
         self._open = AsyncExitStack()
-        self._pulse: asyncio.TimerHandle | None = None
-
-    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wake the event loop now and then: Ctrl-C at the moment it falls asleep is heard only when it wakes up."""
-        self._pulse = loop.call_later(_PULSE, self._beat, loop)
-
-    def _stop_beating(self) -> None:
-        if self._pulse is not None:
-            self._pulse.cancel()
+        self._pulse: Any = None
 
     async def __aenter__(self) -> LLMClient:
-        loop = asyncio.get_running_loop()
-        self._beat(loop)
-        self._open.callback(self._stop_beating)
-        worker = None
+        loop, worker = asyncio.get_running_loop(), None
+
+        def beat() -> None:  # Ctrl-C at the moment the event loop falls asleep is heard only when it wakes up
+            self._pulse = loop.call_later(_PULSE, beat)
+
+        beat()
+        self._open.callback(lambda: self._pulse.cancel())
         for engine in {id(engine): engine for engine in self.engines.values()}.values():
             if hasattr(engine, "session"):
                 server: Any = engine

@@ -14,6 +14,7 @@ from .types import (
     Generation,
     GenerationParams,
     Prompt,
+    check_integer,
     check_prompts,
     cut_at_stop,
     is_adapter_directory,
@@ -36,29 +37,15 @@ class VLLMEngine:
 
     Args:
         model: Model id, directory, or directory of a LoRA adapter, which runs on its base model.
-        dtype: Dtype to load the model in.
-        tensor_parallel_size: Number of GPUs that share the model.
-        gpu_memory_utilization: Share of the GPU memory vLLM may take.
         chunk_size: Prompts handed over at once.
-        revision: Revision of the model on the hub.
-        trust_remote_code: Whether the model may bring its own code.
+        options: Of `vllm.LLM`, such as `dtype`, `tensor_parallel_size` or `gpu_memory_utilization`.
 
     Raises:
         `ImportError`: if vLLM is not installed.
         `ValueError`: if an adapter is of a kind or rank vLLM cannot run.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        dtype: str = "auto",
-        tensor_parallel_size: int = 1,
-        gpu_memory_utilization: float = 0.9,
-        chunk_size: int = 512,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
+    def __init__(self, model: str, *, chunk_size: int = 512, **options: Any) -> None:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -67,31 +54,20 @@ class VLLMEngine:
             ) from error
         from ...embedded import resolve_model_name
 
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        check_integer("chunk_size", chunk_size, minimum=1)
         path = resolve_model_name(model)
-        options: dict[str, Any] = {}
         self._lora_request = None
         if is_adapter_directory(path):
             from vllm.lora.request import LoRARequest
 
             self._lora_request = LoRARequest("adapter", 1, path)
             adapter = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-            options = {"enable_lora": True, "max_lora_rank": _lora_rank(path, adapter)}
+            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(path, adapter)}
             if (Path(path) / "tokenizer_config.json").is_file():
                 options["tokenizer"] = path
             path = resolve_model_name(adapter["base_model_name_or_path"])
-        self.name = f"vllm:{model}"
-        self.chunk_size = chunk_size
-        self._llm = LLM(
-            model=path,
-            dtype=dtype,
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
+        self.name, self.chunk_size = f"vllm:{model}", chunk_size
+        self._llm = LLM(model=path, **options)
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(
