@@ -1,22 +1,13 @@
 """Settings of the weak-to-strong commands beside those of the trainer, the model and the engine."""
 
-# ruff: noqa: RUF009 (`_option` makes fields)
-
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from ..core.inputs import PromptArguments
-from ..core.options import renamed
+from ..core.options import option, renamed
 from .trainers.configs import LOSSES
-
-
-def _option(text: str, default: Any = None) -> Any:
-    """A field of a dataclass with its help."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @renamed(form="task", middle_models="bootstrap_models")
@@ -28,51 +19,61 @@ class WeakToStrongArguments:
         ValueError: A value outside its range, naming the field.
     """
 
-    task: Literal["classification", "reward", "generation"] = _option(
-        "What is labelled: texts by class, pairs by which is better, or prompts by answers.", "classification"
+    task: Literal["classification", "reward", "generation"] = option(
+        "classification", "What is labelled: texts by class, pairs by which is better, or prompts by answers."
     )
-    dataset_name: str | None = _option("train: rows with weak labels, a file of `label` or a data set.")
-    dataset_train_split: str = _option("train: split of `dataset_name`.", "train")
-    examples: str | None = _option(
-        "Examples with true labels: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set on the hub."
+    dataset_name: str | None = option(None, "train: rows with weak labels, a file of `label` or a data set.")
+    dataset_train_split: str = option("train", "train: split of `dataset_name`.")
+    examples: str | None = option(
+        None, "Examples with true labels: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set on the hub."
     )
-    examples_split: str = _option("Split of a data set on the hub.", "train")
-    examples_where: str | None = _option("Take only rows with this value in a column, as `split=train`.")
-    num_examples: int | None = _option("Use at most this many examples, drawn once.")
-    unlabelled: str | None = _option("label: rows to label, if not the other half of `examples`.")
-    test_examples: str | None = _option("Held-out examples with true labels.")
-    test_split: str = _option("Split of a data set on the hub.", "test")
-    test_where: str | None = _option("As `examples_where`, for `test_examples`.")
-    num_test_examples: int | None = _option("Use at most this many of them.")
-    text_column: str | None = _option("classification: column of the text; guessed.")
-    text_template: str | None = _option("classification: text made of columns, as `{question}\\n{text}`.")
-    label_column: str = _option("classification: column of the true label.", "label")
-    group_column: str | None = _option("Rows with the same value (a question, a document) stay on one side.")
-    weak_models: list[str] = _option(
-        "Weak models: ids or paths, `NAME[:4]` for the first 4 layers, or sklearn:tfidf-logreg, sklearn:naive-bayes, "
-        "sklearn:char-logreg.",
-        [],
+    examples_split: str = option("train", "Split of a data set on the hub.")
+    examples_where: str | None = option(None, "Take only rows with this value in a column, as `split=train`.")
+    num_examples: int | None = option(None, "Use at most this many examples, drawn once.")
+    unlabelled: str | None = option(None, "label: rows to label, if not the other half of `examples`.")
+    test_examples: str | None = option(None, "Held-out examples with true labels.")
+    test_split: str = option("test", "Split of a data set on the hub.")
+    test_where: str | None = option(None, "As `examples_where`, for `test_examples`.")
+    num_test_examples: int | None = option(None, "Use at most this many of them.")
+    text_column: str | None = option(None, "classification: column of the text; guessed.")
+    text_template: str | None = option(None, "classification: text made of columns, as `{question}\\n{text}`.")
+    label_column: str = option("label", "classification: column of the true label.")
+    group_column: str | None = option(None, "Rows with the same value (a question, a document) stay on one side.")
+    weak_models: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Weak models: ids or paths, `NAME[:4]` for the first 4 layers, or sklearn:tfidf-logreg, "
+            "sklearn:naive-bayes, sklearn:char-logreg."
+        },
     )
-    bootstrap_models: list[str] = _option("Models between weak and strong; each learns from the one before it.", [])
-    weak_share: float = _option("Share of the examples the weak models learn from.", 0.5)
-    ensemble: Literal["soft", "hard", "accuracy"] = _option(
-        "How several weak models vote: mean, majority, or weighted by accuracy.", "soft"
+    bootstrap_models: list[str] = field(
+        default_factory=list, metadata={"help": "Models between weak and strong; each learns from the one before it."}
     )
-    calibrate: bool = _option("Calibrate weak labels by temperature on held-back rows.", True)
-    calibration_share: float = _option("Share of the weak half held back for that.", 0.2)
-    keep_share: float = _option("Of a variant ending in `+kept`: share of rows kept, the most confident ones.", 0.5)
-    weak_learning_rate: float | None = _option("Learning rate of the weak models, if not `learning_rate`.")
-    weak_num_train_epochs: float | None = _option("Epochs of the weak models, if not `num_train_epochs`.")
-    variants: list[str] = _option(
-        "run: the strong models to compare, a loss each: soft_ce, confidence, product, reverse_kl; `+weights` weighs "
-        "rows by confidence, `+kept` keeps the confident ones.",
-        list(LOSSES),
+    weak_share: float = option(0.5, "Share of the examples the weak models learn from.")
+    ensemble: Literal["soft", "hard", "accuracy"] = option(
+        "soft", "How several weak models vote: mean, majority, or weighted by accuracy."
     )
-    seeds: list[int] = _option("run: repeat all of it with these.", [0, 1, 2])
-    save_models: bool = _option("run: keep the strong models, not only what they say.", False)
-    predictions: str | None = _option("evaluate: predictions of the strong model; made from the model if left out.")
-    weak_predictions: str | None = _option("evaluate: those of the weak one, for PGR.")
-    ceiling_predictions: str | None = _option("evaluate: those of the strong model trained on true labels, for PGR.")
+    calibrate: bool = option(True, "Calibrate weak labels by temperature on held-back rows.")
+    calibration_share: float = option(0.2, "Share of the weak half held back for that.")
+    keep_share: float = option(0.5, "Of a variant ending in `+kept`: share of rows kept, the most confident ones.")
+    weak_learning_rate: float | None = option(None, "Learning rate of the weak models, if not `learning_rate`.")
+    weak_num_train_epochs: float | None = option(None, "Epochs of the weak models, if not `num_train_epochs`.")
+    variants: list[str] = field(
+        default_factory=lambda: list(LOSSES),
+        metadata={
+            "help": "run: the strong models to compare, a loss each: soft_ce, confidence, product, reverse_kl; "
+            "`+weights` weighs rows by confidence, `+kept` keeps the confident ones."
+        },
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "run: repeat all of it with these."})
+    save_models: bool = option(False, "run: keep the strong models, not only what they say.")
+    predictions: str | None = option(
+        None, "evaluate: predictions of the strong model; made from the model if left out."
+    )
+    weak_predictions: str | None = option(None, "evaluate: those of the weak one, for PGR.")
+    ceiling_predictions: str | None = option(
+        None, "evaluate: those of the strong model trained on true labels, for PGR."
+    )
 
     def __post_init__(self):
         choices = {"task": ("classification", "reward", "generation"), "ensemble": ("soft", "hard", "accuracy")}
@@ -104,18 +105,18 @@ class GenerationArguments(PromptArguments):
         ValueError: A value outside its range, naming the field.
     """
 
-    scorer: str = _option(
+    scorer: str = option(
+        "profanity",
         "What scores answers: profanity, or YAML such as {kind: classifier, model: ..., label: toxic}; kinds: "
         "profanity, classifier, judge, evaluate, phrases.",
-        "profanity",
     )
-    threshold: float | None = _option("Keep answers with a score at least this good; which way is the scorer's.")
-    best_of: int | None = _option("Keep only so many answers a prompt, the best.")
-    budget: int | None = _option("Keep only so many answers in all, the best.")
-    min_tokens: int = _option("Drop answers of fewer tokens.", 0)
-    keep_truncated: bool = _option("Keep answers cut off by `max_new_tokens`, as continuations always are.", False)
-    ceiling_dataset_name: str | None = _option(
-        "Trusted answers (`prompt`, `completion`) that the ceiling is trained on; none, no PGR."
+    threshold: float | None = option(None, "Keep answers with a score at least this good; which way is the scorer's.")
+    best_of: int | None = option(None, "Keep only so many answers a prompt, the best.")
+    budget: int | None = option(None, "Keep only so many answers in all, the best.")
+    min_tokens: int = option(0, "Drop answers of fewer tokens.")
+    keep_truncated: bool = option(False, "Keep answers cut off by `max_new_tokens`, as continuations always are.")
+    ceiling_dataset_name: str | None = option(
+        None, "Trusted answers (`prompt`, `completion`) that the ceiling is trained on; none, no PGR."
     )
 
     def __post_init__(self):
