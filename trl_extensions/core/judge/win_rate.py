@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import import_extra
 from ..stats import bootstrap, group_index, wilson
 
 
@@ -19,8 +20,6 @@ WIN, TIE, LOSS = 1.0, 0.5, 0.0
 STRATA = ("shorter", "equal", "longer")
 EQUAL_WITHIN = 1.2
 """Answers are about equally long if neither is more than this times as long as the other."""
-
-_PRECISE = 1e-9
 
 
 def win_rate(
@@ -51,13 +50,13 @@ def win_rate(
     values = check_outcomes(outcomes)
     number = group_index(groups, len(values))[1]
     value = float(values.mean())
-    result = {"value": value, "n": len(values)}
-    if groups is None or number < 2 or np.ptp(values) == 0:
-        low, high = wilson(value * number, number, confidence)
-        return result | {"low": low, "high": high, "interval": "wilson"}
-    settings: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    bounds = bootstrap(lambda times: times @ values / times.sum(axis=1), len(values), groups=groups, **settings)
-    return result | {"low": bounds[0], "high": bounds[1], "interval": "bootstrap"}
+    result = {"value": value, "n": len(values), "interval": "wilson"}
+    low, high = wilson(value * number, number, confidence)
+    if groups is not None and np.ptp(values) > 0 and number > 1:
+        settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "confidence": confidence, "seed": seed}
+        low, high = bootstrap(lambda times: times @ values / times.sum(axis=1), len(values), **settings)
+        result["interval"] = "bootstrap"
+    return result | {"low": low, "high": high}
 
 
 def length_balanced(
@@ -66,9 +65,7 @@ def length_balanced(
     other_lengths: Sequence[float],
     *,
     groups: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    **interval: Any,
 ) -> dict[str, Any]:
     """The mean of the win rates among answers that are shorter, about equally long (`EQUAL_WITHIN`) and longer.
 
@@ -77,10 +74,9 @@ def length_balanced(
     whole groups are drawn, and resamples that leave a stratum empty are left out.
 
     Args:
-        outcomes: 1 win, 0.5 tie, 0 loss, `(N,)`.
-        lengths: Of the answers whose wins are counted, in any unit, `(N,)`.
-        other_lengths: Of the answers of the other side, in the same unit.
-        groups, confidence, resamples, seed: See `win_rate`.
+        outcomes, groups: As in `win_rate`.
+        lengths, other_lengths: Of the answers whose wins are counted and of the others, in one unit, `(N,)` each.
+        interval: `confidence`, `resamples` and `seed`, as in `win_rate`.
 
     Returns:
         JSON-ready: `value`, `low`, `high` (None where no resample has all strata), `strata`: name -> `{"n", "value"}`,
@@ -89,9 +85,8 @@ def length_balanced(
     Raises:
         ValueError: As `win_rate`; columns of unlike lengths, or a length that is negative or not finite.
     """
-    values = check_outcomes(outcomes)
-    ratio = _log_ratio(lengths, other_lengths, len(values))
-    band = math.log(EQUAL_WITHIN) + _PRECISE
+    values, ratio = _checked(outcomes, lengths, other_lengths)
+    band = math.log(EQUAL_WITHIN) + 1e-9
     stratum = np.where(ratio < -band, 0, np.where(ratio > band, 2, 1))
     members = {name: np.flatnonzero(stratum == k) for k, name in enumerate(STRATA) if k in stratum}
 
@@ -100,9 +95,9 @@ def length_balanced(
             rates = [(times[:, rows] @ values[rows]) / times[:, rows].sum(axis=1) for rows in members.values()]
         return np.mean(rates, axis=0)
 
-    drawn: dict[str, Any] = {"strata": stratum} if groups is None else {"groups": groups}
-    low, high = bootstrap(balanced, len(values), **drawn, resamples=resamples, confidence=confidence, seed=seed)
-    strata: dict[str, dict[str, Any]] = {name: {"n": 0, "value": None} for name in STRATA}
+    within = stratum if groups is None else None
+    low, high = bootstrap(balanced, len(values), groups=groups, strata=within, **interval)
+    strata: dict[str, Any] = {name: {"n": 0, "value": None} for name in STRATA}
     strata |= {name: {"n": len(rows), "value": float(values[rows].mean())} for name, rows in members.items()}
     value, empty = float(balanced(np.ones((1, len(values))))[0]), [name for name in STRATA if name not in members]
     return {"value": value, "low": low, "high": high, "strata": strata, "empty": empty}
@@ -113,10 +108,8 @@ def length_adjusted(
     lengths: Sequence[float],
     other_lengths: Sequence[float],
     *,
-    groups: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: int = 500,
+    **interval: Any,
 ) -> dict[str, Any]:
     """The win rate at equal length, by logistic regression, as length-controlled AlpacaEval (arXiv 2404.04475) has it.
 
@@ -131,7 +124,8 @@ def length_adjusted(
 
     Args:
         outcomes, lengths, other_lengths: See `length_balanced`.
-        groups, confidence, resamples, seed: See `win_rate`.
+        resamples: Each is a fit of some milliseconds.
+        interval: `groups`, `confidence` and `seed`, as in `win_rate`.
 
     Returns:
         JSON-ready: `value`, `low`, `high`, `slope`, `overlap`; `reason`, why the value is the raw rate, else None.
@@ -139,50 +133,31 @@ def length_adjusted(
     Raises:
         ValueError: As `length_balanced`.
     """
-    values = check_outcomes(outcomes)
-    ratio = _log_ratio(lengths, other_lengths, len(values))
-    overlap = float(min((ratio > 0).mean(), (ratio < 0).mean()))
-    settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "confidence": confidence, "seed": seed}
-    reason = "all outcomes are the same" if np.ptp(values) == 0 else None
-    if reason is None and not ratio.any():
-        reason = "all answers are equally long"
-    if reason is not None:
-        raw = win_rate(outcomes, **settings)
-        kept = {name: raw[name] for name in ("value", "low", "high")}
-        return kept | {"slope": 0.0, "overlap": overlap, "reason": reason}
+    values, ratio = _checked(outcomes, lengths, other_lengths)
+    result = {"slope": 0.0, "overlap": float(min((ratio > 0).mean(), (ratio < 0).mean())), "reason": None}
+    if np.ptp(values) == 0 or not ratio.any():
+        raw = win_rate(outcomes, resamples=resamples, **interval)
+        reason = "all outcomes are the same" if np.ptp(values) == 0 else "all answers are equally long"
+        return {name: raw[name] for name in ("value", "low", "high")} | result | {"reason": reason}
     x = np.tanh(ratio / math.sqrt(float(np.mean(ratio**2))))
-    low, high = bootstrap(lambda times: _sigmoid(fit_logistic(x, values, times)[:, 0]), len(values), **settings)
-    intercept, slope = fit_logistic(x, values, np.ones((1, len(values))))[0]
-    value = float(_sigmoid(intercept))
-    return {"value": value, "low": low, "high": high, "slope": float(slope), "overlap": overlap, "reason": None}
+
+    def rates(times: np.ndarray) -> np.ndarray:
+        return np.array([fit_logistic(x, values, own)[0] for own in times])
+
+    low, high = bootstrap(rates, len(values), resamples=resamples, **interval)
+    value, slope = fit_logistic(x, values, np.ones(len(values)))
+    return {"value": value, "low": low, "high": high} | result | {"slope": slope}
 
 
-def fit_logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Intercept and slope `(R, 2)` of logistic regressions on x `(N,)` of y in [0, 1], for many weightings `(R, N)`.
-
-    Minimises sum_i w_i CE(y_i, sigmoid(a + b x_i)) + b^2 / 2 by Newton's method, as `LogisticRegression` of
-    scikit-learn does for one weighting in two milliseconds; a bootstrap has thousands. The intercept is -inf or inf,
-    and the slope 0, where all rows with weight are lost or won.
-    """
-    won, total = weights @ y, weights.sum(axis=1)
-    one_sided = (won <= 0) | (won >= total)
-    solution = np.zeros((len(weights), 2))
-    solution[one_sided, 0] = np.where(won <= 0, -np.inf, np.inf)[one_sided]
-    open_ = np.flatnonzero(~one_sided)
-    for _ in range(100):
-        if not len(open_):
-            break
-        own = weights[open_]
-        p = _sigmoid(solution[open_, :1] + solution[open_, 1:] * x)
-        residual, spread = own * (p - y), own * p * (1 - p)
-        first, second = residual.sum(axis=1), residual @ x + solution[open_, 1]
-        aa, ab, bb = spread.sum(axis=1), spread @ x, spread @ x**2 + 1
-        step = np.stack([bb * first - ab * second, aa * second - ab * first], axis=1) / (aa * bb - ab**2)[:, None]
-        # Newton's step overshoots where the curve is flat: half of a unit at a time gets there too
-        largest = np.abs(step).max(axis=1, keepdims=True)
-        solution[open_] -= step * np.minimum(1.0, 0.5 / np.maximum(largest, 1e-12))
-        open_ = open_[largest[:, 0] > _PRECISE]
-    return solution
+def fit_logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """The rate at x = 0 and the slope of a logistic regression on x of y in [0, 1] with weights, `(N,)` each."""
+    won = float(weights @ y / weights.sum())
+    if won in (0.0, 1.0):  # a fit would have an infinite intercept
+        return won, 0.0
+    model = import_extra("sklearn.linear_model").LogisticRegression(solver="newton-cholesky", tol=1e-8)
+    rows, labels = np.tile(x, 2)[:, None], np.repeat([1, 0], len(x))
+    model.fit(rows, labels, np.concatenate([weights * y, weights * (1 - y)]))
+    return float(model.predict_proba([[0.0]])[0, 1]), float(model.coef_[0, 0])
 
 
 def check_outcomes(outcomes: Sequence[float]) -> np.ndarray:
@@ -195,20 +170,15 @@ def check_outcomes(outcomes: Sequence[float]) -> np.ndarray:
     return np.asarray(outcomes, dtype=float)
 
 
-def _log_ratio(lengths: Sequence[float], other_lengths: Sequence[float], rows: int) -> np.ndarray:
-    """Log of (length + 1) / (other length + 1), `(N,)`."""
-    columns = []
-    for name, column in (("lengths", lengths), ("other_lengths", other_lengths)):
-        values = np.asarray(column, dtype=float)
-        if values.shape != (rows,):
-            raise ValueError(f"`{name}` must be one number a row: {rows} of them, got an array of {values.shape}")
-        bad = ~np.isfinite(values) | (values < 0)
-        if bad.any():
+def _checked(outcomes: Sequence[float], *lengths: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes, and the log of (length + 1) / (other length + 1), `(N,)` each."""
+    values, columns = check_outcomes(outcomes), []
+    for name, column in zip(("lengths", "other_lengths"), lengths, strict=True):
+        own = np.asarray(column, dtype=float)
+        if own.shape != values.shape:
+            raise ValueError(f"`{name}` must be one number a row: {len(values)} of them, got an array of {own.shape}")
+        if (bad := ~np.isfinite(own) | (own < 0)).any():
             row = int(bad.argmax())
-            raise ValueError(f"row {row}: a length of {values[row]} in `{name}`; it must be finite and not negative")
-        columns.append(np.log1p(values))
-    return columns[0] - columns[1]
-
-
-def _sigmoid(values: Any) -> Any:
-    return 0.5 * (1 + np.tanh(np.asarray(values) / 2))
+            raise ValueError(f"row {row}: a length of {own[row]} in `{name}`; it must be finite and not negative")
+        columns.append(np.log1p(own))
+    return values, columns[0] - columns[1]

@@ -17,7 +17,7 @@ Args:
     prediction_lengths (`list` of `float`): Lengths of the model's answers: tokens, words or characters.
     reference_lengths (`list` of `float`): Lengths of the other answers, in the same unit.
     groups (`list`, *optional*): Which rows belong together, e.g. the prompt they answer; drawn together.
-    confidence, resamples, seed: Of the intervals: 0.95, 2000 and 0.
+    confidence, resamples, seed: Of the intervals: 0.95, 2000 (500 for `length_adjusted`) and 0.
 
 Returns:
     win_rate, low, high (`float`): The raw rate; Wilson's interval, or with groups a bootstrap over these.
