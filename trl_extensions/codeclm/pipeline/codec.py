@@ -298,7 +298,7 @@ class Pipeline:
         folder = config.prompt_folder
         self._rubrics, self._rewrite, self._evol = Rubrics(folder), Rewrite(folder), Evol(folder)
         self._answer, self._score, self._score_one = Answer(folder), Score(folder), ScoreOne(folder)
-        self._rubrics_of: dict[Metadata, asyncio.Task[list[Rubric]]] = {}
+        self._rubrics_of: dict[Metadata, asyncio.Task[tuple[list[Rubric], bool]]] = {}
 
     async def close(self) -> None:
         """Let go of rubrics that nobody waits for any more."""
@@ -360,11 +360,11 @@ class Pipeline:
         """Add the next version with the action that led to it; says why it is of no use, if it is not."""
         about, instruction = f"{basic.id}/{len(rounds) + 1}", rounds[-1]["instruction"]
         draw = random.Random(f"{self._seed}/{about}/action")
-        values = {"instruction": instruction}
+        values, step = {"instruction": instruction}, self._rewrite
         if self._config.rewrite == "evol":
             step, action = self._evol, draw.choice(ACTIONS)
         else:
-            step, action = self._rewrite, draw.choice(await self._rubrics_for(basic.metadata)).action
+            action = draw.choice(await self._rubrics_for(basic.metadata)).action
             values |= basic.metadata.as_json()
         rewritten, _ = await self._client.generate(step, about, action=action, **values)
         rounds.append({"instruction": rewritten, "action": action})
