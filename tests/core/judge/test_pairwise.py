@@ -403,7 +403,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("{{ first }} {{ secnd }}", "there is no 'secnd'; use criterion, first, prompt, second"),
+            ("{{ first }} {{ secnd }}", "unknown variable 'secnd'; it may use criterion, first, prompt, second"),
             ("{{ first }}", "'second' is not in it"),
             ("{{ first }} {{ second", "line 1"),
         ],

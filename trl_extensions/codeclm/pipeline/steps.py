@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from ...core.generation.ask import ask_again, ask_client
+from ...core.generation.ask import ask_again, ask_client, load_template
 from ...core.generation.client import CallFailed, LLMClient, Response
 from ...core.generation.replies import Unreadable, answer_text, read_reply
 from ...core.generation.types import GenerationParams, request_seed
@@ -452,8 +452,7 @@ class PromptTemplate:
     """
 
     def __init__(self, name: str, folder: str | os.PathLike | None = None):
-        import jinja2.meta
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        import jinja2
 
         folders = [PROMPTS] if folder is None else [Path(folder), PROMPTS]
         for path in sorted(folders[0].glob("*.jinja")):
@@ -463,23 +462,12 @@ class PromptTemplate:
                 )
         self.path = next(place for own in folders if (place := own / f"{name}.jinja").is_file())
         loader = jinja2.FileSystemLoader(folders)
-        options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-        environment = ImmutableSandboxedEnvironment(loader=loader, **options)
-        try:
-            source = self.path.read_text(encoding="utf-8-sig")
-            used = jinja2.meta.find_undeclared_variables(environment.parse(source))
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"{self.path}, line {error.lineno}: {one_line(str(error))}; correct the file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.path}: cannot be read as UTF-8 text ({error}); rewrite the file") from None
         needed, optional = _VARIABLES[name]
-        if unknown := sorted(used - {*needed, *optional}):
-            available = ", ".join((*needed, *optional))
-            raise ValueError(f"{self.path}: unknown variable {unknown[0]!r}; it may use {available}")
+        variables = (*needed, *optional)
+        self._template = load_template(self.path, variables, loader=loader, trim_blocks=True, lstrip_blocks=True)
         self._template.globals = dict(self._template.globals)  # a chain of mappings, slow to copy for every prompt
         # What is wrong with it shows now and not after the first thousand calls
-        values = {key: _SAMPLES.get(key, f"({key})") for key in (*needed, *optional)}
+        values = {key: _SAMPLES.get(key, f"({key})") for key in variables}
         self.sample = self.render(**values)
         for key in needed:
             # Used in whatever way: joined, shortened or compared, another value must give another prompt.

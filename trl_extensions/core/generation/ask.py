@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .client import Request, Response, ResponseCache
@@ -14,6 +15,7 @@ from .types import GenerationEngine, GenerationParams, Prompt
 
 
 if TYPE_CHECKING:
+    import jinja2
     from pydantic import BaseModel
 
     from .client import LLMClient
@@ -163,6 +165,39 @@ def cached_calls(
             known[missing[place].key] = response
             counts["calls"] += 1
     return [known[own.key] for own in requests]
+
+
+def load_template(
+    file: Path, variables: Sequence[str], *, needed: Sequence[str] = (), **options: Any
+) -> jinja2.Template:
+    """A Jinja file, to be filled in inside of a sandbox, so that one from elsewhere can run nothing.
+
+    Args:
+        file: UTF-8 text.
+        variables: What it may use.
+        needed: What it must name.
+        options: Of the Jinja environment.
+
+    Raises:
+        ValueError: The file cannot be read, or its variables are others; one line.
+    """
+    import jinja2.meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, **options)
+    try:
+        source = file.read_text(encoding="utf-8-sig")
+        used = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        template = environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{file}, line {error.lineno}: {' '.join(str(error).split())}; correct the file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read as UTF-8 text ({error}); rewrite the file") from None
+    if unknown := sorted(used - set(variables)):
+        raise ValueError(f"{file}: unknown variable {unknown[0]!r}; it may use {', '.join(variables)}")
+    if missing := [name for name in needed if name not in used]:
+        raise ValueError(f"{file}: {missing[0]!r} is not in it; write {{{{ {missing[0]} }}}} where it belongs")
+    return template
 
 
 def _prepared(

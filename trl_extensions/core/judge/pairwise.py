@@ -9,17 +9,16 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..generation.ask import Answer, ask_until_read, cached_calls
+from ..generation.ask import Answer, ask_until_read, cached_calls, load_template
 from ..generation.client import Request, ResponseCache
-from ..generation.replies import Unreadable, answer_text, as_text, read_reply
+from ..generation.replies import Model, Unreadable, answer_text, as_text, read_reply
 from ..generation.types import GenerationEngine, GenerationParams, Prompt
 
 
@@ -34,8 +33,8 @@ CRITERION = (
 LEAST_MASS = 0.01
 """Least probability of all options together: small models seldom write one and yet rank by it; below this is noise."""
 
-_PROMPTS = files("trl_extensions.core.judge").joinpath("prompts")
-_VARIABLES = {"criterion", "prompt", "first", "second"}
+_PROMPTS = Path(__file__).parent / "prompts"
+_VARIABLES = ("criterion", "first", "prompt", "second")
 
 # The forms of scores outside of JSON, in plain characters and without emphasis: "8/10", "8 out of 10", "8点"
 _SCORE = r"(\d{1,3}(?:\.\d+)?)(?:\s?(?:/|out of)\s?10(?:\.0)?|\s?点)?"
@@ -83,18 +82,16 @@ class Scores(BaseModel):
             value = dict(zip("12", value, strict=True))
         if not isinstance(value, dict):
             raise ValueError("there are no two scores")
-        if cls.model_fields.keys() <= value.keys():  # the other texts are reasons
-            value = {
-                key: score for key, score in value.items() if key in cls.model_fields or not isinstance(score, str)
-            }
+        both = cls.model_fields.keys() <= value.keys()
         scores: dict[str, Any] = {}
         for key, score in value.items():
+            if both and key not in cls.model_fields and isinstance(score, str):
+                continue  # a reason
             sides = {_SIDES[word] for word in re.findall(r"[a-z]+|\d+", key.lower()) if word in _SIDES}
             if len(sides) == 1:
-                [side] = sides
-                if side in scores:
+                if scores.keys() & sides:
                     raise ValueError("several scores for one answer")
-                scores[side] = _number(score)
+                scores[sides.pop()] = _number(score)
         return scores
 
 
@@ -186,12 +183,13 @@ class PairwiseJudge:
         self.params = GenerationParams(1) if mode == "logprobs" else params or GenerationParams(64)
         self.counts: Counter[str] = Counter()
         self._cache = cache
-        self._question = _load_template(template, mode)
+        file = _PROMPTS / f"judge_{mode}.jinja" if template is None else Path(template)
+        self._question = load_template(file, _VARIABLES, needed=("first", "second"))
         self.settings: dict[str, Any] = {
             "engine": engine.name,
             "mode": mode,
             "criterion": self.criterion,
-            "template": None if template is None else Path(template).read_text(encoding="utf-8"),
+            "template": None if template is None else file.read_text(encoding="utf-8"),
             "params": self.params.as_dict(),
         }
 
@@ -201,8 +199,9 @@ class PairwiseJudge:
         Raises:
             ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written.
         """
-        asked = [(i, swapped) for i, pair in enumerate(pairs) if not _is_equal(pair) for swapped in (False, True)]
-        chats = [self._chat(pairs[i], swapped) for i, swapped in asked]
+        judgments = [Judgment(pair.id, "tie", None, ("tie", "tie"), "the answers are equal") for pair in pairs]
+        asked = [place for place, pair in enumerate(pairs) if pair.first.strip() != pair.second.strip()]
+        chats = [self._chat(pairs[place], swapped) for place in asked for swapped in (False, True)]
         if self.mode == "logprobs":
             answers = self._weigh(chats)
         else:
@@ -210,13 +209,9 @@ class PairwiseJudge:
             answers = ask_until_read(
                 self.engine, chats, self.params, schema, read=read, cache=self._cache, step="judge", counts=self.counts
             )
-        found = dict(zip(asked, answers, strict=True))
-        return [
-            self._judgment(pair.id, found[i, False], found[i, True])
-            if (i, False) in found
-            else Judgment(pair.id, "tie", None, ("tie", "tie"), "the answers are equal")
-            for i, pair in enumerate(pairs)
-        ]
+        for place, given, swapped in zip(asked, answers[::2], answers[1::2], strict=True):
+            judgments[place] = self._judgment(pairs[place].id, given, swapped)
+        return judgments
 
     def _chat(self, pair: Pair, swapped: bool) -> list[dict[str, str]]:
         first, second = (pair.second, pair.first) if swapped else (pair.first, pair.second)
@@ -229,12 +224,10 @@ class PairwiseJudge:
         answers = []
         for response in cached_calls(self.engine, requests, self._cache, self.counts):
             weights = [math.exp(value) for value in response.logprobs or ()]
-            self.counts["low_mass"] += sum(weights) < LEAST_MASS
-            if sum(weights):
-                share = weights[0] / sum(weights)
-                answers.append(Answer((share, 1 - share), None, ()))
-            else:
-                answers.append(Answer(None, "neither A nor B is among the likeliest tokens", ()))
+            total = sum(weights)
+            self.counts["low_mass"] += total < LEAST_MASS
+            reason = None if total else "neither A nor B is among the likeliest tokens"
+            answers.append(Answer(tuple(weight / total for weight in weights) if total else None, reason))
         return answers
 
     def _judgment(self, id_: str, given: Answer, swapped: Answer) -> Judgment:
@@ -260,14 +253,11 @@ def read_scores(text: str, *, truncated: bool = False) -> tuple[float, float]:
         Unreadable: There are no two such numbers, there are several, or one is outside of 1 to 10; of a reply that was
             cut off, a number at its end may be half of one.
     """
-    lines, json_text = _lines(text, truncated)
-    if not json_text:
-        json_text, truncated = json.dumps([float(score) for score in _plain_scores(lines)]), False
-    scores = read_reply(json_text, Scores, truncated=truncated)
+    scores = _read(text, Scores, _plain_scores, truncated)
     return scores.score_1, scores.score_2
 
 
-def _plain_scores(lines: list[str]) -> tuple[str, ...]:
+def _plain_scores(lines: list[str]) -> list[float]:
     pairs = {match.groups() for line in lines if (match := _PAIR.fullmatch(line))}
     alone = [match[1] for line in lines if (match := _ONE.fullmatch(line))]
     if len(alone) == len(lines) == 2:
@@ -289,7 +279,7 @@ def _plain_scores(lines: list[str]) -> tuple[str, ...]:
     [pair] = pairs
     if any(scores - {score} for scores, score in zip(labelled.values(), pair, strict=True)):
         raise Unreadable("several scores for one answer")
-    return pair
+    return [float(score) for score in pair]
 
 
 def read_rating(text: str, *, truncated: bool = False) -> float:
@@ -298,13 +288,14 @@ def read_rating(text: str, *, truncated: bool = False) -> float:
     Raises:
         Unreadable: It is anything else, or outside of 1 to 10.
     """
-    lines, json_text = _lines(text, truncated)
-    if not json_text:
-        match = _ONE.fullmatch(lines[0]) if len(lines) == 1 else None
-        if match is None:
-            raise Unreadable("it is not one score and nothing else")
-        json_text, truncated = json.dumps({"rating": float(match[1])}), False
-    return read_reply(json_text, Rating, truncated=truncated).rating
+    return _read(text, Rating, _plain_rating, truncated).rating
+
+
+def _plain_rating(lines: list[str]) -> dict[str, float]:
+    match = _ONE.fullmatch(lines[0]) if len(lines) == 1 else None
+    if match is None:
+        raise Unreadable("it is not one score and nothing else")
+    return {"rating": float(match[1])}
 
 
 def read_verdict(text: str, *, truncated: bool = False) -> tuple[float, float]:
@@ -316,14 +307,16 @@ def read_verdict(text: str, *, truncated: bool = False) -> tuple[float, float]:
     Raises:
         Unreadable: There is no verdict, or there are different ones.
     """
-    lines, json_text = _lines(text, truncated)
+    better = _read(text, Verdict, _plain_verdict, truncated).better
+    return {"A": (1.0, 0.0), "B": (0.0, 1.0), "tie": (0.5, 0.5)}[better]
+
+
+def _plain_verdict(lines: list[str]) -> dict[str, str]:
     found = _BRACKETED.findall("\n".join(lines)) or [own[1] for line in lines if (own := _VERDICT.fullmatch(line))]
-    if json_text:
-        found = [read_reply(json_text, Verdict, truncated=truncated).better]
     verdicts = {word.upper() if word.upper() in OPTIONS else "tie" for word in found}
     if len(verdicts) != 1:
         raise Unreadable("different verdicts" if verdicts else "there is no verdict")
-    return {"A": (1.0, 0.0), "B": (0.0, 1.0), "tie": (0.5, 0.5)}[verdicts.pop()]
+    return {"better": verdicts.pop()}
 
 
 def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
@@ -339,8 +332,12 @@ def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
     equal = sum(own.winner == "tie" and own.reason is not None for own in judgments)
     compared = len(judgments) - winners[None] - equal
     contradictions = sum(own.contradicts for own in judgments)
-    votes = [(vote, place) for own in judgments for vote, place in zip(own.votes, ("first", "second"), strict=True)]
-    places = [vote == place for vote, place in votes if vote in ("first", "second")]
+    # The first answer is shown first in the order given, and the second one in the other
+    votes = Counter(
+        (vote, shown) for own in judgments for vote, shown in zip(own.votes, ("first", "second"), strict=True)
+    )
+    for_first = votes["first", "first"] + votes["second", "second"]
+    preferences = for_first + votes["first", "second"] + votes["second", "first"]
     return {
         "pairs": len(judgments),
         "first": winners["first"],
@@ -350,19 +347,19 @@ def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
         "equal": equal,
         "contradictions": contradictions,
         "contradiction_share": contradictions / compared if compared else None,
-        "first_place_share": sum(places) / len(places) if places else None,
+        "first_place_share": for_first / preferences if preferences else None,
     }
 
 
-def _lines(text: str, truncated: bool) -> tuple[list[str], str | None]:
-    """The lines of a reply in plain characters, without emphasis and a number at a cut; or the reply if it is JSON."""
-    plain = unicodedata.normalize("NFKC", answer_text(text))
-    if re.match(r"(?:```\w*\s*)?[\[{](?!\[)", plain):
-        return [], plain
-    plain = re.sub(r"[ \t|]+", " ", re.sub(r"[*_`#\"“”]|^\s*[-•]\s", "", plain, flags=re.MULTILINE))
+def _read(text: str, schema: type[Model], plain: Callable[[list[str]], Any], truncated: bool) -> Model:
+    """JSON of a schema, or what `plain` finds in lines of plain characters without emphasis and a number at a cut."""
+    reply = unicodedata.normalize("NFKC", answer_text(text))
+    if re.match(r"(?:```\w*\s*)?[\[{](?!\[)", reply):
+        return read_reply(reply, schema, truncated=truncated)
+    reply = re.sub(r"[ \t|]+", " ", re.sub(r"[*_`#\"“”]|^\s*[-•]\s", "", reply, flags=re.MULTILINE))
     if truncated:
-        plain = re.sub(r"[\d./]+\Z", "", plain)
-    return [line for line in plain.splitlines() if line.strip()], None
+        reply = re.sub(r"[\d./]+\Z", "", reply)
+    return read_reply(json.dumps(plain([line for line in reply.splitlines() if line.strip()])), schema)
 
 
 def _number(value: Any) -> float:
@@ -377,33 +374,5 @@ def _number(value: Any) -> float:
     return value
 
 
-def _is_equal(pair: Pair) -> bool:
-    return pair.first.strip() == pair.second.strip()
-
-
 def _larger(first: float, second: float) -> Vote:
     return "tie" if first == second else "first" if first > second else "second"
-
-
-def _load_template(path: str | os.PathLike[str] | None, mode: str) -> Any:
-    """The question, from the user's file or from the one that comes along."""
-    import jinja2
-    from jinja2 import meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    file = _PROMPTS.joinpath(f"judge_{mode}.jinja") if path is None else Path(path)
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    try:
-        source = file.read_text(encoding="utf-8")
-        used = meta.find_undeclared_variables(environment.parse(source))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"template {file}: cannot be read ({error}); give the path of a Jinja file") from None
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"template {file}, line {error.lineno}: {error.message}; correct it") from None
-    if unknown := sorted(used - _VARIABLES):
-        raise ValueError(f"template {file}: there is no {unknown[0]!r}; use {', '.join(sorted(_VARIABLES))}")
-    if missing := sorted({"first", "second"} - used):
-        raise ValueError(
-            f"template {file}: {missing[0]!r} is not in it, so the judge would not see that answer; add it"
-        )
-    return environment.from_string(source)
