@@ -20,15 +20,13 @@ if TYPE_CHECKING:
 
     from .client import LLMClient
 
-# So that a model that failed once does not fail in the same way again
-RETRY_TEMPERATURE = 0.7
+RETRY_TEMPERATURE = 0.7  # so that a model that failed once does not fail in the same way again
 _LONGEST_QUOTE = 2000
 
+# From the text of a reply and `truncated=` to what it says; raises `Unreadable`
 Read = Callable[..., Any]
-"""From the text of a reply and `truncated=` to what it says; raises `Unreadable`."""
-
+# From a question, the reply to it and what was wrong with that to the question that is asked next
 Again = Callable[[Prompt, str, str], Prompt]
-"""From a question, the reply to it and what was wrong with that to the question that is asked next."""
 
 
 @dataclass(frozen=True)
@@ -38,90 +36,6 @@ class Answer:
     value: Any = None
     reason: str | None = None
     raw: tuple[str, ...] = ()
-
-
-def ask_until_read(
-    engine: GenerationEngine,
-    prompts: Sequence[Prompt],
-    params: GenerationParams,
-    schema: type[BaseModel] | None,
-    *,
-    read: Read | None = None,
-    again: Again | None = None,
-    tries: int = 2,
-    cache: ResponseCache | None = None,
-    step: str = "ask",
-    counts: Counter[str] | None = None,
-) -> list[Answer]:
-    """Ask all questions, read the replies, and ask those that cannot be read once more.
-
-    The engine is held to the schema if it can be; the prompts must say in words too what form the reply has. A
-    question is asked again with another seed and a temperature of at least 0.7.
-
-    Args:
-        engine: Whom to ask. Questions that are alike are asked once.
-        prompts: Chats or texts.
-        params: How replies are decoded.
-        schema: What a reply should be; None for free text, with `read`.
-        read: Reads a reply. Default: `read_reply` by the schema.
-        again: Makes the next question of one whose reply was unreadable. Default: `ask_again`.
-        tries: How often a question is asked at most.
-        cache: Finished calls: none that is in there is made again, and each is there before the next is waited for.
-        step: What the questions are about: part of the key of a call, and the label of the progress bar.
-        counts: Is added to: `calls` made, `cache_hits`, and questions `retried`.
-
-    Returns:
-        An answer for each prompt.
-
-    Raises:
-        ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written.
-    """
-    counts = Counter() if counts is None else counts
-    (params, read), again = _prepared(params, schema, read), again or ask_again
-    answers = [Answer()] * len(prompts)
-    questions = dict(enumerate(prompts))
-    for turn in range(tries):
-        name, own = _turn(step, params, turn)
-        requests = [Request(name, engine.name, prompt, own) for prompt in questions.values()]
-        counts["retried"] += len(requests) if turn else 0
-        responses = cached_calls(engine, requests, cache, counts)
-        for place, response in zip(list(questions), responses, strict=True):
-            answers[place] = answer = _answer(answers[place].raw, response, read)
-            if answer.reason is None:
-                del questions[place]
-            else:
-                questions[place] = again(prompts[place], response.text, answer.reason)
-    return answers
-
-
-async def ask_client(
-    client: LLMClient,
-    role: str,
-    prompt: Prompt,
-    params: GenerationParams,
-    schema: type[BaseModel] | None,
-    *,
-    read: Read | None = None,
-    again: Again | None = None,
-    tries: int = 2,
-    step: str = "ask",
-    finished: Callable[[Response], None] = lambda response: None,
-) -> Answer:
-    """One question of `ask_until_read`, to the engine of a role, for coroutines that share a client.
-
-    `finished` is called with every response that has come. Raises what `LLMClient.call` raises.
-    """
-    (params, read), again = _prepared(params, schema, read), again or ask_again
-    answer, question = Answer(), prompt
-    for turn in range(tries):
-        name, own = _turn(step, params, turn)
-        response = await client.call(role, name, question, own)
-        finished(response)
-        answer = _answer(answer.raw, response, read)
-        if answer.reason is None:
-            break
-        question = again(prompt, response.text, answer.reason)
-    return answer
 
 
 def ask_again(prompt: Prompt, reply: str, reason: str, note: str | None = None) -> Prompt:
@@ -138,6 +52,83 @@ def ask_again(prompt: Prompt, reply: str, reason: str, note: str | None = None) 
     if not quoted:  # chat templates refuse an empty turn, and two of the user in a row
         return [*prompt[:-1], {**prompt[-1], "content": f"{prompt[-1]['content']}\n\n{note}"}]
     return [*prompt, {"role": "assistant", "content": quoted}, {"role": "user", "content": note}]
+
+
+def ask_until_read(
+    engine: GenerationEngine,
+    prompts: Sequence[Prompt],
+    params: GenerationParams,
+    schema: type[BaseModel] | None,
+    *,
+    read: Read | None = None,
+    again: Again = ask_again,
+    tries: int = 2,
+    cache: ResponseCache | None = None,
+    step: str = "ask",
+    counts: Counter[str] | None = None,
+) -> list[Answer]:
+    """Ask all questions, read the replies, and ask those that cannot be read once more.
+
+    The engine is held to the schema if it can be; the prompts must say in words too what form the reply has. A
+    question is asked again with another seed and a temperature of at least 0.7; questions that are alike, only once.
+
+    Args:
+        engine, prompts, params: Whom to ask what, in chats or texts, and how replies are decoded.
+        schema: What a reply should be; None for free text, with `read`.
+        read: Reads a reply. Default: `read_reply` by the schema.
+        again: Makes the next question of one whose reply was unreadable.
+        tries: How often a question is asked at most.
+        cache: Finished calls: none that is in there is made again, and each is there before the next is waited for.
+        step: What the questions are about: part of the key of a call, and the label of the progress bar.
+        counts: Is added to: `calls` made, `cache_hits`, and questions `retried`.
+
+    Raises:
+        ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written.
+    """
+    counts = Counter() if counts is None else counts
+    answers = [Answer()] * len(prompts)
+    questions = dict(enumerate(prompts))
+    for turn in range(tries):
+        name, own = _turn(step, params, schema, turn)
+        requests = [Request(name, engine.name, prompt, own) for prompt in questions.values()]
+        counts["retried"] += len(requests) if turn else 0
+        responses = cached_calls(engine, requests, cache, counts)
+        for place, response in zip(list(questions), responses, strict=True):
+            answers[place] = answer = _answer(answers[place].raw, response, schema, read)
+            if answer.reason is None:
+                del questions[place]
+            else:
+                questions[place] = again(prompts[place], response.text, answer.reason)
+    return answers
+
+
+async def ask_client(
+    client: LLMClient,
+    role: str,
+    prompt: Prompt,
+    params: GenerationParams,
+    schema: type[BaseModel] | None,
+    *,
+    read: Read | None = None,
+    again: Again = ask_again,
+    tries: int = 2,
+    step: str = "ask",
+    finished: Callable[[Response], None] = lambda response: None,
+) -> Answer:
+    """One question of `ask_until_read`, to the engine of a role, for coroutines that share a client.
+
+    `finished` is called with every response that has come. Raises what `LLMClient.call` raises.
+    """
+    answer, question = Answer(), prompt
+    for turn in range(tries):
+        name, own = _turn(step, params, schema, turn)
+        response = await client.call(role, name, question, own)
+        finished(response)
+        answer = _answer(answer.raw, response, schema, read)
+        if answer.reason is None:
+            break
+        question = again(prompt, response.text, answer.reason)
+    return answer
 
 
 def cached_calls(
@@ -170,16 +161,9 @@ def cached_calls(
 def load_template(
     file: Path, variables: Sequence[str], *, needed: Sequence[str] = (), **options: Any
 ) -> jinja2.Template:
-    """A Jinja file, to be filled in inside of a sandbox, so that one from elsewhere can run nothing.
+    """A Jinja file of UTF-8 text in a sandbox, where it can run nothing; `options` are the environment's.
 
-    Args:
-        file: UTF-8 text.
-        variables: What it may use.
-        needed: What it must name.
-        options: Of the Jinja environment.
-
-    Raises:
-        ValueError: The file cannot be read, or its variables are others; one line.
+    Raises `ValueError`, one line, if it cannot be read, uses other variables or lacks a needed one.
     """
     import jinja2.meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -200,27 +184,21 @@ def load_template(
     return template
 
 
-def _prepared(
-    params: GenerationParams, schema: type[BaseModel] | None, read: Read | None
-) -> tuple[GenerationParams, Read]:
+def _turn(
+    step: str, params: GenerationParams, schema: type[BaseModel] | None, turn: int
+) -> tuple[str, GenerationParams]:
     if schema is not None:
-        return replace(params, schema=schema_json(schema)), read or partial(read_reply, schema=schema)
-    if read is None:
-        raise ValueError("`schema` is None: give `read`, which reads the text of a reply")
-    return params, read
-
-
-def _turn(step: str, params: GenerationParams, turn: int) -> tuple[str, GenerationParams]:
+        params = replace(params, schema=schema_json(schema))
     if not turn:
         return step, params
     temperature = max(params.temperature, RETRY_TEMPERATURE)
     return f"{step}:again", replace(params, seed=params.seed + turn, temperature=temperature)
 
 
-def _answer(before: tuple[str, ...], response: Response, read: Read) -> Answer:
+def _answer(before: tuple[str, ...], response: Response, schema: type[BaseModel] | None, read: Read | None) -> Answer:
     raw, truncated = (*before, response.text), response.finish_reason != "stop"
     try:
-        return Answer(read(response.text, truncated=truncated), None, raw)
+        return Answer((read or partial(read_reply, schema=schema))(response.text, truncated=truncated), None, raw)
     except Unreadable as error:
         cut = f" ({response.finish_reason}: it is not complete)" if truncated else ""
         return Answer(None, f"{error}{cut}", raw)

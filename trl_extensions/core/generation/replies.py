@@ -47,7 +47,7 @@ _MOST_CUTS = 12
 _ENTRY = re.compile(r"[ \t]*(\d{1,2})[ \t]*[.)．、）][ \t]*(\S.*)")
 _BETWEEN_STRINGS = re.compile(r"[\"'“”]\s*[,:]\s*[\"'“”]")
 _SPELLINGS = {'"': r'\\?"', "'": r"\\?'", "/": r"\\?/", "\\": r"\\{1,2}", "\n": r"(?:\\n|\r?\n)", "\t": r"(?:\\t|\t)"}
-_CONSTANTS = {None: "(?:null|None)", True: "(?:true|True)", False: "(?:false|False)"}
+_CONSTANTS = {"None": "(?:null|None)", "True": "(?:true|True)", "False": "(?:false|False)"}
 
 
 class Unreadable(ValueError):  # noqa: N818 (it is the reply that is)
@@ -93,8 +93,7 @@ def read_reply(text: str, schema: type[Model], *, truncated: bool = False) -> Mo
         Unreadable: It is nothing of that; the reason is fit to be told to the model.
     """
     body = answer_text(text)
-    opening = _OPENING_FENCE.match(body)
-    json_text = body[opening.end() :] if opening else body
+    json_text = _OPENING_FENCE.sub("", body)
     if json_text[0] in "[{":
         try:
             value, end = _DECODER.raw_decode(json_text)
@@ -103,8 +102,7 @@ def read_reply(text: str, schema: type[Model], *, truncated: bool = False) -> Mo
         except (json.JSONDecodeError, RecursionError):
             return _read_damaged(_CLOSING_FENCE.sub("", json_text), schema, truncated)
         return _validated(value, schema)
-    entries = _numbered(body)
-    entries = entries[:-1] if truncated else entries
+    entries = _numbered(body)[: -1 if truncated else None]
     if entries and len(schema.model_fields) == 1:
         return _validated(entries, schema)
     raise Unreadable("it is not JSON and nothing else")
@@ -132,20 +130,15 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(name: str) -> Any:
-    raise Unreadable(f"{name} is no number")
-
-
-_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_distinct, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_distinct)
 
 
 def _read_damaged(text: str, schema: type[Model], truncated: bool) -> Model:
     if not truncated:
         return _validated(_repaired(text), schema)
-    ends = [match.end() for match in _CUTS.finditer(text)]
-    for end in reversed(ends[-_MOST_CUTS:]):
+    for cut in list(_CUTS.finditer(text))[: -_MOST_CUTS - 1 : -1]:
         try:
-            return _validated(_repaired(text[:end], cut=True), schema)
+            return _validated(_repaired(text[: cut.end()], cut=True), schema)
         except Unreadable:
             continue
     raise Unreadable("cut off before anything was complete")
@@ -165,8 +158,10 @@ def _repaired(text: str, *, cut: bool = False) -> Any:
     except (ValueError, RecursionError):
         tokens = []
     closing = "".join(token[-1] for token in tokens)
-    for missing in [0, *(len(open_) for open_ in ("]", "}", "]}") if cut and closing.endswith(open_))]:
-        if tokens and (found := re.fullmatch(r"\s*".join(tokens[: len(tokens) - missing]), text.strip())):
+    for missing in ("", "]", "}", "]}") if cut else ("",):
+        if not tokens or not closing.endswith(missing):
+            continue
+        if found := re.fullmatch(r"\s*".join(tokens[: len(tokens) - len(missing)]), text.strip()):
             if any(map(_is_ambiguous, found.groups())):
                 raise Unreadable("it is not clear where a string ends: quotes inside one need a backslash")
             return value
@@ -188,20 +183,17 @@ def _written(value: Any) -> Iterator[str]:
         yield r",?\s*\]" if isinstance(value, list) else r",?\s*\}"
     elif isinstance(value, str):
         yield _quoted(value)
-    elif isinstance(value, bool) or value is None:
-        yield _CONSTANTS[value]
     else:
-        yield re.escape(repr(value)) + ("0*" if isinstance(value, float) else "")
+        yield _CONSTANTS.get(str(value)) or re.escape(repr(value)) + ("0*" if isinstance(value, float) else "")
 
 
 def _quoted(text: str) -> str:
-    body = "".join(_SPELLINGS.get(c) or (c if c.isalnum() and c.isascii() else _other(c)) for c in text)
-    return f"(?:[\"'“]({body}\\s*)[\"'”])"
+    return f"(?:[\"'“]({''.join(map(_spelled, text))}\\s*)[\"'”])"
 
 
-def _other(character: str) -> str:
+def _spelled(character: str) -> str:
     if character.isascii():
-        return re.escape(character)
+        return _SPELLINGS.get(character) or re.escape(character)
     return rf"(?:{re.escape(character)}|\\u{ord(character):04x}|\\u{ord(character):04X})"
 
 
@@ -214,14 +206,13 @@ def _is_ambiguous(string: str | None) -> bool:
 def _numbered(text: str) -> list[str]:
     """The entries of a text that is nothing but lines numbered 1, 2, 3; none where it is anything else."""
     lines = [line for line in text.splitlines() if line.strip()]
-    found = [
-        match for line in lines if (match := _ENTRY.fullmatch(unicodedata.normalize("NFKC", line[:4]) + line[4:]))
-    ]
-    if [int(match[1]) for match in found] != list(range(1, len(lines) + 1)):
-        return []
-    entries = [match[2].rstrip() for match in found]
-    if any(re.search(rf"\s{number}[.)]\s", entry) for number, entry in enumerate(entries, 2)):
-        return []  # several in one line
+    entries = []
+    for number, line in enumerate(lines, 1):
+        match = _ENTRY.fullmatch(unicodedata.normalize("NFKC", line[:4]) + line[4:])
+        several_in_one = match and re.search(rf"\s{number + 1}[.)]\s", match[2].rstrip())
+        if match is None or int(match[1]) != number or several_in_one:
+            return []
+        entries.append(match[2].rstrip())
     return entries
 
 
