@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import importlib
 import subprocess
 import sys
 import threading
@@ -85,8 +86,16 @@ def test_importing_the_package_loads_no_torch():
     assert out.stdout.strip() == "[]"
 
 
+def test_the_api_page_names_what_there_is():
+    page = ROOT.parent / "docs" / "api.md"
+    for name in [line.removeprefix("::: ") for line in page.read_text().splitlines() if line.startswith("::: ")]:
+        module, _, attribute = name.rpartition(".")
+        if name not in FILES:
+            assert hasattr(importlib.import_module(module), attribute), name
+
+
 def files_of(walk) -> set[str]:
-    """Files of the package in which `walk` calls something, but for those that only hold names.
+    """Files of the package in which `walk` calls something, but for those that only hold names: TRL's, and old ones.
 
     Walked once before it is watched, so that what modules do when they are imported does not count.
     """
