@@ -9,24 +9,15 @@ import numpy as np
 from .extras import import_extra
 
 
-# Numbers held by one block of resamples (16 MiB of float64)
-BLOCK = 1 << 21
+BLOCK = 1 << 21  # numbers held by one block of resamples (16 MiB of float64)
 
 
 def wilson(successes: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a share (Wilson 1927), sensible at 0 and 1 too, where the usual +- is zero wide.
 
     The bounds are the shares p that lie z standard errors from the observed one, the error taken at p itself:
-    (successes / total - p)^2 = z^2 p (1 - p) / total.
-
-    Args:
-        successes: How many of `total` have the property. Need not be whole, for counts reduced to an effective size,
-            which `scipy.stats.binomtest` does not take.
-        total: Independent observations. With none nothing is known, and the interval is (0, 1).
-        confidence: Coverage, in (0, 1).
-
-    Raises:
-        ValueError: `successes` is not within [0, total], or `confidence` not within (0, 1).
+    (successes / total - p)^2 = z^2 p (1 - p) / total. Counts reduced to an effective size need not be whole (such
+    `scipy.stats.binomtest` does not take); of no observations the interval is (0, 1).
     """
     _check_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -51,19 +42,13 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float | None, float | None]:
-    """Percentile bootstrap interval of anything that depends on how often each row counts.
+    """Percentile bootstrap interval of anything that depends on how often each of N rows counts.
 
     Args:
         statistic: From how often each row is drawn, `(R, N)`, to the values of R resamples, `(R,)`; resamples whose
-            value is nan are left out.
-        rows: N.
+            value is nan are left out, and if all are the interval is (None, None).
         groups: What rows belong to, `(N,)`: those of a group are drawn together, one in group None by itself.
         strata: Parts of which each resample has as many rows (or groups) as the data, `(N,)`.
-        resamples, seed: How often to draw; the same seed gives the same interval.
-        confidence: Coverage, in (0, 1).
-
-    Returns:
-        Low and high bound; (None, None) where no resample has a value.
     """
     _check_confidence(confidence)
     if resamples < 1:
@@ -94,14 +79,9 @@ def bootstrap_ratio(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of sum(numerators) / sum(denominators), drawing whole rows with replacement.
 
-    For quantities per token, where rows differ in length and tokens of one row are not independent of each other.
-    Where every numerator is zero every resample is too, and the interval is (0, 0): it cannot tell zero from rare.
-
-    Args:
-        numerators: One number a row, e.g. its spans, or its KL in nats summed over tokens.
-        denominators: One number >= 0 a row, e.g. its tokens. Rows with zero tokens are left out; with fewer than two
-            others the interval is (nan, nan). A row that makes no ratio is named in a `ValueError`.
-        confidence, resamples, seed: See `bootstrap`.
+    For quantities per token (spans, or nats of KL, over tokens): rows differ in length, and tokens of one row are not
+    independent. Rows of denominator 0 are left out; with fewer than two others the interval is (nan, nan). Where every
+    numerator is zero it is (0, 0): it cannot tell zero from rare.
     """
     _check_confidence(confidence)
     if len(numerators) != len(denominators):

@@ -19,29 +19,24 @@ def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-    """Mean over texts of distinct word pairs / word pairs, in [0, 1]. Low values mean a text repeats itself.
+    """Mean over texts (of two words or more; 1.0 without any) of distinct word pairs / word pairs, in [0, 1].
 
-    Averaged over texts, so that it does not fall as more texts are added. Texts of fewer than two words are left out;
-    1.0 if none remains.
+    Low values mean a text repeats itself. It does not fall as more texts are added.
     """
     shares = [len(set(pairs)) / len(pairs) for pairs in (_ngrams(text, 2) for text in texts) if pairs]
     return sum(shares) / len(shares) if shares else 1.0
 
 
 def corpus_distinct_2(texts: Sequence[str]) -> float:
-    """Distinct word pairs / word pairs over all texts together, in [0, 1] (distinct-2 of arXiv 1510.03055).
-
-    Falls with the number of texts; compare only sets of equal size. 1.0 without any pair.
-    """
+    """Distinct word pairs / word pairs over all texts together, in [0, 1], 1.0 without any (distinct-2 of arXiv
+    1510.03055). Falls with the number of texts: compare only sets of equal size."""
     pairs = [pair for text in texts for pair in _ngrams(text, 2)]
     return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
 def seq_rep_n(text: str, n: int = 4) -> float:
-    """1 - distinct n-grams / n-grams of one text's words, in [0, 1) (seq-rep-n of arXiv 1908.04319).
-
-    Words are lower-cased and split at white space. 0.0 for a text of fewer than n words.
-    """
+    """1 - distinct n-grams / n-grams of one text's words (lower-cased, split at white space), in [0, 1): seq-rep-n of
+    arXiv 1908.04319. 0.0 for a text of fewer than n words."""
     ngrams = _ngrams(text, n)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
@@ -66,17 +61,15 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     if not _pairs(hypotheses, references):
         return math.nan
     # force: a warning less, about full stops that stand apart, which a model may well write.
-    score = import_extra("sacrebleu").corpus_bleu(
-        list(hypotheses), [list(references)], force=True, use_effective_order=True
-    )
+    options = {"force": True, "use_effective_order": True}
+    score = import_extra("sacrebleu").corpus_bleu(list(hypotheses), [list(references)], **options)
     return min(score.score, 100.0)  # it can come out an ulp above
 
 
 def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Mean ROUGE-L F-measure by rouge-score, without a stemmer, in [0, 1]. nan without texts.
 
-    The words are the package's own on ASCII text (lower-cased runs of letters and digits); letters of other scripts,
-    which the package drops, are kept. Texts equal word for word count 1, empty ones too.
+    Words are the package's, with letters of other scripts beside. Texts equal word for word count 1, empty ones too.
     """
     scorer = import_extra("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_RougeWords())
     return _mean([
@@ -95,15 +88,7 @@ class _RougeWords:
 class TextClassifier:
     """The probability of one label under a sequence classifier, for the whole text or as much as the model takes.
 
-    Args:
-        model: Model id or directory of a sequence classifier, for the `text-classification` pipeline of transformers.
-        label: A label, as in `id2label` of the model's config. May be left out if the model has one label, or two:
-            then it is the second. It is in the attribute `label`.
-        batch_size: Texts scored at once.
-
-    Raises:
-        ValueError: A batch size below 1, or a label that the model does not have (the message lists those it has).
-        OSError: The model cannot be found.
+    The label is one of the config's `id2label`; a model of one label, or of two (then it is the second), needs none.
     """
 
     def __init__(self, model: str, label: str | None = None, batch_size: int = 32):
@@ -112,8 +97,7 @@ class TextClassifier:
         from transformers import pipeline
 
         self._pipeline: Any = pipeline("text-classification", model=model)
-        config: Any = self._pipeline.model.config
-        tokenizer: Any = self._pipeline.tokenizer
+        config, tokenizer = self._pipeline.model.config, self._pipeline.tokenizer
         labels = [config.id2label[i] for i in range(config.num_labels)]
         if label is None and len(labels) <= 2:
             label = labels[-1]

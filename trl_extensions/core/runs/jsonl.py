@@ -35,20 +35,14 @@ def encode_row(row: dict[str, Any]) -> bytes:
 class JsonlWriter:
     """Appends rows to a JSON-lines file, one durable line at a time. Use it as a context manager, or `close` it.
 
-    A process killed while it writes leaves at most one half-written last line. Opening the file again moves that
-    fragment to `<path>.broken` and logs one line; complete lines stay. Safe to share between threads; a `ValueError`
-    refuses a file that another process is writing to.
-
-    Args:
-        path: File to append to. It and its parent directories are created if missing.
-        sync_seconds: A row survives the death of this process at once. That of the machine it survives at once with 0,
-            and with more after as many seconds, which is faster by far where rows come by the hundred.
+    A kill leaves at most one half-written last line; opening the file again moves it to `<path>.broken` and logs that.
+    Safe to share between threads; a `ValueError` refuses a file that another process is writing to. A row survives the
+    death of the process at once, and that of the machine after `sync_seconds`, of which more than 0 are faster by far.
     """
 
     def __init__(self, path: str | os.PathLike[str], sync_seconds: float = 0.0) -> None:
         self.path = Path(path)
-        self._sync_seconds = sync_seconds
-        self._synced = time.monotonic()
+        self._sync_seconds, self._synced = sync_seconds, time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         created = not self.path.exists()
         self._lock = threading.Lock()
@@ -65,32 +59,14 @@ class JsonlWriter:
             os.close(directory)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row and return once it is on disk; what JSON cannot express is refused, and nothing written.
-
-        Lone surrogates, which UTF-8 cannot hold, become `?`. A line that the disk refuses (`OSError`) is taken back.
-        """
+        """Write one row and return once it is on disk. What JSON cannot express is refused and what the disk refuses
+        (`OSError`) taken back, so that nothing is written."""
         if not isinstance(row, dict):
             raise TypeError(f"a row of {self.path} must be a dict, got {type(row).__name__}")
         try:
             data = encode_row(row)
         except (TypeError, ValueError) as error:
             raise type(error)(f"row not written to {self.path}: {error}; columns {sorted(map(str, row))}") from None
-        self._write(data)
-
-    def close(self) -> None:
-        """Close the file. Closing twice does nothing."""
-        with self._lock:  # a row that another thread is writing is not cut off
-            if not self._file.closed and self._sync_seconds:
-                os.fsync(self._file.fileno())
-            self._file.close()
-
-    def __enter__(self) -> JsonlWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def _write(self, data: bytes) -> None:
         with self._lock:
             size = self._file.seek(0, os.SEEK_END)
             try:
@@ -105,6 +81,19 @@ class JsonlWriter:
                 self._file.truncate(size)
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
 
+    def close(self) -> None:
+        """Close the file. Closing twice does nothing."""
+        with self._lock:  # a row that another thread is writing is not cut off
+            if not self._file.closed and self._sync_seconds:
+                os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _repair_last_line(self) -> None:
         if not self._file.seek(0, os.SEEK_END):
             return
@@ -114,26 +103,21 @@ class JsonlWriter:
         if not tail:
             return
         if parse_row(tail) is not None:
-            self._write(b"\n")
-            return
-        broken = self.path.with_name(self.path.name + ".broken")
-        # The fragment is safe in the second file before the first one loses it.
-        with open(broken, "ab") as file:
-            file.write(tail + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._file.truncate(start)
+            self._file.write(b"\n")
+        else:
+            broken = self.path.with_name(self.path.name + ".broken")
+            with open(broken, "ab") as file:  # the fragment is safe here before the file itself loses it
+                file.write(tail + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._file.truncate(start)
+            logger.warning("%s ended in a half-written line: moved its %d bytes to %s", self.path, len(tail), broken)
         os.fsync(self._file.fileno())
-        logger.warning("%s ended in a half-written line (%d bytes): moved it to %s", self.path, len(tail), broken.name)
 
 
 def read_jsonl(path: str | os.PathLike[str], *, required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, in its order.
-
-    Empty lines are skipped, and so is, with a warning, a last line that a crash cut short, which [`JsonlWriter`]
-    repairs when it next appends. Another line that is no JSON object, or has not all columns `required`, raises a
-    `ValueError` that names file and line.
-    """
+    """The rows of a JSON-lines file. Empty lines are skipped, and with a warning a last line that a crash cut short;
+    another one that is no JSON object, or lacks a column `required`, raises a `ValueError` with file and line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check the path, or write the file first")
@@ -143,19 +127,14 @@ def read_jsonl(path: str | os.PathLike[str], *, required: Sequence[str] = ()) ->
         if not line.strip():
             continue
         row = parse_row(line)
-        if row is None:
-            # A whole list is no fragment of an object
-            if number == len(lines) and not line.lstrip().startswith(b"["):
-                logger.warning("%s:%d: skipped a half-written last line (%d bytes)", path, number, len(line))
-                continue
+        if row is not None:
+            if missing := [column for column in required if column not in row]:
+                raise ValueError(f"{path}:{number}: column {missing[0]!r} is missing; the row has {sorted(row)}")
+            rows.append(row)
+        elif number == len(lines) and not line.lstrip().startswith(b"["):  # a whole list is no fragment of an object
+            logger.warning("%s:%d: skipped a half-written last line (%d bytes)", path, number, len(line))
+        else:
             raise ValueError(f"{path}:{number}: {_what_is_wrong(line)}; fix or delete this line")
-        missing = [column for column in required if column not in row]
-        if missing:
-            raise ValueError(
-                f"{path}:{number}: column {missing[0]!r} is missing; the row has {sorted(row)}, "
-                f"and every row needs {list(required)}"
-            )
-        rows.append(row)
     return rows
 
 
@@ -183,8 +162,6 @@ def _claim(file: IO[bytes]) -> None:
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(
-            f"{file.name}: another process is writing to it; wait for it, or use another output"
-        ) from None
+        raise ValueError(f"{file.name}: another process is writing to it; wait, or use another output") from None
     except (ImportError, OSError):  # Windows, or a file system without locks
         return

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
-BEFORE = "#999999"
-"""For what others are compared with."""
+BEFORE = "#999999"  # for what others are compared with
 # For scripts that matplotlib's own font lacks, where one of them is installed
 _MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic", "Arial Unicode MS")
 
@@ -84,7 +83,7 @@ def save(figure: Figure, path: str | os.PathLike) -> Figure:
     if entries:
         columns = min(4, len(entries))
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", frameon=False, ncols=columns)
-    fonts = {font.name for font in import_extra("matplotlib.font_manager").fontManager.ttflist}
+    fonts = import_extra("matplotlib.font_manager").get_font_names()
     for text in figure.findobj(import_extra("matplotlib.text").Text):
         text.set_fontfamily(["DejaVu Sans", *(name for name in _MORE_FONTS if name in fonts)])
         text.set_parse_math(False)  # a dollar is a dollar

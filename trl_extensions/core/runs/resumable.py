@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from .jsonl import JsonlWriter, encode_row, read_jsonl
 from .run import check_resume
 
@@ -24,8 +26,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class MapReport:
-    """The file, the rows in it, those that earlier runs left (failed ones too), the failed ones, and this call's
-    seconds."""
+    """Rows in the file, those of them (and failed ones) that earlier runs left, failed ones; this call's seconds."""
 
     path: Path
     rows: int
@@ -55,24 +56,20 @@ def map_rows(
 ) -> MapReport:
     """Make a row of every row and append each to a JSON-lines file as soon as it is there.
 
+    A `ValueError` refuses rows without a `key` of their own, an `output` made with other settings or of other rows
+    (nothing on disk is changed), and a `make` that leaves rows of its chunk out.
+
     Args:
-        rows: What to work on; each has a `key` of its own, a text or an integer.
         make: Given a chunk of rows, yields for each, in any order, its place in the chunk and the row to write (`key`
             is added), or `Failed`: that row goes to `<output stem>.failures.jsonl` with the reason.
         output: The `.jsonl` file to append to. Rows that it or the file of failures holds are not made again.
         chunk_size: Rows handed to `make` at once; all that are left, if left out.
-        key: The column that tells rows apart.
         settings: JSON-ready values that the rows depend on, kept in `<output stem>.settings.json`.
-        desc: What the progress bar says.
         same: Columns that `make` passes on unchanged, by which rows of another source with the same keys are noticed.
         part: A column and its value in every row of this call, where several calls write to one file: rows with
             another value are left alone, and the settings are in `<output stem>.<value>.settings.json`.
         tally: Called with every row of the file, those of earlier runs first; what it returns is shown as progress.
         limit: Asked before every chunk how many more rows may be made at most; 0 ends the map.
-
-    Raises:
-        ValueError: No rows, a key that is missing or occurs twice, an `output` made with other settings or of other
-            rows; nothing on disk is changed. Or `make` left rows of its chunk out.
     """
     start, output = time.perf_counter(), Path(output)
     if chunk_size is not None and chunk_size < 1:
@@ -82,20 +79,15 @@ def map_rows(
     by_key = _by_key(rows, key)
     made, failed = _existing(output, key, part), _existing(failures_path(output), key, part)
     if settings is not None:
-        name = output.stem if part is None else f"{output.stem}.{part[1]}"
-        check_resume(
-            output.with_name(f"{name}.settings.json"),
-            settings,
-            made=str(output) if part is None else f"{output}, of {part[1]},",
-            started=bool(made or failed),
-        )
+        stem = output.stem if part is None else f"{output.stem}.{part[1]}"
+        path = output.with_name(f"{stem}.settings.json")
+        check_resume(path, settings, made=str(output), started=bool(made or failed))
     for path, found in ((output, made), (failures_path(output), failed)):
         for row in found:
             _check_source(path, row, by_key.get(row[key]), key, same)
     done = {row[key] for row in made + failed}
     todo = [row for row in rows if row[key] not in done]
     written, aside = len(made), len(failed)
-    from tqdm.auto import tqdm
 
     def show(row: dict[str, Any]) -> None:
         if tally:
@@ -132,9 +124,7 @@ def _by_key(rows: Sequence[dict[str, Any]], key: str) -> dict[str | int, dict[st
     for index, row in enumerate(rows):
         value = row.get(key)
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise ValueError(
-                f"row {index} has no `{key}` that is a text or an integer (got {value!r}); give each its own"
-            )
+            raise ValueError(f"row {index} has no `{key}`, a text or an integer (got {value!r}); give each its own")
         if value in by_key:
             raise ValueError(f"row {index}: the `{key}` {value!r} occurs twice; give each row its own")
         by_key[value] = row
@@ -149,17 +139,11 @@ def _existing(path: Path, key: str, part: tuple[str, str] | None) -> list[dict[s
 def _check_source(
     path: Path, row: dict[str, Any], source: dict[str, Any] | None, key: str, same: Sequence[str]
 ) -> None:
-    problem = ""
+    remedy = "give the same rows, or more, to resume, or another output"
     if source is None:
-        problem = "is not among the rows given"
-    elif other := [name for name in same if row.get(name) != _as_written(source.get(name))]:
-        problem = f"has another {other[0]} than the row given"
-    if problem:
-        raise ValueError(
-            f"{path}: its row {row[key]!r} {problem}; give the same rows, or more, to resume, or another output"
-        )
-
-
-def _as_written(value: Any) -> Any:
-    """A value as a JSON line gives it back: tuples are lists, and half a surrogate pair is `?`."""
-    return json.loads(encode_row({"": value}))[""]
+        raise ValueError(f"{path}: its row {row[key]!r} is not among the rows given; {remedy}")
+    # As a JSON line gives it back: tuples are lists, and half a surrogate pair is `?`
+    written = json.loads(encode_row({name: source.get(name) for name in same}))
+    for name in same:
+        if row.get(name) != written[name]:
+            raise ValueError(f"{path}: its row {row[key]!r} has another {name} than the row given; {remedy}")

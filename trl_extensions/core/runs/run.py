@@ -74,11 +74,7 @@ class Run:
             check_resume(self.folder / name, values, made=str(self.folder), started=started)
 
     def execute(self, perform: Callable[[str, Any], Any] | None = None) -> Path:
-        """Carry out what is not done yet and write the report; returns the path of `report.md`.
-
-        `perform` carries out one stage, given its `name` and `of`; without it they run in this process. Raises a
-        `ValueError` where something is missing, the folder was made with other settings, or another process is at it.
-        """
+        """Carry out what is not done yet, stages by `perform(name, of)`, and write the report; returns its path."""
         self.check()
         with folder_lock(self.folder):
             self.claim()
@@ -117,15 +113,12 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", blocking=False)
     try:
-        lock.acquire()
+        lock = FileLock(folder / ".lock", blocking=False).acquire()
     except Timeout:
         raise ValueError(f"{folder}: another process is working in it; wait for it, or use another folder") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def training_settings(config: Any, mutable: Set[str] = MUTABLE_ON_RESUME) -> dict[str, Any]:
@@ -135,11 +128,8 @@ def training_settings(config: Any, mutable: Set[str] = MUTABLE_ON_RESUME) -> dic
 
 
 def check_resume(path: str | os.PathLike, settings: dict[str, Any], *, made: str, started: bool) -> None:
-    """Write JSON-ready settings to a file, or, if anything was `started` with them, make sure they are those in it.
-
-    `made` is what messages call that. Raises a `ValueError` that names every difference, or the file if it is missing
-    or broken.
-    """
+    """Write JSON-ready settings to a file; or, if anything (called `made`) was `started` with them, refuse others than
+    those in it by a `ValueError` that names every difference, or the file if it is missing or broken."""
     path = Path(path)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
     if not started:
@@ -149,16 +139,9 @@ def check_resume(path: str | os.PathLike, settings: dict[str, Any], *, made: str
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ValueError(
-            f"{made} exists already, but {path.name} beside it is missing or not JSON; restore that file to resume, "
-            "or use another output"
-        ) from None
-    differences = list(_differences(earlier, settings))
-    if differences:
-        raise ValueError(
-            f"{made} was made with other settings: {'; '.join(differences)}; use the same ones to resume, or another "
-            "output"
-        )
+        raise ValueError(f"{made}: {path} is missing or not JSON; restore it, or use another output") from None
+    if differences := "; ".join(_differences(earlier, settings)):
+        raise ValueError(f"{made} was made with other settings: {differences}; use the same, or another output")
 
 
 def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -166,9 +149,5 @@ def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in sorted(earlier.keys() | now.keys()):
             yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif earlier != now:
-        yield f"{name} was {_short(earlier)}, now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        was, is_now = (json.dumps(value, ensure_ascii=False) for value in (earlier, now))
+        yield f"{name} was {was:.60}, now {is_now:.60}"
