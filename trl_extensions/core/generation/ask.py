@@ -75,8 +75,7 @@ def ask_until_read(
     Args:
         engine, prompts, params: Whom to ask what, in chats or texts, and how replies are decoded.
         schema: What a reply should be; None for free text, with `read`.
-        read: Reads a reply. Default: `read_reply` by the schema.
-        again: Makes the next question of one whose reply was unreadable.
+        read, again: Read a reply (default: `read_reply`), and make the next question of one that was unreadable.
         tries: How often a question is asked at most.
         cache: Finished calls: none that is in there is made again, and each is there before the next is waited for.
         step: What the questions are about: part of the key of a call, and the label of the progress bar.
@@ -111,16 +110,12 @@ async def ask_client(
     *,
     read: Read | None = None,
     again: Again = ask_again,
-    tries: int = 2,
     step: str = "ask",
     finished: Callable[[Response], None] = lambda response: None,
 ) -> Answer:
-    """One question of `ask_until_read`, to the engine of a role, for coroutines that share a client.
-
-    `finished` is called with every response that has come. Raises what `LLMClient.call` raises.
-    """
+    """One question of `ask_until_read`, to the engine of a role; `finished` is called with every response to it."""
     answer, question = Answer(), prompt
-    for turn in range(tries):
+    for turn in range(2):
         name, own = _turn(step, params, schema, turn)
         response = await client.call(role, name, question, own)
         finished(response)

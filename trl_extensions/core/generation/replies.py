@@ -55,10 +55,7 @@ class Unreadable(ValueError):  # noqa: N818 (it is the reply that is)
 
 
 def without_thoughts(text: str) -> str:
-    """A reply without the thoughts of a reasoning model, also where only one mark of two is in it.
-
-    Known are `<think>` and its like, `[THINK]`, `◁think▷`, and the marks of Command-A, gpt-oss and Gemma.
-    """
+    """A reply without the thoughts of a reasoning model, also where only one mark of two is in it."""
     if final := _FINAL.match(text):
         text = _END_OF_FINAL.sub("", text[final.end() :])
     text = _OTHER_CHANNEL.sub("", text)
@@ -78,16 +75,12 @@ def answer_text(text: str) -> str:
 
 
 def read_reply(text: str, schema: type[Model], *, truncated: bool = False) -> Model:
-    """Read a reply that should be JSON of a schema. What may mean two things is not read.
+    """Read a reply, without its thoughts, that should be JSON of a schema. What may mean two things is not read.
 
     Understood are JSON, alone or in one fence, a remark behind it allowed; JSON with the mistakes that models make
     (quotes inside strings, single quotes, commas too many), if every element is followed by a separator or a bracket;
-    and for a schema that is one list of strings a list without its object, or a plain list numbered from 1.
-
-    Args:
-        text: The reply as it came; thoughts are taken off.
-        schema: What it should be.
-        truncated: The reply was cut off. What stands behind the last separator is then left out.
+    and for a schema that is one list of strings a list without its object, or a plain list numbered from 1. Of a reply
+    that was `truncated`, what stands behind the last separator is left out.
 
     Raises:
         Unreadable: It is nothing of that; the reason is fit to be told to the model.
@@ -109,11 +102,9 @@ def read_reply(text: str, schema: type[Model], *, truncated: bool = False) -> Mo
 
 
 def schema_json(schema: type[BaseModel]) -> str:
-    """The JSON schema of a model as text, for `GenerationParams.schema`: every field required, and no others.
-
-    It has neither titles nor descriptions, so that a docstring changes no request.
-    """
-    return json.dumps(_strict(schema.model_json_schema()), ensure_ascii=False)
+    """The JSON schema of a model as text, every field required and no others; docstrings change no request."""
+    strict = json.loads(json.dumps(schema.model_json_schema()), object_hook=_strict)
+    return json.dumps(strict, ensure_ascii=False)
 
 
 def as_text(prompt: Prompt) -> str:
@@ -228,15 +219,10 @@ def _validated(value: Any, schema: type[Model]) -> Model:
         raise Unreadable(f"{place}: {message}" if place else message) from None
 
 
-def _strict(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_strict(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    strict = {key: _strict(item) for key, item in node.items() if key not in ("title", "description", "default")}
-    for key in ("properties", "$defs"):  # below it are names, of which one may be "title"
-        if key in node:
-            strict[key] = {name: _strict(item) for name, item in node[key].items()}
-    if "properties" in node:
-        strict |= {"required": list(node["properties"]), "additionalProperties": False}
-    return strict
+def _strict(node: dict[str, Any]) -> dict[str, Any]:
+    # Under such a key, a dict is a field of that name
+    left_out = ("title", "description", "default")
+    node = {key: item for key, item in node.items() if key not in left_out or isinstance(item, dict)}
+    if node.get("type") == "object":
+        node |= {"required": list(node["properties"]), "additionalProperties": False}
+    return node

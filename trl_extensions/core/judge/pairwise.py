@@ -33,7 +33,6 @@ CRITERION = (
 LEAST_MASS = 0.01
 """Least probability of all options together: small models seldom write one and yet rank by it; below this is noise."""
 
-_PROMPTS = Path(__file__).parent / "prompts"
 _VARIABLES = ("criterion", "first", "prompt", "second")
 
 # The forms of scores outside of JSON, in plain characters and without emphasis: "8/10", "8 out of 10", "8点"
@@ -62,8 +61,6 @@ _From1To10 = Annotated[float, Field(ge=1, le=10, json_schema_extra={"type": "int
 
 
 class Rating(BaseModel):
-    """Of one answer."""
-
     rating: _From1To10
 
 
@@ -96,8 +93,6 @@ class Scores(BaseModel):
 
 
 class Verdict(BaseModel):
-    """Which answer is better."""
-
     better: Literal["A", "B", "tie"]
 
 
@@ -139,16 +134,13 @@ class Judgment:
 class PairwiseJudge:
     """Asks which of two answers is better, in both orders; a side wins only if it wins in both.
 
-    Judges prefer an answer for the place it stands in; a win that holds in both places is none of that. Answers that
-    are equal but for white space around them are a tie without a question. A reply that cannot be read is asked for
-    once more; if that is in vain the pair has no winner, which is not a tie.
-
-    Modes: "scores" asks for two numbers from 1 to 10, "verdict" for A, B or tie, "logprobs" takes the probabilities
-    that the reply begins with A or with B, for models that cannot write a readable reply.
+    Answers that are equal but for white space around them are a tie without a question. A reply that cannot be read is
+    asked for once more; if that is in vain the pair has no winner, which is not a tie.
 
     Args:
         engine: The judge; it is given chats.
-        mode: "scores", "verdict" or "logprobs".
+        mode: "scores" asks for two numbers from 1 to 10, "verdict" for A, B or tie, "logprobs" takes the probabilities
+            that the reply begins with A or with B, for models that cannot write a readable reply.
         criterion: What makes an answer better, as a clause after "What counts is this:". Default: `CRITERION`.
         template: A Jinja file in place of the question that comes along, with the variables `prompt`, `first`,
             `second` (the answers in the order they are shown in) and `criterion`.
@@ -183,7 +175,7 @@ class PairwiseJudge:
         self.params = GenerationParams(1) if mode == "logprobs" else params or GenerationParams(64)
         self.counts: Counter[str] = Counter()
         self._cache = cache
-        file = _PROMPTS / f"judge_{mode}.jinja" if template is None else Path(template)
+        file = Path(__file__).parent / "prompts" / f"judge_{mode}.jinja" if template is None else Path(template)
         self._question = load_template(file, _VARIABLES, needed=("first", "second"))
         self.settings: dict[str, Any] = {
             "engine": engine.name,
@@ -194,11 +186,7 @@ class PairwiseJudge:
         }
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgment]:
-        """A judgment for each pair, in their order. A run that was killed goes on from the cache where it stopped.
-
-        Raises:
-            ValueError, EndpointError, OSError: The engine refuses a question, or the cache cannot be written.
-        """
+        """A judgment for each pair, in their order. Raises what `ask_until_read` raises."""
         judgments = [Judgment(pair.id, "tie", None, ("tie", "tie"), "the answers are equal") for pair in pairs]
         asked = [place for place, pair in enumerate(pairs) if pair.first.strip() != pair.second.strip()]
         chats = [self._chat(pairs[place], swapped) for place in asked for swapped in (False, True)]
@@ -242,16 +230,11 @@ class PairwiseJudge:
 
 
 def read_scores(text: str, *, truncated: bool = False) -> tuple[float, float]:
-    """Read two scores from 1 to 10, for the first answer and for the second.
+    """Two scores from 1 to 10, for the first answer and for the second; `Unreadable` if there are none, or several.
 
     Strict, since a number somewhere in a text may mean anything. Understood are JSON (see `Scores`); a line of nothing
     but two numbers (`8 7`, `8/10 and 7/10.`, `Scores: 8, 7`), whatever is explained before or behind it; and scores
-    labelled with the answers they are for (`Assistant 1: 8/10.`, `Answer B: 7`), one for each. Where these disagree,
-    nothing is read.
-
-    Raises:
-        Unreadable: There are no two such numbers, there are several, or one is outside of 1 to 10; of a reply that was
-            cut off, a number at its end may be half of one.
+    labelled with the answers they are for (`Assistant 1: 8/10.`, `Answer B: 7`), one for each.
     """
     scores = _read(text, Scores, _plain_scores, truncated)
     return scores.score_1, scores.score_2
@@ -283,11 +266,7 @@ def _plain_scores(lines: list[str]) -> list[float]:
 
 
 def read_rating(text: str, *, truncated: bool = False) -> float:
-    """Read one score from 1 to 10: JSON (see `Rating`), or nothing but `7`, `8/10.` or `Score: 8 out of 10`.
-
-    Raises:
-        Unreadable: It is anything else, or outside of 1 to 10.
-    """
+    """One score from 1 to 10: JSON, or nothing but `7`, `8/10.` or `Score: 8 out of 10`; else `Unreadable`."""
     return _read(text, Rating, _plain_rating, truncated).rating
 
 
@@ -299,13 +278,10 @@ def _plain_rating(lines: list[str]) -> dict[str, float]:
 
 
 def read_verdict(text: str, *, truncated: bool = False) -> tuple[float, float]:
-    """Read which of two answers is better, as (1, 0) for A, (0, 1) for B and (0.5, 0.5) for a tie.
+    """Which of two answers is better: (1, 0) for A, (0, 1) for B, (0.5, 0.5) for a tie; or `Unreadable`.
 
     Understood are JSON (see `Verdict`), `[[A]]`, and a line of nothing but a letter or "tie", also behind "Winner:" or
     "Answer", whatever is explained before or behind it.
-
-    Raises:
-        Unreadable: There is no verdict, or there are different ones.
     """
     better = _read(text, Verdict, _plain_verdict, truncated).better
     return {"A": (1.0, 0.0), "B": (0.0, 1.0), "tie": (0.5, 0.5)}[better]
@@ -320,13 +296,12 @@ def _plain_verdict(lines: list[str]) -> dict[str, str]:
 
 
 def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
-    """Counts of judgments, and how far the judge goes by the place an answer stands in.
+    """Counts of judgments, and how far the judge goes by the place an answer stands in; JSON-ready.
 
-    Returns:
-        JSON-ready: `pairs`; `first`, `second` (wins), `ties` and `unread`, which add up to them; of the ties, those
-        that are `equal` answers and `contradictions`; `contradiction_share`, of the pairs that were read and not
-        equal; and `first_place_share`: of all replies that prefer an answer, the share that prefer the one shown
-        first, 0.5 for a judge without bias. Shares of nothing are None.
+    `pairs` are `first`, `second` (wins), `ties` and `unread` together; of the ties some are `equal` answers or
+    `contradictions`; `contradiction_share`, of the pairs that were read and not equal; `first_place_share`: of all
+    replies that prefer an answer, the share that prefer the one shown first, 0.5 without bias. Shares of nothing are
+    None.
     """
     winners = Counter(own.winner for own in judgments)
     equal = sum(own.winner == "tie" and own.reason is not None for own in judgments)
@@ -365,8 +340,7 @@ def _read(text: str, schema: type[Model], plain: Callable[[list[str]], Any], tru
 def _number(value: Any) -> float:
     """A score inside of JSON: 8, "8/10" or {"score": 8}."""
     if isinstance(value, dict):
-        value = [item for key, item in value.items() if key.lower() in ("score", "rating")][-1:]
-        value = value[0] if value else None
+        value = next((value[key] for key in reversed(value) if key.lower() in ("score", "rating")), None)
     if isinstance(value, str):
         return read_rating(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -38,8 +38,7 @@ def win_rate(
     Args:
         outcomes: 1 win, 0.5 tie, 0 loss, `(N,)`.
         groups: What rows belong to, such as the query, `(N,)`; rows of a group are drawn together.
-        confidence: Coverage, in (0, 1).
-        resamples, seed: Of the bootstrap.
+        confidence, resamples, seed: Coverage of the interval, in (0, 1), and its bootstrap.
 
     Returns:
         JSON-ready: `value`, `low`, `high`, `n`, and `interval`, "wilson" or "bootstrap".
@@ -65,7 +64,7 @@ def length_balanced(
     other_lengths: Sequence[float],
     *,
     groups: Sequence[Hashable] | None = None,
-    **interval: Any,
+    **settings: Any,
 ) -> dict[str, Any]:
     """The mean of the win rates among answers that are shorter, about equally long (`EQUAL_WITHIN`) and longer.
 
@@ -76,7 +75,7 @@ def length_balanced(
     Args:
         outcomes, groups: As in `win_rate`.
         lengths, other_lengths: Of the answers whose wins are counted and of the others, in one unit, `(N,)` each.
-        interval: `confidence`, `resamples` and `seed`, as in `win_rate`.
+        settings: `confidence`, `resamples` and `seed`, as in `win_rate`.
 
     Returns:
         JSON-ready: `value`, `low`, `high` (None where no resample has all strata), `strata`: name -> `{"n", "value"}`,
@@ -88,28 +87,26 @@ def length_balanced(
     values, ratio = _checked(outcomes, lengths, other_lengths)
     band = math.log(EQUAL_WITHIN) + 1e-9
     stratum = np.where(ratio < -band, 0, np.where(ratio > band, 2, 1))
-    members = {name: np.flatnonzero(stratum == k) for k, name in enumerate(STRATA) if k in stratum}
+    members = {name: np.flatnonzero(stratum == k) for k, name in enumerate(STRATA)}
+    empty = [name for name, rows in members.items() if not len(rows)]
 
     def balanced(times: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):  # nan where a stratum is empty
-            rates = [(times[:, rows] @ values[rows]) / times[:, rows].sum(axis=1) for rows in members.values()]
-        return np.mean(rates, axis=0)
+            own = [(times[:, rows], values[rows]) for rows in members.values() if len(rows)]
+            return np.mean([(drawn @ won) / drawn.sum(axis=1) for drawn, won in own], axis=0)
 
     within = stratum if groups is None else None
-    low, high = bootstrap(balanced, len(values), groups=groups, strata=within, **interval)
-    strata: dict[str, Any] = {name: {"n": 0, "value": None} for name in STRATA}
-    strata |= {name: {"n": len(rows), "value": float(values[rows].mean())} for name, rows in members.items()}
-    value, empty = float(balanced(np.ones((1, len(values))))[0]), [name for name in STRATA if name not in members]
+    low, high = bootstrap(balanced, len(values), groups=groups, strata=within, **settings)
+    strata = {
+        name: {"n": len(rows), "value": float(values[rows].mean()) if len(rows) else None}
+        for name, rows in members.items()
+    }
+    value = float(balanced(np.ones((1, len(values))))[0])
     return {"value": value, "low": low, "high": high, "strata": strata, "empty": empty}
 
 
 def length_adjusted(
-    outcomes: Sequence[float],
-    lengths: Sequence[float],
-    other_lengths: Sequence[float],
-    *,
-    resamples: int = 500,
-    **interval: Any,
+    outcomes: Sequence[float], lengths: Sequence[float], other_lengths: Sequence[float], **settings: Any
 ) -> dict[str, Any]:
     """The win rate at equal length, by logistic regression, as length-controlled AlpacaEval (arXiv 2404.04475) has it.
 
@@ -122,21 +119,16 @@ def length_adjusted(
     longer throughout, the value is an extrapolation: `overlap`, the smaller of the shares of rows in which either side
     is longer, is then 0. The interval is a percentile bootstrap over rows or groups, each fitted anew with the same s.
 
-    Args:
-        outcomes, lengths, other_lengths: See `length_balanced`.
-        resamples: Each is a fit of some milliseconds.
-        interval: `groups`, `confidence` and `seed`, as in `win_rate`.
+    Arguments and errors are those of `length_balanced`; `resamples` is 500 by default.
 
     Returns:
         JSON-ready: `value`, `low`, `high`, `slope`, `overlap`; `reason`, why the value is the raw rate, else None.
-
-    Raises:
-        ValueError: As `length_balanced`.
     """
+    settings = {"resamples": 500, **settings}  # each is a fit of some milliseconds
     values, ratio = _checked(outcomes, lengths, other_lengths)
     result = {"slope": 0.0, "overlap": float(min((ratio > 0).mean(), (ratio < 0).mean())), "reason": None}
     if np.ptp(values) == 0 or not ratio.any():
-        raw = win_rate(outcomes, resamples=resamples, **interval)
+        raw = win_rate(outcomes, **settings)
         reason = "all outcomes are the same" if np.ptp(values) == 0 else "all answers are equally long"
         return {name: raw[name] for name in ("value", "low", "high")} | result | {"reason": reason}
     x = np.tanh(ratio / math.sqrt(float(np.mean(ratio**2))))
@@ -144,7 +136,7 @@ def length_adjusted(
     def rates(times: np.ndarray) -> np.ndarray:
         return np.array([fit_logistic(x, values, own)[0] for own in times])
 
-    low, high = bootstrap(rates, len(values), resamples=resamples, **interval)
+    low, high = bootstrap(rates, len(values), **settings)
     value, slope = fit_logistic(x, values, np.ones(len(values)))
     return {"value": value, "low": low, "high": high} | result | {"slope": slope}
 
