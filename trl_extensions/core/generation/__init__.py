@@ -10,20 +10,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from .types import (
-    Generation,
-    GenerationEngine,
-    GenerationParams,
-    Prompt,
-    check_integer,
-    is_adapter_directory,
-    tokenizer_source,
-)
+from ..options import check_least, option
+from .types import Generation, GenerationEngine, GenerationParams, Prompt, is_adapter_directory, tokenizer_source
 
 
 if TYPE_CHECKING:
@@ -36,37 +29,19 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "EndpointEngine",
-    "EngineArguments",
-    "EngineSpec",
-    "Generation",
-    "GenerationEngine",
-    "GenerationParams",
-    "ModelSource",
-    "Prompt",
-    "TransformersEngine",
-    "VLLMEngine",
-    "create_engine",
-    "parse_engine",
-]
+    "EndpointEngine", "EngineArguments", "EngineSpec", "Generation", "GenerationEngine", "GenerationParams",
+    "ModelSource", "Prompt", "TransformersEngine", "VLLMEngine", "create_engine", "parse_engine",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-_ENGINE_MODULES = {
-    "EndpointEngine": ".endpoint",
-    "TransformersEngine": ".transformers",
-    "VLLMEngine": ".vllm",
-}
+_ENGINE_MODULES = {"EndpointEngine": ".endpoint", "TransformersEngine": ".transformers", "VLLMEngine": ".vllm"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ENGINE_MODULES:
         return getattr(importlib.import_module(_ENGINE_MODULES[name], __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -77,37 +52,31 @@ class EngineArguments:
         `ValueError`: naming the field, if a value is outside its choices or does not belong to the chosen engine.
     """
 
-    engine: Literal["transformers", "vllm", "endpoint"] = _option(
+    engine: Literal["transformers", "vllm", "endpoint"] = option(
         "transformers",
         "What generates: `transformers` or `vllm`, in this process, or `endpoint`, a server with the OpenAI chat API.",
     )
-    engine_model: str | None = _option(
+    engine_model: str | None = option(
         None, "Model that generates, or the name the endpoint knows it by. Default: the model of the command."
     )
-    engine_dtype: str = _option(
-        "auto", "Dtype to load the model in, e.g. `float32` or `bfloat16`; `auto` is the checkpoint's own."
-    )
-    engine_batch_tokens: int = _option(
+    engine_dtype: str = option("auto", "Dtype to load the model in, e.g. `bfloat16`; `auto` is the checkpoint's own.")
+    engine_batch_tokens: int = option(
         16384, "transformers: most tokens in a batch, prompts and `max_new_tokens` together. Lower it to save memory."
     )
-    engine_tensor_parallel_size: int = _option(1, "vllm: number of GPUs that share the model.")
-    engine_gpu_memory_utilization: float = _option(
-        0.9, "vllm: share of the GPU memory it may take, above 0 and at most 1."
-    )
-    engine_base_url: str | None = _option(None, "endpoint: the server's address, e.g. `http://localhost:8000/v1`.")
-    engine_api_key_env: str = _option(
-        "OPENAI_API_KEY", "endpoint: environment variable that holds the API key, if the server wants one."
-    )
-    engine_concurrency: int = _option(8, "endpoint: most requests in flight at once.")
-    engine_max_retries: int = _option(5, "endpoint: how often a request is sent again when the server is in trouble.")
-    engine_timeout: float = _option(300.0, "endpoint: seconds to wait for one answer.")
-    engine_extra_body: dict[str, Any] | str | None = _option(  # noqa: RUF009 (it is `field`)
+    engine_tensor_parallel_size: int = option(1, "vllm: number of GPUs that share the model.")
+    engine_gpu_memory_utilization: float = option(0.9, "vllm: share of the GPU memory it may take, at most 1.")
+    engine_base_url: str | None = option(None, "endpoint: the server's address, e.g. `http://localhost:8000/v1`.")
+    engine_api_key_env: str = option("OPENAI_API_KEY", "endpoint: environment variable with the API key, if any.")
+    engine_concurrency: int = option(8, "endpoint: most requests in flight at once.")
+    engine_max_retries: int = option(5, "endpoint: how often a request is sent again when the server is in trouble.")
+    engine_timeout: float = option(300.0, "endpoint: seconds to wait for one answer.")
+    engine_extra_body: dict[str, Any] | str | None = option(  # noqa: RUF009 (it is `field`)
         None, "endpoint: further fields of every request, YAML or JSON, e.g. `{top_k: 20}`; they win over ours."
     )
-    engine_max_tokens_field: str = _option(
+    engine_max_tokens_field: str = option(
         "max_tokens", "endpoint: what the server calls the token limit: `max_tokens` or `max_completion_tokens`."
     )
-    engine_omit: list[str] | None = _option(  # noqa: RUF009
+    engine_omit: list[str] | None = option(  # noqa: RUF009
         None, "endpoint: fields that are never sent, for models that refuse them, such as `temperature` or `seed`."
     )
 
@@ -118,14 +87,11 @@ class EngineArguments:
             raise ValueError(f"engine_extra_body must hold names and values, got {self.engine_extra_body!r}")
         if isinstance(self.engine_omit, str):
             self.engine_omit = [self.engine_omit]
-        engines = ("transformers", "vllm", "endpoint")
-        if self.engine not in engines:
+        if self.engine not in (engines := ("transformers", "vllm", "endpoint")):
             raise ValueError(f"engine must be one of {', '.join(engines)}, got {self.engine!r}")
-        for name in ("engine_batch_tokens", "engine_tensor_parallel_size", "engine_concurrency"):
-            check_integer(name, getattr(self, name), minimum=1)
-        check_integer("engine_max_retries", self.engine_max_retries, minimum=0)
-        share = self.engine_gpu_memory_utilization
-        if not 0 < share <= 1:
+        check_least(self, engine_batch_tokens=1, engine_tensor_parallel_size=1, engine_concurrency=1)
+        check_least(self, engine_max_retries=0)
+        if not 0 < (share := self.engine_gpu_memory_utilization) <= 1:
             raise ValueError(f"engine_gpu_memory_utilization must be above 0 and at most 1, got {share}")
         if not self.engine_timeout > 0:
             raise ValueError(f"engine_timeout must be a positive number of seconds, got {self.engine_timeout}")
@@ -150,40 +116,33 @@ def create_engine(
         `ImportError`: if the engine's package is not installed.
         `OSError`: if the model cannot be found.
     """
-    model = args.engine_model or model
+    model, loading = args.engine_model or model, model_init_kwargs or {}
     if not model:
         raise ValueError(f"the {args.engine} engine needs a model: set engine_model")
+
+    def own(*names: str) -> dict[str, Any]:
+        return {name: getattr(args, f"engine_{name}") for name in names}
+
     if args.engine == "endpoint":
         from .endpoint import EndpointEngine
 
-        names = ("concurrency", "max_retries", "timeout", "extra_body", "max_tokens_field")
-        own = {name: getattr(args, f"engine_{name}") for name in names} | {"omit": args.engine_omit or ()}
-        return EndpointEngine(str(args.engine_base_url), model, api_key=os.environ.get(args.engine_api_key_env), **own)
+        options = own("concurrency", "max_retries", "timeout", "extra_body", "max_tokens_field")
+        options |= {"api_key": os.environ.get(args.engine_api_key_env), "omit": args.engine_omit or ()}
+        return EndpointEngine(str(args.engine_base_url), model, **options)
     if args.engine == "vllm":
         from .vllm import VLLMEngine
 
-        return VLLMEngine(
-            model,
-            dtype=args.engine_dtype,
-            tensor_parallel_size=args.engine_tensor_parallel_size,
-            gpu_memory_utilization=args.engine_gpu_memory_utilization,
-            revision=(model_init_kwargs or {}).get("revision"),
-            trust_remote_code=(model_init_kwargs or {}).get("trust_remote_code", False),
-        )
+        options = own("dtype", "tensor_parallel_size", "gpu_memory_utilization")
+        options |= {name: loading[name] for name in ("revision", "trust_remote_code") if name in loading}
+        return VLLMEngine(model, **options)
     from .transformers import TransformersEngine
 
-    return TransformersEngine(
-        model, batch_tokens=args.engine_batch_tokens, dtype=args.engine_dtype, model_init_kwargs=model_init_kwargs
-    )
-
-
-_FIELDS = tuple(f.name.removeprefix("engine_") for f in fields(EngineArguments) if f.name != "engine")
+    return TransformersEngine(model, **own("batch_tokens", "dtype"), model_init_kwargs=loading)
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What the setting of an engine says: arguments for `create_engine`, and prices of a million tokens read and a
-    million written, in any currency; zeros if nothing was said."""
+    """Arguments for `create_engine`, and prices of a million tokens read and a million written, in any currency."""
 
     arguments: EngineArguments
     prices: tuple[float, float] = (0.0, 0.0)
@@ -193,9 +152,8 @@ def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
     """Read the setting of an engine, for commands that need several.
 
     Args:
-        value: A model's id or directory, which then runs in this process with transformers; or a dict, or YAML of one,
-            with `engine`, `model`, `base_url` and whatever else `EngineArguments` calls `engine_*`, and `prices`: two
-            numbers, of a million tokens read and a million written.
+        value: A model's id or directory, which runs in this process with transformers; or a dict, or YAML of one, with
+            `engine`, `prices` (of a million tokens read, and written) and what `EngineArguments` calls `engine_*`.
         name: The setting, for messages.
 
     Raises:
@@ -208,15 +166,13 @@ def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
     if not isinstance(value, dict):
         raise ValueError(f"`{name}` must be a model's name or a dict such as {{model: ...}}, got {value!r}")
     prices = value.get("prices", (0.0, 0.0))
-    good = isinstance(prices, (list, tuple)) and len(prices) == 2
-    if not good or any(isinstance(p, bool) or not isinstance(p, (int, float)) or p < 0 for p in prices):
+    good = isinstance(prices, (list, tuple)) and [type(price) in (int, float) and price >= 0 for price in prices]
+    if good != [True, True]:
         raise ValueError(f"`{name}`: `prices` are two numbers, of a million tokens read and written, got {prices!r}")
-    unknown = set(value) - {"engine", "prices", *_FIELDS}
-    if unknown:
-        raise ValueError(
-            f"`{name}` has no key {min(unknown, key=str)!r}; it takes engine, prices, {', '.join(_FIELDS)}"
-        )
-    own = {f"engine_{key}": value[key] for key in _FIELDS if key in value}
+    keys = [f.name.removeprefix("engine_") for f in fields(EngineArguments) if f.name != "engine"]
+    if unknown := value.keys() - {"engine", "prices", *keys}:
+        raise ValueError(f"`{name}` has no key {min(unknown, key=str)!r}; it takes engine, prices, {', '.join(keys)}")
+    own = {f"engine_{key}": value[key] for key in keys if key in value}
     default = "endpoint" if "base_url" in value else "transformers"
     try:
         arguments = EngineArguments(engine=value.get("engine", default), **own)
@@ -249,14 +205,9 @@ class ModelSource:
 
     def in_process(self, model: str) -> TransformersEngine:
         """The model loaded here, for scoring (`.model`, `.tokenizer`) or for sampling."""
-        from .transformers import TransformersEngine
-
-        return TransformersEngine(
-            model,
-            batch_tokens=self.engine_args.engine_batch_tokens,
-            dtype=self.engine_args.engine_dtype,
-            model_init_kwargs=self.options(model),
-        )
+        here = replace(self.engine_args, engine="transformers", engine_model=None, engine_base_url=None)
+        engine: Any = create_engine(here, model, self.options(model))
+        return engine
 
     def options(self, model: str) -> dict[str, Any]:
         """What a model is loaded with; a revision belongs to the original, or an adapter on it."""

@@ -15,16 +15,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from .types import (
-    Generation,
-    GenerationParams,
-    Prompt,
-    check_integer,
-    check_prompts,
-    cut_at_stop,
-    request_seed,
-    sum_by_option,
-)
+from ..options import check_least
+from .types import Generation, GenerationParams, Prompt, check_prompts, cut_at_stop, request_seed, sum_by_option
 
 
 if TYPE_CHECKING:
@@ -95,14 +87,13 @@ class EndpointEngine:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}")
-        check_integer("concurrency", concurrency, minimum=1)
-        check_integer("max_retries", max_retries, minimum=0)
         try:
             import openai  # noqa: F401
         except ImportError as error:
             raise ImportError(f"the endpoint engine needs the openai package ({error}): pip install openai") from error
         self.base_url, self.model, self._api_key = base_url, model, api_key
         self.concurrency, self.max_retries, self.timeout = concurrency, max_retries, timeout
+        check_least(self, concurrency=1, max_retries=0)
         self.extra_body, self.max_tokens_field, self.omit = dict(extra_body or {}), max_tokens_field, tuple(omit)
         # What else is sent may change what is answered: other settings are another engine to caches and run folders
         self.name = f"endpoint:{model}{f' {json.dumps(extra_body, sort_keys=True)}' if extra_body else ''}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from ..modeling.batches import eval_mode, plan_batches
+from ..options import check_least
 from ..training.encoding import encode_prompt
 from .types import (
     FinishReason,
@@ -46,21 +47,17 @@ logger = logging.getLogger(__name__)
 class TransformersEngine:
     """Generates with a causal language model in this process.
 
-    Prompts are sorted by length and batched by a token budget, padded on the left with an explicit attention mask. A
-    loaded model may be in the middle of training: train or eval mode of every module, `use_cache`, gradient
-    checkpointing, the generation config and the global random state are the same afterwards, also when the iterator is
-    abandoned. Pass an unwrapped model (no DDP or FSDP around it).
-
-    The model's own generation defaults (sampling, repetition penalty, ...) are ignored, its end tokens are not.
+    Prompts are batched by length and a budget of tokens, padded on the left. A loaded model may be in the middle of
+    training: modes, caches, gradient checkpointing, the generation config and the global random state are the same
+    afterwards, also when the iterator is abandoned. Pass an unwrapped model (no DDP or FSDP around it). The model's
+    own generation defaults (sampling, repetition penalty, ...) are ignored, its end tokens are not.
 
     Args:
         model: Model id, directory, directory of a PEFT adapter, the embedded model's alias, or a loaded model.
-        tokenizer: The model's tokenizer. By default it is loaded from where the model came from. Never modified.
-        batch_tokens: Most tokens in a batch: rows * (longest prompt + `max_new_tokens`). A row that is longer goes
-            alone.
+        tokenizer: The model's tokenizer, never modified. By default it is loaded from where the model came from.
+        batch_tokens: Most tokens in a batch: rows * (longest prompt + `max_new_tokens`). A longer row goes alone.
         dtype: Dtype to load a named model in; `"auto"` is the checkpoint's own.
-        model_init_kwargs: Further arguments of `from_pretrained` for a named model, such as `revision` or
-            `attn_implementation`.
+        model_init_kwargs: Of `from_pretrained` for a named model, such as `revision` or `attn_implementation`.
 
     Attributes:
         num_tokens (`int`): Tokens read and written by `generate` since it was made.
@@ -80,8 +77,8 @@ class TransformersEngine:
         dtype: str = "auto",
         model_init_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        self.batch_tokens, self.num_tokens, self.num_places = batch_tokens, 0, 0
+        check_least(self, batch_tokens=1)
         if isinstance(model, (str, Path)):
             name = str(model)
             self.model = _load_model(name, {"dtype": dtype} | (model_init_kwargs or {}))
@@ -94,10 +91,8 @@ class TransformersEngine:
                 raise ValueError("this model was not loaded by name, so its tokenizer is unknown: pass tokenizer=")
             own = {k: v for k, v in (model_init_kwargs or {}).items() if k in ("revision", "trust_remote_code")}
             tokenizer = AutoTokenizer.from_pretrained(source, **own)
-        self.tokenizer, self.batch_tokens = tokenizer, batch_tokens
-        self.name = f"transformers:{name}"
-        self.num_tokens = self.num_places = 0
-        self._matchers: dict[str | None, Any] = {}
+        self.tokenizer, self.name = tokenizer, f"transformers:{name}"
+        self._matchers: dict[str, Any] = {}
 
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
@@ -108,7 +103,7 @@ class TransformersEngine:
         may not, since batches differ. A prompt that does not fit into the model's context is a `ValueError`.
         """
         token_ids = self._encode(prompts, params.max_new_tokens)
-        return self._generate_batches(token_ids, params, None if seeds is None else list(seeds))
+        return self._generate(token_ids, params, None if seeds is None or not params.temperature else list(seeds))
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
@@ -116,14 +111,10 @@ class TransformersEngine:
         """Log-probabilities of options; see [`GenerationEngine.option_logprobs`]. Where the tokenizer puts a token of
         white space before an option, the prompt is continued by it first."""
         lead, first_tokens = _first_tokens(self.tokenizer, options)
-        return self._weigh_batches([ids + lead for ids in self._encode(prompts, 1 + len(lead))], first_tokens)
-
-    def _weigh_batches(
-        self, token_ids: list[list[int]], first_tokens: list[list[int]]
-    ) -> Iterator[tuple[int, Generation, list[float]]]:
+        token_ids = [ids + lead for ids in self._encode(prompts, 1 + len(lead))]
+        config = self._generation_config(GenerationParams(1), output_logits=True)
         for rows in plan_batches(list(map(len, token_ids)), 0, self.batch_tokens):
-            logits = self._run_model([token_ids[row] for row in rows], GenerationParams(1), with_logits=True).logits
-            logprobs = logits[0].float().log_softmax(-1)
+            logprobs = self._run_model([token_ids[row] for row in rows], config).logits[0].float().log_softmax(-1)
             weights = torch.stack([logprobs[:, ids].logsumexp(-1) for ids in first_tokens], dim=1).tolist()
             for row, values in zip(rows, weights, strict=True):
                 yield row, Generation("", "length", 1, len(token_ids[row])), values
@@ -140,106 +131,84 @@ class TransformersEngine:
                 )
         return token_ids
 
-    def _generate_batches(
+    def _generate(
         self, token_ids: list[list[int]], params: GenerationParams, seeds: list[int] | None
     ) -> Iterator[tuple[int, Generation]]:
-        lengths = [len(ids) for ids in token_ids]
-        for number, rows in enumerate(plan_batches(lengths, params.max_new_tokens, self.batch_tokens)):
-            # Everything that touches the model happens inside this call: nothing is changed while we are suspended.
-            own = None if seeds is None else [seeds[row] for row in rows]
-            yield from zip(rows, self._generate_batch([token_ids[i] for i in rows], params, number, own), strict=True)
+        """Batch by batch; nothing of the model is changed while we are suspended. `seeds`: of rows, if sampled so."""
+        # Behind `_SamplingByRow`, the likeliest of the noisy scores is a sample
+        config = self._generation_config(params if seeds is None else replace(params, temperature=0.0))
+        ends, device = config.eos_token_id, self.model.device
+        matcher = None if params.schema is None else self._matcher(params.schema, ends)
+        batches = plan_batches(list(map(len, token_ids)), params.max_new_tokens, self.batch_tokens)
+        for number, rows in enumerate(batches):
+            prompts = [token_ids[row] for row in rows]
+            width = max(map(len, prompts))
+            stops = _StopStrings(self.tokenizer, params.stop, width, len(rows))
+            processors = LogitsProcessorList()
+            if matcher is not None:
+                processors.append(_BySchema([matcher.deep_copy() for _ in rows], width, ends))
+            if seeds is not None:
+                processors.append(_SamplingByRow(params, [seeds[row] for row in rows], device))
+            criteria = StoppingCriteriaList([stops] if params.stop else [])
+            options = {"logits_processor": processors, "stopping_criteria": criteria}
+            with _seeded(request_seed(params.seed, number), device) if config.do_sample else nullcontext():
+                output = self._run_model(prompts, config, **options).sequences
+            self.num_places += output.numel()
+            for row, ids, end in zip(rows, output[:, width:].tolist(), stops.ends, strict=True):
+                own = self._read_row(ids, end, ends, params.stop, len(token_ids[row]))
+                self.num_tokens += own.num_prompt_tokens + own.num_tokens
+                yield row, own
 
-    def _generate_batch(
-        self, token_ids: list[list[int]], params: GenerationParams, number: int, seeds: list[int] | None
-    ) -> list[Generation]:
-        width = max(map(len, token_ids))
-        stops = _StopStrings(self.tokenizer, params.stop, width, len(token_ids))
-        criteria, processors = StoppingCriteriaList([stops] if params.stop else []), LogitsProcessorList()
-        if params.schema is not None and (matcher := self._matcher(params)) is not None:
-            ends = self._generation_config(params).eos_token_id
-            processors.append(_BySchema([matcher.deep_copy() for _ in token_ids], width, ends))
-        if seeds is not None and params.temperature > 0:
-            processors.append(_SamplingByRow(params, seeds, self.model.device))
-            params = replace(params, temperature=0.0)  # the likeliest of the noisy scores is a sample
-        with _seeded(params, number, self.model.device):
-            output = self._run_model(
-                token_ids, params, stopping_criteria=criteria, logits_processor=processors
-            ).sequences
-        eos = set(self._generation_config(params).eos_token_id)
-        written = [
-            self._read_row(row, end, eos, params.stop, len(ids))
-            for row, end, ids in zip(output[:, width:].tolist(), stops.ends, token_ids, strict=True)
-        ]
-        self.num_tokens += sum(map(len, token_ids)) + sum(own.num_tokens for own in written)
-        self.num_places += output.numel()
-        return written
-
-    def _matcher(self, params: GenerationParams) -> Any:
+    def _matcher(self, schema: str, ends: list[int]) -> Any:
         """What follows a schema token by token, ready to be copied; None, said once, where nothing can."""
-        if params.schema not in self._matchers:
-            try:
-                self._matchers[params.schema] = self._compile(params)
-            except (ImportError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                logger.warning("%s: replies are not held to their schema: %s", self.name, reason)
-                self._matchers[params.schema] = None
-        return self._matchers[params.schema]
-
-    def _compile(self, params: GenerationParams) -> Any:
-        tokenizer: Any = self.tokenizer
+        if schema in self._matchers:
+            return self._matchers[schema]
+        self._matchers[schema], tokenizer = None, cast(Any, self.tokenizer)
+        width = max(len(tokenizer), self.model.config.get_text_config(decoder=True).vocab_size)
+        # Spaces as models write them, and no others: a weak one would go on with white space for ever
+        form: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         try:
             from llguidance import LLMatcher
             from llguidance.hf import from_tokenizer
-        except ImportError as error:
-            raise ImportError(f"pip install trl-extensions[structured] ({error})") from None
-        # Spaces as models write them, and no others: a weak one would go on with white space for ever
-        form: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        width = max(len(self.tokenizer), self.model.config.get_text_config(decoder=True).vocab_size)
-        ends = list(self._generation_config(params).eos_token_id) or None
-        vocabulary = from_tokenizer(tokenizer, n_vocab=width, eos_token=ends)
-        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema(str(params.schema), overrides=form))
-        if matcher.is_error():
-            raise ValueError(matcher.get_error())
-        return matcher
 
-    def _run_model(
-        self, token_ids: list[list[int]], params: GenerationParams, *, with_logits: bool = False, **options: Any
-    ) -> Any:
+            vocabulary = from_tokenizer(tokenizer, n_vocab=width, eos_token=ends or None)
+            matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema(schema, overrides=form))
+            if matcher.is_error():
+                raise ValueError(matcher.get_error())
+            self._matchers[schema] = matcher
+        except (ImportError, ValueError) as error:
+            remedy = "pip install trl-extensions[structured]: " if isinstance(error, ImportError) else ""
+            reason = " ".join(str(error).split())
+            logger.warning("%s: replies are not held to their schema: %s%s", self.name, remedy, reason)
+        return self._matchers[schema]
+
+    def _run_model(self, token_ids: list[list[int]], config: GenerationConfig, **options: Any) -> Any:
         """What `generate` of the model returns for a batch, padded on the left."""
-        model: Any = self.model
-        width, config = max(map(len, token_ids)), self._generation_config(params)
-        config.return_dict_in_generate, config.output_logits = True, with_logits
+        model, width = self.model, max(map(len, token_ids))
         input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in token_ids])
         attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in token_ids])
+        places = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
         with _left_as_found(model, config), torch.inference_mode():
-            return model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                generation_config=config,
-                **options,
-            )
+            return model.generate(**places, generation_config=config, **options)
 
-    def _generation_config(self, params: GenerationParams) -> GenerationConfig:
-        own = getattr(self.model, "generation_config", None)
-        eos = getattr(own, "eos_token_id", None)
-        eos = set(eos if isinstance(eos, (list, tuple)) else [eos]) | {self.tokenizer.eos_token_id}
-        eos = sorted(token for token in eos if token is not None)
+    def _generation_config(self, params: GenerationParams, **more: Any) -> GenerationConfig:
+        eos = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        eos = {*(eos if isinstance(eos, (list, tuple)) else [eos]), self.tokenizer.eos_token_id} - {None}
         pad = self.tokenizer.pad_token_id
         if pad is None:
-            pad = eos[0] if eos else 0  # masked, so any id does
-        sampling: dict[str, Any] = {"do_sample": False}
+            pad = min(eos, default=0)  # masked, so any id does
+        own: dict[str, Any] = {"do_sample": False, "use_cache": True, "return_dict_in_generate": True}
         if params.temperature > 0:
             # top_k=0 switches off the 50 that transformers would fill in.
-            sampling = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
-        return GenerationConfig(
-            max_new_tokens=params.max_new_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True, **sampling
-        )
+            own |= {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+        own |= {"max_new_tokens": params.max_new_tokens, "eos_token_id": sorted(eos), "pad_token_id": pad}
+        return GenerationConfig(**own, **more)
 
     def _read_row(
-        self, row: list[int], end: int | None, eos: set[int], stop: Sequence[str], num_prompt_tokens: int
+        self, row: list[int], end: int | None, ends: list[int], stop: Sequence[str], num_prompt_tokens: int
     ) -> Generation:
         """`row`: generated ids of one row, padded on the right; `end`: tokens up to its first stop string, if any."""
-        eos_at = next((place for place, token in enumerate(row) if token in eos), len(row))
+        eos_at = next((place for place, token in enumerate(row) if token in ends), len(row))
         # The end token is no text, even where the tokenizer does not call it special.
         written = row[: eos_at if end is None else min(eos_at, end)]
         text = str(self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -321,8 +290,7 @@ class _StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> Any:
         start = max(self.prompt_width, input_ids.shape[1] - self.window)
-        tails = input_ids[:, start:].tolist()
-        for row, tail in enumerate(tails):
+        for row, tail in enumerate(input_ids[:, start:].tolist()):
             if self.ends[row] is None:
                 text = self.tokenizer.decode(tail, skip_special_tokens=False, clean_up_tokenization_spaces=False)
                 if any(string in text for string in self.stop):
@@ -346,14 +314,11 @@ def _left_as_found(model: Any, config: GenerationConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(params: GenerationParams, number: int, device: torch.device) -> Iterator[None]:
-    """Seeds the sampling of batch `number`, without a trace in the global random state."""
-    if params.temperature == 0:
-        yield
-        return
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds sampling, without a trace in the global random state."""
     accelerators = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else "cuda"):
-        torch.manual_seed(request_seed(params.seed, number))
+        torch.manual_seed(seed)
         yield
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+from ..options import check_least
+
 
 # Text to be continued as it stands, or chat messages that the model's chat template renders.
 Prompt: TypeAlias = str | list[dict[str, str]]
@@ -22,11 +24,8 @@ class GenerationParams:
     """How to decode. A model's own sampling defaults never apply: what is not said here is off.
 
     Args:
-        max_new_tokens: Most tokens to generate for a prompt.
-        temperature: Sampling temperature; 0 decodes greedily.
-        top_p: Nucleus: sample from the smallest set of tokens whose probability reaches this. Unused when greedy.
+        temperature: 0 decodes greedily, without `top_p` and `seed`.
         stop: Generation ends at the first of these strings in the generated text, which is cut before it.
-        seed: Seed for sampling. Unused when greedy.
         schema: JSON schema, as text, that the generated text must follow. An engine or a server that cannot enforce
             one says so once and generates without.
 
@@ -42,8 +41,7 @@ class GenerationParams:
     schema: str | None = None
 
     def __post_init__(self) -> None:
-        check_integer("max_new_tokens", self.max_new_tokens, minimum=1)
-        check_integer("seed", self.seed, minimum=0)
+        check_least(self, max_new_tokens=1, seed=0)
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -117,19 +115,13 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of prompts, got one string; wrap it in a list")
     for index, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            if not prompt:
-                raise ValueError(f"prompt {index} is empty")
-            continue
-        if not isinstance(prompt, list):
+        if not isinstance(prompt, (str, list)):
             raise TypeError(f"prompt {index} must be a string or a list of messages, got {type(prompt).__name__}")
         if not prompt:
-            raise ValueError(f"prompt {index} has no messages")
-        for message in prompt:
+            raise ValueError(f"prompt {index} is empty")
+        for message in [] if isinstance(prompt, str) else prompt:
             if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                raise TypeError(
-                    f"prompt {index}: a message must be a dict with the strings 'role' and 'content', got {message!r}"
-                )
+                raise TypeError(f"prompt {index}: a message needs the strings 'role' and 'content', got {message!r}")
 
 
 def is_adapter_directory(model: str | os.PathLike[str]) -> bool:
@@ -169,8 +161,3 @@ def request_seed(seed: int, index: int | str) -> int:
     """The seed of one request, batch or named series of them, in 31 bits. Mixed rather than added: request 1 under
     seed 0 must not repeat request 0 under seed 1, and equal prompts in a run must not all get the same sample."""
     return random.Random(f"{seed}/{index}").getrandbits(31)
-
-
-def check_integer(name: str, value: object, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")

@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..options import check_least
 from .types import (
-    FinishReason,
     Generation,
     GenerationParams,
     Prompt,
-    check_integer,
     check_prompts,
     cut_at_stop,
     is_adapter_directory,
@@ -32,12 +31,10 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 class VLLMEngine:
     """Generates with vLLM (extra `vllm`) in this process.
 
-    vLLM schedules and batches by itself, but answers only when a whole call is done; prompts are handed over in chunks
-    so that finished rows reach the caller's disk in between.
-
     Args:
         model: Model id, directory, or directory of a LoRA adapter, which runs on its base model.
-        chunk_size: Prompts handed over at once.
+        chunk_size: Prompts handed over at once. vLLM answers only when a whole call is done: finished rows reach the
+            caller's disk in between.
         options: Of `vllm.LLM`, such as `dtype`, `tensor_parallel_size` or `gpu_memory_utilization`.
 
     Raises:
@@ -49,12 +46,11 @@ class VLLMEngine:
         try:
             from vllm import LLM
         except ImportError as error:
-            raise ImportError(
-                f"the vllm engine needs vLLM ({error}): pip install trl-extensions[vllm], or choose another engine"
-            ) from error
+            raise ImportError(f"the vllm engine needs vLLM ({error}): pip install trl-extensions[vllm]") from error
         from ...embedded import resolve_model_name
 
-        check_integer("chunk_size", chunk_size, minimum=1)
+        self.name, self.chunk_size = f"vllm:{model}", chunk_size
+        check_least(self, chunk_size=1)
         path = resolve_model_name(model)
         self._lora_request = None
         if is_adapter_directory(path):
@@ -66,7 +62,6 @@ class VLLMEngine:
             if (Path(path) / "tokenizer_config.json").is_file():
                 options["tokenizer"] = path
             path = resolve_model_name(adapter["base_model_name_or_path"])
-        self.name, self.chunk_size = f"vllm:{model}", chunk_size
         self._llm = LLM(model=path, **options)
         self._tokenizer = self._llm.get_tokenizer()
 
@@ -78,16 +73,15 @@ class VLLMEngine:
         # One seed a prompt: under a shared one, equal prompts would all get the same sample.
         if seeds is None:
             seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
-        outputs = self._run(list(prompts), [_sampling_params(params, seed) for seed in seeds])
-        return ((index, self._read(output, params)) for index, output in outputs)
+        sampling = [_sampling_params(params, seed) for seed in seeds]
+        return ((index, self._read(output, params)) for index, output in self._run(prompts, sampling))
 
     def _read(self, output: Any, params: GenerationParams) -> Generation:
         completion = output.outputs[0]
         # vLLM decodes in the prompt's context, which leaves a leading space in front of some tokenizers' first word
-        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        reason: FinishReason = "length" if completion.finish_reason == "length" else "stop"
+        text = cut_at_stop(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True), params.stop)
         tokens = len(completion.token_ids), len(output.prompt_token_ids or ())
-        return Generation(cut_at_stop(text, params.stop), reason, *tokens)
+        return Generation(text, "length" if completion.finish_reason == "length" else "stop", *tokens)
 
     def option_logprobs(
         self, prompts: Sequence[Prompt], options: Sequence[str]
@@ -97,24 +91,19 @@ class VLLMEngine:
 
         check_prompts(prompts)
         params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20)
-        for index, output in self._run(list(prompts), [params] * len(prompts)):
+        for index, output in self._run(prompts, [params] * len(prompts)):
             listed = [(token.decoded_token or "", token.logprob) for token in output.outputs[0].logprobs[0].values()]
             cost = Generation("", "length", 1, len(output.prompt_token_ids or ()))
             yield index, cost, sum_by_option(listed, options)
 
-    def _run(self, prompts: list[Prompt], params: list[Any]) -> Iterator[tuple[int, Any]]:
-        texts = [index for index, prompt in enumerate(prompts) if isinstance(prompt, str)]
-        chats = [index for index, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+    def _run(self, prompts: Sequence[Prompt], params: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         # vLLM has one call for text and one for chats, and neither takes both.
-        for run, indices in ((self._llm.generate, texts), (self._llm.chat, chats)):
+        for run, kind in ((self._llm.generate, str), (self._llm.chat, list)):
+            indices = [index for index, prompt in enumerate(prompts) if isinstance(prompt, kind)]
             for start in range(0, len(indices), self.chunk_size):
                 chunk = indices[start : start + self.chunk_size]
-                outputs = run(
-                    [prompts[index] for index in chunk],
-                    sampling_params=[params[index] for index in chunk],
-                    lora_request=self._lora_request,
-                    use_tqdm=False,
-                )
+                own, sampling = [prompts[index] for index in chunk], [params[index] for index in chunk]
+                outputs = run(own, sampling_params=sampling, lora_request=self._lora_request, use_tqdm=False)
                 yield from zip(chunk, outputs, strict=True)
 
 
@@ -142,10 +131,8 @@ def _structured_outputs() -> Any:
 
 def _lora_rank(path: str, config: dict[str, Any]) -> int:
     if config.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{path}: vLLM runs LoRA adapters only, this one is {config.get('peft_type')!r}: merge it into its base "
-            "model, or use the transformers engine"
-        )
+        kind = config.get("peft_type")
+        raise ValueError(f"{path}: vLLM runs LoRA adapters only, not {kind!r}: use the transformers engine")
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     if rank > _LORA_RANKS[-1]:
         raise ValueError(f"{path}: vLLM runs LoRA up to rank {_LORA_RANKS[-1]}, this adapter has rank {rank}")
