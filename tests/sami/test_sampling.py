@@ -237,7 +237,7 @@ def test_rows_of_other_queries_or_without_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not among the rows given"):
         run(tmp_path, queries=QUERIES[2:])
     (tmp_path / "rows.settings.json").unlink()
-    with pytest.raises(ValueError, match=r"rows\.settings\.json beside it is missing"):
+    with pytest.raises(ValueError, match=r"rows\.settings\.json is missing"):
         run(tmp_path)
 
 

@@ -55,16 +55,13 @@ class Query:
 
 
 def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict[str, Any]]:
-    """The rows of a file or a data set.
+    """The rows of a file or a data set; a `ValueError` names the source, the row or line (from 1), and the remedy.
 
     Args:
         source: A `.jsonl`, `.json` (a list), `.csv`, `.tsv`, `.txt` (a text a line, in column `text`) or `.parquet`
             file, all but the last also gzipped; a folder written by `save_to_disk`; the id of a data set on the hub,
             or one file of such a data set as `hf://datasets/<owner>/<name>/<file>`.
         split: Split of a data set; a file is always read whole.
-
-    Raises:
-        ValueError: One line naming the source, the row or line (counted from 1), and the remedy.
     """
     source = os.fspath(source)
     rows: Iterable[Any] = _read_file(Path(source)) if is_file(source) else read_dataset(source, split)
@@ -83,13 +80,12 @@ def is_file(source: str | os.PathLike) -> bool:
     source = os.fspath(source)
     if source.startswith("hf://"):
         return False
-    if Path(source).is_file():
-        if not source.endswith(_SUFFIXES):
-            raise ValueError(f"{source}: unknown kind of file; use one of {', '.join(_KINDS)}")
-        return True
-    if source.endswith(_SUFFIXES):
+    exists, readable = Path(source).is_file(), source.endswith(_SUFFIXES)
+    if exists and not readable:
+        raise ValueError(f"{source}: unknown kind of file; use one of {', '.join(_KINDS)}")
+    if readable and not exists:
         raise ValueError(f"{source}: no such file; check the path")
-    return False
+    return exists
 
 
 def read_dataset(source: str, split: str) -> Any:
@@ -108,10 +104,8 @@ def read_dataset(source: str, split: str) -> Any:
         return load_dataset(source, split=split)
     except Exception as error:  # the library raises many kinds, some of them only with its optional dependencies
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{source}: neither a file here nor a data set that can be loaded (split {split!r}): {reason}; check the "
-            "name, the split and the network"
-        ) from error
+        problem = f"{source}: neither a file here nor a data set that can be loaded (split {split!r}): {reason}"
+        raise ValueError(f"{problem}; check the name, the split and the network") from error
 
 
 def _read_file(path: Path) -> Iterator[Any]:
@@ -174,10 +168,10 @@ def load_queries(
     limit: int | None = None,
     chats: bool = False,
 ) -> list[Query]:
-    r"""Read queries from a file or a data set.
+    r"""Read distinct queries, in the order of the source, from a file or a data set.
 
     Empty, unmatched and repeated queries are dropped; of a chat that ends with answers these are cut off. How often is
-    logged.
+    logged. A `ValueError` names the source, the row (from 1) or column, and the remedy.
 
     Args:
         source: See `read_rows`; a `split` is that of a data set.
@@ -187,12 +181,6 @@ def load_queries(
             first human turn of a transcript use `FIRST_HUMAN_TURN`, `r"\n\nHuman: (.*?)\n\nAssistant:"`.
         limit: Stop after this many queries.
         chats: Whether chats are taken as they are; otherwise they count with their first turn of the user.
-
-    Returns:
-        Distinct queries in the order of the source.
-
-    Raises:
-        ValueError: One line naming the source, the row (counted from 1) or column, and the remedy.
     """
     source = os.fspath(source)
     if limit is not None and limit < 1:
@@ -204,19 +192,17 @@ def load_queries(
         column = column or next((name for name in DEFAULT_COLUMNS if name in row), None)
         if column is None or column not in row:
             missing = f"column {column!r}" if column else f"column for queries ({', '.join(DEFAULT_COLUMNS)})"
-            raise ValueError(
-                f"{source}: row {number} has no {missing}; available: {', '.join(map(str, row)) or 'none'}"
-            )
+            raise ValueError(f"{source}: row {number} has no {missing}; available: {', '.join(map(str, row))}")
         value = row_value(row, column, f"{source}: row {number}, column {column!r}")
         if isinstance(value, list):
             query = _from_chat(value, chats, counts)
-        else:
-            if expression is not None:
-                if not (match := expression.search(value)):
-                    counts["unmatched"] += 1
-                    continue
-                value = match.group(1) or ""
+        elif expression is None:
             query = Query.from_text(value.strip())
+        elif match := expression.search(value):
+            query = Query.from_text((match.group(1) or "").strip())
+        else:
+            counts["unmatched"] += 1
+            continue
         if not query.text.strip():
             counts["empty"] += 1
         elif query.id in queries:
@@ -225,8 +211,7 @@ def load_queries(
             queries[query.id] = query
             if len(queries) == limit:
                 break
-    cut = counts.pop("cut", 0)
-    if cut:
+    if cut := counts.pop("cut", 0):
         logger.warning("%s: %d chats end with an answer, which is cut off", source, cut)
     if counts:
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
@@ -237,10 +222,8 @@ def load_queries(
 
 
 def row_value(row: dict[str, Any], column: str, where: str) -> str | list[dict[str, str]]:
-    """A column's text, with `input` behind an `instruction`, or its chat as `role` and `content`; "" where it is null.
-
-    Raises a `ValueError` that begins with `where` if it is neither.
-    """
+    """A column's text, with `input` behind an `instruction`, or its chat as `role` and `content`; "" where it is null,
+    and a `ValueError` that begins with `where` if it is neither."""
     value = row[column]
     if isinstance(value, (list, tuple)) and len(value):
         return [_message(message, where) for message in value]
