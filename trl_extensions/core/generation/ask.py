@@ -190,7 +190,7 @@ def _turn(
     return f"{step}:again", replace(params, seed=params.seed + turn, temperature=temperature)
 
 
-def _answer(before: tuple[str, ...], response: Response, schema: type[BaseModel] | None, read: Read | None) -> Answer:
+def _answer(before: tuple[str, ...], response: Response, schema: Any, read: Read | None) -> Answer:
     raw, truncated = (*before, response.text), response.finish_reason != "stop"
     try:
         return Answer((read or partial(read_reply, schema=schema))(response.text, truncated=truncated), None, raw)

@@ -300,19 +300,14 @@ def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
 
     `pairs` are `first`, `second` (wins), `ties` and `unread` together; of the ties some are `equal` answers or
     `contradictions`; `contradiction_share`, of the pairs that were read and not equal; `first_place_share`: of all
-    replies that prefer an answer, the share that prefer the one shown first, 0.5 without bias. Shares of nothing are
-    None.
+    replies that prefer an answer, the share that prefer the one shown first, 0.5 without bias; None of nothing.
     """
     winners = Counter(own.winner for own in judgments)
     equal = sum(own.winner == "tie" and own.reason is not None for own in judgments)
     compared = len(judgments) - winners[None] - equal
     contradictions = sum(own.contradicts for own in judgments)
-    # The first answer is shown first in the order given, and the second one in the other
-    votes = Counter(
-        (vote, shown) for own in judgments for vote, shown in zip(own.votes, ("first", "second"), strict=True)
-    )
-    for_first = votes["first", "first"] + votes["second", "second"]
-    preferences = for_first + votes["first", "second"] + votes["second", "first"]
+    votes = [(vote, place) for own in judgments for vote, place in zip(own.votes, ("first", "second"), strict=True)]
+    places = [vote == place for vote, place in votes if vote in ("first", "second")]
     return {
         "pairs": len(judgments),
         "first": winners["first"],
@@ -322,7 +317,7 @@ def summarise(judgments: Sequence[Judgment]) -> dict[str, Any]:
         "equal": equal,
         "contradictions": contradictions,
         "contradiction_share": contradictions / compared if compared else None,
-        "first_place_share": for_first / preferences if preferences else None,
+        "first_place_share": sum(places) / len(places) if places else None,
     }
 
 

@@ -50,12 +50,12 @@ def win_rate(
     number = group_index(groups, len(values))[1]
     value = float(values.mean())
     result = {"value": value, "n": len(values), "interval": "wilson"}
-    low, high = wilson(value * number, number, confidence)
+    bounds: tuple[float | None, float | None] = wilson(value * number, number, confidence)
     if groups is not None and np.ptp(values) > 0 and number > 1:
         settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "confidence": confidence, "seed": seed}
-        low, high = bootstrap(lambda times: times @ values / times.sum(axis=1), len(values), **settings)
+        bounds = bootstrap(lambda times: times @ values / times.sum(axis=1), len(values), **settings)
         result["interval"] = "bootstrap"
-    return result | {"low": low, "high": high}
+    return result | {"low": bounds[0], "high": bounds[1]}
 
 
 def length_balanced(
@@ -95,7 +95,7 @@ def length_balanced(
             own = [(times[:, rows], values[rows]) for rows in members.values() if len(rows)]
             return np.mean([(drawn @ won) / drawn.sum(axis=1) for drawn, won in own], axis=0)
 
-    within = stratum if groups is None else None
+    within: Any = stratum if groups is None else None
     low, high = bootstrap(balanced, len(values), groups=groups, strata=within, **settings)
     strata = {
         name: {"n": len(rows), "value": float(values[rows].mean()) if len(rows) else None}
