@@ -46,7 +46,8 @@ def write_label_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = Path(str(settings.get("model_name_or_path", "strong model"))).name
-    names = [name for name in TITLES if name in evaluation["scores"][WEAK]]
+    scores = evaluation["scores"]
+    names = [name for name in TITLES if name in scores[WEAK]]
     if settings.get("task") == "reward":
         names = [name for name in names if name in PAIR_SCORES]
     report = RunReport(f"Weak-to-strong: {model}")
@@ -58,18 +59,55 @@ def write_label_report(
     if evaluation["strong"]:
         draw_pgr(evaluation, folder / "pgr.png")
         report.figure("pgr.png", "Share of the gap between the weak model (0) and the ceiling (1) that was recovered.")
-    report.heading("Scores on the test rows")
-    rows = [[m, *(number(evaluation["scores"][m][name], 3) for name in names)] for m in evaluation["models"]]
-    report.table(["model", *(TITLES[name] for name in names)], rows)
-    report.text("Means over seeds. No interval is given for ECE, which resampling rows inflates.")
-    _recovered_table(report, evaluation, [name for name in GAP_SCORES if name in names])
-    _agreement_table(report, evaluation)
+
+    rows = [[model, *(number(scores[model][name], 3) for name in names)] for model in evaluation["models"]]
+    note = "Means over seeds. No interval is given for ECE, which resampling rows inflates."
+    _section(report, "Scores on the test rows", ["model", *(TITLES[name] for name in names)], rows, note)
+
+    rows, gaps = [], {f"PGR, {TITLES[name]}": evaluation["pgr"][name] for name in GAP_SCORES if name in names}
+    for name in evaluation["strong"]:
+        difference = evaluation["differences"]["accuracy"][name]
+        above = f"{difference['above_zero']:.1%} of resamples"
+        seeds = evaluation["pgr"]["accuracy"][name]["per_seed"]
+        by_seed = ", ".join("-" if value is None else f"{value:.2f}" for value in seeds)
+        cells = [pgr_cell(own[name]) for own in gaps.values()]
+        rows.append([name, number(difference, 3, sign="+"), above, *cells, by_seed])
+    columns = ["model", "accuracy over the weak model", "above it in", *gaps, "by seed"]
+    note = ""
+    if gap := evaluation["gap"]["accuracy"]:
+        note = (
+            f"The ceiling is {number(gap, 3, sign='+')} above the weak model in accuracy, and above it in "
+            f"{gap['above_zero']:.1%} of resamples. PGR is (strong - weak) / (ceiling - weak), of means over seeds; a "
+            "dash is a seed without a gap, a question mark an interval that more than 5 % of resamples without a gap "
+            "make unreliable."
+        )
+    _section(report, "What was recovered", columns, rows, note)
+
+    rows = []
+    for name, own in evaluation["agreement"].items():
+        right, wrong = own["right"], own["wrong"]
+        rows.append([name, number(right), number(wrong), number(wrong["corrected"])])
+        note = (
+            f"Shares of the {right['n']} test rows on which the weak model is right and the {wrong['n']} on which it "
+            "is wrong (summed over seeds), with Wilson's intervals. A model that only imitates agrees as often on "
+            "both; the ceiling, which saw no weak label, shows what agreement comes without imitation."
+        )
+    columns = ["model", "agrees where weak is right", "agrees where weak is wrong", "corrects what is wrong"]
+    _section(report, "What became of the weak model's errors", columns, rows, note)
+
     _weak_tables(report, weak_reports)
-    _cost_table(report, evaluation["costs"])
-    report.heading("Settings")
+    costs = {model: own for model, own in (evaluation["costs"] or {}).items() if own}
+    names = list(dict.fromkeys(name for own in costs.values() for name in own))
+    columns = ["model", *(name.replace("_", " ") for name in names)]
+    rows = [
+        [model, *(f"{np.mean(own[name]):,.0f}" if name in own else "" for name in names)]
+        for model, own in costs.items()
+    ]
+    _section(report, "What it took", columns, rows, "Means over seeds.")
+
     shown = {name: settings[name] for name in SHOWN if settings.get(name) not in (None, [], "")}
     rows = [[f"`{name}`", f"{value:g}" if isinstance(value, float) else value] for name, value in shown.items()]
-    report.table(["setting", "value"], rows)
+    _section(report, "Settings", ["setting", "value"], rows)
     return report.write(folder)
 
 
@@ -103,89 +141,51 @@ def verdict(evaluation: dict[str, Any]) -> str:
 def _reading(evaluation: dict[str, Any]) -> str:
     """How to take the intervals."""
     seeds, groups = len(evaluation["seeds"]), evaluation["groups"]
-    grouped = f" in {groups[0]} groups" if groups else ""
+    grouped, whole = (f" in {groups[0]} groups", "whole groups of ") if groups else ("", "")
     text = (
         f"{evaluation['rows'][0]} test rows{grouped}, {seeds} seed{'s' * (seeds > 1)}. Intervals are "
-        f"{100 * evaluation['confidence']:g} %, by a bootstrap over {'whole groups of ' if groups else ''}test rows"
-        " and over seeds; models are compared on the same draws."
+        f"{100 * evaluation['confidence']:g} %, by a bootstrap over {whole}test rows and over seeds; models are "
+        "compared on the same draws."
     )
     if seeds == 1:
         return f"{text} With one seed they do not cover what another seed would change."
     return f"{text} So few seeds understate what another one could change." if seeds < 5 else text
 
 
-def _recovered_table(report: RunReport, evaluation: dict[str, Any], names: Sequence[str]) -> None:
-    if not evaluation["strong"]:
+def _section(
+    report: RunReport, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
+) -> None:
+    """A heading, a table and what to know of it, where there are rows."""
+    if not rows:
         return
-    report.heading("What was recovered")
-    rows = []
-    for name in evaluation["strong"]:
-        difference, gap = evaluation["differences"]["accuracy"][name], evaluation["pgr"]["accuracy"][name]
-        by_seed = ", ".join("-" if value is None else f"{value:.2f}" for value in gap["per_seed"])
-        cells = [pgr_cell(evaluation["pgr"][score][name]) for score in names]
-        above = f"{difference['above_zero']:.1%} of resamples"
-        rows.append([name, number(difference, 3, sign="+"), above, *cells, by_seed])
-    columns = [f"PGR, {TITLES[name]}" for name in names]
-    report.table(["model", "accuracy over the weak model", "above it in", *columns, "by seed"], rows)
-    if gap := evaluation["gap"]["accuracy"]:
-        report.text(
-            f"The ceiling is {number(gap, 3, sign='+')} above the weak model in accuracy, and above it in "
-            f"{gap['above_zero']:.1%} of resamples. PGR is (strong - weak) / (ceiling - weak), of means over seeds; a "
-            "dash is a seed without a gap, a question mark an interval that more than 5 % of resamples without a gap "
-            "make unreliable."
-        )
-
-
-def _agreement_table(report: RunReport, evaluation: dict[str, Any]) -> None:
-    if not evaluation["agreement"]:
-        return
-    report.heading("What became of the weak model's errors")
-    rows = [
-        [name, number(own["right"]), number(own["wrong"]), number(own["wrong"]["corrected"])]
-        for name, own in evaluation["agreement"].items()
-    ]
-    report.table(["model", "agrees where weak is right", "agrees where weak is wrong", "corrects what is wrong"], rows)
-    own = next(iter(evaluation["agreement"].values()))
-    report.text(
-        f"Shares of the {own['right']['n']} test rows on which the weak model is right and the {own['wrong']['n']} on "
-        "which it is wrong (summed over seeds), with Wilson's intervals. A model that only imitates agrees as often "
-        "on both; the ceiling, which saw no weak label, shows what agreement comes without imitation."
-    )
+    report.heading(title)
+    report.table(columns, rows)
+    if note:
+        report.text(note)
 
 
 def _weak_tables(report: RunReport, weak_reports: Sequence[Mapping[str, Any]]) -> None:
-    if not weak_reports:
-        return
-    report.heading("The weak labels")
     labels, learners = [], []
     for own in weak_reports:
-        right = [share(own["target_accuracy"]), share(own["extra_accuracy"].get("test"))]
         classes = [" / ".join(f"{part:.0%}" for part in own[name]) for name in ("class_shares", "labelled_shares")]
-        labels.append([own["seed"], own["rows"], *right, own["disagreement"], own["confidence"], *classes])
+        labels.append([own["seed"], own["rows"], *_right(own), own["disagreement"], own["confidence"], *classes])
         for name, learner in own["learners"].items():
-            right = [share(learner["target_accuracy"]), share(learner["extra_accuracy"].get("test"))]
             ece = f"{_listed(learner['ece_before'])}, {_listed(learner['ece'])}"
-            learners.append([own["seed"], name, *right, _listed(learner["temperature"]), ece])
-    right = ["right", "right, test rows"]
-    report.table(["seed", "rows labelled", *right, "disagreement", "confidence", "classes", "true classes"], labels)
-    report.table(["seed", "weak model", *right, "temperature", "ECE before and after"], learners)
+            learners.append([own["seed"], name, *_right(learner), _listed(learner["temperature"]), ece])
+    columns = ["rows labelled", "right", "right, test rows", "disagreement", "confidence", "classes", "true classes"]
+    _section(report, "The weak labels", ["seed", *columns], labels)
+    if learners:
+        columns = ["seed", "weak model", "right", "right, test rows", "temperature", "ECE before and after"]
+        report.table(columns, learners)
     for own in weak_reports:
         for warning in own["warnings"]:
             report.text(f"**Seed {own['seed']}:** {warning}")
 
 
-def _cost_table(report: RunReport, costs: Mapping[str, Mapping[str, Any]] | None) -> None:
-    names = list(dict.fromkeys(name for own in (costs or {}).values() for name in own))
-    if not names:
-        return
-    report.heading("What it took")
-    rows = [
-        [model, *(f"{np.mean(own[name]):,.0f}" if name in own else "" for name in names)]
-        for model, own in costs.items()
-        if own
-    ]
-    report.table(["model", *(name.replace("_", " ") for name in names)], rows)
-    report.text("Means over seeds.")
+def _right(own: Mapping[str, Any]) -> list[str]:
+    """Accuracies of weak labels, on the rows to label and on the test rows."""
+    shares = (own["target_accuracy"], own["extra_accuracy"].get("test"))
+    return ["n/a" if share is None else f"{share:.1%}" for share in shares]
 
 
 # Runs by generation
@@ -214,8 +214,9 @@ def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
     draw_toxicity(evaluation, folder / "toxicity.png")
     report.figure("toxicity.png", "Expected maximum toxicity and toxicity probability on held-out prompts.")
     for kind, own in evaluation["kinds"].items():
-        _toxicity_table(report, kind, own)
-    _keeping_table(report, keeping)
+        _toxicity_tables(report, kind, own)
+    if keeping:
+        _keeping_tables(report, keeping)
     _side_by_side(report, folder / "held_out", evaluation)
     return report.write(folder)
 
@@ -228,13 +229,12 @@ def generation_verdict(evaluation: dict[str, Any]) -> str:
     what = f"{own['samples']} samples" if kind == "sampled" else "the greedy answer"
     if not trained:
         return f"Nothing was trained yet; {what} to each of {own['prompts']} held-out prompts were scored."
-    name = trained[-1]
-    sentences = []
+    name, before = trained[-1], own["models"].get(ORIGINAL)
+    went = []
     for measure, title in MEASURE_TITLES.items():
-        before = own["models"].get(ORIGINAL)
         came = f" from {number(before[measure])}" if before else ""
-        sentences.append(f"{title} went{came} to {number(own['models'][name][measure])}")
-    text = f"Over {what} to each of {own['prompts']} held-out prompts, {' and '.join(sentences)}."
+        went.append(f"{title} went{came} to {number(own['models'][name][measure])}")
+    text = f"Over {what} to each of {own['prompts']} held-out prompts, {' and '.join(went)}."
     for baseline, called in ((ORIGINAL, "the model before training"), (WEAK, "its teacher")):
         difference = own["differences"]["probability"].get(baseline, {}).get(name)
         if difference:
@@ -244,27 +244,25 @@ def generation_verdict(evaluation: dict[str, Any]) -> str:
     return f"{text} {recovered(gap)}" if gap else text
 
 
-def _toxicity_table(report: RunReport, kind: str, own: dict[str, Any]) -> None:
+def _toxicity_tables(report: RunReport, kind: str, own: dict[str, Any]) -> None:
     left_out = f", {own['incomplete']} left out for a missing score" if own["incomplete"] else ""
     report.heading(f"{kind.capitalize()}: {own['prompts']} prompts, {own['samples']} a prompt{left_out}")
-    rows = [[name, *(number(values[m], 3) for m in MEASURE_TITLES)] for name, values in own["models"].items()]
-    report.table(["model", *MEASURE_TITLES.values()], rows)
     differences, gaps = own["differences"], own["pgr"]
-    rows = [
-        [f"{name} - {base}", *(number(differences[m][base][name], 3, sign="+") for m in MEASURE_TITLES)]
-        for base, others in differences["probability"].items()
-        for name in others
-    ]
-    if rows:
-        report.table(["difference", *MEASURE_TITLES.values()], rows)
-    rows = [[name, *(pgr_cell(gaps[m][name]) for m in MEASURE_TITLES)] for name in gaps["probability"]]
-    if rows:
-        report.table(["gap recovered", *MEASURE_TITLES.values()], rows)
+    tables = {
+        "model": [[name, *(number(values[m], 3) for m in MEASURE_TITLES)] for name, values in own["models"].items()],
+        "difference": [
+            [f"{name} - {base}", *(number(differences[m][base][name], 3, sign="+") for m in MEASURE_TITLES)]
+            for base, others in differences["probability"].items()
+            for name in others
+        ],
+        "gap recovered": [[name, *(pgr_cell(gaps[m][name]) for m in MEASURE_TITLES)] for name in gaps["probability"]],
+    }
+    for first, rows in tables.items():
+        if rows:
+            report.table([first, *MEASURE_TITLES.values()], rows)
 
 
-def _keeping_table(report: RunReport, keeping: dict[str, Any] | None) -> None:
-    if not keeping:
-        return
+def _keeping_tables(report: RunReport, keeping: dict[str, Any]) -> None:
     report.heading("What the strong model learned from")
     report.text(
         f"{keeping['kept']} of {keeping['rows']} answers were kept, to {keeping['prompts_kept']} of "
@@ -284,26 +282,23 @@ def _side_by_side(report: RunReport, folder: Path, evaluation: dict[str, Any]) -
     paths = [folder / f"{side}_scored.jsonl" for side in (ORIGINAL, STRONG)]
     if not all(path.exists() for path in paths):
         return
-    rows: list[dict[Any, dict[str, Any]]] = []
-    harm: list[dict[Any, float]] = []
-    for path in paths:
-        own = {(row["index"], row["sample"]): row for row in read_jsonl(path)}
-        harm.append({key: h for key, row in own.items() if (h := harm_of(row, evaluation["scorer"])) is not None})
-        rows.append(own)
-    shared = [key for key in harm[0] if key in harm[1]]
-    worst = sorted(shared, key=lambda key: -harm[0][key])[:SIDE_BY_SIDE]
-    still = sorted(shared, key=lambda key: -harm[1][key])[:SIDE_BY_SIDE]
-    still = [key for key in still if harm[1][key] >= evaluation["threshold"]]
+    before, after = ({(row["index"], row["sample"]): row for row in read_jsonl(path)} for path in paths)
+    harm = {}
+    for key in (key for key in before if key in after):
+        first, second = (harm_of(rows[key], evaluation["scorer"]) for rows in (before, after))
+        if first is not None and second is not None:
+            harm[key] = (first, second)
+    worst = sorted(harm, key=lambda key: -harm[key][0])[:SIDE_BY_SIDE]
+    still = sorted(harm, key=lambda key: -harm[key][1])[:SIDE_BY_SIDE]
+    still = [key for key in still if harm[key][1] >= evaluation["threshold"]]
     for heading, keys in (("The most toxic answers before training", worst), ("Toxic after training", still)):
         table = []
         for key in keys:
-            prompt = rows[0][key]["prompt"]
+            prompt = before[key]["prompt"]
             asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-            texts = [completion_text(own[key]["completion"]) for own in rows]
-            table.append([asked, *texts, f"{harm[0][key]:.2f} → {harm[1][key]:.2f}"])
-        if table:
-            report.heading(heading)
-            report.table(["prompt", "before", "after", "score"], table)
+            texts = [completion_text(rows[key]["completion"]) for rows in (before, after)]
+            table.append([asked, *texts, f"{harm[key][0]:.2f} → {harm[key][1]:.2f}"])
+        _section(report, heading, ["prompt", "before", "after", "score"], table)
 
 
 # Estimates {"value", "low", "high"} and shares as text
@@ -322,11 +317,6 @@ def number(estimate: dict[str, Any], digits: int = 2, sign: str = "") -> str:
     form = f"{{:{sign}.{digits}f}}".format
     text = form(estimate["value"])
     return text if estimate["low"] is None else f"{text} ({form(estimate['low'])} to {form(estimate['high'])})"
-
-
-def share(value: float | None) -> str:
-    """A share in percent."""
-    return "n/a" if value is None else f"{value:.1%}"
 
 
 def _listed(values: Sequence[float | None]) -> str:
