@@ -6,45 +6,27 @@ weak model is, and one that is always sure hands on its errors as facts.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from ...core.extras import import_extra
+
 
 logger = logging.getLogger(__name__)
 
+# A slice that a model gets all right wants T = 0, one on which it is worse than chance T = infinity
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 100.0
-"""Bounds. A slice that a model gets all right wants T = 0, one on which it is worse than chance T = infinity."""
-
-MIN_ROWS = 20
-"""A smaller slice says too little: the temperature stays 1."""
-
-METHODS = ("soft", "hard", "accuracy")
-"""How the votes of an ensemble are combined, see `combine`."""
+MIN_ROWS = 20  # of a slice that says enough; else the temperature stays 1
+METHODS = ("soft", "hard", "accuracy")  # of `combine`
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A temperature T (above 1: the model was too sure) fitted on some rows, the mean negative log-likelihood (nats)
-    of these rows before and after, and why T is not the optimum, if it is not."""
-
-    temperature: float
-    rows: int
-    nll_before: float
-    nll_after: float
-    note: str = ""
-
-    def apply(self, probs: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, `(N, K)` -> `(N, K)`."""
-        return apply_temperature(probs, self.temperature)
-
-
-def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> Calibration:
-    """The temperature T > 0 under which true labels are most likely.
+def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> tuple[float, str]:
+    """The temperature T > 0 under which true labels are most likely, and why T is not the optimum, if it is not.
 
     Minimises the mean of -log softmax(log p / T)[label], which is convex in 1 / T, within `MIN_TEMPERATURE` and
-    `MAX_TEMPERATURE`. Rows whose true class has probability 0 have an infinite loss at any T and are left out.
+    `MAX_TEMPERATURE`; above 1, the model was too sure. Rows whose true class has probability 0 have an infinite loss
+    at any T and are left out.
 
     Args:
         probs: `(N, K)` probabilities.
@@ -56,21 +38,34 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> Calibration:
     own = logs[np.arange(len(logs)), labels]
     possible = np.isfinite(own)
     logs, own = logs[possible], own[possible]
-    notes = [f"{(~possible).sum()} rows with probability 0 for their class left out"] if not possible.all() else []
+    finite = np.where(np.isfinite(logs), logs, 0.0)
+
+    def slope(beta: float) -> float:
+        """Of the mean loss by 1 / T: what the model expects log p to be, less what it is for the true class; rises."""
+        return float(((_softmax(logs * beta) * finite).sum(axis=1) - own).mean())
+
+    temperature, notes = 1.0, []
+    if not possible.all():
+        notes.append(f"{(~possible).sum()} rows with probability 0 for their class left out")
     if len(logs) < MIN_ROWS:
         notes.append(f"T stays 1: {len(logs)} rows are too few to calibrate, {MIN_ROWS} needed")
-        beta = 1.0
+    elif slope(1 / MIN_TEMPERATURE) < 0:
+        temperature = MIN_TEMPERATURE
+        notes.append(f"T cut at {MIN_TEMPERATURE}: all but no errors in the slice, or a model far too unsure")
+    elif slope(1 / MAX_TEMPERATURE) > 0:
+        temperature = MAX_TEMPERATURE
+        notes.append(f"T cut at {MAX_TEMPERATURE}: on the slice the model is no better than guessing")
     else:
-        beta, bound = _best_inverse(logs, own)
-        notes += [bound] if bound else []
-    return Calibration(1 / beta, len(logs), _nll(logs, own, 1.0), _nll(logs, own, beta), "; ".join(notes))
+        low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+        temperature = 1 / import_extra("scipy.optimize").brentq(slope, low, high, xtol=1e-15, rtol=1e-14)
+    return temperature, "; ".join(notes)
 
 
 def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
     """softmax(log p / T) of each row, `(N, K)` -> `(N, K)` probabilities; a probability of 0 stays 0."""
     if not temperature > 0:
         raise ValueError(f"the temperature is {temperature}; give a number above 0")
-    return _scaled(_logs(probs), 1 / temperature)
+    return _softmax(_logs(probs) * (1 / temperature))
 
 
 def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
@@ -116,9 +111,8 @@ def vote_weights(accuracies: Sequence[float], num_classes: int) -> np.ndarray:
     other classes (Zhu et al. 2009). Accuracies count as at most 0.999; a model no better than chance has weight 0, and
     where all are, they weigh the same and a warning is logged.
     """
-    accuracies = np.asarray(accuracies, dtype=np.float64)
-    if not ((accuracies >= 0) & (accuracies <= 1)).all():
-        raise ValueError(f"accuracies must lie between 0 and 1, got {accuracies.tolist()}")
+    if not all(0 <= accuracy <= 1 for accuracy in accuracies):
+        raise ValueError(f"accuracies must lie between 0 and 1, got {list(accuracies)}")
     capped = np.minimum(accuracies, 0.999)
     odds = np.where(capped > 0, capped * (num_classes - 1) / (1 - capped), 1.0)
     weights = np.maximum(np.log(odds), 0.0)
@@ -164,33 +158,6 @@ def _logs(probs: np.ndarray) -> np.ndarray:
         return np.log(values)
 
 
-def _scaled(logs: np.ndarray, beta: float) -> np.ndarray:
-    scaled = logs * beta
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+def _softmax(logs: np.ndarray) -> np.ndarray:
+    weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _best_inverse(logs: np.ndarray, own: np.ndarray) -> tuple[float, str]:
-    """Best 1 / T within the bounds, and what to say where it is at one of them."""
-    from scipy.optimize import brentq
-
-    finite = np.where(np.isfinite(logs), logs, 0.0)
-
-    def slope(beta: float) -> float:
-        """Of the mean loss by 1 / T: what the model expects log p to be, less what it is for the true class; rises."""
-        return float(((_scaled(logs, beta) * finite).sum(axis=1) - own).mean())
-
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    if slope(high) < 0:
-        return high, f"T cut at {MIN_TEMPERATURE}: all but no errors in the slice, or a model far too unsure"
-    if slope(low) > 0:
-        return low, f"T cut at {MAX_TEMPERATURE}: on the slice the model is no better than guessing"
-    return brentq(slope, low, high, xtol=1e-15, rtol=1e-14), ""
-
-
-def _nll(logs: np.ndarray, own: np.ndarray, beta: float) -> float:
-    if not len(logs):
-        return float("nan")
-    top = logs.max(axis=1, keepdims=True)
-    total = np.log(np.exp(beta * (logs - top)).sum(axis=1)) + beta * top[:, 0]
-    return float((total - beta * own).mean())

@@ -21,7 +21,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -32,7 +32,15 @@ from ...core.runs.jsonl import read_jsonl, write_jsonl
 from ...core.runs.report import write_atomically
 from ...core.runs.run import check_resume
 from ..data.examples import Example, Pair, split_halves, take_slice
-from .calibrate import METHODS, combine, confidence, disagreement, expected_calibration_error, fit_temperature
+from .calibrate import (
+    METHODS,
+    apply_temperature,
+    combine,
+    confidence,
+    disagreement,
+    expected_calibration_error,
+    fit_temperature,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -42,13 +50,13 @@ WEAK_LABELS = "weak_labels.jsonl"
 _TARGET, _SLICE = "target", "slice"
 
 Rows: TypeAlias = Sequence[Example | Pair]
+Parts: TypeAlias = Sequence[tuple[Rows, np.ndarray, Rows]]
 
 
 class Learner(Protocol):
     """A model that learns soft labels and gives probabilities; its name tells it from others in files and reports.
 
-    One more attribute is read where it exists: `settings`, JSON-ready values that predictions depend on; a resumed run
-    must have the same ones.
+    It may have `settings`: JSON-ready values that predictions depend on; a resumed run must have the same ones.
     """
 
     name: str
@@ -74,9 +82,8 @@ class LabelReport:
     """What the weak models of one stage made of rows. Figures about true labels are None where none are known.
 
     `labelled` are the rows with true labels, `slice_rows` those of them that calibrate. Of a learner: `accuracy`,
-    `ece` and `ece_before` (calibration) on the slice, `temperature` and `note`, each a list with a value for each half
-    in later stages; `target_accuracy`, `extra_accuracy` (by set of rows), `resumed`. `disagreement` and `confidence`
-    are means over rows, see `calibrate`; the shares are of predicted classes, and of the true labels learnt from.
+    `ece`, `ece_before`, all on the slice, `temperature` and `note` are lists, with a value for each half in later
+    stages. `disagreement` and `confidence` are means; the shares are of predicted and of true classes.
     """
 
     path: str
@@ -150,8 +157,8 @@ def bootstrap_chain(
         ValueError: Rows without true label, ids that occur twice, learners of one name, predictions that are no
             probabilities, or a folder made with other settings; one line that names them.
     """
-    setup = _Setup(labelled, target, eval_sets or {}, num_classes, seed, ensemble, calibrate, calibration_share)
-    setup.check(stages)
+    chain = _Chain(labelled, target, eval_sets or {}, num_classes, seed, ensemble, calibrate, calibration_share)
+    chain.check(stages)
     held, rest = [], labelled
     if calibrate or ensemble == "accuracy":
         held, rest = take_slice(labelled, calibration_share, seed=seed)
@@ -163,215 +170,212 @@ def bootstrap_chain(
     for number, learners in enumerate(stages):
         own = Path(folder) / f"stage_{number}"
         last = output is not None and number == len(stages) - 1
-        result = _label(learners, parts, held, setup, own, Path(output) if last else own / WEAK_LABELS)
-        results.append(result)
+        results.append(chain.label(learners, parts, held, own, Path(output) if last else own / WEAK_LABELS))
         if halves:
-            soft = result.soft[_TARGET]
+            soft = results[-1].soft[_TARGET]
             turns = (halves, halves[::-1])
             parts = [(half, soft[[places[row.id] for row in half]], other) for half, other in turns]
     return results
 
 
 @dataclass(frozen=True)
-class _Setup:
+class _Chain:
+    """What all stages share, and how one is carried out."""
+
     labelled: Rows
     target: Rows
     eval_sets: Mapping[str, Rows]
     num_classes: int
     seed: int
-    ensemble: str
+    ensemble: Literal["soft", "hard", "accuracy"]
     calibrate: bool
     calibration_share: float
 
     def check(self, stages: Sequence[Sequence[Learner]]) -> None:
+        """Refuse what is wrong with any input, in one line."""
         if self.ensemble not in METHODS:
             raise ValueError(f"`ensemble` is {self.ensemble!r}; give one of {', '.join(METHODS)}")
         if not stages or not all(stages):
             raise ValueError("no learner; give at least one for each stage")
         for learners in stages:
-            for name, count in Counter(folder_name(learner.name) for learner in learners).items():
-                if count > 1:
-                    raise ValueError(f"{count} learners are called {name!r}; give each a `name` of its own")
+            [(name, count)] = Counter(folder_name(learner.name) for learner in learners).most_common(1)
+            if count > 1:
+                raise ValueError(f"{count} learners are called {name!r}; give each a `name` of its own")
         if odd := {_SLICE, _TARGET} & self.eval_sets.keys():
             raise ValueError(f"`eval_sets`: {min(odd)!r} has a meaning of its own; use another word, such as 'test'")
-        sets = {"labelled": self.labelled, "target": self.target} | dict(self.eval_sets)
-        for name, rows in sets.items():
-            _check_rows(name, rows, self.num_classes, isinstance(self.labelled[0], Pair) if self.labelled else False)
-        for row in self.labelled:
-            if row.label is None:
-                raise ValueError(f"labelled row {row.id!r} has no true label; leave it out, or label it by hand")
+        for name, rows in (("labelled", self.labelled), ("target", self.target), *self.eval_sets.items()):
+            if not rows:
+                raise ValueError(f"there are no {name} rows; check the split")
+            [(row_id, count)] = Counter(row.id for row in rows).most_common(1)
+            if count > 1:
+                raise ValueError(f"{name} row {row_id!r}: this id occurs twice; give each row its own")
+            for row in rows:
+                if isinstance(row, Pair) != isinstance(self.labelled[0], Pair):
+                    raise ValueError(f"{name} row {row.id!r}: texts and pairs are mixed; give one form")
+                if row.label is None and name == "labelled":
+                    raise ValueError(f"labelled row {row.id!r} has no true label; leave it out, or label it by hand")
+                if row.label is not None and not 0 <= row.label < self.num_classes:
+                    raise ValueError(
+                        f"{name} row {row.id!r}: label {row.label} is none of the {self.num_classes} classes"
+                    )
 
-    def settings(self, learners: Sequence[Learner]) -> dict[str, Any]:
-        """What the file of weak labels depends on, beside what each learner's folder says itself."""
-        return {
+    def label(self, learners: Sequence[Learner], parts: Parts, held: Rows, folder: Path, output: Path) -> StageLabels:
+        """Carry out one stage: every learner's predictions, their vote, the file of labels."""
+        # What that file depends on, beside what each learner's folder says itself
+        names = ("ensemble", "calibrate", "calibration_share", "seed", "num_classes")
+        settings = {name: getattr(self, name) for name in names}
+        settings |= {
             "learners": [learner.name for learner in learners],
-            "ensemble": self.ensemble,
-            "calibrate": self.calibrate,
-            "calibration_share": self.calibration_share,
-            "seed": self.seed,
-            "num_classes": self.num_classes,
             "labelled": fingerprint(self.labelled),
             "target": fingerprint(self.target),
             "extra": {name: fingerprint(rows) for name, rows in self.eval_sets.items()},
         }
+        check_resume(folder / "settings.json", settings, made=str(output), started=output.exists())
+        by_learner, figures = {}, {}
+        for learner in learners:
+            by_learner[learner.name], figures[learner.name] = self.predict(learner, parts, held, folder / "learners")
+        accuracies = [np.mean(values["accuracy"]) for values in figures.values()] if held else None
+        together = {name: np.stack([own[name] for own in by_learner.values()]) for name in (_TARGET, *self.eval_sets)}
+        soft = {name: combine(probs, self.ensemble, accuracies) for name, probs in together.items()}
+        apart, sure = disagreement(together[_TARGET]), confidence(soft[_TARGET])
+        rows = (
+            {
+                "id": row.id,
+                **_texts(row),
+                "label": row.label,
+                "soft_labels": soft[_TARGET][i].tolist(),
+                "weak": {name: own[_TARGET][i].tolist() for name, own in by_learner.items()},
+                "disagreement": float(apart[i]),
+                "confidence": float(sure[i]),
+            }
+            for i, row in enumerate(self.target)
+        )
+        write_jsonl(output, rows)
+        predicted = soft[_TARGET].argmax(axis=1)
+        warnings = self.warnings(predicted)
+        warnings += [f"{name}: {note}" for name, values in figures.items() for note in values["note"] if note]
+        for warning in warnings:
+            logger.warning("%s: %s", output, warning)
+        report = LabelReport(
+            path=str(output),
+            rows=len(self.target),
+            labelled=len(self.labelled),
+            slice_rows=len(held),
+            ensemble=self.ensemble,
+            learners=figures,
+            target_accuracy=_accuracy(soft[_TARGET], self.target),
+            extra_accuracy={name: _accuracy(soft[name], rows) for name, rows in self.eval_sets.items()},
+            disagreement=float(apart.mean()),
+            confidence=float(sure.mean()),
+            class_shares=self.shares(predicted),
+            labelled_shares=self.shares([row.label for row in self.labelled]),
+            warnings=warnings,
+        )
+        return StageLabels(report, soft, by_learner)
+
+    def predict(
+        self, learner: Learner, parts: Parts, held: Rows, folder: Path
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A learner's probabilities of the target rows, each from a copy not trained on it, and of further rows."""
+        folder = folder / folder_name(learner.name)
+        # Learners of one kind are to differ, whatever their order
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{learner.name}".encode()).digest()[:4], "big") >> 1
+        fitted, by_id = [], {}
+        for number, (rows, soft_labels, target) in enumerate(parts):
+            asked = {_TARGET: target, **self.eval_sets} | ({_SLICE: held} if held else {})
+            own = folder / f"half_{number}" if len(parts) > 1 else folder
+            said, report = fit_predict(learner, rows, soft_labels, asked, self.calibrate, seed, own)
+            fitted.append((said, report))
+            by_id |= {row.id: probs for row, probs in zip(target, said[_TARGET], strict=True)}
+        predictions = {_TARGET: np.array([by_id[row.id] for row in self.target])}
+        predictions |= {name: np.mean([own[name] for own, _ in fitted], axis=0) for name in self.eval_sets}
+        figures: dict[str, Any] = {key: [report[key] for _, report in fitted] for key in fitted[0][1]}
+        figures["target_accuracy"] = _accuracy(predictions[_TARGET], self.target)
+        figures["extra_accuracy"] = {n: _accuracy(predictions[n], rows) for n, rows in self.eval_sets.items()}
+        figures["resumed"] = all(figures["resumed"])
+        return predictions, figures
 
     def warnings(self, predicted: np.ndarray) -> list[str]:
         """What a person should look at, given the most likely class of each target row."""
         found = []
         for name, labels in (("true", [row.label for row in self.labelled]), ("weak", predicted.tolist())):
             if absent := sorted(set(range(self.num_classes)) - set(labels)):
-                what = "class" if len(absent) == 1 else "classes"
                 found.append(
-                    f"{what} {', '.join(map(str, absent))} absent from the {name} labels: a strong model trained on "
-                    "them will not learn to predict it; label more rows, or draw them by class"
+                    f"class {', '.join(map(str, absent))} absent from the {name} labels, so a strong model will not "
+                    "learn to predict it; label more rows, or draw them by class"
                 )
-        known = {_texts(row) for row in self.labelled}
-        if copies := sum(_texts(row) in known for row in self.target):
+        known = {tuple(_texts(row).values()) for row in self.labelled}
+        if copies := sum(tuple(_texts(row).values()) in known for row in self.target):
             found.append(f"{copies} rows to label have the text of a row with a true label; the weak models know it")
         groups = {row.group for row in self.labelled} - {None}
         if torn := len(groups & {row.group for row in self.target}):
             found.append(f"{torn} groups are on both sides; split with `split_halves`, which keeps them whole")
         return found
 
+    def shares(self, classes: Any) -> list[float]:
+        return (np.bincount(classes, minlength=self.num_classes) / len(classes)).tolist()
 
-def _label(
-    learners: Sequence[Learner],
-    parts: Sequence[tuple[Rows, np.ndarray, Rows]],
-    held: Rows,
-    setup: _Setup,
+
+def fit_predict(
+    learner: Learner,
+    rows: Rows,
+    soft_labels: np.ndarray,
+    eval_sets: Mapping[str, Rows],
+    calibrate: bool,
+    seed: int,
     folder: Path,
-    output: Path,
-) -> StageLabels:
-    """One stage."""
-    check_resume(folder / "settings.json", setup.settings(learners), made=str(output), started=output.exists())
-    by_learner, figures = {}, {}
-    for learner in learners:
-        by_learner[learner.name], figures[learner.name] = _predict(learner, parts, held, setup, folder / "learners")
-    accuracies = [np.mean(values["accuracy"]) for values in figures.values()] if held else None
-    together = {name: np.stack([own[name] for own in by_learner.values()]) for name in (_TARGET, *setup.eval_sets)}
-    soft = {name: combine(probs, setup.ensemble, accuracies) for name, probs in together.items()}
-    apart = disagreement(together[_TARGET])
-    weak = {name: own[_TARGET] for name, own in by_learner.items()}
-    write_jsonl(output, _weak_label_rows(setup.target, soft[_TARGET], weak, apart))
-    predicted = soft[_TARGET].argmax(axis=1)
-    warnings = setup.warnings(predicted)
-    warnings += [f"{name}: {note}" for name, values in figures.items() for note in values["note"] if note]
-    for warning in warnings:
-        logger.warning("%s: %s", output, warning)
-    report = LabelReport(
-        path=str(output),
-        rows=len(setup.target),
-        labelled=len(setup.labelled),
-        slice_rows=len(held),
-        ensemble=setup.ensemble,
-        learners=figures,
-        target_accuracy=_accuracy(soft[_TARGET], setup.target),
-        extra_accuracy={name: _accuracy(soft[name], rows) for name, rows in setup.eval_sets.items()},
-        disagreement=float(apart.mean()),
-        confidence=float(confidence(soft[_TARGET]).mean()),
-        class_shares=_shares(predicted, setup.num_classes),
-        labelled_shares=_shares([row.label for row in setup.labelled], setup.num_classes),
-        warnings=warnings,
-    )
-    return StageLabels(report, soft, by_learner)
-
-
-def _predict(
-    learner: Learner, parts: Sequence[tuple[Rows, np.ndarray, Rows]], held: Rows, setup: _Setup, folder: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A learner's probabilities of the target rows, each from a copy not trained on it, and of further rows."""
-    folder = folder / folder_name(learner.name)
-    # Learners of one kind are to differ, whatever their order
-    seed = int.from_bytes(hashlib.sha256(f"{setup.seed}/{learner.name}".encode()).digest()[:4], "big") >> 1
-    fitted = []
-    for number, (rows, soft_labels, target) in enumerate(parts):
-        eval_sets = {_TARGET: target, **setup.eval_sets} | ({_SLICE: held} if held else {})
-        job = TrainJob(rows, soft_labels, eval_sets, setup.calibrate, seed)
-        fitted.append(fit_predict(learner, job, folder / f"half_{number}" if len(parts) > 1 else folder))
-    by_id = {
-        row.id: probs
-        for (_, _, target), (own, _) in zip(parts, fitted, strict=True)
-        for row, probs in zip(target, own[_TARGET], strict=True)
-    }
-    predictions = {_TARGET: np.array([by_id[row.id] for row in setup.target])}
-    predictions |= {name: np.mean([own[name] for own, _ in fitted], axis=0) for name in setup.eval_sets}
-    figures = {key: [report[key] for _, report in fitted] for key in fitted[0][1]}
-    figures["target_accuracy"] = _accuracy(predictions[_TARGET], setup.target)
-    figures["extra_accuracy"] = {name: _accuracy(predictions[name], rows) for name, rows in setup.eval_sets.items()}
-    figures["resumed"] = all(figures["resumed"])
-    return predictions, figures
+    """Fit a learner to soft labels `(N, K)`, calibrate it on the slice among `eval_sets`, and write what it predicts
+    of these; or read that where it was done before.
 
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What a learner is trained on, `(N, K)` soft labels, and the rows it then predicts, by name; of these the slice,
-    with true labels, calibrates."""
-
-    rows: Rows
-    soft_labels: np.ndarray
-    eval_sets: Mapping[str, Rows]
-    calibrate: bool
-    seed: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the predictions depend on."""
-        trained = fingerprint(self.rows) | {"labels": digest([np.ascontiguousarray(self.soft_labels).tobytes()])}
-        asked = {name: fingerprint(rows) for name, rows in self.eval_sets.items()}
-        return {"seed": self.seed, "calibrate": self.calibrate, "trained_on": trained, "asked": asked}
-
-
-def fit_predict(learner: Learner, job: TrainJob, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Fit a learner, calibrate it, and write what it predicts; or read that where it was done before.
-
-    Returns its probabilities `(N, K)` by set of rows, and the temperature, accuracy and calibration error on the
-    slice.
+    Returns its probabilities by set of rows, and its temperature, accuracy and calibration error on the slice.
     """
     done, model = folder / "learner.json", folder / "model"
-    settings = {"name": learner.name, "settings": getattr(learner, "settings", {}), **job.settings}
+    settings = {
+        "name": learner.name,
+        "settings": getattr(learner, "settings", {}),
+        "seed": seed,
+        "calibrate": calibrate,
+        "trained_on": fingerprint(rows) | {"labels": digest([np.ascontiguousarray(soft_labels).tobytes()])},
+        "asked": {name: fingerprint(asked) for name, asked in eval_sets.items()},
+    }
     started = done.exists() or (model.is_dir() and any(model.iterdir()))
     check_resume(folder / "settings.json", settings, made=str(folder), started=started)
+    predictions = {}
     if done.exists():
-        predictions = {name: _read_predictions(folder / f"{name}.jsonl", rows) for name, rows in job.eval_sets.items()}
+        for name, asked in eval_sets.items():
+            path = folder / f"{name}.jsonl"
+            stored = read_jsonl(path, required=("id", "probs"))
+            if [row["id"] for row in stored] != [row.id for row in asked]:
+                raise ValueError(f"{path}: its rows are not the ones asked for; delete the folder to make them again")
+            predictions[name] = np.array([row["probs"] for row in stored], dtype=np.float64)
         return predictions, json.loads(done.read_text(encoding="utf-8")) | {"resumed": True}
     model.mkdir(parents=True, exist_ok=True)
-    learner.fit(job.rows, job.soft_labels, seed=job.seed, folder=model)
-    num_classes = job.soft_labels.shape[1]
-    raw = {
-        name: checked_probs(learner.predict(rows), rows, num_classes, learner.name)
-        for name, rows in job.eval_sets.items()
-    }
-    predictions, report = _calibrated(raw, job)
-    for name, rows in job.eval_sets.items():
-        write_jsonl(folder / f"{name}.jsonl", prediction_rows(rows, predictions[name]))
+    learner.fit(rows, soft_labels, seed=seed, folder=model)
+    for name, asked in eval_sets.items():
+        predictions[name] = checked_probs(learner.predict(asked), asked, soft_labels.shape[1], learner.name)
+    report = {"temperature": 1.0, "note": "", "accuracy": None, "ece_before": None, "ece": None}
+    if held := eval_sets.get(_SLICE):
+        labels = np.array([row.label for row in held])
+        report["accuracy"] = _accuracy(predictions[_SLICE], held)
+        report["ece_before"] = expected_calibration_error(predictions[_SLICE], labels)
+        if calibrate:
+            temperature, report["note"] = fit_temperature(predictions[_SLICE], labels)
+            report["temperature"] = temperature
+            predictions = {name: apply_temperature(probs, temperature) for name, probs in predictions.items()}
+        report["ece"] = expected_calibration_error(predictions[_SLICE], labels)
+    for name, asked in eval_sets.items():
+        write_jsonl(folder / f"{name}.jsonl", prediction_rows(asked, predictions[name]))
     write_atomically(done, json.dumps(report, indent=2) + "\n")
     return predictions, report | {"resumed": False}
-
-
-def _calibrated(raw: dict[str, np.ndarray], job: TrainJob) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    report = {"temperature": 1.0, "note": "", "accuracy": None, "ece_before": None, "ece": None}
-    if _SLICE not in raw:
-        return raw, report
-    probs, labels = raw, np.array([row.label for row in job.eval_sets[_SLICE]])
-    if job.calibrate:
-        calibration = fit_temperature(raw[_SLICE], labels)
-        probs = {name: calibration.apply(values) for name, values in raw.items()}
-        report |= {"temperature": calibration.temperature, "note": calibration.note}
-    return probs, report | {
-        "accuracy": _accuracy(raw[_SLICE], job.eval_sets[_SLICE]),
-        "ece_before": expected_calibration_error(raw[_SLICE], labels),
-        "ece": expected_calibration_error(probs[_SLICE], labels),
-    }
 
 
 def checked_probs(probs: np.ndarray, rows: Rows, num_classes: int, name: str) -> np.ndarray:
     """A learner's probabilities `(N, K)` as float64, each row summing to 1 exactly; what is none is refused by row."""
     probs = np.asarray(probs, dtype=np.float64)
     if probs.shape != (len(rows), num_classes):
-        raise ValueError(
-            f"learner {name!r} gave probabilities of shape {probs.shape} for {len(rows)} rows and {num_classes} "
-            "classes; `predict` must return one row of probabilities for each"
-        )
+        need = f"{len(rows)} rows and {num_classes} classes"
+        raise ValueError(f"learner {name!r} gave probabilities of shape {probs.shape} for {need}")
     sums = probs.sum(axis=1)
     bad = ~(np.abs(sums - 1) <= 1e-3) | ~(probs >= 0).all(axis=1)
     if bad.any():
@@ -406,43 +410,6 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "learner"
 
 
-def _read_predictions(path: Path, rows: Rows) -> np.ndarray:
-    stored = read_jsonl(path, required=("id", "probs"))
-    if [row["id"] for row in stored] != [row.id for row in rows]:
-        raise ValueError(f"{path}: its rows are not the ones asked for; delete the folder to make them again")
-    return np.array([row["probs"] for row in stored], dtype=np.float64)
-
-
-def _weak_label_rows(
-    rows: Rows, soft_labels: np.ndarray, weak: Mapping[str, np.ndarray], apart: np.ndarray
-) -> Iterator[dict[str, Any]]:
-    sure = confidence(soft_labels)
-    for i, row in enumerate(rows):
-        text = {"chosen": row.chosen, "rejected": row.rejected} if isinstance(row, Pair) else {"text": row.text}
-        yield {
-            "id": row.id,
-            **text,
-            "label": row.label,
-            "soft_labels": soft_labels[i].tolist(),
-            "weak": {name: probs[i].tolist() for name, probs in weak.items()},
-            "disagreement": float(apart[i]),
-            "confidence": float(sure[i]),
-        }
-
-
-def _check_rows(name: str, rows: Rows, num_classes: int, pairs: bool) -> None:
-    if not rows:
-        raise ValueError(f"there are no {name} rows; check the split")
-    for row_id, count in Counter(row.id for row in rows).items():
-        if count > 1:
-            raise ValueError(f"{name} row {row_id!r}: this id occurs twice; give each row its own")
-    for row in rows:
-        if isinstance(row, Pair) != pairs:
-            raise ValueError(f"{name} row {row.id!r}: texts and pairs are mixed; give one form")
-        if row.label is not None and not 0 <= row.label < num_classes:
-            raise ValueError(f"{name} row {row.id!r}: label {row.label} is none of the {num_classes} classes")
-
-
 def _accuracy(probs: np.ndarray, rows: Rows) -> float | None:
     """Of the rows with a true label; None where no row has one."""
     known = [i for i, row in enumerate(rows) if row.label is not None]
@@ -451,12 +418,8 @@ def _accuracy(probs: np.ndarray, rows: Rows) -> float | None:
     return float(np.mean(probs[known].argmax(axis=1) == [rows[i].label for i in known]))
 
 
-def _texts(row: Example | Pair) -> tuple[str, ...]:
-    return (row.chosen, row.rejected) if isinstance(row, Pair) else (row.text,)
-
-
-def _shares(classes: Any, num_classes: int) -> list[float]:
-    return (np.bincount(classes, minlength=num_classes) / len(classes)).tolist()
+def _texts(row: Example | Pair) -> dict[str, str]:
+    return {"chosen": row.chosen, "rejected": row.rejected} if isinstance(row, Pair) else {"text": row.text}
 
 
 def _figures(name: str, figures: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from sklearn.naive_bayes import MultinomialNB
 
 from ...core.runs.report import replacing
 from ..data.examples import Example, Pair
-from .learners import checked_probs, digest, fingerprint
+from .learners import checked_probs
 
 
 KINDS = ("tfidf-logreg", "naive-bayes", "char-logreg")
@@ -52,31 +52,57 @@ class SklearnLearner:
         self.kind = kind
         self.name = name or kind
         self.settings = {"kind": kind}
-        # `coef` (classes that occur, words) and `intercept` say log p up to a constant; of pairs the margin
+        # `coef` (classes that occur, words) and `intercept` say log p up to a constant; of pairs one row, the margin
         self._model: dict[str, Any] | None = None
 
     def fit(
         self, rows: Sequence[Example | Pair], soft_labels: np.ndarray, *, seed: int = 0, folder: Path | None = None
     ) -> None:
-        """Learn soft labels `(N, K)`, a class without any weight with probability 0; the model is kept in `folder`, or
-        one there that was fitted on exactly these is loaded instead."""
+        """Learn soft labels `(N, K)`, a class without any weight with probability 0; the model is kept in `folder`."""
         pairs = _are_pairs(rows)
-        soft_labels = np.asarray(soft_labels, dtype=np.float64)
-        num_classes = soft_labels.shape[1] if soft_labels.ndim == 2 else 2
-        soft_labels = checked_probs(soft_labels, rows, num_classes, "soft labels of " + self.name)
+        soft_labels = checked_probs(soft_labels, rows, np.shape(soft_labels)[-1], "soft labels of " + self.name)
+        num_classes = soft_labels.shape[1]
         if num_classes < 2 or (pairs and num_classes != 2):
             raise ValueError(f"soft labels have {num_classes} classes; pairs need 2, texts 2 or more")
-        fitted_on = fingerprint(rows) | {"labels": digest([soft_labels.tobytes()])}
-        if folder is not None and (Path(folder) / _FILE).is_file():
-            self.load(folder)
-            if self._model["fitted_on"] != fitted_on:
-                self._model = None
-                raise ValueError(f"{folder}: its model was fitted on other rows or labels; use another folder")
-            return
-        fitted = self._fit_pairs(rows, soft_labels) if pairs else self._fit_texts(rows, soft_labels)
-        self._model = {"kind": self.kind, "pairs": pairs, "num_classes": num_classes, "fitted_on": fitted_on} | fitted
+        classes = np.arange(2) if pairs else np.flatnonzero(soft_labels.sum(axis=0))
+        if len(classes) < 2:
+            everything = f"all {len(rows)} training rows are of class {classes[0]}"
+            raise ValueError(f"learner {self.name!r}: {everything}; add rows of another class")
+        vectorizer = self._vectorizer()
+        texts = [text for row in rows for text in ((row.chosen, row.rejected) if pairs else (row.text,))]
+        try:
+            features = vectorizer.fit_transform(texts)
+        except ValueError:  # an empty vocabulary
+            none = f"the {len(texts)} training texts hold no words"
+            raise ValueError(f"learner {self.name!r}: {none}; check the text column") from None
+        if pairs:
+            first, second = features[0::2], features[1::2]
+            # Every pair in both orders, so that both classes are there even if no pair was swapped
+            both = np.vstack([soft_labels, soft_labels[:, ::-1]])
+            if self.kind == "naive-bayes":  # class 0 are the better texts: the first one where the label says so
+                coef, _ = self._fit(vstack([first, second]), both)
+            else:
+                coef, _ = self._fit(vstack([first - second, second - first]), both / 2, fit_intercept=False)
+            coef, intercept = coef[:1] - coef[1:], np.zeros(1)
+        else:
+            coef, intercept = self._fit(features, soft_labels)
+        self._model = {"kind": self.kind, "pairs": pairs, "num_classes": num_classes, "vectorizer": vectorizer}
+        self._model |= {"coef": coef, "intercept": intercept, "classes": classes}
         if folder is not None:
-            self._save(Path(folder))
+            self._save(Path(folder), self._model)
+
+    def _fit(self, features: csr_matrix, masses: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and intercept of each class that occurs, of log p up to a constant."""
+        places, classes = np.nonzero(masses)  # every row once per class in which it has mass
+        data = features[places], classes, masses[places, classes]
+        if self.kind == "naive-bayes":
+            bayes = MultinomialNB().fit(*data)
+            return bayes.feature_log_prob_, bayes.class_log_prior_
+        regression = LogisticRegression(C=10.0, max_iter=2000, **options).fit(*data)
+        coef, intercept = regression.coef_, regression.intercept_
+        if len(coef) > 1:
+            return coef, intercept
+        return np.vstack([0 * coef, coef]), np.append(0.0, intercept)  # of two classes scikit-learn has the log-odds
 
     def predict(self, rows: Sequence[Example | Pair]) -> np.ndarray:
         """`(N, K)` probabilities."""
@@ -113,70 +139,21 @@ class SklearnLearner:
             vectorizer.idf_ = arrays.pop("idf")
         self._model = model | arrays | {"vectorizer": vectorizer}
 
-    def _save(self, folder: Path) -> None:
-        model = dict(self._model)
-        vectorizer = model.pop("vectorizer")
-        arrays = {name: model.pop(name) for name in ("coef", "intercept", "classes")}
-        if hasattr(vectorizer, "idf_"):
-            arrays["idf"] = vectorizer.idf_
-        about = json.dumps(model | {"words": vectorizer.get_feature_names_out().tolist()})
+    def _save(self, folder: Path, model: dict[str, Any]) -> None:
+        arrays = {name: model[name] for name in ("coef", "intercept", "classes")}
+        if hasattr(model["vectorizer"], "idf_"):
+            arrays["idf"] = model["vectorizer"].idf_
+        about = {name: model[name] for name in ("kind", "pairs", "num_classes")}
+        about["words"] = model["vectorizer"].get_feature_names_out().tolist()
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / _FILE) as file:
-            np.savez(file, about=np.frombuffer(about.encode(), np.uint8), **arrays)
-
-    def _fit_texts(self, rows: Sequence[Example], soft_labels: np.ndarray) -> dict[str, Any]:
-        classes = np.flatnonzero(soft_labels.sum(axis=0) > 0)
-        if len(classes) < 2:
-            raise ValueError(
-                f"learner {self.name!r}: all {len(rows)} training rows are of class {classes[0]}; there is nothing to "
-                "tell apart, add rows of another class"
-            )
-        vectorizer, features = self._vectorize([row.text for row in rows])
-        data = _per_class(features, soft_labels)
-        if self.kind == "naive-bayes":
-            bayes = MultinomialNB().fit(*data)
-            coef, intercept = bayes.feature_log_prob_, bayes.class_log_prior_
-        else:
-            regression = LogisticRegression(C=10.0, max_iter=2000).fit(*data)
-            coef, intercept = regression.coef_, regression.intercept_
-            if len(classes) == 2:  # one row, the log-odds of the second class
-                coef, intercept = np.vstack([0 * coef, coef]), np.append(0.0, intercept)
-        return {"vectorizer": vectorizer, "coef": coef, "intercept": intercept, "classes": classes}
-
-    def _fit_pairs(self, rows: Sequence[Pair], soft_labels: np.ndarray) -> dict[str, Any]:
-        vectorizer, features = self._vectorize([text for row in rows for text in (row.chosen, row.rejected)])
-        first, second = features[0::2], features[1::2]
-        # Every pair in both orders, so that both classes are there even if no pair was swapped
-        both = np.vstack([soft_labels, soft_labels[:, ::-1]])
-        if self.kind == "naive-bayes":
-            # Class 0 are the better texts. The first text is one where the label says so, the second where not
-            bayes = MultinomialNB().fit(*_per_class(vstack([first, second]), both))
-            coef = bayes.feature_log_prob_[:1] - bayes.feature_log_prob_[1:]
-        else:
-            data = _per_class(vstack([first - second, second - first]), both / 2)
-            coef = -LogisticRegression(C=10.0, max_iter=2000, fit_intercept=False).fit(*data).coef_
-        return {"vectorizer": vectorizer, "coef": coef, "intercept": np.zeros(1), "classes": np.arange(2)}
-
-    def _vectorize(self, texts: list[str]) -> tuple[CountVectorizer, csr_matrix]:
-        vectorizer = self._vectorizer()
-        try:
-            return vectorizer, vectorizer.fit_transform(texts)
-        except ValueError:  # an empty vocabulary
-            raise ValueError(
-                f"learner {self.name!r}: the {len(texts)} training texts hold no words; check the text column"
-            ) from None
+            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
 
     def _vectorizer(self, vocabulary: list[str] | None = None) -> CountVectorizer:
         if self.kind == "naive-bayes":
             return CountVectorizer(**_WORDS, vocabulary=vocabulary)
         options = _WORDS if self.kind == "tfidf-logreg" else _CHARACTERS
         return TfidfVectorizer(sublinear_tf=True, **options, vocabulary=vocabulary)
-
-
-def _per_class(features: csr_matrix, masses: np.ndarray) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
-    """Every row once per class in which it has mass: features, classes, weights."""
-    places, classes = np.nonzero(masses)
-    return features[places], classes, masses[places, classes]
 
 
 def _are_pairs(rows: Sequence[Example | Pair]) -> bool:

@@ -1,7 +1,6 @@
 """A transformer as a learner: trained by our trainers on soft labels, or taken as it was saved, and asked."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -26,7 +26,7 @@ from ...core.runs.run import MUTABLE_ON_RESUME, training_settings
 from ...core.training.load import build_trainer, last_checkpoint
 from ...embedded import resolve_model_name
 from ..arguments import split_layers
-from ..data.examples import Example, Pair
+from ..data.examples import Pair
 from ..trainers.classification import (
     WeakToStrongTrainer,
     load_classifier,
@@ -37,6 +37,7 @@ from ..trainers.classification import (
 from ..trainers.configs import WeakToStrongConfig, WeakToStrongRewardConfig
 from ..trainers.features import FeatureStore, features, head_of, pair_probabilities, sequence_logits
 from ..trainers.reward import WeakToStrongRewardTrainer
+from .learners import Rows
 
 
 class TransformerLearner:
@@ -67,15 +68,11 @@ class TransformerLearner:
             self.config.model_init_kwargs = (config.model_init_kwargs or {}) | {"num_hidden_layers": layers}
         self.trainer: WeakToStrongTrainer | WeakToStrongRewardTrainer | None = None
         self.cost: dict[str, float] = {}
-        self._frozen = None
+        self._frozen: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
-    def fit(
-        self, rows: Sequence[Example | Pair], soft_labels: np.ndarray, *, seed: int, folder: Path, **settings: Any
-    ) -> None:
-        """Train on soft labels; goes on from the last checkpoint in `folder` where there is one.
-
-        `settings` are fields of the configuration to change, such as the loss; see `Learner.fit` for the rest.
-        """
+    def fit(self, rows: Rows, soft_labels: np.ndarray, *, seed: int, folder: Path, **settings: Any) -> None:
+        """Train on soft labels; goes on from the last checkpoint in `folder` where there is one. `settings` are fields
+        of the configuration to change, such as the loss; see `Learner.fit` for the rest."""
         config = copy.copy(self.config)
         for name, value in {"output_dir": str(folder), "seed": seed, "data_seed": None, **settings}.items():
             setattr(config, name, value)
@@ -84,22 +81,21 @@ class TransformerLearner:
         if getattr(config, "linear_probe", False):
             self.trainer = self._probe(config, rows, soft_labels)
         else:
-            trainer_class = WeakToStrongRewardTrainer if isinstance(rows[0], Pair) else WeakToStrongTrainer
+            trainer_class = WeakToStrongRewardTrainer
+            if isinstance(config, WeakToStrongConfig):
+                trainer_class, config.class_names = WeakToStrongTrainer, self.class_names
             dataset = Dataset.from_dict(_columns(rows, soft_labels))
-            if trainer_class is WeakToStrongTrainer:
-                config.class_names = self.class_names
             self.trainer = build_trainer(trainer_class, self.model_args, config, dataset, None)
         result = self.trainer.train(resume_from_checkpoint=last_checkpoint(str(folder)))
         self.cost = {"training_seconds": result.metrics["train_runtime"], "steps": result.global_step}
 
-    def predict(self, rows: Sequence[Example | Pair]) -> np.ndarray:
+    def predict(self, rows: Rows) -> np.ndarray:
         """Probabilities `(N, K)` of the classes, in the order of the rows."""
         if isinstance(rows[0], Pair):
             trainer = self.trainer
             return pair_probabilities(trainer.model, trainer.processing_class, rows, self.config.max_length).numpy()
-        columns = {"text": [row.text for row in rows]}
-        if self._frozen is not None:
-            columns = {"features": self._features(columns["text"])}
+        texts = [row.text for row in rows]
+        columns = {"text": texts} if self._frozen is None else {"features": self._features(texts)}
         logits = torch.as_tensor(self.trainer.predict(Dataset.from_dict(columns)).predictions)
         return logits.double().softmax(dim=1).numpy()
 
@@ -121,11 +117,9 @@ class TransformerLearner:
     def is_main_process(self) -> bool:
         return self.trainer is None or self.trainer.is_world_process_zero()
 
-    def _probe(self, config, rows, soft_labels) -> WeakToStrongTrainer:
+    def _probe(self, config: WeakToStrongConfig, rows: Rows, soft_labels: np.ndarray) -> WeakToStrongTrainer:
         """A trainer of a new head on the one frozen model that all fits share."""
-        if self._frozen is None:
-            self._frozen = self._load_frozen(config)
-        model, tokenizer = self._frozen
+        model, tokenizer = self._frozen = self._frozen or self._load_frozen(config)
         set_seed(config.seed)
         with torch.no_grad():
             head_of(model).weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
@@ -133,7 +127,7 @@ class TransformerLearner:
         columns["features"] = self._features(columns.pop("text"))
         return WeakToStrongTrainer(model, config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer)
 
-    def _load_frozen(self, config):
+    def _load_frozen(self, config: WeakToStrongConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         config.model_init_kwargs = {
             "device_map": None,  # one frozen model on one device, also where several are visible
             "revision": self.model_args.model_revision,
@@ -152,18 +146,24 @@ class TransformerLearner:
         model, tokenizer = self._frozen
 
         def compute(missing: list[str]) -> np.ndarray:
-            limit = longest_input(model, tokenizer, self.config.max_length)
-            token_ids = tokenizer(missing, truncation=limit is not None, max_length=limit)["input_ids"]
+            token_ids = _token_ids(model, tokenizer, missing, self.config.max_length)
             return features(model, token_ids, batch_tokens=self.config.probe_batch_tokens)
 
         return self.features.get(texts, compute)
 
 
-def _columns(rows: Sequence[Example | Pair], soft_labels: np.ndarray) -> dict[str, Any]:
+def _columns(rows: Rows, soft_labels: np.ndarray) -> dict[str, Any]:
     if isinstance(rows[0], Pair):
         columns = {"chosen": [row.chosen for row in rows], "rejected": [row.rejected for row in rows]}
         return columns | {"preference": soft_labels[:, 0].tolist()}
     return {"text": [row.text for row in rows], "soft_labels": soft_labels.tolist()}
+
+
+def _token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int | None
+) -> list[list[int]]:
+    limit = longest_input(model, tokenizer, max_length)
+    return tokenizer(texts, truncation=limit is not None, max_length=limit)["input_ids"]
 
 
 def saved_class_names(name: str, model_args: ModelConfig, trust_remote_code: bool) -> list[str] | None:
@@ -177,22 +177,18 @@ def saved_class_names(name: str, model_args: ModelConfig, trust_remote_code: boo
 
 def predict_saved(
     name: str,
-    rows: Sequence[Example | Pair],
+    rows: Rows,
     num_classes: int,
     config: WeakToStrongConfig | WeakToStrongRewardConfig,
     model_args: ModelConfig,
 ) -> np.ndarray:
     """Probabilities `(N, K)` by a trained classifier or reward model: a whole one, or an adapter on its base."""
-    pairs = isinstance(rows[0], Pair)
-    model, tokenizer = load_saved(
-        name, 1 if pairs else num_classes, model_args, config.trust_remote_code, config.device
-    )
-    max_length = longest_input(model, tokenizer, config.max_length)
-    if pairs:
-        return np.asarray(pair_probabilities(model, tokenizer, rows, max_length))
-    texts = [row.text for row in rows]
-    token_ids = tokenizer(texts, truncation=max_length is not None, max_length=max_length)["input_ids"]
-    return torch.softmax(sequence_logits(model, token_ids).double(), dim=1).numpy()
+    num_labels = 1 if isinstance(rows[0], Pair) else num_classes
+    model, tokenizer = load_saved(name, num_labels, model_args, config.trust_remote_code, config.device)
+    if isinstance(rows[0], Pair):
+        return pair_probabilities(model, tokenizer, rows, longest_input(model, tokenizer, config.max_length)).numpy()
+    token_ids = _token_ids(model, tokenizer, [row.text for row in rows], config.max_length)
+    return sequence_logits(model, token_ids).double().softmax(dim=1).numpy()
 
 
 def load_saved(
@@ -202,52 +198,31 @@ def load_saved(
 
     A revision is that of the model, or of an adapter's base. A `ValueError` says if it has not `num_labels` outputs.
     """
-    options: dict[str, Any] = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": trust_remote_code,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype or "float32",
-    }
+    source: dict[str, Any] = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
+    options = source | {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype or "float32"}
     quantization = get_quantization_config(model_args)
     options |= {"device_map": None} if quantization is None else {"quantization_config": quantization}
-    source = {"trust_remote_code": trust_remote_code}
     if is_adapter_directory(name):
-        model = _load_adapter(name, num_labels, options)
+        base = resolve_model_name(PeftConfig.from_pretrained(name).base_model_name_or_path)
+        model = create_model_from_path(base, AutoModelForSequenceClassification, num_labels=num_labels, **options)
+        try:
+            model = PeftModel.from_pretrained(model, name)
+        except RuntimeError as error:  # several lines, a tensor each
+            if "size mismatch" not in str(error):
+                raise
+            misfit = f"{name} does not fit {base} with {num_labels} outputs"
+            raise ValueError(f"{misfit}: set `task`, or `class_names` to the classes it was trained on.") from error
+        source.pop("revision")
     else:
-        _check_head(name, num_labels, options)
+        config = AutoConfig.from_pretrained(name, **source)
+        made_for = (config.architectures or [""])[0]
+        if made_for and "SequenceClassification" not in made_for and not trust_remote_code:
+            raise ValueError(f"{name} is a {made_for} and has no head to ask: give a model that `train` made.")
+        if config.num_labels != num_labels:
+            misfit = f"{name} has {config.num_labels} outputs where {num_labels} are needed"
+            raise ValueError(f"{misfit}: set `task`, or `class_names` to the classes it was trained on.")
         model = create_model_from_path(name, AutoModelForSequenceClassification, **options)
-        source["revision"] = model_args.model_revision
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), **source)
     if model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     return model.to(device) if quantization is None else model, tokenizer
-
-
-def _check_head(name: str, num_labels: int, options: dict[str, Any]) -> None:
-    config = AutoConfig.from_pretrained(
-        name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
-    )
-    made_for = (config.architectures or [""])[0]
-    if made_for and "SequenceClassification" not in made_for and not options["trust_remote_code"]:
-        raise ValueError(f"{name} is a {made_for} and has no head to ask: give a model that `train` made.")
-    if config.num_labels != num_labels:
-        raise ValueError(
-            f"{name} has {config.num_labels} outputs where {num_labels} are needed: set `form`, or `class_names` to "
-            "the classes it was trained on, or give another model."
-        )
-
-
-def _load_adapter(name: str, num_labels: int, options: dict[str, Any]) -> PreTrainedModel:
-    from peft import PeftConfig, PeftModel
-
-    base = resolve_model_name(PeftConfig.from_pretrained(name).base_model_name_or_path)
-    model = create_model_from_path(base, AutoModelForSequenceClassification, num_labels=num_labels, **options)
-    try:
-        return PeftModel.from_pretrained(model, name)
-    except RuntimeError as error:  # several lines, a tensor each
-        if "size mismatch" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} does not fit {base} with {num_labels} outputs: set `form`, or `class_names` to the classes it "
-            "was trained on."
-        ) from error
