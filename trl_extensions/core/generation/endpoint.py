@@ -48,19 +48,17 @@ class EndpointEngine:
     """Generates by asking a server.
 
     Up to `concurrency` requests are in flight; results come as they finish. Rate limits (429), server errors (5xx),
-    time-outs and lost connections are retried by the `openai` client, with growing pauses or after the pause the
-    server asks for (two minutes at most); broken answers likewise. Any other refusal (4xx) ends the run at once with
-    the server's own words; answers that are under way by then are still delivered first.
+    time-outs, lost connections and broken answers are retried, with growing pauses or after the pause the server asks
+    for (two minutes at most). Any other refusal (4xx) ends the run with the server's own words; answers that are under
+    way by then are still delivered first.
 
-    An answer is complete if the server says "stop"; "length" is cut off. One that it ended for a reason of its own,
-    such as a content filter, is delivered as cut off by `generate`, with a warning, and fails in `LLMClient`.
+    Only "stop" ends an answer. One that the server ended for a reason of its own, such as a content filter, is
+    delivered as cut off by `generate`, with a warning, and fails in `LLMClient`.
 
     Args:
-        base_url: Address of the server. `/v1` is added unless the address has a version or a query
-            (`?api-version=...`).
+        base_url: Its address; `/v1` is added unless there is a version or a query (`?api-version=...`) in it.
         model: Name the server knows the model by.
-        api_key: Key the server wants. Without one none is sent.
-        concurrency: Most requests in flight.
+        api_key: Without one none is sent.
         max_retries: How often one request is sent again.
         timeout: Seconds to wait for one answer.
         extra_body: Further fields of every request, such as `top_k`; they win over the engine's own.
@@ -217,7 +215,7 @@ class EndpointEngine:
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         return body | self.extra_body
 
-    async def _post(self, client: AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
+    async def _post(self, client: AsyncOpenAI, body: dict[str, Any]) -> bytes:
         """The server's answer as it stands: not every server's fits the package's types."""
         import openai
 
@@ -240,36 +238,30 @@ class EndpointEngine:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise self._error(f"{type(cause).__name__}: {cause}") from None
-        try:
-            reply = json.loads(raw.content.decode("utf-8-sig"))
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict):
-            raise _Broken(f"the answer is not a chat completion: {_words_of(raw.content)}")
-        if reply.get("error") or not reply.get("choices"):
-            self._raise_for_code(reply.get("error"), f"the answer has no choices: {_words_of(raw.content)}")
-        return reply
-
-    def _raise_for_code(self, error: Any, reason: str) -> None:
-        """An error inside a 200: refused for good if its code is that of a refusal, worth another try otherwise."""
-        code = str(error.get("code") if isinstance(error, dict) else "")
-        if code.isdecimal() and 400 <= int(code) < 500 and not _is_passing(int(code)):
-            raise self._error(f"{code}: {_words(error)}", int(code))
-        raise _Broken(reason)
+        return raw.content
 
     def _read(
-        self, reply: dict[str, Any], params: GenerationParams, options: Sequence[str]
+        self, content: bytes, params: GenerationParams, options: Sequence[str]
     ) -> tuple[Generation, list[float] | None]:
-        choice = reply["choices"][0] if isinstance(reply["choices"], list) else None
-        if not isinstance(choice, dict) or not (isinstance(choice.get("message"), dict) or choice.get("error")):
-            raise _Broken("the answer is not a chat completion: its choice has no message")
-        reason = choice.get("finish_reason")
-        if choice.get("error") or reason == "error":
-            self._raise_for_code(choice.get("error"), f"the answer broke off: {_words(choice.get('error')) or reason}")
-        usage: Any = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
-        tokens = [
-            own if isinstance(own := usage.get(f"{name}_tokens"), int) else 0 for name in ("completion", "prompt")
-        ]
+        """What a completion says. An error in it is final if its code is that of a refusal."""
+        try:
+            reply = _dict(json.loads(content.decode("utf-8-sig")))
+        except ValueError:
+            reply = {}
+        choices, usage = reply.get("choices"), _dict(reply.get("usage"))
+        choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
+        error, reason, message = (
+            reply.get("error") or choice.get("error"),
+            choice.get("finish_reason"),
+            choice.get("message"),
+        )
+        if error or reason == "error" or not isinstance(message, dict):
+            code, words = str(_dict(error).get("code")), _words(error) or _words_of(content)
+            if code.isdecimal() and 400 <= int(code) < 500 and not _is_passing(int(code)):
+                raise self._error(f"{code}: {words}", int(code))
+            raise _Broken(f"the answer is not a chat completion: {words}")
+        counts = usage.get("completion_tokens"), usage.get("prompt_tokens")
+        tokens = [count if isinstance(count, int) else 0 for count in counts]
         if options:
             try:
                 top = choice["logprobs"]["content"][0]["top_logprobs"]
@@ -278,8 +270,8 @@ class EndpointEngine:
                 words = "sends no log-probabilities: have the numbers written as text, or use another engine"
                 raise EndpointError(f"{self._url} {words}") from None
             return Generation("", "length", *tokens), sum_by_option(listed, options)
-        text = _text_of(choice["message"].get("content")) or _text_of(choice["message"].get("refusal"))
-        generation = Generation(cut_at_stop(text, params.stop), "stop" if reason == "stop" else "length", *tokens)
+        text = cut_at_stop(_text_of(message.get("content")) or _text_of(message.get("refusal")), params.stop)
+        generation = Generation(text, "stop" if reason == "stop" else "length", *tokens)
         if reason not in ("stop", "length"):
             raise self._error(f"the answer is not complete: finish_reason is {reason!r}", 200, generation)
         return generation, None
@@ -300,10 +292,7 @@ def _check_chats(prompts: Sequence[Prompt]) -> None:
     check_prompts(prompts)
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
-            raise ValueError(
-                f"prompt {index} is plain text, but the endpoint engine needs chats: give a list of messages, or "
-                "use the transformers or vllm engine to continue raw text"
-            )
+            raise ValueError(f"prompt {index} is plain text, but the endpoint engine needs chats: give messages")
 
 
 def _is_strict(schema: Any) -> bool:
@@ -315,6 +304,10 @@ def _is_strict(schema: Any) -> bool:
     names = schema.get("properties")
     closed = schema.get("additionalProperties") is False and set(schema.get("required", ())) == set(names or ())
     return (names is None or closed) and all(map(_is_strict, schema.values()))
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _is_passing(status: int) -> bool:

@@ -184,7 +184,8 @@ class TransformersEngine:
 
     def _run_model(self, token_ids: list[list[int]], config: GenerationConfig, **options: Any) -> Any:
         """What `generate` of the model returns for a batch, padded on the left."""
-        model, width = self.model, max(map(len, token_ids))
+        model: Any = self.model
+        width = max(map(len, token_ids))
         input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in token_ids])
         attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in token_ids])
         places = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
