@@ -114,7 +114,7 @@ def deep_model_dir(tiny_model_dir, tmp_path_factory):
 def test_tnt_recipe(path, deep_model_dir, on_cpu):
     run = TNTRun(*tnt.METHOD.parser("run", []).parse_args_and_config(["--config", str(path), *on_cpu]))
     run.model_args.model_name_or_path = str(deep_model_dir)
-    assert run.annotators()
+    assert run.annotators
     if run.args.prompts and run.args.prompts.startswith("recipes/"):
         assert len(run.prompts()[1]) == run.args.num_eval_prompts
     trainer = build_trainer(TNTTrainer, run.model_args, run.config, Dataset.from_list(tnt_rows(2)), None)

@@ -358,7 +358,7 @@ class TestConstruction:
             ({"assistant_only_loss": True}, "`assistant_only_loss` does not work"),
             ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
             ({"completion_only_loss": True}, "`completion_only_loss`"),
-            ({"loss_type": "dft"}, "`loss_type="),
+            ({"loss_type": "dft"}, "`loss_type`"),
             ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "`skip_prepare_dataset`"),
         ],
     )

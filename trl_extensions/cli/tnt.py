@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.embedded import resolve_model_name
+
 from .method import Method
 
 
@@ -30,7 +33,6 @@ def _options(argv: list[str]) -> Sequence[type]:
 
 
 def _make(args: Any, annotator_args: Any, engine_args: Any, config: Any, model_args: Any) -> Any:
-    from trl_extensions.embedded import resolve_model_name
     from trl_extensions.tnt.run import TNTRun
 
     for owner, name in ((model_args, "model_name_or_path"), (args, "original_model")):
@@ -57,7 +59,6 @@ def _candidates(run: Any) -> None:
 
 
 def _annotate(run: Any) -> None:
-    from trl_extensions.core.runs.jsonl import read_jsonl
     from trl_extensions.tnt.annotate import annotate_rows
     from trl_extensions.tnt.logs import load_candidates, read_logs, rows_from_logs
 
@@ -70,7 +71,7 @@ def _annotate(run: Any) -> None:
         # The candidates are marked already; further annotators mark what they find
         annotators = run.annotator_args.build(with_candidates=False)
     elif run.args.dataset_name:
-        rows, annotators = read_jsonl(run.args.dataset_name), run.annotators()
+        rows, annotators = read_jsonl(run.args.dataset_name), run.annotators
     else:
         raise ValueError("`annotate` needs `dataset_name` (outputs to mark), or `logs` and `candidates`.")
     print(annotate_rows(rows, annotators, run.folder / "annotated.jsonl").summary)

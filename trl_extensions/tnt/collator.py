@@ -19,8 +19,6 @@ class DataCollatorForTNT(DataCollatorMixin):
     """Pads rows of `input_ids` and `token_weights` on the right.
 
     Args:
-        pad_token_id: Id that fills the sequences up.
-        pad_to_multiple_of: Round the padded length up to a multiple of this.
         share_prefix: Rows that begin with the same tokens up to the first scored one stand in one sequence, their
             completions one after another, in batches that need fewer tokens so. Positions restart after the prompt;
             `core.shared_prefix.attention_mask` keeps completions from seeing each other.
@@ -45,10 +43,8 @@ class DataCollatorForTNT(DataCollatorMixin):
             for row, (ids, own) in enumerate(zip(sequences, weights, strict=True)):
                 groups[tuple(map(int, ids[: prompt_length(own)]))].append(row)
             # Tokens with and without sharing, padding included
-            longest = max(
-                len(prompt) + sum(len(sequences[row]) - len(prompt) for row in rows) for prompt, rows in groups.items()
-            )
-            if len(groups) * longest < len(sequences) * max(map(len, sequences)):
+            lengths = [len(p) + sum(len(sequences[row]) - len(p) for row in rows) for p, rows in groups.items()]
+            if len(groups) * max(lengths) < len(sequences) * max(map(len, sequences)):
                 return self._shared(sequences, weights, groups)
         return self._padded(sequences, weights)
 

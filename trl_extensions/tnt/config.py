@@ -37,10 +37,10 @@ class TNTConfig(SFTConfig):
             `"banned"`: only the banned token gets that mass. `"vocabulary"`: every entry of a reverse KL's target
             does, kept positions included, as in the published code; moves much mass in a large vocabulary.
         share_prefix (`bool`, *optional*, defaults to `False`):
-            Compute a prompt once for all rows of a batch that have it: the same loss for fewer tokens, where several
-            samples of a prompt are trained on and the prompt is the longer part. Rows of one prompt are then drawn
-            side by side, in random order of the prompts. Models that cannot do this exactly (sliding windows,
-            attention kernels without masks of their own, ...) go on as without it, and a log line says why.
+            Compute a prompt once for all rows of a batch that have it: the same loss for fewer tokens, where prompts
+            are longer than their completions. Rows of one prompt are then drawn side by side. Models that cannot do
+            this exactly (sliding windows, attention kernels without masks of their own, ...) go on as without it, and
+            a log line says why.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Switch dropout off, so that the model starts where its original is.
 
@@ -65,19 +65,13 @@ class TNTConfig(SFTConfig):
 class TNTArguments(PromptArguments):
     """Prompts, sampling and evaluation. One YAML serves every `trl-ext tnt` command."""
 
-    dataset_name: str | None = option(
-        None, "Outputs: for `annotate` those to mark, for `train` and `run` annotated ones."
-    )
+    dataset_name: str | None = option(None, "Outputs: `annotate`: those to mark; `train`, `run`: annotated ones.")
     dataset_train_split: str = option("train", "Split of a data set on the hub.")
     dataset_test_split: str = option("test", "Split of `eval_dataset_name` on the hub.")
     eval_dataset_name: str | None = option(None, "train: annotated held-out outputs, for `eval_strategy`.")
-    clean_ratio: float | None = option(
-        None, "Train on at most this many clean outputs per unwanted one; all if left out."
-    )
+    clean_ratio: float | None = option(None, "Clean outputs to train on per unwanted one, at most; all if left out.")
     logs: str | None = option(None, "candidates, annotate: JSONL of deployed outputs with flags or complaints.")
-    original_model: str | None = option(
-        None, "evaluate: the model before the patch; the base of an adapter if left out."
-    )
+    original_model: str | None = option(None, "evaluate: the model before the patch; an adapter's base if left out.")
     eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
 
     def __post_init__(self):
@@ -131,6 +125,7 @@ class AnnotatorArguments:
         if with_candidates:
             self.check()
         from .annotate.classifiers import ClassifierAnnotator, ProfanityAnnotator
+        from .annotate.judge import JudgeAnnotator
         from .annotate.phrases import PhraseAnnotator, load_phrases
 
         annotators: list[Annotator] = []
@@ -144,9 +139,7 @@ class AnnotatorArguments:
             annotators.append(ClassifierAnnotator(self.classifier, self.classifier_label, self.threshold, self.unit))
         if self.profanity:
             annotators.append(ProfanityAnnotator(self.threshold, self.unit))
-        if self.judge_task:
-            from .annotate.judge import JudgeAnnotator
-
+        if self.judge_task and self.judge_model:
             judge = parse_engine(self.judge_model, "judge_model").arguments
             if self.judge_base_url:
                 judge = replace(judge, engine="endpoint", engine_base_url=self.judge_base_url)
@@ -162,7 +155,7 @@ class AnnotatorArguments:
         return selected
 
     def settings(self) -> dict:
-        """JSON-ready values that say what is unwanted, for a run that is resumed; the phrases of a file included."""
+        """JSON-ready values that say what is unwanted, with the phrases of files, for a run that is resumed."""
         from .annotate.phrases import load_phrases
 
         values = {name: value for name, value in vars(self).items() if name != "judge_base_url"}

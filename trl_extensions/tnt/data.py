@@ -25,22 +25,14 @@ TEXT_COLUMNS = ["prompt", "completion", "negative_spans", "truncated"]
 PRETOKENISED_COLUMNS = ["input_ids", "labels", "negative_mask"]
 TOKEN_COLUMNS = ["input_ids", "token_weights"]
 
+_PRETOKENISED = "pretokenised rows (`input_ids`, `labels` and `negative_mask`)"
 _COUNTS = "_tnt_counts"
-
-
-# Which outputs are trained on
 
 
 def load_training_rows(source: str, split: str, *, clean_ratio: float | None = None, seed: int = 0) -> Dataset:
     """Annotated outputs, or tokenised rows, of any file or data set that `core.inputs.read_rows` reads.
 
-    Args:
-        source, split: See `read_rows`.
-        clean_ratio: At most this many clean rows per row with a span, drawn at random.
-        seed: Seed of that draw.
-
-    Raises:
-        ValueError: A file that is not there, or holds nothing usable.
+    At most `clean_ratio` clean rows per row with a span are kept, drawn at random.
     """
     found = list(read_rows(source)) if is_file(source) else read_dataset(source, split)
     if found and "input_ids" in found[0]:
@@ -69,9 +61,6 @@ def select_rows(rows: list[dict[str, Any]], clean_ratio: float | None, seed: int
     return [row for place, row in enumerate(written) if place not in dropped]
 
 
-# From rows to signed tokens
-
-
 class EncodedRow(NamedTuple):
     """One row of T tokens, prompt and completion."""
 
@@ -96,19 +85,14 @@ def prepare_rows(
             earlier messages count as prompt; and `truncated` (bool), for completions cut off by the sampler, which get
             no end token. Or pretokenised rows: `input_ids`, `labels` (the id, or -100 where not scored) and
             `negative_mask` (true where unwanted).
-        tokenizer: The trainer's tokenizer; a fast one, unless the rows are pretokenised.
+        tokenizer: A fast one, unless the rows are pretokenised.
         max_length: Limit on the tokens of a row, or None. Longer rows are cut on the right; one warning counts them,
             and the spans that lay behind the cut.
         name: The dataset's name in messages. Only of "train" are tokens of both signs demanded.
-        num_proc: Processes for `Dataset.map`.
 
     Returns:
         The dataset with `input_ids` and `token_weights` (+1 keep, -1 unwanted, 0 not scored), less the rows in which
-        no token is scored.
-
-    Raises:
-        ValueError: A slow tokenizer, a row or column that cannot be used, no row left, or a training set with nothing
-            to remove or nothing to keep; the message says which and what to do.
+        no token is scored. What cannot be used raises a `ValueError` that names the row and the remedy.
     """
     if set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return dataset
@@ -116,15 +100,11 @@ def prepare_rows(
     if "images" in columns or "image" in columns:
         raise ValueError(f"The {name} dataset has images, which TNT does not support: use text columns.")
     if not pretokenised and not {"prompt", "completion"} <= set(columns):
-        raise ValueError(
-            f"The {name} dataset has the columns {columns}; TNT needs `prompt` and `completion` (and `negative_spans` "
-            "where something is unwanted), or `input_ids`, `labels` and `negative_mask`."
-        )
+        needed = f"`prompt` and `completion` (and `negative_spans`), or {_PRETOKENISED}"
+        raise ValueError(f"The {name} dataset has the columns {columns}; TNT needs {needed}.")
     if not pretokenised and not tokenizer.is_fast:
-        raise ValueError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in the text its tokens lie: "
-            "load the fast one, or give pretokenised rows (`input_ids`, `labels`, `negative_mask`)."
-        )
+        slow = f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in the text its tokens lie"
+        raise ValueError(f"{slow}: load the fast one, or give {_PRETOKENISED}.")
     if not len(dataset):
         raise ValueError(f"The {name} dataset has no rows.")
 
@@ -153,17 +133,12 @@ def prepare_rows(
 
 
 def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> EncodedRow:
-    """A row with `prompt`, `completion` and, optionally, `negative_spans` and `truncated`.
-
-    The completion is tokenised alone, as `core.training.encoding.encode_completion` does it; its end token is kept.
-    """
+    """A row of text; the completion is tokenised alone, as `core.training.encoding` does, and its end token kept."""
     prompt, message = _split(row, where)
-    shift, text = 0, message["content"]
+    text, truncated = message["content"], row.get("truncated")
     spans = check_spans(row.get("negative_spans"), len(text), where)
-    truncated = row.get("truncated")
     if truncated not in (None, False, True):
         raise ValueError(f"{where}: `truncated` must be true or false, got {truncated!r:.80}.")
-    chat = not isinstance(prompt, str)
     try:
         prompt_ids = encode_prompt(tokenizer, prompt, f"{where}: `prompt`")
         if not isinstance(prompt, str):
@@ -171,7 +146,7 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
             spans = [(start - shift, end - shift) for start, end in spans]
     except TemplateError as error:
         raise ValueError(f"{where}: the chat template refuses these messages: {error}") from error
-    end_id = end_token_id(tokenizer, chat)
+    end_id = end_token_id(tokenizer, not isinstance(prompt, str))
     text = text.removesuffix(tokenizer.decode([end_id]))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), cover_text(encoded["offset_mapping"], text)
@@ -219,9 +194,7 @@ def _split(row: dict[str, Any], where: str) -> tuple[str | list[dict[str, Any]],
         raise ValueError(f"{where}: `completion` is a chat and `prompt` a text: give both in the same form.")
     last = completion[-1]
     if last["role"] != "assistant" or not isinstance(last.get("content"), str):
-        raise ValueError(
-            f"{where}: `completion` must end with an assistant message whose `content` is a text, got {last!r:.80}."
-        )
+        raise ValueError(f"{where}: `completion` must end with an assistant message of text, got {last!r:.80}.")
     if last.get("tool_calls"):
         raise ValueError(f"{where}: `completion` ends with tool calls, in which no character can be marked: drop it.")
     # A data set fills the keys that other messages have with None, which templates take for given ones
@@ -232,9 +205,9 @@ def _split(row: dict[str, Any], where: str) -> tuple[str | list[dict[str, Any]],
 def _as_rendered(
     tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]], message: dict[str, Any], where: str
 ) -> tuple[int, str]:
-    """What the chat template writes of an assistant's message, and how many characters that lacks in front.
+    """How many characters in front of a message the chat template drops, and what it writes of the message.
 
-    Only white space around the message may be missing there, or be added: offsets would otherwise mean nothing.
+    Only white space around it may be missing there, or be added: offsets would otherwise mean nothing.
     """
     opened: Any = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     whole: Any = tokenizer.apply_chat_template([*prompt, message], tokenize=False)
@@ -243,7 +216,7 @@ def _as_rendered(
     if not whole.startswith(opened) or not written.startswith(core):
         raise ValueError(
             f"{where}: the chat template rewrites the completion, so character offsets cannot be mapped: give "
-            "pretokenised rows (`input_ids`, `labels`, `negative_mask`), or set another `chat_template`."
+            f"{_PRETOKENISED}, or set another `chat_template`."
         )
     first = len(content) - len(content.lstrip())
     last = first + len(core)
@@ -282,27 +255,14 @@ def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
             remedy = f"{total['spans_cut']} negative spans lay behind max_length={max_length}, so raise it"
         raise ValueError(f"No token of the {name} dataset is negative, so TNT has nothing to remove: {remedy}.")
     if name == "train" and not total["kept"]:
-        raise ValueError(
-            f"Every scored token of the {name} dataset is negative, so nothing holds the rest of the model in its "
-            "place: mark only the unwanted part of each completion, or add rows without spans."
-        )
+        remedy = "mark only the unwanted part of each completion, or add rows without spans"
+        raise ValueError(f"Every scored token of the {name} dataset is negative, so nothing holds the rest: {remedy}.")
     return dataset if len(scored) == len(counts) else dataset.select(scored)
 
 
-# From characters to tokens
-
-
 def check_spans(spans: Any, length: int, where: str, column: str = "negative_spans") -> list[tuple[int, int]]:
-    """The negative spans of one row as pairs of Python integers, in the given order.
-
-    Args:
-        spans: Pairs `[start, end]`, as lists, tuples or numpy arrays; None means no spans. Spans may overlap, touch
-            and be empty (`start == end`).
-        length: Characters of the text that the spans point into.
-        where, column: What messages call the row and the column.
-
-    Raises:
-        ValueError: A span that is no pair of integers, is reversed, or points outside the text.
+    """The spans of one row as pairs of integers, in order; a `ValueError` that names `where` and `column` refuses one
+    that is no pair, is reversed, or points outside the text of `length` characters. They may overlap and be empty.
     """
     if spans is None:
         return []
@@ -318,23 +278,17 @@ def check_spans(spans: Any, length: int, where: str, column: str = "negative_spa
         if not 0 <= start <= end <= length:
             raise ValueError(
                 f"{where}: `{column}[{i}]` is [{start}, {end}), reversed or outside the completion, of {length} "
-                "characters: offsets count from 0, in characters (not bytes or UTF-16 units), into the last assistant "
-                "message of a chat."
+                "characters: count from 0, no bytes or UTF-16 units, into the last assistant message of a chat."
             )
         checked.append((start, end))
     return checked
 
 
 def negative_tokens(offsets: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> list[bool]:
-    """Which tokens overlap a span (the rule of TNT's data: one unwanted character makes a token unwanted).
+    """Which tokens, `(a, b)` in characters, overlap a span: one unwanted character makes a token unwanted.
 
-    A token `[a, b)` overlaps a span `[start, end)` where `a < end` and `start < b`. An empty span overlaps nothing,
-    and a token without characters (`a == b`) is never negative. The byte tokens of one character share its offsets,
-    and so its fate; " here" with its space is unwanted if "here" is, and kept if the span ends before the space.
-
-    Args:
-        offsets: One `(a, b)` per token, in characters, as `return_offsets_mapping=True` gives them.
-        spans: `(start, end)` pairs in characters of the same text.
+    An empty span overlaps nothing, and a token without characters (`a == b`) is never negative. The byte tokens of one
+    character share its offsets, and so its fate; " here" with its space is unwanted if "here" is.
     """
     spans = [(start, end) for start, end in spans if start < end]
     return [a < b and any(a < end and start < b for start, end in spans) for a, b in offsets]
@@ -347,10 +301,6 @@ def cover_text(offsets: Sequence[Sequence[int]], text: str) -> list[tuple[int, i
     merges into its letter). A span on such a character alone would touch nothing, and what it marks would be kept.
     Spaces that no token covers go to the token behind them (as byte-level tokens have them), other characters to the
     token, or the byte tokens of one character, before them.
-
-    Args:
-        offsets: One `(a, b)` per token, in characters, in the order of the text.
-        text: What was tokenised.
     """
     covered: list[tuple[int, int]] = []
     end = 0  # of the text covered so far

@@ -1,5 +1,5 @@
-"""What targeted negative training promises, measured on held-out prompts and always on both axes: how much of the
-unwanted is left, and how little else moved (arXiv 2406.13660, section 5)."""
+"""Two axes, always both, on held-out prompts: how much of the unwanted is left, and how little else moved
+(arXiv 2406.13660, section 5)."""
 
 import json
 import math
@@ -40,11 +40,10 @@ def evaluate_patch(
 
     Returns:
         What was written. `original` and `patched`: `unwanted` of `greedy` and of `sampled` outputs, where there are
-        any. `preservation`: see there. `divergence`, over the original's outputs, nats per token, `{"value", "low",
-        "high"}` with a 95 % interval over outputs: `kl_target` (KL(d || p) to the ideal target) and `kl_clean`
-        (KL(q || p), of outputs without a span); and `prob_negative`, `prob_negative_original` (mean probability of an
-        unwanted token where the original wrote it; None without one). `perplexity` under the original of the greedy
-        outputs: `original` and `patched`.
+        any. `preservation`: see there. `divergence`, over the original's outputs: `kl_target` (KL(d || p) to the ideal
+        target) and `kl_clean` (KL(q || p), of outputs without a span), nats per token, 95 % intervals over outputs;
+        `prob_negative`, `prob_negative_original`: mean probability of the unwanted tokens that the original wrote,
+        None without one. `perplexity` under the original of the greedy outputs: `original` and `patched`.
     """
     settings: dict[str, Any] = {"original": original, "batch_tokens": batch_tokens}
     greedy, patched = _written(original_rows), _written(patched_rows)
@@ -52,17 +51,17 @@ def evaluate_patch(
     clean = [score for score, row in zip(scores, greedy, strict=True) if not row["negative_spans"]]
     tokens = [score["kept_tokens"] + score["negative_tokens"] for score in scores]
     total = {name: sum(score[name] for score in scores) for name in scores[0]}
-    divergence: dict[str, Any] = {
-        "kl_target": _ratio([score["kl_target"] for score in scores], tokens),
-        "kl_clean": _ratio([score["kl_kept"] for score in clean], [score["kept_tokens"] for score in clean]),
-    }
-    for name in ("prob_negative", "prob_negative_original"):
-        divergence[name] = total[name] / total["negative_tokens"] if total["negative_tokens"] else None
+    negative = total["negative_tokens"] or math.nan
     result = {
         "original": _by_kind(original_rows),
         "patched": _by_kind(patched_rows),
         "preservation": preservation(original_rows, patched_rows),
-        "divergence": divergence,
+        "divergence": {
+            "kl_target": _ratio([score["kl_target"] for score in scores], tokens),
+            "kl_clean": _ratio([score["kl_kept"] for score in clean], [score["kept_tokens"] for score in clean]),
+            "prob_negative": _or_none(total["prob_negative"] / negative),
+            "prob_negative_original": _or_none(total["prob_negative_original"] / negative),
+        },
         "perplexity": {
             "original": math.exp(-total["logp_original"] / sum(tokens)),
             "patched": perplexity(model, tokenizer, patched, **settings),
@@ -76,10 +75,8 @@ def _written(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Greedy outputs that can be scored."""
     written = [row for row in rows if row["sample"] == 0 and completion_text(row["completion"]).strip()]
     if not written:
-        raise ValueError(
-            f"none of {len(rows)} held-out outputs is a greedy one with text, so there is nothing to score: if the "
-            "model has collapsed, train for fewer steps, or with a smaller learning rate or alpha."
-        )
+        remedy = "if the model has collapsed, train for fewer steps, or with a smaller learning rate or alpha"
+        raise ValueError(f"none of {len(rows)} held-out outputs is a greedy one with text: {remedy}.")
     return written
 
 
@@ -89,18 +86,12 @@ def _by_kind(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How much of the unwanted is in some outputs: the first axis.
+    """How much of the unwanted is in some outputs, the first axis: `n` (outputs), `prompts`, `share` (of outputs with
+    a span, in [0, 1]) and `spans_per_1000_tokens`, both as `{"value", "low", "high"}`, None where it cannot be told.
 
     Outputs to one prompt are alike, so both 95 % intervals take prompts as independent, not outputs: Wilson's counts
     prompts, which is exact for one output a prompt and on the safe side for more; the bootstrap draws whole prompts.
-
-    Returns:
-        JSON-ready: `n` (outputs), `prompts`, `share` (of outputs with a span, in [0, 1]) and `spans_per_1000_tokens`,
-        both as `{"value", "low", "high"}`. None stands for what cannot be told, e.g. the bootstrap of one prompt. A
-        bootstrap interval is (0, 0) where no span was found; the one of `share` says how rare that shows them to be.
-
-    Raises:
-        ValueError: No rows, or a row without one of the columns.
+    Its interval is (0, 0) where no span was found; the one of `share` says how rare that shows them to be.
     """
     _check(rows, "rows")
     share = sum(bool(row["negative_spans"]) for row in rows) / len(rows)
@@ -121,31 +112,21 @@ def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def preservation(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How much of the original's behaviour is left: the second axis.
 
-    Outputs are compared one to one where the original's output was clean (without a span), and only greedy ones
-    (`sample` 0): two random draws differ even when nothing has moved.
-
-    Args:
-        original_rows, patched_rows: Annotated rows of both models to the same prompts; matched by `id`.
+    Outputs, matched by `id`, are compared one to one where the original's output was clean (without a span), and only
+    greedy ones (`sample` 0): two random draws differ even when nothing has moved.
 
     Returns:
-        JSON-ready. `clean`: `n` (clean greedy outputs compared), `exact_match` (share unchanged word for word,
-        `{"value", "low", "high"}` with Wilson's 95 % interval), `bleu` (corpus, in [0, 100]), `rouge_l` (in [0, 1]),
-        `first_difference` (mean share of the original's words before the first that differs; 1 where none does) and
+        `clean`: `n` (clean greedy outputs compared), `exact_match` (share unchanged word for word, with Wilson's 95 %
+        interval), `bleu` (corpus, in [0, 100]), `rouge_l` (in [0, 1]), `first_difference` (see there, mean) and
         `unmatched` (greedy outputs of the original that the patched model lacks). Values are None for n = 0.
         `original` and `patched`, over all outputs of each: `n`, `seq_rep_4`, `distinct_2`, `length` (mean tokens),
         `truncated` (share cut off).
-
-    Raises:
-        ValueError: No rows, a row without one of the columns, an `id` twice, no greedy output in common, or the same
-            `id` with another prompt.
     """
     greedy, patched = _greedy_by_id(original_rows, "original_rows"), _greedy_by_id(patched_rows, "patched_rows")
     shared = [row_id for row_id in greedy if row_id in patched]
     if greedy and not shared:
-        raise ValueError(
-            f"none of the original's {len(greedy)} greedy outputs (such as {next(iter(greedy))!r}) has a patched one "
-            "with the same id: sample both models from the same prompts."
-        )
+        alone = f"none of the original's {len(greedy)} greedy outputs (such as {next(iter(greedy))!r})"
+        raise ValueError(f"{alone} has a patched one of its id: sample both models from the same prompts.")
     for row_id in shared:
         if greedy[row_id]["prompt"] != patched[row_id]["prompt"]:
             raise ValueError(f"row {row_id!r}: the prompt differs between the two models; sample both from the same.")
@@ -203,9 +184,12 @@ def _ratio(numerators: list[float], denominators: list[float]) -> dict[str, floa
 
 
 def _estimate(value: float, low: float, high: float) -> dict[str, float | None]:
+    return {"value": _or_none(value), "low": _or_none(low), "high": _or_none(high)}
+
+
+def _or_none(number: float) -> float | None:
     """JSON knows no nan."""
-    estimate = {"value": value, "low": low, "high": high}
-    return {name: None if math.isnan(number) else number for name, number in estimate.items()}
+    return None if math.isnan(number) else number
 
 
 def _greedy_by_id(rows: Sequence[dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
@@ -222,6 +206,4 @@ def _check(rows: Sequence[dict[str, Any]], name: str) -> None:
         raise ValueError(f"{name} is empty: there is nothing to measure; sample and annotate outputs first.")
     for i, row in enumerate(rows):
         if missing := [column for column in NEEDED if column not in row]:
-            raise ValueError(
-                f"{name}: row {i} (id {row.get('id')!r}) has no {missing[0]!r}; sample and annotate rows."
-            )
+            raise ValueError(f"{name}: row {i} (id {row.get('id')!r}) has no {missing[0]!r}; annotate outputs.")

@@ -19,11 +19,7 @@ _CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB for each of fou
 
 @dataclass(frozen=True)
 class Objective:
-    """What `targeted_negative_loss` takes beside tensors; see there.
-
-    Raises:
-        ValueError: A setting that has no meaning.
-    """
+    """What `targeted_negative_loss` takes beside tensors; see there."""
 
     variant: str = "ff"
     alpha: float = 1.0
@@ -60,13 +56,11 @@ def fused_negative_loss(
     Gradients flow to `states` `(N, H)` and their head. Raises `ValueError` where the heads' vocabularies differ.
     """
     if len(head.weight) != len(ref_head.weight) and len(ref_head.weight) and len(head.weight):
-        raise ValueError(
-            f"the model has a vocabulary of {len(head.weight)} tokens, the reference one of {len(ref_head.weight)}: "
-            "they must agree"
-        )
-    states, *arguments = (tensor.to(head.weight.device) for tensor in (states, ref_states, token_ids, weights))
-    arguments += [ref_head.to(head.weight.device), objective, torch.is_grad_enabled()]
-    return TokenScores(*_FusedLoss.apply(states, head.weight, head.bias, head, *arguments))
+        sizes = f"{len(head.weight)} tokens, the reference one of {len(ref_head.weight)}"
+        raise ValueError(f"the model has a vocabulary of {sizes}: they must agree")
+    states, *tensors = (tensor.to(head.weight.device) for tensor in (states, ref_states, token_ids, weights))
+    settings = ref_head.to(head.weight.device), objective, torch.is_grad_enabled()
+    return TokenScores(*_FusedLoss.apply(states, head.weight, head.bias, head, *tensors, *settings))
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -138,10 +132,8 @@ def _accumulate(grads, grad, rows, states, weight, dtype) -> None:
 
 
 def _score_rows(logits, ref_logits, spare, token_ids, sign: int, objective: Objective, head: OutputHead | None):
-    """Losses, KL(d || p), entropies, log p_y, log q_y, stacked `(5, n)`, and the gradient in what `head` projected.
-
-    Logits `(n, V)` and two spare tensors like them are overwritten; `sign` decides which term of the variant it is;
-    `head`, the policy's, is None where no gradient is wanted.
+    """Losses, KL(d || p), entropies, log p_y, log q_y, stacked `(5, n)`, and the gradient in what `head` projected, if
+    that is not None. Logits `(n, V)` and two spare tensors like them are overwritten; `sign` decides on the term.
     """
     banned, index = sign < 0, token_ids[:, None]
     term = VARIANTS[objective.variant][0 if banned else 1]

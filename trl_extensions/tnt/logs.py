@@ -36,9 +36,6 @@ FOUND = "logs"
 DEFAULT_SEVERITY = 3.0  # the middle of 1 to 5
 
 
-# The log
-
-
 @dataclass(frozen=True)
 class LogRow:
     """An output of a deployed model and what was said about it."""
@@ -55,25 +52,20 @@ class LogRow:
 
 
 def read_logs(path: str | os.PathLike) -> list[LogRow]:
-    """Read logged outputs from a JSON-lines file.
+    """Read logged outputs from JSON lines with `prompt`, `completion` and, where known, `flagged`, `spans` ([start,
+    end) characters of the completion), `complaint`, `severity` and `truncated`; a `ValueError` names what is bad.
 
-    Columns besides `prompt` and `completion`, all optional, null where unknown: `flagged` (bool), `spans` ([start,
-    end) characters of the completion), `complaint` (free text, in which quotation marks tell what the output said),
-    `severity` (1 to 5), `truncated` (bool). A row is flagged if `flagged` is true or there is a span or a complaint;
-    `severity` alone does it too, unless `flagged` is false. All others are clean, and training keeps them as they are.
-
-    Raises:
-        ValueError, FileNotFoundError: One line naming the file, the row (from 1), the column and what is wrong.
+    A row is flagged if `flagged` is true or there is a span or a complaint; `severity` alone does it too, unless
+    `flagged` is false. All others are clean, and training keeps them as they are.
     """
-    rows = read_jsonl(path, required=("prompt", "completion"))
-    if not rows:
-        raise ValueError(f"{path}: no rows; each line needs a `prompt` and a `completion`")
     logs = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(read_jsonl(path, required=("prompt", "completion"))):
         try:
             logs.append(_log_row(row, index))
         except ValueError as error:
             raise ValueError(f"{path}: row {index + 1}: {error}") from None
+    if not logs:
+        raise ValueError(f"{path}: no rows; each line needs a `prompt` and a `completion`")
     return logs
 
 
@@ -163,13 +155,7 @@ def write_candidates(path: str | os.PathLike, candidates: Sequence[Candidate]) -
 
 
 def load_candidates(path: str | os.PathLike) -> list[Candidate]:
-    """Read a file of candidates: `candidates: [{text: ..., selected: true, severity: 4}, ...]`.
-
-    Every field but `text` is optional. `keep`, as `selected` was called, works with a warning.
-
-    Raises:
-        ValueError, FileNotFoundError: One line naming the file, the entry (from 1), the field and the remedy.
-    """
+    """Read a file of candidates (every field but `text` is optional); errors name file, entry (from 1) and field."""
     import yaml
 
     if not Path(path).is_file():
@@ -177,9 +163,8 @@ def load_candidates(path: str | os.PathLike) -> list[Candidate]:
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not valid YAML; put texts with special characters in quotes ({' '.join(str(error).split())})"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not valid YAML; put texts with special characters in quotes ({reason})") from None
     entries = document.get("candidates") if isinstance(document, dict) and len(document) == 1 else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected only the key `candidates`, with a list of entries `- text: ...`")
@@ -191,25 +176,22 @@ def load_candidates(path: str | os.PathLike) -> list[Candidate]:
         where = f"{path}: entry {number} ({entry!r:.40})"
         if not isinstance(entry, dict) or "text" not in entry:
             raise ValueError(f"{where} is no mapping with `text`; write `- text: <what is unwanted>`")
-        entry = {"selected" if name == "keep" else name: value for name, value in entry.items()}
+        if "keep" in entry:
+            entry["selected"] = entry.pop("keep")
         if unknown := entry.keys() - {f.name for f in fields(Candidate)}:
             raise ValueError(f"{where}: unknown field {min(unknown)!r}; leave it out")
         for name in entry.keys() & _DECISIVE.keys():
             expected, is_valid = _DECISIVE[name]
             if not is_valid(entry[name]):
                 raise ValueError(f"{where}: `{name}` must be {expected}, got {entry[name]!r:.80}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
-        candidates.append(Candidate(**values))
+        candidates.append(Candidate(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
         for form in candidates[-1].forms:
-            owner = owners.setdefault(form_key(form), number)
-            if owner != number:
+            if (owner := owners.setdefault(form_key(form), number)) != number:
                 raise ValueError(f"{where}: {form!r:.80} is in entry {owner} too; leave it in one of them")
     return candidates
 
 
-# Looking for phrases
-
-# Not "*", "$", "@" and the like, which stand for letters in what people rather not write out
+# Looking for phrases. Not punctuation: "*", "$", "@" and the like, letters of what people rather not write out
 _PUNCTUATION = " \t\r\n.,;:!?\"'()[]{}“”„‘’«»`…–—-"
 _APOSTROPHES = str.maketrans("’‘ʼ＇", "'" * 4)
 _RUN = re.compile(r"[^\W_]+")
@@ -250,7 +232,7 @@ def form_key(text: str) -> str:
 
 
 def marked_text(text: str, start: int, end: int) -> str:
-    """What a span marks, as something to look for elsewhere: widened to whole words, without punctuation around it."""
+    """What a span marks, to look for elsewhere: widened to whole words, without punctuation or markup around it."""
     if not text[start:end].strip():
         return ""
     start -= len(_RUN_BEFORE.findall(text[:start] if text[start].isalnum() else "")[0])
@@ -274,9 +256,8 @@ def find_quotes(complaint: str, text: str) -> list[Span]:
     return [span for part in parts if part for span in PhraseAnnotator([part]).annotate([text], [])[0]]
 
 
-# Phrases that flagged outputs use more than clean ones: where a log says that an output is bad, but not what in it.
-# Outputs are compared by the share of them that holds a phrase, not by how often they repeat it: one long, repetitive
-# output must not outvote a hundred others.
+# Phrases that more flagged outputs hold than clean ones, for logs that say that an output is bad, but not what is.
+# How often one output repeats a phrase is no matter: a long, repetitive one must not outvote a hundred others.
 
 MAX_WORDS = 60  # of a mined phrase
 MIN_Z = 1.96
@@ -295,9 +276,8 @@ Spots: TypeAlias = list[tuple[int, list[tuple[str, int, int]], int]]
 def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> Iterator[tuple[float, int, str]]:
     """Phrases that are over-represented in flagged outputs: z, a flagged output that holds it, and how that writes it.
 
-    Every phrase within a sentence that two flagged outputs hold is tried; it must separate the groups (`separates`)
-    and have log-odds of `MIN_Z` standard deviations (`log_odds`). Of two, one inside the other, the longer stays if it
-    is nearly as frequent (`SAME_SHARE`) or has the higher z; otherwise it is the shorter with a neighbour, and goes.
+    Tried is every phrase within a sentence that two flagged outputs hold. Of two, one inside the other, the longer
+    stays if it is nearly as frequent (`SAME_SHARE`) or has the higher z; else it is the shorter one with a neighbour.
     """
     scores: dict[Gram, tuple[float, int]] = {}
     found: dict[Gram, Spots] = {}
@@ -345,7 +325,7 @@ def _num_outputs(spots: Spots) -> int:
 
 
 def _without_nested(scores: dict[Gram, tuple[float, int]]) -> list[Gram]:
-    """One of each pair of n-grams of which one lies inside the other, longest first, by z and number of outputs."""
+    """One of each pair of phrases of which one lies inside the other, longest first; scores are z and outputs."""
     left = dict.fromkeys(sorted(scores, key=lambda gram: (-len(gram), -scores[gram][0], gram)))
     for gram in list(left):
         z, count = scores[gram]
@@ -359,18 +339,12 @@ def _without_nested(scores: dict[Gram, tuple[float, int]]) -> list[Gram]:
 
 
 def log_odds(flagged_count: int, flagged: int, clean_count: int, clean: int) -> tuple[float, float]:
-    """How much more flagged outputs hold an n-gram than clean ones: delta (nats) and z (standard deviations).
+    """How much more flagged outputs hold a phrase than clean ones: delta (nats) and z (standard deviations), 0 if all
+    outputs hold it, or none does.
 
-    Monroe, Colaresi and Quinn, "Fightin' Words" (2008), with their informative Dirichlet prior, for outputs instead of
-    word tokens. With y of n outputs in each group, the share s of all outputs that hold it, a prior worth
-    a0 = min(n_flagged, n_clean) outputs and a = a0 s:
-
-        delta = log((y_f + a) / (n_f + a0 - y_f - a)) - log((y_c + a) / (n_c + a0 - y_c - a))
-        var   = 1 / (y_f + a) + 1 / (n_f + a0 - y_f - a) + 1 / (y_c + a) + 1 / (n_c + a0 - y_c - a)
-        z     = delta / sqrt(var), and both are 0 if all outputs hold it, or none does
-
-    The paper leaves out the second and fourth term of the variance, which vanish for a rare word; a phrase may well be
-    in most of the flagged outputs. The prior keeps what was seen once or twice from coming out on top.
+    Monroe, Colaresi and Quinn, "Fightin' Words" (2008), for outputs instead of word tokens. Their Dirichlet
+    prior, here worth as many outputs as the smaller group, keeps what was seen once or twice from coming out on top.
+    The paper leaves the outputs without it out of the variance; a phrase may well be in most of the flagged ones.
     """
     share = (flagged_count + clean_count) / (flagged + clean)
     if share in (0.0, 1.0):
@@ -410,7 +384,7 @@ class _Mention(NamedTuple):
 
 
 def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
-    """What may be unwanted in logged outputs, ranked by frequency x severity, near-duplicates merged.
+    """What may be unwanted in logged outputs: at most `MAX_CANDIDATES`, those selected first, and then by score.
 
     Candidates are the spans that rows mark, the quotes of their complaints that are found in the output and, for
     flagged rows with neither, the phrases that such outputs use more than clean ones (`mine_phrases`). Forms that
@@ -418,19 +392,11 @@ def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
     Selected by default are those that separate flagged outputs from clean ones (`MIN_LIFT`, and `MIN_Z`, or `SELECT_Z`
     for a phrase that nobody pointed at), and spans and quotes that at least half of the flagged outputs which hold
     them point at: "the", marked once by mistake, is not.
-
-    Returns:
-        At most `MAX_CANDIDATES` (a warning counts the others), those selected first, and then by score.
-
-    Raises:
-        ValueError: No row is flagged.
     """
     flagged, clean = [row for row in logs if row.flagged], [row for row in logs if not row.flagged]
     if not flagged:
-        raise ValueError(
-            f"none of the {len(logs)} logged outputs has a sign of a problem; bad ones need `flagged: true`, `spans`, "
-            "a `complaint` or a `severity`"
-        )
+        signs = "`flagged: true`, `spans`, a `complaint` or a `severity`"
+        raise ValueError(f"none of the {len(logs)} logged outputs has a sign of a problem; bad ones need {signs}")
     indices = PhraseIndex([row.text for row in flagged]), PhraseIndex([row.text for row in clean])
     groups = _mentions(flagged, clean).values()
     candidates = [c for group in groups if (c := _as_candidate(group, flagged, *indices)).count]
@@ -486,8 +452,8 @@ def _as_candidate(
 
 def _context(text: str, start: int, end: int) -> str:
     """The text around a span in one line, "..." where it is cut."""
-    first, last = max(0, start - _CONTEXT), min(len(text), end + _CONTEXT)
-    last = min(last, first + _LONGEST_EXAMPLE)
+    first = max(0, start - _CONTEXT)
+    last = min(len(text), end + _CONTEXT, first + _LONGEST_EXAMPLE)
     inside = " ".join(text[first:last].split())
     return ("..." if first else "") + inside + ("..." if last < len(text) else "")
 
@@ -496,16 +462,12 @@ def _context(text: str, start: int, end: int) -> str:
 
 
 def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Training rows with everything marked that is unwanted.
+    """Training rows, as `annotate.annotate_rows` writes them, with everything marked that is unwanted.
 
     Marked are all forms of every selected candidate in every output, also where nobody flagged it, and the spans that
     the log marks, unless these are a form of a candidate that is not selected. What the log says of an output holds
     for another row with the same prompt and output too. Flagged outputs in which nothing is marked are left out: what
-    is bad in them is unknown, and must not be trained as wanted.
-
-    Returns:
-        Rows as `annotate.annotate_rows` writes them, `by` being `"given"` or `"logs"` and `label` the candidate, with
-        `index` (position in the log) and `severity` (the highest of what is marked, 0 for a clean row).
+    is bad in them is unknown, and must not be trained as wanted. `severity` is a row's highest, 0 for a clean one.
     """
     index = PhraseIndex([row.text for row in logs])
     found: defaultdict[int, set[_Mark]] = defaultdict(set)

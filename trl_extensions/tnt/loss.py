@@ -27,13 +27,9 @@ VARIANTS = {
     "rll": ("reverse", "likelihood"),
     "ul": ("unlikelihood", "likelihood"),
     "nl": ("negative_likelihood", "likelihood"),
-}
-"""Variant -> (term of unwanted tokens, term of kept tokens)."""
-
+}  # variant -> (term of unwanted tokens, term of kept tokens)
 SMOOTH_OVER = ("banned", "vocabulary")
-
-LOWEST = -1e4
-"""Stands for the log-probability -inf (a token a model rules out) where a term would be infinite or undefined."""
+LOWEST = -1e4  # for the log-probability -inf (a token a model rules out) where a term would be infinite or undefined
 
 
 def targeted_negative_loss(
@@ -54,8 +50,7 @@ def targeted_negative_loss(
         ref_logits: `(B, T, V)` of the original; no gradient flows into them.
         token_ids: `(B, T)`, the tokens that were written.
         weights: `(B, T)`: +1 keep, -1 unwanted, 0 not scored.
-        variant: One of `VARIANTS`.
-        alpha: Factor on unwanted tokens.
+        variant, alpha: One of `VARIANTS`; factor on unwanted tokens.
         smoothing: Mass that keeps a reverse KL finite where the target is zero. Forward terms need none.
         smooth_over: `"banned"` gives the banned token the mass `smoothing` and scales the others by `1 - smoothing`;
             kept positions are untouched, so policy = original has no gradient there. `"vocabulary"` adds `smoothing`
@@ -65,16 +60,11 @@ def targeted_negative_loss(
         `(B, T)` in nats, multiplied by `alpha` on unwanted tokens; exactly 0, without gradient, where the weight is 0.
         Divergences are true KLs: 0 at their optimum. Finite for all finite logits, also where the original puts all of
         its mass on the banned token, and where either model rules tokens out with -inf.
-
-    Raises:
-        ValueError: Unknown `variant` or `smooth_over`, `alpha` or `smoothing` out of range, or shapes that differ.
     """
     check_objective(variant, alpha, smoothing, smooth_over)
     if logits.shape != ref_logits.shape or logits.shape[:-1] != token_ids.shape or token_ids.shape != weights.shape:
-        raise ValueError(
-            "shapes differ: logits and ref_logits must be (B, T, V), token_ids and weights (B, T), got "
-            f"{tuple(logits.shape)}, {tuple(ref_logits.shape)}, {tuple(token_ids.shape)}, {tuple(weights.shape)}"
-        )
+        shapes = [tuple(tensor.shape) for tensor in (logits, ref_logits, token_ids, weights)]
+        raise ValueError(f"shapes differ: logits must be (B, T, V), token_ids and weights (B, T), got {shapes}")
     losses = logits.new_zeros(token_ids.shape, dtype=_at_least_float32(logits))
     unwanted_term, kept_term = VARIANTS[variant]
     for sign, term, factor in ((-1, unwanted_term, alpha), (1, kept_term, 1.0)):

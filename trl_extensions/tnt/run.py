@@ -1,7 +1,6 @@
 """A patch from end to end: sample the original, annotate, train, and evaluate on both axes.
 
-Every stage leaves a file when it is done and is skipped when that file is there, so the same command resumes a run
-that was killed anywhere:
+A stage leaves a file when it is done, and is skipped when that is there: the same command resumes a killed run.
 
     output_dir/settings.json, report.md, report.json, evaluation.json, two_axes.png
     output_dir/original/   outputs.jsonl, annotated.jsonl (training prompts); eval_outputs.jsonl, eval_annotated.jsonl
@@ -12,6 +11,7 @@ that was killed anywhere:
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ class TNTRun(Run):
         self.folder = Path(self.config.output_dir or "")
         self.patched = str(self.folder / "model")
         self.models = ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
-        self._annotators: list[Annotator] | None = None
 
     @property
     def original(self) -> str:
@@ -81,10 +80,8 @@ class TNTRun(Run):
         training = training_settings(self.config, _MUTABLE_ON_RESUME) | model
         training |= {name: args[name] for name in sorted(args.keys() - _SAMPLING - _MUTABLE_ON_RESUME)}
         trained = Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None
-        return {
-            "settings.json": (sampling, (self.folder / "original").exists()),
-            "training_settings.json": (training, trained),
-        }
+        sampled = (self.folder / "original").exists()
+        return {"settings.json": (sampling, sampled), "training_settings.json": (training, trained)}
 
     def claim_training(self) -> None:
         """The part of `claim` for training alone."""
@@ -105,7 +102,7 @@ class TNTRun(Run):
 
     def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
         if perform is None:  # else every stage has a process of its own, and this one has no use for models
-            self.annotators()
+            _ = self.annotators  # loaded now: what they lack is said before anything is sampled
         return super().execute(perform)
 
     def write_report(self) -> Path:
@@ -122,12 +119,10 @@ class TNTRun(Run):
     def annotate(self, side: str = "original") -> None:
         """Mark what is unwanted in them."""
         folder = self.folder / side
-        report = annotate_rows(load_outputs(folder / "outputs.jsonl"), self.annotators(), folder / "annotated.jsonl")
+        report = annotate_rows(load_outputs(folder / "outputs.jsonl"), self.annotators, folder / "annotated.jsonl")
         if not report.with_span:
-            raise ValueError(
-                f"none of the {report.rows} sampled outputs has anything unwanted, so there is nothing to remove: use "
-                "prompts that bring it out, more samples, or another description of it."
-            )
+            remedy = "use prompts that bring it out, more samples, or describe it otherwise"
+            raise ValueError(f"none of the {report.rows} outputs is marked, so there is nothing to remove: {remedy}.")
         mark_done(folder / "annotation.json", report)
 
     def sample_held_out(self, side: str) -> None:
@@ -146,9 +141,7 @@ class TNTRun(Run):
         if self.args.eval_dataset_name:
             held_out = load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)
         elif config.eval_strategy != "no":
-            raise ValueError(
-                "`eval_strategy` needs `eval_dataset_name`: annotated outputs that are not the final test."
-            )
+            raise ValueError("`eval_strategy` needs `eval_dataset_name`: annotated outputs, not the final test's.")
         fit(TNTTrainer, self.model_args, config, rows, held_out, Path(self.patched))
 
     def evaluate(self, side: str = "patched") -> dict[str, Any]:
@@ -164,11 +157,10 @@ class TNTRun(Run):
 
     # What the stages share
 
+    @cached_property
     def annotators(self) -> list[Annotator]:
         """What marks the unwanted, loaded once."""
-        if self._annotators is None:
-            self._annotators = self.annotator_args.build()
-        return self._annotators
+        return self.annotator_args.build()
 
     def prompts(self) -> tuple[list[Query], list[Query]]:
         """Training and held-out prompts."""
@@ -176,16 +168,12 @@ class TNTRun(Run):
 
     def sample_to(self, model: str, prompts: list[Query], output: Path, num_samples: int, is_original: bool):
         """Sample a model's outputs to some prompts into a file."""
+        sampler, args = self.models.sampler(model, is_original=is_original), self.args
         return sample_outputs(
-            self.models.sampler(model, is_original=is_original),
-            prompts,
-            self.args.params(self.config.seed),
-            output,
-            greedy=self.args.greedy,
-            num_samples=num_samples,
-            system_prompt=self.args.system_prompt,
-            conversational=not self.args.plain_prompts and self.models.is_conversational(),
-        )
+            sampler, prompts, args.params(self.config.seed), output, greedy=args.greedy, num_samples=num_samples,
+            system_prompt=args.system_prompt,
+            conversational=not args.plain_prompts and self.models.is_conversational(),
+        )  # fmt: skip
 
     def _answer_held_out(self, model: str, side: str):
         """Sample and mark answers to the held-out prompts; both sides with the same engine, so that they compare."""
@@ -193,7 +181,7 @@ class TNTRun(Run):
         same = self.engine_args.engine != "endpoint"
         report = self.sample_to(model, self.prompts()[1], outputs, self.args.num_eval_samples, same)
         rows = load_outputs(outputs)
-        print(annotate_rows(rows, self.annotators(), self.folder / side / "eval_annotated.jsonl").summary)
+        print(annotate_rows(rows, self.annotators, self.folder / side / "eval_annotated.jsonl").summary)
         return report
 
     def _compare(self, original: str, patched: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,22 +29,14 @@ def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     return hidden[:, :-1][_scored(inputs).to(hidden.device)]
 
 
-def reference_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
-    """`scored_states` with the head they meet, for a reference that no trainer has wrapped."""
-    states = scored_states(model, inputs)
-    return ReferenceStates(states, output_head(model, states))
-
-
 def score_tokens(
     model: nn.Module, inputs: dict[str, torch.Tensor], reference: ReferenceStates, objective: Objective
 ) -> TokenScores:
     """The objective at every scored token of a batch of `DataCollatorForTNT`, with one forward of the policy."""
-    states = scored_states(model, inputs)
-    scored = _scored(inputs)
+    states, scored = scored_states(model, inputs), _scored(inputs)
     token_ids, weights = inputs["input_ids"][:, 1:][scored], inputs["token_weights"][:, 1:][scored]
-    return fused_negative_loss(
-        states, output_head(model, states), reference.states, reference.head, token_ids, weights, objective
-    )
+    head = output_head(model, states)
+    return fused_negative_loss(states, head, reference.states, reference.head, token_ids, weights, objective)
 
 
 def _scored(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -90,11 +82,8 @@ def score_rows(
     original: nn.Module | None = None,
     batch_tokens: int = 4096,
 ) -> list[dict[str, float]]:
-    """Score annotated outputs under a model and its original: `original`, or a PEFT model's base.
-
-    Args:
-        rows: Rows with `prompt`, `completion` and, optionally, `negative_spans`.
-        batch_tokens: Padded tokens per batch.
+    """Score annotated outputs under a model and its original (`original`, or a PEFT model's base), `batch_tokens`
+    padded tokens at a time.
 
     Returns:
         For each row, in order, sums over its tokens: `kept_tokens`, `negative_tokens`; `kl_target`, KL(d || p) to the
@@ -106,8 +95,7 @@ def score_rows(
     results: list[dict[str, float]] = [{} for _ in rows]
     for indices, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
         with eval_mode(model), torch.inference_mode():
-            with _original(model, original) as frozen:
-                reference = reference_states(frozen, inputs)
+            reference = _reference_states(model, original, inputs)
             scores = score_tokens(model, inputs, reference, Objective())
         for i, result in zip(indices, _row_sums(scores, inputs), strict=True):
             results[i] = result
@@ -125,8 +113,8 @@ def perplexity(
     """Perplexity of all completions together under the original of a model; arguments as in `score_rows`."""
     logp = tokens = 0.0
     for _, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
-        with eval_mode(model), torch.inference_mode(), _original(model, original) as frozen:
-            reference = reference_states(frozen, inputs)
+        with eval_mode(model), torch.inference_mode():
+            reference = _reference_states(model, original, inputs)
             logps = token_logps(reference.states, reference.head, inputs["input_ids"][:, 1:][_scored(inputs)])
         logp, tokens = logp + logps.sum().item(), tokens + len(logps)
     return math.exp(-logp / tokens)
@@ -146,10 +134,14 @@ def _batches_of(
         yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
-@contextmanager
-def _original(model: nn.Module, original: nn.Module | None) -> Iterator[nn.Module]:
+def _reference_states(
+    model: nn.Module, original: nn.Module | None, inputs: dict[str, torch.Tensor]
+) -> ReferenceStates:
+    """`scored_states` of the original, or of a PEFT model's base, and the head they meet."""
     with nullcontext() if original is not None else use_adapter(model, None):
-        yield model if original is None else original
+        frozen = model if original is None else original
+        states = scored_states(frozen, inputs)
+        return ReferenceStates(states, output_head(frozen, states))
 
 
 def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:

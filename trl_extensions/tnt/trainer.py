@@ -34,7 +34,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
     """Targeted negative training (TNT, arXiv 2406.13660): remove annotated tokens, keep the distribution otherwise.
 
     Swap it for `SFTTrainer`; LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as they
-    do there. Train on the model's own outputs.
+    do there. Train on the model's own outputs. Arguments not listed are those of `SFTTrainer`.
 
     Args:
         model: Model id, path, `PreTrainedModel` or `PeftModel`. An adapter that is trained already goes on being
@@ -46,15 +46,10 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         processing_class: Fast tokenizer; loaded from the model when left out.
         ref_model: The original. Left out: the model behind a fresh adapter, the PEFT model as it was given (kept as
             the adapter "ref"), or a frozen copy.
-        data_collator: Defaults to `DataCollatorForTNT`.
-        callbacks, optimizers, optimizer_cls_and_kwargs: As in `Trainer`.
-        quantization_config: For a model given by name.
-        peft_config: Wraps the model; prompt learning methods are not supported.
 
     Logged, averaged over tokens: `prob/negative` and `prob/negative_ref` (probability of the unwanted tokens under the
     policy and the original), `kl/negative` and `kl/kept` (KL from the ideal target to the policy, nats per token),
-    `entropy` (nats), `tokens/negative` (their share of scored tokens). `evaluate` reports the same with the prefix
-    `eval_`.
+    `entropy` (nats), `tokens/negative` (their share of scored tokens); by `evaluate` with the prefix `eval_`.
 
     Raises:
         ValueError: Data or settings TNT cannot use; the message names the row or field and the remedy.
@@ -105,9 +100,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         )  # fmt: skip
         keep_trainable(self.model)
         if self._is_vision_dataset or getattr(self.model.config, "is_encoder_decoder", False):
-            raise ValueError(
-                "TNT trains text with decoder-only models: images and encoder-decoders are not supported."
-            )
+            raise ValueError("TNT trains decoder-only models on text: images and encoder-decoders are not supported.")
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         if data_collator is None:
@@ -123,14 +116,9 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         reject_stream(dataset, dataset_name, "TNT")
+        limits = {"max_length": args.max_length, "num_proc": args.dataset_num_proc}
         with global_then_local_main_first():
-            dataset = prepare_rows(
-                dataset,
-                self._tokenizer,
-                max_length=args.max_length,
-                name=dataset_name,
-                num_proc=args.dataset_num_proc,
-            )
+            dataset = prepare_rows(dataset, self._tokenizer, name=dataset_name, **limits)
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     def _set_signature_columns_if_needed(self):

@@ -1,7 +1,6 @@
 """Mark the unwanted parts of sampled outputs: what every annotator offers, and the file of annotated rows.
 
-Targeted negative training (arXiv 2406.13660) learns from a model's own outputs with the unwanted tokens marked. Here
-they are marked in characters; several annotators compose, since a part is unwanted as soon as one of them marks it.
+Outputs are marked in characters; several annotators compose: a part is unwanted as soon as one of them marks it.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from ...core.runs.resumable import Failed, failures_path, map_rows
 from ..data import check_spans
 
 
-GIVEN = "given"
-"""Who marked the spans that a row came with."""
+GIVEN = "given"  # who marked the spans that a row came with
 
 
 class Span(NamedTuple):
@@ -36,14 +34,10 @@ class Annotator(Protocol):
 
     Two more attributes are read where they exist: `counts` (a `Counter` of what went wrong, by kind, over all calls)
     and `failures` (of the last call: position of a text that could not be annotated -> the raw answers to it).
-
-    Attributes:
-        name: Who marked a span, in the rows and the report.
-        settings: JSON-ready values that the spans depend on; a resumed run must have the same ones.
     """
 
-    name: str
-    settings: dict[str, Any]
+    name: str  # who marked a span, in the rows and the report
+    settings: dict[str, Any]  # JSON-ready values that the spans depend on; a resumed run must have the same ones
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The spans of each text, in characters of it. `prompts[i]` is what `texts[i]` answers or continues."""
@@ -69,10 +63,8 @@ class AnnotationReport:
         """One line for a log."""
         earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
         marked = ", ".join(f"{count} by {name}" for name, count in sorted(self.by_annotator.items()))
-        parts = [
-            f"{self.path}: {self.rows} rows annotated{earlier}, {self.with_span} with a span",
-            f"{self.spans} spans" + (f" ({marked} before merging)" if marked else ""),
-        ]
+        parts = [f"{self.path}: {self.rows} rows annotated{earlier}, {self.with_span} with a span"]
+        parts.append(f"{self.spans} spans" + (f" ({marked} before merging)" if marked else ""))
         if self.set_aside:
             parts.append(f"{self.set_aside} rows set aside in {failures_path(self.path).name}")
         for name, counts in sorted(self.counts.items()):
@@ -105,13 +97,8 @@ def annotate_rows(
     Args:
         rows: Rows with `id` (distinct), `completion`, and optionally `prompt` and `negative_spans`.
         annotators: Who marks. May be empty if rows bring their spans.
-        output: The `.jsonl` file to append to.
+        output: The `.jsonl` file to append to; one made with other settings or rows is refused.
         chunk_size: Rows handed to each annotator at once.
-
-    Raises:
-        ValueError: A row that cannot be used (the message names it), given spans that are no integers, reversed or
-            outside the text, two annotators of one name, spans outside the text from an annotator, or an `output` made
-            with other settings or rows; no row on disk is changed.
     """
     _check(rows, annotators)
     before = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
@@ -130,16 +117,11 @@ def annotate_rows(
         chunk_size=chunk_size, settings=settings, desc="annotating", same=("completion",), tally=tally,
     )  # fmt: skip
     new = {a.name: Counter(getattr(a, "counts", {})) - then for a, then in zip(annotators, before, strict=True)}
+    counts = {name: dict(kinds) for name, kinds in new.items() if kinds}
     return AnnotationReport(
-        path=report.path,
-        rows=report.rows,
-        by_annotator=dict(by_annotator),
-        set_aside=report.failed,
-        counts={name: dict(counts) for name, counts in new.items() if counts},
-        resumed=report.resumed,
-        seconds=report.seconds,
-        **sums,
-    )
+        path=report.path, rows=report.rows, by_annotator=dict(by_annotator), set_aside=report.failed, counts=counts,
+        resumed=report.resumed, seconds=report.seconds, **sums,
+    )  # fmt: skip
 
 
 def _check(rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator]) -> None:
@@ -175,10 +157,8 @@ def _annotated(
         for place, spans in enumerate(found):
             for span in spans:
                 if not 0 <= span.start < span.end <= len(texts[place]):
-                    raise ValueError(
-                        f"{who} marked [{span.start}, {span.end}) in row {chunk[place]['id']!r}, whose text has "
-                        f"{len(texts[place])} characters; it must mark at least one of them, and no others"
-                    )
+                    where = f"row {chunk[place]['id']!r}, whose text has {len(texts[place])} characters"
+                    raise ValueError(f"{who} marked [{span.start}, {span.end}) in {where}; mark some of these only")
                 marks[place].append({**span._asdict(), "by": annotator.name})
         for place, answers in getattr(annotator, "failures", {}).items():
             failed.setdefault(place, []).append({"by": annotator.name, "answers": list(answers)})

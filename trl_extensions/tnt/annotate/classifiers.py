@@ -11,6 +11,7 @@ from ...core.text import TextClassifier, load_profanity_check
 from . import Span, merge_spans
 
 
+WINDOW, STRIDE = 12, 6  # words in a window, and from the start of one to that of the next
 _MAX_SENTENCE_WORDS = 60
 _LINE = re.compile(r"[^\r\n\u2028\u2029]+")
 # Bullet, number, quotation mark or heading in front of a line: never said by anyone, so never unwanted
@@ -26,10 +27,6 @@ _BEFORE_NUMBER = re.compile(
 _DOTTED = re.compile(r"(?!(?i:[ap]\.m))(?:[^\W\d_]\.)+[^\W\d_]|(?!I)[^\W\d_]")  # "e.g", "U.S", an initial
 
 
-WINDOW, STRIDE = 12, 6
-"""Words in a window, and from the start of one to that of the next."""
-
-
 class ClassifierAnnotator:
     """Marks the sentences, or windows of words, to which a sequence classifier gives a label.
 
@@ -41,10 +38,6 @@ class ClassifierAnnotator:
         threshold: A piece is marked if its score is above this; a probability, between 0 and 1.
         unit: `"sentence"`, or `"window"`: `WINDOW` words at a time.
         name: Who marked the spans.
-
-    Raises:
-        ValueError: A value out of range, or a label that the model does not have (the message lists those it has).
-        OSError: The model cannot be found.
     """
 
     def __init__(
@@ -62,31 +55,19 @@ class ClassifierAnnotator:
         self.settings: dict[str, Any] = {"kind": "classifier", "model": str(model), "label": self.label, **settings}
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
-        """The spans of each text; prompts are not looked at."""
         flagged = _above(texts, self.unit, self.threshold, self._classifier.score)
-        return [[Span(start, end, self.label) for start, end in merge_spans(spans)] for spans in flagged]
+        return [[Span(start, end, str(self.label)) for start, end in merge_spans(spans)] for spans in flagged]
 
 
 class ProfanityAnnotator:
     """Marks profanity by the linear model of the package `alt-profanity-check`, which runs in moments without a GPU.
 
     In a piece above the threshold only the words are marked that are above it by themselves; the whole piece if none
-    is. Training then removes few tokens, which is what leaves the rest in place.
-
-    Args:
-        threshold, unit, name: See `ClassifierAnnotator`.
-
-    Raises:
-        ImportError: `alt-profanity-check` is not installed.
-        ValueError: A value out of range.
+    is. Training then removes few tokens, which is what leaves the rest in place. Arguments: see `ClassifierAnnotator`.
     """
 
     def __init__(
-        self,
-        threshold: float = 0.5,
-        unit: Literal["sentence", "window"] = "sentence",
-        *,
-        name: str = "profanity",
+        self, threshold: float = 0.5, unit: Literal["sentence", "window"] = "sentence", *, name: str = "profanity"
     ):
         settings = _checked(threshold, unit)
         self._score = load_profanity_check()
@@ -94,7 +75,6 @@ class ProfanityAnnotator:
         self.settings: dict[str, Any] = {"kind": "profanity", "narrow": True, **settings}
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
-        """The spans of each text, sorted; prompts are not looked at."""
         flagged = _above(texts, self.unit, self.threshold, self._score)
         words = [
             [[(match[0], match.span()) for match in _WORD.finditer(text, *span)] for span in spans]
@@ -142,24 +122,25 @@ def pieces(text: str, unit: str) -> list[tuple[int, int]]:
 def split_sentences(text: str) -> list[tuple[int, int]]:
     """Offsets [start, end) of the sentences of a text, without the white space around them.
 
-    A line break always ends a sentence; bullets, numbers, quotation marks and headings at the start of a line belong
-    to none. Inside a line `.`, `!`, `?` and `…` do, with closing quotes and brackets, before white space; not after a
-    title ("Dr."), an initial, a dotted abbreviation ("e.g.") or "No." before a number, and not where the text goes on
-    in lower case after a full stop or a closing quote. Chinese and Japanese marks always do.
+    A line break always ends a sentence; bullets, numbers, quotation marks and headings that begin a line are in none.
+    Inside a line `.`, `!`, `?` and `…` do, with closing quotes and brackets, before white space; not after a title
+    ("Dr."), an initial, "e.g." or "No." before a number, nor where the text goes on in lower case after a full stop or
+    a closing quote. Chinese and Japanese marks always do.
     """
     sentences = []
     for line in _LINE.finditer(text):
-        start = _MARKER.match(text, line.start(), line.end()).end()
+        marker = _MARKER.match(text, line.start(), line.end())
+        start = marker.end() if marker else line.start()
         for stop in _STOP.finditer(text, start, line.end()):
             if _ends_sentence(text, start, stop):
                 sentences.append((start, stop.end()))
                 start = stop.end()
         sentences.append((start, line.end()))
-    trimmed = [
-        (start + len(text[start:end]) - len(text[start:end].lstrip()), start + len(text[start:end].rstrip()))
+    return [
+        (end - len(sentence.lstrip()), start + len(sentence.rstrip()))
         for start, end in sentences
+        if (sentence := text[start:end]).strip()
     ]
-    return [(start, end) for start, end in trimmed if start < end]
 
 
 def word_windows(text: str, window: int, stride: int) -> list[tuple[int, int]]:
@@ -175,12 +156,12 @@ def word_windows(text: str, window: int, stride: int) -> list[tuple[int, int]]:
 def _ends_sentence(text: str, start: int, stop: re.Match[str]) -> bool:
     if stop["closer"] is None:  # Chinese and Japanese marks stand for nothing else
         return True
-    following = re.compile(r"\s*(\S?)").match(text, stop.end())[1]
+    following = text[stop.end() :].lstrip()[:1]
     if following.islower() and (stop[0].startswith((".", "…")) or stop["closer"]):
         return False
     if stop[0] != ".":
         return True
-    word = re.search(r"\S*$", text[start : stop.start()])[0].lstrip("\"'“‘([*_")
+    word = re.split(r"\s", text[start : stop.start()])[-1].lstrip("\"'“‘([*_")
     if following.isdigit() and _BEFORE_NUMBER.fullmatch(word):
         return False
     return not (_TITLE.fullmatch(word) or _DOTTED.fullmatch(word))

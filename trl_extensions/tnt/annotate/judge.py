@@ -17,8 +17,7 @@ from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
 from . import Span
 
 
-MAX_QUOTES = 8
-"""Of one text."""
+MAX_QUOTES = 8  # of one text
 
 
 class Quotes(BaseModel):
@@ -68,19 +67,11 @@ class JudgeAnnotator:
     A small model is no judge: of two tried on insults, one of 135M parameters called every text clean, and one of 0.5B
     marked clean texts as often as insults. Look at what a judge marks and misses before training on it.
 
-    Attributes:
-        counts: Over all calls: `unread` and `misquoted` texts (those in `failures`), quotes that are `not_in_text` and
-            so marked nothing, and quotes `over_limit` that were not looked at.
-        failures: Texts of the last call that could not be judged, by position, with all replies.
-
     Args:
         engine: The judge; it is given chat messages.
         task: What is unwanted, in words that complete "Unwanted: ...".
         params: Defaults to greedy decoding with up to 300 new tokens.
         name: Who marked the spans.
-
-    Raises:
-        ValueError: The task is empty.
     """
 
     def __init__(
@@ -88,12 +79,11 @@ class JudgeAnnotator:
     ):
         if not task.strip():
             raise ValueError("`task` is empty; say in a few words what is unwanted")
-        self.engine = engine
-        self.task = " ".join(task.split())
+        self.engine, self.task, self.name = engine, " ".join(task.split()), name
         self.params = params or GenerationParams(max_new_tokens=300)
-        self.name = name
+        # Over all calls: texts `unread` and `misquoted`, quotes `not_in_text` and those `over_limit`, not looked at
         self.counts: Counter[str] = Counter()
-        self.failures: dict[int, tuple[str, ...]] = {}
+        self.failures: dict[int, tuple[str, ...]] = {}  # texts of the last call without a judgement -> all replies
         self.settings: dict[str, Any] = {"kind": "judge", "engine": engine.name, "task": self.task}
         self.settings |= {"max_quotes": MAX_QUOTES, "params": asdict(self.params)}
 
@@ -102,9 +92,8 @@ class JudgeAnnotator:
         found: list[list[Span]] = [[] for _ in texts]
         raw: list[tuple[str, ...]] = [()] * len(texts)
         self.failures = {}
-        questions: dict[int, Prompt] = {
-            i: self._question(texts[i], prompts[i]) for i, text in enumerate(texts) if text.strip()
-        }
+        asked = [i for i, text in enumerate(texts) if text.strip()]
+        questions: dict[int, Prompt] = {i: self._question(texts[i], prompts[i]) for i in asked}
         for tries in (2, 1):  # the second time those that quoted, and nothing of it is in the text
             answers = ask_until_read(self.engine, list(questions.values()), self.params, Quotes, tries=tries)
             misquoted: dict[int, Prompt] = {}

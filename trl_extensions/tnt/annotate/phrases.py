@@ -19,8 +19,6 @@ _NOT_CONTRACTED = rf"(?![{_APOSTROPHES}][tT](?!{_LETTER}))"
 _LAST_LETTERS = re.compile(rf"(?<![{_APOSTROPHES}])(?<![^\W_])[^\W\d_]+$")
 _LETTERS = re.compile(rf"{_LETTER}+")
 _VOWELS = "aeiou"
-_NEVER_DOUBLED = _VOWELS + "chwxy"
-_VARIATION_SELECTORS = ("\ufe00", "\ufe0f")  # behind emoji; marks by category, yet no part of a letter
 
 
 class PhraseAnnotator:
@@ -42,11 +40,6 @@ class PhraseAnnotator:
         first_word: Whether to mark of a phrase only the word it begins with ("Here" of "Here's"). What is trained
             away is then the step into the phrase, and what follows other words stays as it was.
         name: Who marked the spans.
-
-    Raises:
-        ValueError: Nothing to look for, an empty phrase, or a pattern that is no regular expression or matches the
-            empty string.
-        TypeError: One string in place of a list, or an entry that is no string.
     """
 
     def __init__(
@@ -64,9 +57,7 @@ class PhraseAnnotator:
         if not phrases and not patterns:
             raise ValueError("no phrases and no patterns: give at least one to look for")
         flags = re.IGNORECASE if ignore_case else re.NOFLAG
-        self.name = name
-        self.whole_words = whole_words
-        self.first_word = first_word
+        self.name, self.whole_words, self.first_word = name, whole_words, first_word
         self.settings: dict[str, Any] = {
             "kind": "phrases", "phrases": phrases, "patterns": patterns, "ignore_case": ignore_case,
             "whole_words": whole_words, "inflections": inflections, "first_word": first_word,
@@ -96,11 +87,7 @@ class PhraseAnnotator:
 
 
 def load_phrases(path: str | os.PathLike) -> list[str]:
-    """The distinct phrases of a `.txt` file (one a line, where `#` begins a comment) or a `.json` list of strings.
-
-    Raises:
-        ValueError: There is no such file, or it cannot be read or holds no phrase.
-    """
+    """The distinct phrases of a `.txt` file (one a line, where `#` begins a comment) or a `.json` list of strings."""
     lines: list[Any] = [row.get("text") for row in read_rows(path)]
     if os.fspath(path).endswith(".txt"):
         lines = [phrase for line in lines if (phrase := re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip())]
@@ -110,10 +97,7 @@ def load_phrases(path: str | os.PathLike) -> list[str]:
 
 
 def inflected_forms(word: str) -> list[str]:
-    """A word and its regular English inflections: plural or third person, past tense and -ing form, if long enough.
-
-    Some forms are no words ("stupids"): they do not occur, so matching them does no harm.
-    """
+    """A word with its regular English inflections (-s, -ed, -ing); some are no words ("stupids"): they never occur."""
     forms = {word[: len(word) - cut] + ending for cut, ending in _endings(word.lower())}
     if word.isupper() and len(word) > 1:
         forms |= {form.upper() for form in forms}
@@ -125,7 +109,7 @@ def _endings(word: str) -> set[tuple[int, str]]:
     last, before = word[-1], word[-2:-1]
     # One vowel between consonants, the second of which is doubled: "hit", "hitting". In a word of one syllable always,
     # so that "star" is not in "stare"'s "stared"; in longer ones sometimes ("travelled", "traveled").
-    doubles = bool(re.search(rf"(?:[^{_VOWELS}]|qu)[{_VOWELS}][^{_NEVER_DOUBLED}]$", word))
+    doubles = bool(re.search(rf"(?:[^{_VOWELS}]|qu)[{_VOWELS}][^{_VOWELS}chwxy]$", word))
     single = doubles and not re.search(rf"[{_VOWELS}y]+[^{_VOWELS}y]+[{_VOWELS}]", word.replace("qu", "q"))
     if last == "y" and before and before not in _VOWELS:
         ends = {(1, "ies")}
@@ -164,9 +148,8 @@ def _literal(word: str) -> str:
 
 def _cuts_a_letter(text: str, start: int, end: int) -> bool:
     """Whether the span begins or ends between a letter and its accent or vowel sign, which `\\w` does not match."""
-    first, last = _VARIATION_SELECTORS
-    neighbours = text[start - 1 : start] + text[end : end + 1]
-    return any(unicodedata.category(char) in ("Mn", "Mc") and not first <= char <= last for char in neighbours)
+    neighbours = re.sub("[\ufe00-\ufe0f]", "", text[start - 1 : start] + text[end : end + 1])  # emoji have these
+    return any(unicodedata.category(char) in ("Mn", "Mc") for char in neighbours)
 
 
 def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
