@@ -49,7 +49,7 @@ class Pair:
     group: str | None = None
 
 
-Row = TypeVar("Row", Example, Pair)
+Row = TypeVar("Row", bound=Example | Pair)
 
 
 def load_examples(
@@ -88,23 +88,31 @@ def load_examples(
     """
     if text_template is not None and text_column is not None:
         raise ValueError("give `text_template` or `text_column`, not both")
-    if label_column is None and class_names is None:
-        raise ValueError("without `label_column` the classes are unknown; give `class_names`")
     source, rows, declared = _open_source(source, split)
+    labels: list[int | None] = [None] * len(rows)
     if label_column is not None:
-        values = [_value(row, label_column, here) for here, row in rows]
-        names, labels = _read_labels(values, [here for here, _ in rows], class_names, declared.get(label_column))
+        known = declared.get(label_column) if class_names is None else class_names
+        names, labels = _read_labels(rows, label_column, known, source)
+    elif class_names is not None:
+        names = _checked_names(class_names)
     else:
-        names, labels = _checked_names(class_names), [None] * len(rows)
-    fields = _template_fields(text_template) if text_template is not None else None
-    examples, ids = [], _Ids()
-    for (here, row), label in zip(rows, labels, strict=True):
-        text = _fill(text_template, fields, row, here) if fields else _text(row, text_column, here)
-        key = ids.of(row, text)
-        if _matches(row, where, here):
-            examples.append(Example(key, text, label, _group(row, group_column, here)))
+        raise ValueError("without `label_column` the classes are unknown; give `class_names`")
+    if text_template is not None:
+        pieces = _template_pieces(text_template)
+        texts = [_fill(pieces, row, here) for here, row in rows]
+    else:
+        texts = [_text(row, text_column, here) for here, row in rows]
+    examples = [
+        Example(key, text, label, _group(row, group_column, here))
+        for (here, row), key, text, label in zip(rows, _ids(rows, texts), texts, labels, strict=True)
+        if _matches(row, where, here)
+    ]
     examples = _limited(examples, source, where, limit, seed)
-    _warn_of_contradictions(source, examples)
+    by_text = defaultdict(set)
+    for example in examples:
+        by_text[example.text].add(example.label)
+    if bad := sum(len(values - {None}) > 1 for values in by_text.values()):
+        logger.warning("%s: %d texts occur with different labels; no model can get all of them right", source, bad)
     return examples, names
 
 
@@ -129,21 +137,20 @@ def load_pairs(
     """
     source, rows, _ = _open_source(source, split)
     has_prompts = any("prompt" in row for _, row in rows)
-    pairs, ids, equal = [], _Ids(), 0
+    texts = []
     for here, row in rows:
         prompt = _value(row, "prompt", here) if has_prompts else None
-        better, worse = (
-            _answered(prompt, _value(row, column, here), f"{here}, column {column!r}")
-            for column in ("chosen", "rejected")
-        )
-        key = ids.of(row, better + "\x00" + worse)
+        answers = {column: _value(row, column, here) for column in ("chosen", "rejected")}
+        texts.append([_answered(prompt, own, f"{here}, column {column!r}") for column, own in answers.items()])
+    pairs, equal = [], 0
+    for (here, row), key, both in zip(rows, _ids(rows, map("\x00".join, texts)), texts, strict=True):
         if not _matches(row, where, here):
             continue
-        if better == worse:
+        if both[0] == both[1]:
             equal += 1
             continue
         swapped = random.Random(f"{seed}/{key}").random() < 0.5
-        first, second = (worse, better) if swapped else (better, worse)
+        first, second = reversed(both) if swapped else both
         pairs.append(Pair(key, first, second, int(swapped), _group(row, group_column, here)))
     if equal:
         logger.warning("%s: left out %d pairs of equal texts", source, equal)
@@ -158,39 +165,7 @@ def flatten_chat(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages)
 
 
-def split_halves(examples: Sequence[Row], *, share: float = 0.5, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split into rows whose true labels the weak models see, and rows that they will label (arXiv 2312.09390, 3).
-
-    Returns both parts, neither empty, each in the order of `examples`. Rows of one `group` stay together: the first
-    part is filled with groups in random order up to `share` of the rows, or one group beyond it where that is nearer.
-    Without groups each class is split by `share`, to within a row.
-    """
-    return _divide(examples, share, seed, _HALVES)
-
-
-def take_slice(examples: Sequence[Row], share: float, *, seed: int) -> tuple[list[Row], list[Row]]:
-    """Set a slice of rows aside, for calibration: `(slice, rest)`, otherwise as `split_halves`."""
-    return _divide(examples, share, seed, _SLICE)
-
-
-def _divide(examples: Sequence[Row], share: float, seed: int, stream: int) -> tuple[list[Row], list[Row]]:
-    if not 0 < share < 1:
-        raise ValueError(f"the share is {share}; give a number between 0 and 1")
-    if len(examples) < 2:
-        raise ValueError(f"{len(examples)} rows cannot be split; give at least two")
-    random = np.random.default_rng([stream, seed])
-    if any(row.group is not None for row in examples):
-        first = _whole_groups(examples, share, random)
-    else:
-        first = _by_class(examples, share, random)
-    if not 0 < len(first) < len(examples):
-        raise ValueError(
-            f"a share of {share} of {len(examples)} rows leaves one part empty; give more rows or another share"
-        )
-    return (
-        [row for i, row in enumerate(examples) if i in first],
-        [row for i, row in enumerate(examples) if i not in first],
-    )
+# Rows of a source, and what is in them
 
 
 def _open_source(source: str | os.PathLike, split: str) -> tuple[str, list[tuple[str, dict[str, Any]]], dict]:
@@ -212,13 +187,10 @@ def _value(row: dict[str, Any], column: str, here: str) -> Any:
 
 
 def _text(row: dict[str, Any], column: str | None, here: str) -> str:
+    column = column or next((name for name in TEXT_COLUMNS if name in row), None)
     if column is None:
-        column = next((name for name in TEXT_COLUMNS if name in row), None)
-        if column is None:
-            raise ValueError(
-                f"{here} has none of the columns {', '.join(TEXT_COLUMNS)}; name the column of the text, available: "
-                f"{', '.join(map(str, row)) or 'none'}"
-            )
+        tried, known = ", ".join(TEXT_COLUMNS), ", ".join(map(str, row)) or "none"
+        raise ValueError(f"{here} has none of the columns {tried}; name the column of the text, available: {known}")
     return _as_text(_value(row, column, here), f"{here}, column {column!r}")
 
 
@@ -239,41 +211,38 @@ def _as_text(value: Any, here: str) -> str:
 
 def _answered(prompt: Any, answer: Any, here: str) -> str:
     """An answer with its prompt in front, as `load_pairs` describes it."""
-    if prompt is None or prompt == "" or prompt == []:
+    is_chat = isinstance(answer, (list, tuple)) and len(answer) > 0
+    starts_anew = is_chat and isinstance(answer[0], Mapping) and answer[0].get("role") != "assistant"
+    if prompt in (None, "", []) or starts_anew:
         return _as_text(answer, here)
-    if isinstance(answer, (list, tuple)) and answer:
-        first = answer[0]
-        if isinstance(first, Mapping) and first.get("role") != "assistant":
-            return _as_text(answer, here)
-    else:
+    if not is_chat:
         answer = [{"role": "assistant", "content": _as_text(answer, here)}]
     if not isinstance(prompt, (list, tuple)):
         prompt = [{"role": "user", "content": prompt}]
     return _as_text([*prompt, *answer], here)
 
 
-def _template_fields(template: str) -> list[str]:
+def _template_pieces(template: str) -> list[tuple[str, str | None]]:
+    """Each text of a template and the column behind it, if any."""
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        pieces = [(text, column) for text, column, _, _ in string.Formatter().parse(template)]
     except ValueError as error:
         raise ValueError(f"`text_template` {template!r} cannot be read ({error}); write a brace as {{{{") from None
-    if not fields or "" in fields:
+    columns = [column for _, column in pieces if column is not None]
+    if not columns or "" in columns:
         raise ValueError(f"`text_template` {template!r} must name columns in braces, such as {{text}}")
-    return fields
+    return pieces
 
 
-def _fill(template: str, fields: list[str], row: dict[str, Any], here: str) -> str:
+def _fill(pieces: list[tuple[str, str | None]], row: dict[str, Any], here: str) -> str:
     values = {}
-    for column in fields:
+    for column in (column for _, column in pieces if column is not None):
         value = _value(row, column, here)
-        values[column] = value if isinstance(value, (int, float, str)) or value is None else _as_text(value, here)
-    if all(value is None or not str(value).strip() for value in values.values()):
-        raise ValueError(f"{here}: the columns {', '.join(fields)} of the template are all empty; delete the row")
-    pieces = string.Formatter().parse(template)
-    filled = "".join(
-        text + ("" if name is None or values[name] is None else str(values[name])) for text, name, *_ in pieces
-    )
-    return _as_text(filled, here)
+        is_plain = isinstance(value, (int, float, str))
+        values[column] = "" if value is None else str(value) if is_plain else _as_text(value, here)
+    if not any(value.strip() for value in values.values()):
+        raise ValueError(f"{here}: the columns {', '.join(values)} of the template are all empty; delete the row")
+    return _as_text("".join(text + (values[column] if column else "") for text, column in pieces), here)
 
 
 def _matches(row: dict[str, Any], where: Mapping[str, Any] | None, here: str) -> bool:
@@ -285,43 +254,56 @@ def _group(row: dict[str, Any], column: str | None, here: str) -> str | None:
     return None if value is None else str(value)
 
 
-class _Ids:
-    """Gives out ids, each once: that of the row, or the first 12 hexadecimal digits of its text's SHA-256."""
-
-    def __init__(self) -> None:
-        self._given: set[str] = set()
-        self._next: Counter[str] = Counter()
-
-    def of(self, row: dict[str, Any], text: str) -> str:
+def _ids(rows: Iterable[tuple[str, dict[str, Any]]], texts: Iterable[str]) -> list[str]:
+    """Ids, each once: those of the rows, or the first 12 hexadecimal digits of their texts' SHA-256."""
+    given: dict[str, None] = {}
+    repeats: Counter[str] = Counter()
+    for (_, row), text in zip(rows, texts, strict=True):
         own = row.get("id")
-        base = (
-            str(own) if isinstance(own, (str, int)) and own != "" else hashlib.sha256(text.encode()).hexdigest()[:12]
-        )
-        key = base
-        while key in self._given:
-            self._next[base] += 1
-            key = f"{base}-{self._next[base] + 1}"
-        self._given.add(key)
-        return key
+        if not isinstance(own, (str, int)) or own == "":
+            own = hashlib.sha256(text.encode()).hexdigest()[:12]
+        key = base = str(own)
+        while key in given:
+            repeats[base] += 1
+            key = f"{base}-{repeats[base] + 1}"
+        given[key] = None
+    return list(given)
 
 
-def _limited(rows: list, source: str, where: Mapping[str, Any] | None, limit: int | None, seed: int) -> list:
+def _limited(rows: list[Row], source: str, where: Mapping[str, Any] | None, limit: int | None, seed: int) -> list[Row]:
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; give at least 1, or none for all rows")
     if not rows:
         raise ValueError(f"{source}: no row is left" + (f" where {dict(where)}; check the values" if where else ""))
-    if limit is None:
-        return rows
-    random.Random(seed).shuffle(rows)
+    if limit is not None:
+        random.Random(seed).shuffle(rows)
     return rows[:limit]
 
 
-def _warn_of_contradictions(source: str, examples: list[Example]) -> None:
-    labels = defaultdict(set)
-    for example in examples:
-        labels[example.text].add(example.label)
-    if bad := sum(len(values - {None}) > 1 for values in labels.values()):
-        logger.warning("%s: %d texts occur with different labels; no model can get all of them right", source, bad)
+# Classes
+
+
+def _read_labels(
+    rows: list[tuple[str, dict[str, Any]]], column: str, names: Sequence[str] | None, source: str
+) -> tuple[list[str], list[int | None]]:
+    """Class names, found in the column if they are not given, and the index of each row's class among them."""
+    keys = [_label_key(_value(row, column, here), here) for here, row in rows]
+    names = _checked_names(_names_from({key for key in keys if key is not None}, source) if names is None else names)
+    index: dict[str | None, int | None] = {None: None} | {name: i for i, name in enumerate(names)}
+    if not any(name.isdecimal() for name in names):  # else 1 could mean the class of that name or of that index
+        index |= {str(i): i for i in range(len(names))}
+    for key, (here, _) in zip(keys, rows, strict=True):
+        if key not in index:
+            raise ValueError(f"{here}: label {key!r} is none of the classes {', '.join(names)}; correct it or name it")
+    return names, [index[key] for key in keys]
+
+
+def _label_key(value: Any, here: str) -> str | None:
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{here}: label {value!r:.40} is {type(value).__name__}; give a class's index or its name")
+    return (value or "").strip() or None
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:
@@ -331,58 +313,61 @@ def _checked_names(names: Sequence[str]) -> list[str]:
     return names
 
 
-def _read_labels(
-    values: list[Any], places: list[str], class_names: Sequence[str] | None, declared: list[str] | None
-) -> tuple[list[str], list[int | None]]:
-    """Class names, and the index of each value among them."""
-    keys = [_label_key(value, here) for value, here in zip(values, places, strict=True)]
-    known = [key for key in keys if key is not None]
-    if class_names is None and declared is None:
-        class_names = _names_from(known, places[0].rpartition(":")[0])
-    names = _checked_names(class_names if class_names is not None else declared)
-    index = {name: i for i, name in enumerate(names)}
-    if not any(name.isdecimal() for name in names):  # else 1 could mean the class of that name or of that index
-        index |= {str(i): i for i in range(len(names))}
-    for key, here in zip(keys, places, strict=True):
-        if key is not None and key not in index:
-            raise ValueError(f"{here}: label {key!r} is none of the classes {', '.join(names)}; correct it or name it")
-    return names, [None if key is None else index[key] for key in keys]
-
-
-def _label_key(value: Any, here: str) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, (bool, int)):
-        return str(int(value))
-    if not isinstance(value, str):
-        raise ValueError(f"{here}: label {value!r:.40} is {type(value).__name__}; give a class's index or its name")
-    return value.strip() or None
-
-
-def _names_from(keys: list[str], source: str) -> list[str]:
-    distinct = sorted(set(keys))
+def _names_from(keys: set[str], source: str) -> list[str]:
+    distinct = sorted(keys)
     if not distinct:
         raise ValueError(f"{source}: no row has a label; give `class_names`, or another `label_column`")
     if all(key.isdecimal() for key in distinct):
         highest = max(map(int, distinct))
         if highest > 1 and len(distinct) <= highest:
-            missing = next(str(i) for i in range(highest) if str(i) not in distinct)
-            raise ValueError(
-                f"{source}: labels go up to {highest}, but {missing} does not occur; number the classes from 0, or "
-                "give `class_names`"
-            )
+            absent = next(i for i in range(highest) if str(i) not in keys)
+            reason = f"labels go up to {highest}, but {absent} does not occur"
+            raise ValueError(f"{source}: {reason}; number the classes from 0, or give `class_names`")
         return [str(i) for i in range(max(highest + 1, 2))]
     if len(distinct) == 1:
         raise ValueError(f"{source}: every label is {distinct[0]!r}; give `class_names` with the other classes")
     return distinct
 
 
+# Two parts of them
+
+
+def split_halves(examples: Sequence[Row], *, share: float = 0.5, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split into rows whose true labels the weak models see, and rows that they will label (arXiv 2312.09390, 3).
+
+    Returns both parts, neither empty, each in the order of `examples`. Rows of one `group` stay together: the first
+    part is filled with groups in random order up to `share` of the rows, or one group beyond it where that is nearer.
+    Without groups each class is split by `share`, to within a row.
+    """
+    return _divide(examples, share, seed, _HALVES)
+
+
+def take_slice(examples: Sequence[Row], share: float, *, seed: int) -> tuple[list[Row], list[Row]]:
+    """Set a slice of rows aside, for calibration: `(slice, rest)`, otherwise as `split_halves`."""
+    return _divide(examples, share, seed, _SLICE)
+
+
+def _divide(examples: Sequence[Row], share: float, seed: int, stream: int) -> tuple[list[Row], list[Row]]:
+    number = len(examples)
+    if not 0 < share < 1:
+        raise ValueError(f"the share is {share}; give a number between 0 and 1")
+    if number < 2:
+        raise ValueError(f"{number} rows cannot be split; give at least two")
+    random = np.random.default_rng([stream, seed])
+    by_group = any(row.group is not None for row in examples)
+    first = (_whole_groups if by_group else _by_class)(examples, share, random)
+    if not 0 < len(first) < number:
+        raise ValueError(f"a share of {share} of {number} rows leaves one part empty; give more rows or another share")
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for i, row in enumerate(examples):
+        parts[i not in first].append(row)
+    return parts
+
+
 def _by_class(examples: Sequence[Row], share: float, random: np.random.Generator) -> set[int]:
     """Systematic sampling along the rows sorted by class: every class, and all together, gets its share +- 1."""
-    order = random.permutation(len(examples))
-    order = sorted(order.tolist(), key=lambda i: -1 if examples[i].label is None else examples[i].label)
+    labels = [-1 if row.label is None else row.label for row in examples]
+    order = sorted(random.permutation(len(examples)).tolist(), key=labels.__getitem__)
     marks = np.floor(np.arange(len(order) + 1) * share + random.random())
     return {i for i, before, after in zip(order, marks, marks[1:], strict=False) if after > before}
 
@@ -391,23 +376,19 @@ def _whole_groups(examples: Sequence[Row], share: float, random: np.random.Gener
     groups = defaultdict(list)
     for i, row in enumerate(examples):
         groups[("row", i) if row.group is None else ("group", row.group)].append(i)
-    if len(groups) < 2:
-        raise ValueError(
-            f"all {len(examples)} rows are of group {examples[0].group!r}, which must stay whole; give rows of more "
-            "groups, or no group column"
-        )
-    wanted = share * len(examples)
-    members = list(groups.values())
+    members, wanted = list(groups.values()), share * len(examples)
+    if len(members) < 2:
+        rows = f"all {len(examples)} rows are of group {examples[0].group!r}, which must stay whole"
+        raise ValueError(f"{rows}; give rows of more groups, or no group column")
     first: set[int] = set()
     others: list[list[int]] = []
-    for place in random.permutation(len(members)):
-        if len(first) + len(members[place]) <= wanted:
-            first.update(members[place])
+    for group in (members[place] for place in random.permutation(len(members))):
+        if len(first) + len(group) <= wanted:
+            first.update(group)
         else:
-            others.append(members[place])
+            others.append(group)
     # One that does not fit may still come nearer than none
-    short = wanted - len(first)
-    nearest = min(others, key=lambda group: len(group))
+    short, nearest = wanted - len(first), min(others, key=len)
     if not first or len(nearest) - short < short:
         first.update(nearest)
     return first
