@@ -23,6 +23,14 @@ def check_least(arguments: Any, **least: int) -> None:
             raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
 
 
+def check_choices(arguments: Any, *names: str) -> None:
+    """Raise a one-line `ValueError` for a field that is none of its choices; YAML files go by the parser's check."""
+    for name in names:
+        choices, value = arguments.__dataclass_fields__[name].metadata["choices"], getattr(arguments, name)
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+
+
 def renamed(**names: str) -> Callable[[_Class], _Class]:
     """Let a dataclass take its fields by their old names too (old="new"), as keyword arguments and as attributes.
 

@@ -2,7 +2,8 @@
 
 A strong model with predictions p learns from the soft labels q of weaker ones. Plain imitation copies their mistakes;
 the other objectives let the strong model disagree (arXiv 2312.09390, section 4.3 and appendix A; used for safety,
-toxicity and law in arXiv 2410.12621).
+toxicity and law in arXiv 2410.12621). They take logits `(B, K)` and soft labels `(B, K)`, rows on the simplex, and
+compute in float32, or float64 for float64 logits; shapes that differ and settings out of range raise a `ValueError`.
 
 | loss | target of the cross-entropy |
 | --- | --- |
@@ -23,15 +24,7 @@ _LOWEST = torch.finfo(torch.float32).tiny  # a probability that underflowed to 0
 
 
 def soft_cross_entropy(logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the model under the soft labels.
-
-    Args:
-        logits: `(B, K)`, K >= 2, here as below; `ValueError` for shapes that differ.
-        soft_labels: `(B, K)`, rows on the simplex.
-
-    Returns:
-        `(B,)` nats; float32, or float64 for float64 logits.
-    """
+    """Cross-entropy `(B,)`, nats, of the model under the soft labels."""
     logits, soft_labels = _checked(logits, soft_labels)
     return _cross_entropy(torch.log_softmax(logits, dim=-1), soft_labels)
 
@@ -43,23 +36,17 @@ def confidence_loss(
     prior: torch.Tensor | None = None,
     threshold: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy under soft labels mixed with the strong model's own predicted class.
+    """Cross-entropy `(B,)`, nats, under soft labels mixed with the class the strong model predicts itself, detached.
 
     The class is predicted after the model's thresholds were moved so that its predictions follow `prior`. For
     K = 2 and the defaults this is the published rule: class 0 if p_0 >= the linear quantile of p_0 over the batch at
     the mean soft label of class 1. See `threshold_for` for more classes.
 
     Args:
-        logits: `(B, K)`.
-        soft_labels: `(B, K)`, rows on the simplex.
         coef: Weight of the predicted class, from 0 (soft cross-entropy) to 1.
         prior: `(K,)`, class shares to match; a class to which it gives exactly 0 is never predicted. None: the batch
             mean of the soft labels (the published rule, in which the top row has class 0 even at a prior of 0).
-        threshold: `(K,)` on the simplex, used in place of one computed from the batch: the class with the highest
-            p_k / threshold_k, the lower one on ties. A scalar t (K = 2) stands for (t, 1 - t): class 0 if p_0 >= t.
-
-    Returns:
-        `(B,)` nats. The target is detached.
+        threshold: As `predicted_class` takes it, in place of one computed from the batch.
     """
     if not 0 <= coef <= 1:
         raise ValueError(f"coef must be in [0, 1], got {coef}")
@@ -80,17 +67,11 @@ def confidence_loss(
 def product_loss(
     logits: torch.Tensor, soft_labels: torch.Tensor, alpha: float = 1.0, beta: float = 1.0
 ) -> torch.Tensor:
-    """Cross-entropy under the product of both models' predictions, `p^beta * q^alpha`, renormalised.
+    """Cross-entropy `(B,)`, nats, under the product of both models' predictions, `p^beta * q^alpha`, renormalised.
 
-    Args:
-        logits: `(B, K)`.
-        soft_labels: `(B, K)`, rows on the simplex.
-        alpha: Weight of the weak labels, at least 0.
-        beta: Weight of the strong model, at least 0; 0 (with alpha 1) is soft cross-entropy.
-
-    Returns:
-        `(B,)` nats. The target is detached, and computed from logarithms: finite for all finite logits, whatever zeros
-        the soft labels have. Where the product is 0 for every class (logits of -inf), the soft labels are the target.
+    Both exponents are at least 0; beta 0 with alpha 1 is soft cross-entropy. The target is detached, and computed from
+    logarithms: finite for all finite logits, whatever zeros the soft labels have. Where the product is 0 for every
+    class (logits of -inf), the soft labels are the target.
     """
     if not (alpha >= 0 and beta >= 0):
         raise ValueError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
@@ -106,15 +87,9 @@ def product_loss(
 
 
 def reverse_kl_loss(logits: torch.Tensor, soft_labels: torch.Tensor) -> torch.Tensor:
-    """KL(strong || weak) from the model's predictions to the soft labels.
+    """KL(strong || weak) `(B,)`, nats, from the model's predictions to the soft labels.
 
-    Args:
-        logits: `(B, K)`.
-        soft_labels: `(B, K)`, rows on the simplex. Entries below 1e-6 count as 1e-6 and rows are renormalised, which
-            keeps the divergence finite, and 0 at its optimum.
-
-    Returns:
-        `(B,)` nats, 0 where both agree.
+    Of these, entries below 1e-6 count as 1e-6 and rows are renormalised: it stays finite, and is 0 where both agree.
     """
     logits, soft_labels = _checked(logits, soft_labels)
     logps = torch.log_softmax(logits, dim=-1)
@@ -133,13 +108,8 @@ def threshold_for(probs: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
     predicted as it is due (the prior times N, rounded so that the sum is N), given the thresholds of the others, until
     all counts agree, to one row in a thousand. Deterministic.
 
-    Args:
-        probs: `(N, K)` probabilities, N >= 1, on any device.
-        prior: `(K,)`, each class's share.
-
-    Returns:
-        `(K,)` float64 on the CPU, on the simplex: what `predicted_class` takes. A threshold cannot forbid a class for
-        all rows to come: give `predicted_class` the prior as well where it has zeros.
+    Of probabilities `(N, K)`, N >= 1, on any device, and the classes' shares `(K,)`; `(K,)` float64 on the CPU, on the
+    simplex. A threshold cannot forbid a class for all rows to come: give `predicted_class` a prior with zeros as well.
     """
     probs = probs.detach().cpu()
     prior = prior.detach().to("cpu", probs.dtype)
@@ -154,16 +124,12 @@ def threshold_for(probs: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
 def predicted_class(
     probs: torch.Tensor, threshold: torch.Tensor | float | None = None, prior: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The class whose probability is highest in proportion to its threshold.
+    """The class `(N,)`, int64, whose probability, of `(N, K)`, is highest in proportion to its threshold.
 
     Args:
-        probs: `(N, K)`.
         threshold: `(K,)` on the simplex: argmax of `probs / threshold`, the lower class on ties. A scalar t stands for
             `(t, 1 - t)` and needs K = 2: the first class wherever its probability is at least t. None: plain argmax.
         prior: `(K,)`; a class to which it gives exactly 0 is never predicted. None: every class may be.
-
-    Returns:
-        `(N,)` int64.
     """
     number = probs.shape[1]
     threshold = _as_vector(threshold, number)
@@ -235,10 +201,8 @@ def _due_counts(rows: int, prior: torch.Tensor) -> list[int]:
 def _checked(logits: torch.Tensor, soft_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in at least float32; the soft labels without gradient."""
     if logits.ndim != 2 or logits.shape != soft_labels.shape or logits.shape[1] < 2:
-        raise ValueError(
-            "logits and soft_labels must both be (B, K) with K >= 2, got "
-            f"{tuple(logits.shape)} and {tuple(soft_labels.shape)}"
-        )
+        shapes = f"{tuple(logits.shape)} and {tuple(soft_labels.shape)}"
+        raise ValueError(f"logits and soft_labels must both be (B, K) with K >= 2, got {shapes}")
     logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     return logits, soft_labels.detach().to(logits)
 

@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from ..data.collator import DataCollatorForWeakLabels
 from ..data.prepare import ROW_COLUMNS, classes_of, mean_soft_label, prepare_rows, weigh_by_confidence
 from .configs import WeakToStrongConfig
 from .features import features, head_logits, head_of
-from .objective import LearnsFromWeakLabels, WeakSupervision
+from .objective import PAPER, LearnsFromWeakLabels, WeakSupervision
 
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,8 @@ _HEADS = ("score", "classifier", "classification_head")
 class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
     """Weak-to-strong generalisation (arXiv 2312.09390, 2410.12621) for text classification with K >= 2 classes.
 
-    LoRA, QLoRA, full fine-tuning, gradient accumulation and `accelerate launch` work as in `RewardTrainer`; with
-    `linear_probe` only the head is trained. Every row of an optimizer step counts the same, times its weight, however
-    the step is cut into micro-batches and devices.
+    LoRA, QLoRA, full fine-tuning, accumulation and `accelerate launch` work as in `RewardTrainer`. Every row of an
+    optimizer step counts the same, times its weight, however the step is cut into micro-batches and devices.
 
     Args:
         model: Model id, path, `PreTrainedModel` for sequence classification or `PeftModel` of one. By name it gets a
@@ -70,7 +70,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
             rows have them, otherwise the soft labels `(N, K)`.
         callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: As in `Trainer`.
         quantization_config: For a model given by name.
-        peft_config: Wraps the model; the head is trained along. Prompt learning methods are not supported.
+        peft_config: Wraps the model; the head is trained along.
 
     Logged, averaged over rows: `agreement` (the model's class is the one the weak label favours), `confidence` (the
     probability of the model's class), `loss_coef` (weight of the model's own view, see `Objective`). `evaluate`
@@ -84,18 +84,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
 
     _tag_names = ["trl", "weak-to-strong"]  # noqa: RUF012 (TRL's own convention)
     _name = "Weak-to-strong"
-    _paper = {  # noqa: RUF012
-        "title": "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
-        "id": "2312.09390",
-        # docstyle-ignore
-        "citation": """\
-@article{burns2023weak,
-    title   = {{Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision}},
-    author  = {Collin Burns and Pavel Izmailov and Jan Hendrik Kirchner and Bowen Baker and Leo Gao and others},
-    year    = 2023,
-    eprint  = {arXiv:2312.09390}
-}""",
-    }
+    _paper = PAPER
     _redirect = ForwardRedirection()
 
     def __init__(
@@ -141,9 +130,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
         if args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs are visible to one process: use `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
-            )
+            raise ValueError("Several GPUs are visible to one process: use `accelerate launch`, or show it only one.")
         self.model.add_model_tags(self._tag_names)
         prior = np.full(self.num_labels, 1 / self.num_labels)
         if train_dataset is not None:
@@ -158,22 +145,15 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
     def _prepare_dataset(self, dataset: Dataset, name: str, labelled: bool = True) -> Dataset:
         reject_stream(dataset, name, "weak-to-strong training")
         if "features" in dataset.column_names and not self.args.linear_probe:
-            raise ValueError(
-                f"The {name} dataset has `features`, which only `linear_probe` reads: set it, or drop them."
-            )
+            raise ValueError(f"The {name} dataset has `features`, which only `linear_probe` reads: set it.")
         with global_then_local_main_first():
+            # Every row that is asked about is answered
+            overlong_policy = self.args.overlong_policy if labelled else "truncate"
             dataset = prepare_rows(
-                dataset,
-                self.processing_class,
-                num_labels=self.num_labels,
-                class_names=self.class_names,
-                max_length=self._max_length,
-                # Every row that is asked about is answered
-                overlong_policy=self.args.overlong_policy if labelled else "truncate",
-                name=name,
-                labelled=labelled,
+                dataset, self.processing_class, num_labels=self.num_labels, class_names=self.class_names,
+                max_length=self._max_length, overlong_policy=overlong_policy, name=name, labelled=labelled,
                 num_proc=self.args.dataset_num_proc,
-            )
+            )  # fmt: skip
             if name == "train" and self.args.weight_by_confidence:
                 dataset = weigh_by_confidence(dataset)
         if self.args.linear_probe and "features" not in dataset.column_names:
@@ -183,13 +163,9 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
     def _features(self, dataset: Dataset) -> np.ndarray:
         """`(N, H)`, each process having computed its share."""
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        token_ids = dataset["input_ids"][:]
-        own = features(
-            self.accelerator.unwrap_model(self.model),
-            token_ids[rank::size],
-            batch_tokens=self.args.probe_batch_tokens,
-            progress=not self.args.disable_tqdm and rank == 0,
-        )
+        token_ids, model = dataset["input_ids"][:], self.accelerator.unwrap_model(self.model)
+        shown = not self.args.disable_tqdm and rank == 0
+        own = features(model, token_ids[rank::size], batch_tokens=self.args.probe_batch_tokens, progress=shown)
         everything = np.empty((len(token_ids), own.shape[1]), dtype=own.dtype)
         for place, share in enumerate(gather_object([own]) if size > 1 else [own]):
             everything[place::size] = share
@@ -203,11 +179,15 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         return len(batch["soft_labels"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits, soft_labels, weights = self.weak_logits(model, inputs), inputs["soft_labels"], inputs["weight"]
-        self.observe(logits)
-        progress = self.progress()
-        losses = self.supervision.losses(logits, soft_labels, progress) * weights
-        self._record_rows(logits.detach(), losses.detach(), inputs, self.supervision.objective.coefficient(progress))
+        logits = self.weak_logits(model, inputs)
+        losses, coef = self.weak_losses(logits, inputs["soft_labels"], inputs["weight"])
+        confidence, predicted = logits.detach().softmax(dim=-1).max(dim=-1)
+        agreement = predicted == inputs["soft_labels"].argmax(dim=-1)
+        columns = {"loss": losses.detach(), "agreement": agreement, "confidence": confidence, "loss_coef": coef}
+        averages = {name: (column, torch.ones_like(confidence)) for name, column in columns.items()}
+        if "label" in inputs and not self.model.training:
+            averages["accuracy"] = (predicted == inputs["label"], inputs["label"] >= 0)
+        self.record(averages)
         loss = self.step_loss(losses.sum(), len(losses))
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -228,23 +208,15 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        known = self._true_labels_known
-        return loss, outputs["logits"], inputs["label"] if known else inputs["soft_labels"]
+        return loss, outputs["logits"], inputs["label" if self._true_labels_known else "soft_labels"]
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """As `Trainer.evaluate`; rows that were not prepared yet are."""
         if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
             eval_dataset = self._prepare_dataset(eval_dataset, metric_key_prefix)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def predict(
-        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> Any:
+    def predict(self, test_dataset: Dataset, ignore_keys=None, metric_key_prefix="test") -> Any:
         """As `Trainer.predict`, with logits `(N, K)` as predictions; rows need no labels."""
         dataset = self._prepare_dataset(test_dataset, metric_key_prefix, labelled=False)
         return super().predict(dataset, ignore_keys, metric_key_prefix)
@@ -253,19 +225,6 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         rows = dataloader.dataset
         self._true_labels_known = "label" in rows.column_names and None not in rows["label"]
         return super().evaluation_loop(dataloader, *args, **kwargs)
-
-    def _record_rows(self, logits: torch.Tensor, losses: torch.Tensor, inputs: dict[str, torch.Tensor], coef: float):
-        confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
-        ones, labels = torch.ones_like(confidence), inputs.get("label")
-        columns = {
-            "loss": (losses, ones),
-            "agreement": (predicted == inputs["soft_labels"].argmax(dim=-1), ones),
-            "confidence": (confidence, ones),
-            "loss_coef": (coef * ones, ones),
-        }
-        if labels is not None and not self.model.training:
-            columns["accuracy"] = (predicted == labels, labels >= 0)
-        self.record(columns)
 
 
 def _classes(args: WeakToStrongConfig, dataset: Dataset | None) -> tuple[int, list[str] | None]:
@@ -282,11 +241,9 @@ def _classes(args: WeakToStrongConfig, dataset: Dataset | None) -> tuple[int, li
 def _classes_of_model(model: PreTrainedModel | PeftModel, args: WeakToStrongConfig) -> tuple[int, list[str]]:
     number = model.config.num_labels
     wanted = args.num_labels or (len(args.class_names) if args.class_names else number)
-    if number != wanted or number < 2:
-        raise ValueError(
-            f"The model has {number} classes where {max(2, wanted)} are needed: load it with "
-            f"num_labels={max(2, wanted)}, or give its name instead."
-        )
+    if number != max(2, wanted):
+        needed = max(2, wanted)
+        raise ValueError(f"The model has {number} classes where {needed} are needed: give num_labels={needed} to it.")
     if args.class_names:
         model.config.id2label = dict(enumerate(args.class_names))
         model.config.label2id = {name: place for place, name in enumerate(args.class_names)}
@@ -296,18 +253,14 @@ def _classes_of_model(model: PreTrainedModel | PeftModel, args: WeakToStrongConf
 def _freeze_backbone(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> None:
     if peft_config is not None or isinstance(model, PeftModel):
         raise ValueError("`linear_probe` trains the head alone, and an adapter changes what it reads: drop one.")
-    head = head_of(model)
     model.requires_grad_(False)
-    head.requires_grad_(True)
+    head_of(model).requires_grad_(True)
 
 
 def load_classifier(
-    name: str,
-    args: WeakToStrongConfig,
-    num_labels: int,
-    class_names: list[str] | None,
-    quantization_config: BitsAndBytesConfig | None,
-) -> PreTrainedModel:
+    name: str, args: WeakToStrongConfig, num_labels: int, class_names: list[str] | None,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """A sequence classification model by id or path, float32 unless `args.model_init_kwargs` says otherwise; a head
     that the checkpoint does not have is drawn from the current random state."""
     options = dict(args.model_init_kwargs or {})
@@ -325,7 +278,7 @@ def load_classifier(
         return create_model_from_path(name, AutoModelForSequenceClassification, num_labels=num_labels, **options)
 
 
-def load_tokenizer(model: PreTrainedModel, args: WeakToStrongConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: PreTrainedModel | PeftModel, args: WeakToStrongConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with a model."""
     revision = (args.model_init_kwargs or {}).get("revision")
     return AutoTokenizer.from_pretrained(
@@ -337,8 +290,7 @@ def settle_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """Chat template and padding token; the model needs the latter to find the last token of each text."""
     if args.chat_template_path is not None:
         if os.path.isfile(args.chat_template_path):
-            with open(args.chat_template_path, encoding="utf-8") as file:
-                tokenizer.chat_template = file.read()
+            tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
         else:
             tokenizer.chat_template = AutoTokenizer.from_pretrained(args.chat_template_path).chat_template
     pad_token = args.pad_token or tokenizer.pad_token or tokenizer.eos_token
@@ -377,10 +329,7 @@ def wrap_classifier(
     if isinstance(model, PeftModel):
         trained = {part for name, p in model.named_parameters() if p.requires_grad for part in name.split(".")}
         if not trained.intersection(_HEADS):
-            raise ValueError(
-                "The adapter leaves the classification head frozen: make it with task_type='SEQ_CLS', or add the head "
-                "to its `modules_to_save`."
-            )
+            raise ValueError("The adapter leaves the classification head frozen: make it with task_type='SEQ_CLS'.")
         if args.gradient_checkpointing:
             model.enable_input_require_grads()
             if zero3:

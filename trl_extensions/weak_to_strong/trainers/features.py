@@ -22,10 +22,8 @@ def head_of(model: PreTrainedModel) -> nn.Module:
     """The linear head that reads the last token's state; `ValueError` for a model that pools in another way."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):
-        raise ValueError(
-            f"`linear_probe` needs a model whose head is a linear layer `score` on the last token, which "
-            f"{type(model).__name__} is not: set it to False and freeze the backbone yourself."
-        )
+        needed = "`linear_probe` needs a model whose head is a linear layer `score` on the last token"
+        raise ValueError(f"{needed}, which {type(model).__name__} is not: set it to False.")
     return head
 
 
@@ -39,32 +37,28 @@ def features(
     model: PreTrainedModel, token_ids: Sequence[Sequence[int]], *, batch_tokens: int = 16384, progress: bool = True
 ) -> np.ndarray:
     """States `(N, H)`, float32, that the `score` head reads of N texts: of the last token that is not padding, as
-    transformers pools them. Batches have at most `batch_tokens` tokens, padding included; a longer text goes alone.
-
-    Raises:
-        ValueError: The model pools in another way.
-    """
+    transformers pools them. Batches have at most `batch_tokens` tokens, padding included; a longer text goes alone."""
     head_of(model)
     backbone = getattr(model, model.base_model_prefix)
     device = backbone.get_input_embeddings().weight.device
     pad = model.config.get_text_config().pad_token_id
-    states = np.zeros((len(token_ids), model.config.get_text_config().hidden_size), dtype=np.float32)
-    lengths = [len(ids) for ids in token_ids]
+    pooled = np.zeros((len(token_ids), model.config.get_text_config().hidden_size), dtype=np.float32)
     with eval_mode(model), torch.inference_mode():
-        for rows in in_batches(lengths, batch_tokens, "Computing features", progress=progress):
-            states[rows] = _pooled(backbone, [token_ids[row] for row in rows], pad, device)
-    return states
+        for places in in_batches(list(map(len, token_ids)), batch_tokens, "Computing features", progress=progress):
+            ids, mask = _padded([token_ids[place] for place in places], 0 if pad is None else pad)
+            # A text may end in the padding token itself, which then does not count
+            counted = mask.bool() if pad is None else ids != pad
+            last = (torch.arange(ids.shape[1]) * counted).argmax(dim=-1)
+            inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+            states = backbone(**inputs, use_cache=False, return_dict=True).last_hidden_state
+            of_rows = torch.arange(len(places), device=states.device), last.to(states.device)
+            pooled[places] = states[of_rows].float().cpu().numpy()
+    return pooled
 
 
-def _pooled(backbone: nn.Module, rows: list[Sequence[int]], pad: int | None, device: torch.device) -> np.ndarray:
-    ids, mask = pad_rows(rows, 0 if pad is None else pad), pad_rows([[1] * len(row) for row in rows], 0)
-    # A text may end in the padding token itself, which then does not count
-    counted = mask.bool() if pad is None else ids != pad
-    last = (torch.arange(ids.shape[1]) * counted).argmax(dim=-1)
-    states = backbone(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, return_dict=True
-    ).last_hidden_state
-    return states[torch.arange(len(rows), device=states.device), last.to(states.device)].float().cpu().numpy()
+def _padded(rows: list[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask."""
+    return pad_rows(rows, pad), pad_rows([[1] * len(row) for row in rows], 0)
 
 
 class FeatureStore:
@@ -110,9 +104,8 @@ def sequence_logits(
     padding = model.config.get_text_config().pad_token_id
     logits: list[torch.Tensor | None] = [None] * len(token_ids)
     with eval_mode(model), torch.inference_mode():
-        for places in in_batches([len(ids) for ids in token_ids], batch_tokens, "Scoring texts"):
-            rows = [token_ids[place] for place in places]
-            ids, mask = pad_rows(rows, padding), pad_rows([[1] * len(row) for row in rows], 0)
+        for places in in_batches(list(map(len, token_ids)), batch_tokens, "Scoring texts"):
+            ids, mask = _padded([token_ids[place] for place in places], padding)
             inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
             for place, row in zip(places, model(**inputs, use_cache=False).logits.float().cpu(), strict=True):
                 logits[place] = row

@@ -10,22 +10,23 @@ from ..loss import confidence_loss, product_loss, reverse_kl_loss, soft_cross_en
 
 
 LOSSES = ("soft_ce", "confidence", "product", "reverse_kl")
+PAPER = {
+    "title": "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
+    "id": "2312.09390",
+    # docstyle-ignore
+    "citation": """\
+@article{burns2023weak,
+    title   = {{Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision}},
+    author  = {Collin Burns and Pavel Izmailov and Jan Hendrik Kirchner and Bowen Baker and Leo Gao and others},
+    year    = 2023,
+    eprint  = {arXiv:2312.09390}
+}""",
+}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and its settings.
-
-    Args:
-        loss: One of `LOSSES`.
-        confidence_coef: Weight in [0, 1] of the strong model's own class in the confidence loss.
-        product_alpha: Weight of the weak labels in the product loss.
-        product_beta: Weight of the strong model in the product loss.
-        warmup_ratio: Share of training over which `confidence_coef` or `product_beta` rises linearly from 0.
-
-    Raises:
-        ValueError: A setting that has no meaning.
-    """
+    """One of `LOSSES` and its settings, those of `WeakLossArguments`; `ValueError` for one that has no meaning."""
 
     loss: str = "soft_ce"
     confidence_coef: float = 0.5
@@ -69,8 +70,7 @@ class WeakSupervision:
 
     def match_prior(self, logits: torch.Tensor) -> None:
         """Set the threshold under which the classes of a step's rows, `(N, K)`, are distributed like the prior."""
-        # Of the weights that are trained: remembered thresholds lag behind, and a model whose predictions drift to one
-        # class would be pushed further by them
+        # By the weights of this step: a threshold of earlier ones lags behind, and pushes a drifting model further
         self.threshold = threshold_for(torch.softmax(logits.detach().float(), dim=-1), self.prior)
 
     def losses(self, logits: torch.Tensor, soft_labels: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
@@ -106,13 +106,15 @@ class LearnsFromWeakLabels:
             self.supervision.match_prior(self.accelerator.gather(torch.cat(logits)))
         return batches, num_items
 
-    def observe(self, logits: torch.Tensor) -> None:
-        """Call with the logits `(B, K)` of each micro-batch before its losses are computed."""
-        if self.model.training and self.supervision.needs_threshold and not self._threshold_is_set:
-            self.supervision.match_prior(self.accelerator.gather(logits.detach()))
-
-    def progress(self) -> float:
-        """Share of training that is done, in [0, 1]; 1 in evaluation, which always shows the final objective."""
-        if not self.model.training:
-            return 1.0
-        return self.state.global_step / max(1, self.state.max_steps)
+    def weak_losses(
+        self, logits: torch.Tensor, soft_labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses `(B,)` of a micro-batch's logits `(B, K)`, times the weights, and the `loss_coef` `(B,)` they had."""
+        progress = 1.0  # evaluation always shows the final objective
+        if self.model.training:
+            progress = self.state.global_step / max(1, self.state.max_steps)
+            if self.supervision.needs_threshold and not self._threshold_is_set:
+                self.supervision.match_prior(self.accelerator.gather(logits.detach()))
+        losses = self.supervision.losses(logits, soft_labels, progress)
+        coefficient = torch.full_like(losses, self.supervision.objective.coefficient(progress))
+        return losses if weights is None else losses * weights, coefficient

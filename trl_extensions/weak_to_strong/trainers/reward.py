@@ -25,7 +25,7 @@ from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values
 from ..data.prepare import confidence_weights
 from .configs import WeakToStrongRewardConfig
-from .objective import LearnsFromWeakLabels, WeakSupervision
+from .objective import PAPER, LearnsFromWeakLabels, WeakSupervision
 
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
 
     _tag_names = ["trl", "weak-to-strong", "reward-trainer"]  # noqa: RUF012 (TRL's own convention)
     _name = "Weak-to-strong reward"
-    _paper = {  # noqa: RUF012
-        "title": "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
-        "id": "2312.09390",
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -127,16 +124,11 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         preferences = torch.ones_like(chosen) if preferences is None else preferences
         agrees = (chosen > rejected) == (preferences >= 0.5)
         margins = chosen - rejected - inputs.get("margin", 0.0)
-        logits = _two_classes(margins)
-        self.observe(logits)
-        progress = self.progress()
-        losses = self.supervision.losses(logits, torch.stack([preferences, 1 - preferences], dim=1), progress)
-        if weights is not None:
-            losses = losses * weights
+        soft_labels = torch.stack([preferences, 1 - preferences], dim=1)
+        losses, coef = self.weak_losses(_two_classes(margins), soft_labels, weights)
         centred = (self.args.center_rewards_coefficient or 0.0) * (chosen + rejected).square()
-        ones, coef = torch.ones_like(margins), self.supervision.objective.coefficient(progress)
-        columns = {"loss": losses + centred, "agreement": agrees, "loss_coef": coef * ones}
-        self.record({name: (column.detach(), ones) for name, column in columns.items()})
+        columns = {"loss": losses + centred, "agreement": agrees, "loss_coef": coef}
+        self.record({name: (column.detach(), torch.ones_like(margins)) for name, column in columns.items()})
         # Exactly what `RewardTrainer` has added is taken out again; whatever else it adds stays
         loss = loss + losses.mean() + logsigmoid(margins).mean()
         return (loss, outputs) if return_outputs else loss

@@ -31,15 +31,9 @@ from ...core.training.load import (
 )
 from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values, columns_of
-from ..labels.weak_model import (
-    check_same_vocabulary,
-    common_rows,
-    freeze,
-    load_weak_model,
-    load_weak_tokenizer,
-    narrow,
-)
+from ..labels.weak_model import narrow, weak_reference
 from .configs import WeakToStrongSFTConfig
+from .objective import PAPER
 
 
 class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
@@ -78,10 +72,7 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
 
     _tag_names = ["trl", "weak-to-strong", "sft"]  # noqa: RUF012 (TRL's own convention)
     _name = "Weak-to-strong SFT"
-    _paper = {  # noqa: RUF012
-        "title": "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
-        "id": "2312.09390",
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -122,15 +113,9 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
         if not self._skip_prepare_dataset:
             self.data_collator = WithRowValues(self.data_collator, ("weight",))
         if self._learns_tokens:
-            self._take(weak_model, weak_processing_class)
-
-    def _take(self, weak_model, weak_processing_class) -> None:
-        """Load, compare and freeze the weak model."""
-        check_same_vocabulary(self._tokenizer, weak_processing_class or load_weak_tokenizer(weak_model, self.args))
-        if isinstance(weak_model, str):
-            weak_model = load_weak_model(weak_model, self.args)
-        self._rows = common_rows(self.model, weak_model, self._tokenizer)
-        self.reference = freeze(weak_model, self.model, self.accelerator)
+            self.reference, self._rows = weak_reference(
+                weak_model, weak_processing_class, self.model, self._tokenizer, args, self.accelerator
+            )
 
     def _check_dataset(self, dataset: Dataset | IterableDataset, args: WeakToStrongSFTConfig, name: str) -> None:
         columns = columns_of(dataset)
@@ -210,12 +195,7 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
 
 
 def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Hidden states `(N, H)` before the N scored tokens of a batch, row after row.
-
-    Args:
-        model: Unwrapped causal language model or PEFT model.
-        inputs: `input_ids`, `attention_mask` and `labels` `(B, T)`; -100 marks tokens that are not scored.
-    """
+    """Hidden states `(N, H)` before the N scored tokens of a batch (those whose label is not -100), row after row."""
     names = ("input_ids", "attention_mask", "position_ids")
     states = last_hidden_states(model, **{name: inputs[name] for name in names if name in inputs})
     return states[:, :-1][_scored(inputs).to(states.device)]
