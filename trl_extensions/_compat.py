@@ -1,7 +1,6 @@
 """Every non-public name of TRL, transformers and accelerate this package relies on, and nothing else.
 
-`from trl_extensions._compat import use_adapter` imports the name on demand. A TRL outside the supported range, or one
-that moved a name, gives a single error that says so instead of an ImportError deep inside a trainer.
+Names are imported on demand; a TRL that moved one, or is outside the supported range, gives a single error.
 """
 
 import importlib
@@ -11,6 +10,7 @@ from packaging.version import Version
 
 
 TRL_MINIMUM, TRL_BELOW = Version("1.16"), Version("2")
+SUPPORTED = f"trl>={TRL_MINIMUM},<{TRL_BELOW}"
 
 PRIVATE_NAMES = {
     "BaseTrainer": "trl.trainer.base_trainer:_BaseTrainer",
@@ -41,17 +41,11 @@ PRIVATE_NAMES = {
 
 
 def check_trl_version(installed: str | None = None) -> None:
-    """Raise one clear `ImportError` if TRL is outside the range this package was tested with.
-
-    Args:
-        installed: Version string to check; the installed TRL's when left out.
-    """
+    """Raise one clear `ImportError` if TRL is outside the range this package was tested with."""
     installed = installed or version("trl")
     if not TRL_MINIMUM <= Version(Version(installed).base_version) < TRL_BELOW:
-        raise ImportError(
-            f"trl_extensions works with trl>={TRL_MINIMUM},<{TRL_BELOW}, but trl {installed} is installed. "
-            f"Run: pip install 'trl>={TRL_MINIMUM},<{TRL_BELOW}'"
-        )
+        what = f"trl_extensions works with {SUPPORTED}, but trl {installed} is installed"
+        raise ImportError(f"{what}. Run: pip install '{SUPPORTED}'")
 
 
 def __getattr__(name: str):
@@ -62,10 +56,8 @@ def __getattr__(name: str):
     try:
         value = getattr(importlib.import_module(module_name), there or name)
     except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"trl_extensions needs `{there or name}` from `{module_name}`, which the installed versions do not offer "
-            f"(trl {version('trl')}, transformers {version('transformers')}). Supported: "
-            f"trl>={TRL_MINIMUM},<{TRL_BELOW}."
-        ) from error
+        found = f"trl {version('trl')}, transformers {version('transformers')}"
+        what = f"`{there or name}` from `{module_name}`, which the installed versions do not offer ({found})"
+        raise ImportError(f"trl_extensions needs {what}. Supported: {SUPPORTED}.") from error
     globals()[name] = value
     return value

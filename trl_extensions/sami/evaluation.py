@@ -1,8 +1,4 @@
-"""What SAMI promises, measured on held-out queries.
-
-Does a response tell which constitution it was written under (`evaluate_rows`)? And, for it may do so and still be bad,
-does a judge prefer it to that of the original (`judge_samples`)?
-"""
+"""SAMI on held-out queries: do responses tell constitutions apart, and does a judge prefer them to the original's?"""
 
 import json
 import math
@@ -15,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
@@ -26,7 +21,7 @@ from ..core.generation.types import GenerationParams
 from ..core.judge import pairwise
 from ..core.judge.pairwise import Pair, PairwiseJudge
 from ..core.judge.win_rate import LOSS, TIE, WIN, length_adjusted, length_balanced, win_rate
-from ..core.modeling.batches import Throughput, eval_mode, plan_batches
+from ..core.modeling.batches import eval_mode, in_batches
 from ..core.modeling.shared_prefix import why_not_exact
 from ..core.runs.report import mean_and_error, write_atomically
 from ..core.text import corpus_distinct_2, distinct_2
@@ -55,11 +50,9 @@ def score_rows(
 ) -> list[dict[str, float]]:
     """Score rows of `sample_rows`, longest first, with `batch_tokens` padded tokens in a batch.
 
-    A PEFT model's base is its reference, `ref_model` that of a fully fine-tuned one; without either there is no `kl`.
-
-    Returns:
-        For each row, in order: `mi_bound` and `mi_bound_sum` (nats; per-token means and sums of log-probabilities),
-        `accuracy_columns`, `accuracy_rows`, `kl` (nats per response token).
+    Gives, for each row: `mi_bound` and `mi_bound_sum` (nats; per-token means and sums of log-probabilities),
+    `accuracy_columns`, `accuracy_rows`, and `kl` (nats per response token) to the reference, if there is one:
+    `ref_model`, or a PEFT model's base.
     """
     dataset = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overlong_policy="error", name="evaluation")
     lengths = [[list(map(len, row[name])) for name in TOKEN_COLUMNS] for row in dataset]
@@ -70,15 +63,12 @@ def score_rows(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collate = DataCollatorForSAMI(pad_id, share_prefix=shared)
     results: list[dict[str, float]] = [{} for _ in rows]
-    with eval_mode(model), torch.inference_mode(), tqdm(total=len(rows), desc="scoring", unit="row") as bar:
-        count = Throughput(bar)
-        for indices in plan_batches(longest, 0, batch_tokens, numbers):
-            device = next(model.parameters()).device
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.inference_mode():
+        for indices in in_batches(longest, batch_tokens, "scoring", numbers=numbers):
             inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
             for i, result in zip(indices, _score_batch(model, inputs, ref_model, measure_kl), strict=True):
                 results[i] = result
-            count.add(inputs["attention_mask"].sum(1).tolist())
-            bar.update(len(indices))
     return results
 
 
@@ -101,21 +91,16 @@ def _score_batch(
 
 
 def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dict[str, Any]:
-    """Means with standard errors over queries, and what the responses look like.
-
-    Returns:
-        JSON-ready: for each of the `scores` of `score_rows` `{"mean", "se"}` (standard error over queries),
-        `num_queries`, `max_bound` (log C of the first row, nats), `length` (mean response tokens),
-        `length_by_constitution`, `truncated` (share of responses cut off), `distinct_2` and `corpus_distinct_2`.
-    """
+    """JSON-ready: `{"mean", "se"}` over queries of the `scores` of `score_rows`, and what the responses look like:
+    lengths in tokens, the share that was cut off (`truncated`), distinct word pairs, `max_bound` (log C, nats)."""
     texts = [completion_text(completion) for row in rows for completion in row["completions"]]
     by_label = defaultdict(list)
+    means: dict[str, Any] = {}
     for choices, tokens in (pair for row in rows for pair in zip(row["choices"], row["num_tokens"], strict=True)):
         by_label[constitution_label(choices)].append(tokens)
-    means = {
-        name: dict(zip(("mean", "se"), mean_and_error([score[name] for score in scores]), strict=True))
-        for name in scores[0]
-    }
+    for name in scores[0]:
+        mean, error = mean_and_error([score[name] for score in scores])
+        means[name] = {"mean": mean, "se": error}
     return means | {
         "num_queries": len(rows),
         "max_bound": math.log(len(rows[0]["prompts"])),
@@ -140,20 +125,15 @@ def evaluate_rows(
     fixed_rows: list[dict[str, Any]] | None = None,
     batch_tokens: int = 8192,
 ) -> dict[str, Any]:
-    """Score a model on its own held-out responses, and on fixed ones, and write the result as JSON.
+    """Score a model (`is_original`: KL is 0 by definition) on held-out responses, and write the JSON file `output`.
 
-    Args:
-        rows: Responses the model itself gave; those with an empty response (`kept` false) are counted, not scored.
-        output: JSON file to write: `summarise` of `rows`, and under `fixed_responses` that of `fixed_rows`.
-        is_original: The model is the original, so that KL is 0 by definition.
-        fixed_rows: Responses of another model, the untrained one usually: the same texts in every round.
+    It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, are counted only), and under
+    `fixed_responses` that of `fixed_rows`, responses of another model: the same texts in every round.
     """
     scored = [row for row in rows if row["kept"]]
     if not scored:
-        raise ValueError(
-            f"{output}: every one of {len(rows)} held-out queries got an empty response: the model has collapsed; "
-            "train for fewer steps or with a smaller learning rate."
-        )
+        collapsed = f"every one of {len(rows)} held-out queries got an empty response: the model has collapsed"
+        raise ValueError(f"{output}: {collapsed}; train for fewer steps or with a smaller learning rate.")
     scores = score_rows(model, tokenizer, scored, ref_model=ref_model, batch_tokens=batch_tokens)
     result = summarise(scored, scores) | {"num_empty": len(rows) - len(scored)}
     if is_original:
@@ -185,13 +165,9 @@ def judge_samples(args: SAMIArguments, folder: Path, originals: Path, calls: Pat
 
         engine_args = replace(engine_args, engine_model=resolve_model_name(engine_args.engine_model))
     with ResponseCache(calls) as cache:
-        judge = PairwiseJudge(
-            create_engine(engine_args),
-            mode=args.judge_mode,
-            criterion=CRITERION,
-            params=GenerationParams(args.judge_max_new_tokens),
-            cache=cache,
-        )
+        params = GenerationParams(args.judge_max_new_tokens)
+        engine = create_engine(engine_args)
+        judge = PairwiseJudge(engine, mode=args.judge_mode, criterion=CRITERION, params=params, cache=cache)
         samples = (load_rows(path, kept_only=False) for path in (folder / "eval_samples.jsonl", originals))
         result = compare(judge, *samples)
     result |= {"judge": judge_settings(args), "low_mass": judge.counts["low_mass"]}
@@ -204,19 +180,15 @@ def compare(
 ) -> dict[str, Any]:
     """Win rates of responses against those of the original to the same queries under the same constitutions.
 
-    Returns:
-        JSON-ready: `wins`, `losses` and the other counts of `core.judge.pairwise.summarise`; `queries`; mean `tokens`
-        and `original_tokens` of the responses; `raw`, `length_balanced` and `length_adjusted` as in
-        `core.judge.win_rate` with intervals by query (None if no judgment could be read), unread pairs left out.
+    JSON-ready: counts of `core.judge.pairwise.summarise`, mean tokens, and the rates of `core.judge.win_rate` with
+    intervals by query, over the pairs whose judgments could be read (None if there are none).
     """
     before = {row["id"]: row for row in originals}
     pairs, queries, tokens, was = [], [], [], []
     for row in (row for row in rows if row["id"] in before):
         old = before[row["id"]]
         if old["prompts"] != row["prompts"]:
-            raise ValueError(
-                f"query {row['id']!r} was asked with other prompts: sample both with the same principles and settings"
-            )
+            raise ValueError(f"query {row['id']!r} was asked with other prompts: sample both with the same settings")
         texts = zip(row["prompts"], row["completions"], old["completions"], strict=True)
         for j, (prompt, new, other) in enumerate(texts):
             pairs.append(Pair(f"{row['id']}/{j}", prompt, completion_text(new), completion_text(other)))

@@ -1,13 +1,10 @@
 """Which texts go together, and what stands beside a progress bar, by hand."""
 
-import io
-
 import pytest
 import torch
-from tqdm.auto import tqdm
 
 from trl_extensions.core.modeling import batches
-from trl_extensions.core.modeling.batches import Throughput, eval_mode, in_batches, plan_batches, written_in
+from trl_extensions.core.modeling.batches import eval_mode, in_batches, plan_batches, written_in
 
 
 def test_plan_batches_by_hand():
@@ -30,22 +27,15 @@ def test_a_batch_that_is_only_read_holds_little_padding():
     assert plan_batches([90, 100], 0, 499, numbers=[2, 3]) == [[1], [0]], "five rows of 100 are more than 499"
 
 
-def test_rate_and_padding_by_hand(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(batches.time, "perf_counter", lambda: now[0])
-    out = io.StringIO()
-    with tqdm(total=3, file=out) as bar:
-        count = Throughput(bar)
-        assert count.padding_share == 0
-        now[0] = 102.0
-        count.add([6, 4])  # 10 tokens in 2 s, laid out as 2 x 6
-        assert bar.postfix == "5 tokens/s, 17% padding"
-        now[0] = 104.0
-        count.add([8])
-        assert (count.tokens, count.laid_out) == (18, 20)
-        assert count.padding_share == pytest.approx(0.1)
-        bar.update(3)
-    assert "10% padding" in out.getvalue()
+@pytest.mark.parametrize(
+    ("numbers", "shown"), [(None, "9 tokens/s, 10% padding"), ([2, 1], "14 tokens/s, 7% padding")]
+)
+def test_rate_and_padding_by_hand(monkeypatch, capsys, numbers, shown):
+    now = iter([100.0, 102.0])
+    monkeypatch.setattr(batches.time, "perf_counter", lambda: next(now))
+    # 18 tokens in 2 s, laid out as 2 x 10; with two rows of 10 tokens 28 of 30
+    assert list(in_batches([10, 8], 64, "reading", numbers=numbers)) == [[0, 1]]
+    assert shown in capsys.readouterr().err
 
 
 def test_what_a_sampler_wrote():

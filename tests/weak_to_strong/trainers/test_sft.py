@@ -338,12 +338,12 @@ class TestConstruction:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"packing": True}, "`packing` does not work with {}: set it to False"),
+            ({"packing": True}, "`packing` does not work with {}: leave it at False"),
             ({"eval_packing": True}, "`eval_packing` does not work with {}"),
             ({"padding_free": True}, "`padding_free` does not work with {}"),
             ({"assistant_only_loss": True}, "`assistant_only_loss` does not work with {}"),
             ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` does not work with {}"),
-            ({"loss_type": "dft"}, '`loss_type="dft"` does not work with {}'),
+            ({"loss_type": "dft"}, "`loss_type` does not work with {}"),
             ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "`skip_prepare_dataset` does not work with {}"),
         ],
     )

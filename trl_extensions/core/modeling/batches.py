@@ -24,14 +24,8 @@ def plan_batches(
     Where every token written costs a pass over the batch, batches are as few as possible; where they are only read, a
     batch ends before a sixteenth of its budget is padding, for another one soon costs less.
 
-    Args:
-        lengths: Tokens of each prompt.
-        max_new_tokens: Tokens to be generated for each; 0 if they are only read.
-        batch_tokens: Bound on rows * (longest prompt + `max_new_tokens`) of a batch, which has one prompt at least.
-        numbers: Rows that each prompt stands for; one by default.
-
-    Returns:
-        Indices into `lengths`, each once.
+    Gives indices into `lengths` (tokens of each prompt, which stands for as many rows as `numbers` says). A batch has
+    one prompt at least and is bounded by `batch_tokens`: rows * (longest prompt + `max_new_tokens`).
     """
     batches: list[list[int]] = []
     rows = longest = padding = 0  # of the last batch
@@ -66,19 +60,14 @@ def keep_trainable(model: nn.Module) -> None:
     """Keep bitsandbytes from laying 4-bit weights out for inference, through which no gradient flows.
 
     It does so in place, rounding their scales, at the first forward in eval mode on a processor with avx512_bf16. Call
-    this before a model is trained, or compared with one that is.
-
-    Raises:
-        ValueError: It was done already.
+    this before a model is trained, or compared with one that is; `ValueError` where it was done already.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
             if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
-                raise ValueError(
-                    "The model ran in eval mode before, for which bitsandbytes laid its 4-bit weights out in a way "
-                    "that passes no gradients on: load it anew, and give it to the trainer before it is run."
-                )
+                what = "The model ran in eval mode before, and its 4-bit weights are laid out to pass no gradients on"
+                raise ValueError(f"{what}: load it anew, and give it to the trainer before it is run.")
 
 
 def free_memory() -> None:
@@ -89,35 +78,27 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-class Throughput:
-    """Counts the batches of one pass, and shows tokens a second and the share of padding beside its `tqdm` bar."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-        self.tokens = self.laid_out = 0
-        self.start = time.perf_counter()
-
-    @property
-    def padding_share(self) -> float:
-        return 1 - self.tokens / self.laid_out if self.laid_out else 0.0
-
-    def add(self, lengths: Sequence[int]) -> None:
-        """Count a batch by the tokens of its rows, padded to the longest, and move the bar's text along."""
-        self.tokens += sum(lengths)
-        self.laid_out += len(lengths) * max(lengths)
-        rate = self.tokens / (time.perf_counter() - self.start)
-        self.bar.set_postfix_str(f"{rate:.0f} tokens/s, {self.padding_share:.0%} padding", refresh=False)
-
-
-def in_batches(lengths: Sequence[int], batch_tokens: int, desc: str, *, progress: bool = True) -> Iterator[list[int]]:
-    """Indices of texts that are only read, batch by batch, beside a progress bar."""
+def in_batches(
+    lengths: Sequence[int],
+    batch_tokens: int,
+    desc: str,
+    *,
+    numbers: Sequence[int] | None = None,
+    progress: bool = True,
+) -> Iterator[list[int]]:
+    """`plan_batches` of texts that are only read, beside a progress bar with tokens a second and the padding share."""
     from tqdm.auto import tqdm
 
+    start, tokens, places = time.perf_counter(), 0, 0
     with tqdm(total=len(lengths), desc=desc, disable=not progress) as bar:
-        count = Throughput(bar)
-        for indices in plan_batches(lengths, 0, batch_tokens):
+        for indices in plan_batches(lengths, 0, batch_tokens, numbers):
             yield indices
-            count.add([lengths[i] for i in indices])
+            rows = [1 if numbers is None else numbers[i] for i in indices]
+            tokens += sum(number * lengths[i] for number, i in zip(rows, indices, strict=True))
+            places += sum(rows) * lengths[indices[0]]  # the longest comes first
+            rate = tokens / (time.perf_counter() - start)
+            padding = (places - tokens) / max(1, places)
+            bar.set_postfix_str(f"{rate:.0f} tokens/s, {padding:.0%} padding", refresh=False)
             bar.update(len(indices))
 
 

@@ -1,9 +1,9 @@
 """Numbers per token from hidden states, a few rows of logits at a time: log-probabilities, divergences, any function.
 
 What a row gives does not depend on other rows, nor its gradient on what is made of it later. So the forward pass
-leaves the gradient in the hidden states behind, and a frozen head is projected through once, where kernels that
-recompute do it twice. The gradient in a trained head's weight needs the rows' gradients again: those of the last chunk
-are still there, the others are computed anew. On a GPU, where projecting is cheap, TRL's kernels run.
+leaves the gradient in the hidden states behind, and a frozen head is projected through once. The gradient in a trained
+head's weight needs the rows' gradients again: those of the last chunk are still there, the others are computed anew.
+On a GPU, where projecting is cheap, TRL's kernels run.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,13 +55,8 @@ def token_logps(states: torch.Tensor, head: OutputHead, token_ids: torch.Tensor)
 
 
 def dense_kl(logits: torch.Tensor, ref_logits: torch.Tensor, *, reverse: bool) -> torch.Tensor:
-    """KL divergence `(...)`, nats, of a policy p and a reference q given as logits `(..., V)`; the definition to read.
-
-    Args:
-        logits: Of p.
-        ref_logits: Of q.
-        reverse: True for KL(p || q), False for KL(q || p).
-    """
+    """KL(q || p) `(...)`, nats, of a policy p and a reference q given as logits `(..., V)`; KL(p || q) if `reverse`.
+    The definition to read."""
     log_p, log_q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     if not reverse:
         log_p, log_q = log_q, log_p
@@ -112,8 +107,8 @@ def per_row(
     """Values `(N,)`, float32, of rows of logits, a few rows at a time; gradients flow to states and head.
 
     Memory is bounded by a chunk of logits and of each of the `spare` tensors like it that `score` works with, besides
-    the states' gradient and, for a head in half precision, a float32 copy of it. `score` is called anew in the
-    backward pass and must give the same. `other`, a head that it reads, is gathered once for all rows (ZeRO-3).
+    the states' gradient and, for a head in half precision, a float32 copy of it. `score` may be called again in the
+    backward pass. `other`, a head that it reads, is gathered once for all rows (ZeRO-3).
     """
     pass_ = _Pass(head, score, spare, other, compute_dtype(states))
     return _PerRow.apply(states, head.weight, head.bias, pass_, torch.is_grad_enabled())

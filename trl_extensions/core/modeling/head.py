@@ -1,7 +1,6 @@
 """From token ids to hidden states, and the output head that a few of them at a time meet.
 
-The functions here run on the unwrapped causal language model, inside the forward of its DDP / FSDP / DeepSpeed
-wrapper (TRL's forward redirection), because they read the output head's weight directly.
+Models are unwrapped here: the functions read weights directly, inside the forward of a DDP / FSDP / DeepSpeed wrapper.
 """
 
 from dataclasses import dataclass
@@ -64,19 +63,9 @@ def last_hidden_states(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor
     return causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
 
 
-def project_logits(
-    out: torch.Tensor,
-    states: torch.Tensor,
-    head: OutputHead,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Fill `out` `(n, V)`, float32, with the logits of a few states `(n, H)`, and return it.
-
-    Large fresh memory costs as much as a pass over it, so callers use one buffer many times. `weight` and `bias` are
-    the head's, gathered; states are rounded to `dtype`, which the weight has.
-    """
+def project_logits(out: torch.Tensor, states: torch.Tensor, head: OutputHead, weight, bias, dtype) -> torch.Tensor:
+    """Fill `out` `(n, V)`, float32, with the logits of a few states `(n, H)`, and return it. `weight` and `bias` are
+    the head's, gathered; states are rounded to `dtype`, which the weight has."""
     project(out, states.to(dtype), weight, bias, 0, len(weight), dtype)
     if head.scale != 1.0:
         out.mul_(head.scale)

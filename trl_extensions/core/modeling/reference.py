@@ -46,11 +46,8 @@ class FrozenReference:
     def running(
         self, policy: nn.Module, accelerator: Accelerator, gradient_checkpointing_kwargs: dict | None = None
     ) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Without gradients, make it runnable: call through the wrapped module, read weights of the unwrapped one.
-
-        The policy is as the training loop has it (wrapped by DDP, FSDP, DeepSpeed, or not); its checkpointing is
-        switched on again with `gradient_checkpointing_kwargs`.
-        """
+        """Without gradients, make it runnable: call through the wrapped module, read weights of the unwrapped one. The
+        policy may be wrapped; its checkpointing is switched on again with `gradient_checkpointing_kwargs`."""
         with self._without_gradients(accelerator), accelerator.autocast():
             if self.model is not None:
                 yield self.model, accelerator.unwrap_model(self.model)
@@ -79,11 +76,8 @@ class ReferenceMixin:
     def _policy_forward(
         self, model: nn.Module, forward: Callable[[nn.Module], tuple[torch.Tensor, Any]]
     ) -> tuple[torch.Tensor, Any]:
-        """Call `forward` on the unwrapped policy, inside its wrapper's forward.
-
-        It returns a scalar with gradient, which comes back in float32, and something detached, which comes back as it
-        is.
-        """
+        """Call `forward` on the unwrapped policy, inside its wrapper's forward; of what it returns, the scalar with
+        gradient comes back in float32, the other, detached, as it is."""
         unwrapped, kept = self.accelerator.unwrap_model(model), []
 
         def recorded(policy: nn.Module) -> torch.Tensor:
@@ -101,10 +95,8 @@ class ReferenceMixin:
         return total + (exact.to(total) - total).detach(), rest
 
     def _shares_prefix(self, *models: nn.Module) -> bool:
-        """Whether `share_prefix` is set and exact for some models; one line in the log says why if it is not.
-
-        Call it in every process, before models are sharded: what one process cannot do, none does.
-        """
+        """Whether `share_prefix` is set and exact for some models, before they are sharded; the log says why if not.
+        Call it in every process: what one cannot do, none does."""
         if not self.args.share_prefix:
             return False
         reasons = (why_not_exact(model, longest=self.args.max_length) for model in models)
@@ -122,10 +114,8 @@ class ReferenceMixin:
         """States `states_of(reference, inputs)` and the head they meet, without gradients, if there is a reference."""
         if self.reference is None:
             return None
-        with self.reference.running(model, self.accelerator, self.args.gradient_checkpointing_kwargs) as (
-            wrapped,
-            unwrapped,
-        ):
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        with self.reference.running(model, self.accelerator, checkpointing) as (wrapped, unwrapped):
             states = self._redirect(wrapped, unwrapped, states_of, unwrapped, inputs)
             # Read outside of the forward: weights that FSDP 2 gathers for it are freed when it ends
             head = output_head(unwrapped, states)
@@ -134,20 +124,13 @@ class ReferenceMixin:
 
 
 def build_reference(
-    policy: nn.Module,
-    accelerator: Accelerator,
-    *,
-    ref_model: PreTrainedModel | None = None,
-    adapter_is_trained: bool = False,
+    policy: nn.Module, accelerator: Accelerator, ref_model: PreTrainedModel | None = None, adapter_is_trained=False
 ) -> FrozenReference:
     """Freeze the reference at the cheapest place that is right. Call before the unwrapped policy's first update.
 
     It is `ref_model` if given; else, of a PEFT model, the base behind a fresh adapter, or, where that came with the
     model (`adapter_is_trained`), a frozen copy of it named "ref"; else a frozen in-memory copy of the policy (reloaded
     from its path under ZeRO-3, where weights are sharded already).
-
-    Raises:
-        ValueError: `ref_model` is the policy itself, or has another vocabulary; FSDP 1; an adapter that trains biases.
     """
     reject_fsdp1(accelerator)
     if ref_model is not None:
@@ -156,10 +139,8 @@ def build_reference(
     if hasattr(policy, "peft_config"):
         config = policy.peft_config[policy.active_adapter]
         if getattr(config, "bias", "none") != "none":
-            raise ValueError(
-                f"`bias: {config.bias}` trains biases of the base model, which is the reference here: leave it at "
-                "none, or pass `ref_model`."
-            )
+            what = f"`bias: {config.bias}` trains biases of the base model, which is the reference here"
+            raise ValueError(f"{what}: leave it at none, or pass `ref_model`.")
         # Some initialisations move a part of the base weights into the adapter: without it the base is another model
         moved = str(getattr(config, "init_lora_weights", True)).lower().startswith(_MOVES_WEIGHTS)
         if not adapter_is_trained and not moved:
@@ -172,9 +153,7 @@ def build_reference(
 def reject_fsdp1(accelerator: Accelerator) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 1:
-        raise ValueError(
-            "FSDP 1 hides the output head that the reference is read through: use FSDP 2 (`fsdp_version: 2`)."
-        )
+        raise ValueError("FSDP 1 hides the output head, which the reference needs: use FSDP 2 (`fsdp_version: 2`).")
 
 
 def frozen_model(model: nn.Module, accelerator: Accelerator) -> FrozenReference:
@@ -197,10 +176,7 @@ def frozen_model(model: nn.Module, accelerator: Accelerator) -> FrozenReference:
 def _check_explicit(policy: nn.Module, ref_model: nn.Module) -> None:
     # The policy may be a PEFT model built around the very model that was passed as the reference
     if any(module is ref_model for module in policy.modules()):
-        raise ValueError(
-            "`ref_model` and `model` are the same object, so the reference would be trained too: pass a copy, or "
-            "leave `ref_model` out."
-        )
+        raise ValueError("`ref_model` and `model` are the same object, which is trained: pass a copy, or none.")
     ours, theirs = (model.config.get_text_config().vocab_size for model in (policy, ref_model))
     if ours != theirs:
         raise ValueError(f"`ref_model` has a vocabulary of {theirs} tokens, the model one of {ours}: they must agree.")
@@ -208,12 +184,8 @@ def _check_explicit(policy: nn.Module, ref_model: nn.Module) -> None:
 
 def _copy_of(policy: nn.Module) -> nn.Module:
     if is_deepspeed_zero3_enabled():
-        return create_model_from_path(
-            get_config_model_id(policy.config),
-            dtype=policy.dtype,
-            attn_implementation=policy.config._attn_implementation,
-            device_map=None,
-        )
+        like = {"dtype": policy.dtype, "attn_implementation": policy.config._attn_implementation, "device_map": None}
+        return create_model_from_path(get_config_model_id(policy.config), **like)
     duplicate = copy.deepcopy(policy)
     # TRL patches `forward` on the instance; the copied patch would still call the policy's own forward
     duplicate.__dict__.pop("forward", None)

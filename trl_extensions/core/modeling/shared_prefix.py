@@ -53,13 +53,8 @@ def last_states(model: nn.Module, inputs: dict[str, torch.Tensor], group_ids: to
 def states_before(
     hidden: torch.Tensor, group_ids: torch.Tensor, real: torch.Tensor, scored: torch.Tensor
 ) -> torch.Tensor:
-    """The states `(N, H)` that predict the N `scored` tokens, all of continuations, sequence by sequence.
-
-    Args:
-        hidden: `(S, T, H)` final states.
-        group_ids, real: `(S, T)`, as for `attention_mask`; padding is on the right.
-        scored: `(S, T)` bool.
-    """
+    """Of final states `(S, T, H)` those, `(N, H)`, that predict the N tokens of continuations which are `scored`
+    `(S, T)`, sequence by sequence; `group_ids` and `real` as for `attention_mask`, padding on the right."""
     group_ids, real, scored = (tensor.to(hidden.device) for tensor in (group_ids, real, scored))
     sequence, position = scored.nonzero(as_tuple=True)
     # A token is predicted one position earlier, a continuation's first one at the end of the prompt
@@ -69,19 +64,16 @@ def states_before(
 
 
 def attention_mask(group_ids: torch.Tensor, real: torch.Tensor, model: nn.Module) -> torch.Tensor | BlockMask:
-    """Mask `(S, 1, T, T)` for sequences of a prompt and its continuations, in the form the model's attention takes.
-
-    Args:
-        group_ids: `(S, T)`, the continuation a token belongs to, or -1 for the prompt.
-        real: `(S, T)`, 1 on tokens, 0 on padding.
-    """
-    if model.config.get_text_config()._attn_implementation == "flex_attention":
+    """Mask `(S, 1, T, T)` in the form the model's attention takes, from the continuation each token belongs to, -1 for
+    the prompt (`group_ids`), and 1 on tokens, 0 on padding (`real`), both `(S, T)`."""
+    kind = model.config.get_text_config()._attn_implementation
+    if kind == "flex_attention":
         return _block_mask(group_ids, real.bool())
     length = group_ids.size(1)
     causal = torch.ones(length, length, dtype=torch.bool, device=group_ids.device).tril()
     keys, queries = group_ids[:, None, :], group_ids[:, :, None]
     visible = (causal & real.bool()[:, None, :] & ((keys == -1) | (keys == queries)))[:, None]
-    if model.config.get_text_config()._attn_implementation == "sdpa":
+    if kind == "sdpa":
         return visible
     bias = torch.zeros(visible.shape, dtype=model.dtype, device=group_ids.device)
     return bias.masked_fill(~visible, torch.finfo(model.dtype).min)
@@ -97,17 +89,13 @@ def _block_mask(group_ids: torch.Tensor, real: torch.Tensor) -> BlockMask:
 
 
 def why_not_exact(model: nn.Module, longest: int | None = None) -> str | None:
-    """Why a model cannot score continuations behind a shared prompt exactly, or None if it can.
-
-    Decided by its configuration, and where the weights are at hand by scoring a few tokens both ways. A sliding window
-    hides nothing of prompts with a continuation that have at most `longest` tokens.
-    """
+    """Why a model cannot score continuations behind a shared prompt exactly, or None if it can: by its configuration
+    and, where the weights are at hand, a probe. `longest` bounds the tokens of a prompt with one continuation."""
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager", "flex_attention"):
         return f"{config._attn_implementation} attention takes no mask of its own"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", "sliding_attention"}:
-        return f"it has {', '.join(sorted(kinds - {'full_attention', 'sliding_attention'}))} layers"
+    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        return f"it has {', '.join(sorted(others))} layers"
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window and (longest is None or longest > window):
         return f"its sliding window of {window} tokens may be shorter than a row"
@@ -120,24 +108,17 @@ def why_not_exact(model: nn.Module, longest: int | None = None) -> str | None:
 @torch.no_grad()
 def _probe(model: nn.Module) -> str | None:
     """Compare the states of two short continuations behind one prompt with those in sequences of their own."""
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parameter = next(model.parameters())
-    vocabulary = causal_lm.config.get_text_config().vocab_size
-    tokens = torch.arange(11, device=parameter.device) * 7919 % vocabulary
-    prompt, one, two = tokens[:5], tokens[5:8], tokens[8:]
+    device, vocabulary = next(model.parameters()).device, model.config.get_text_config().vocab_size
+    tokens = torch.arange(11, device=device) * 7919 % vocabulary
+    packed = pack_shared_prefix(tokens[:5].tolist(), [(0, tokens[5:8].tolist()), (1, tokens[8:].tolist())])
+    ids, group_ids, position_ids = (torch.tensor([row], device=device) for row in packed)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": position_ids}
     try:
         with eval_mode(model):
-            backbone = causal_lm.base_model
-            group_ids = torch.tensor([[-1] * 5 + [0] * 3 + [1] * 3], device=parameter.device)
-            shared = backbone(
-                input_ids=tokens[None],
-                attention_mask=attention_mask(group_ids, torch.ones_like(group_ids), model),
-                position_ids=torch.tensor([[*range(8), 5, 6, 7]], device=parameter.device),
-                use_cache=False,
-            ).last_hidden_state[0]
+            shared = last_states(model, inputs, group_ids)[0]
             apart = [
-                backbone(input_ids=torch.cat([prompt, rest])[None], use_cache=False).last_hidden_state[0]
-                for rest in (one, two)
+                last_hidden_states(model, input_ids=torch.cat([tokens[:5], rest])[None])[0]
+                for rest in (tokens[5:8], tokens[8:])
             ]
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__

@@ -10,11 +10,10 @@ _MARKER = "Xq7"
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], where: str) -> list[int]:
-    """Token ids after which a response begins.
+    """Token ids of a text, or of a chat up to the start of the assistant's turn, after which a response begins.
 
-    The prompt is text, or chat messages that the chat template renders with the start of the assistant's turn. Text
-    that brings its own beginning-of-sequence token (a rendered template) does not get a second one. `ValueError`, in
-    which the prompt is called `where`, for a chat without a template, or a prompt without tokens.
+    Text that brings its own beginning-of-sequence token (a rendered template) does not get a second one. `ValueError`,
+    in which the prompt is called `where`, for a chat without a template, or a prompt without tokens.
     """
     if isinstance(prompt, str):
         has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
@@ -22,10 +21,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
         if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
             ids.pop()  # of a tokenizer that closes every text
     elif not tokenizer.chat_template:
-        raise ValueError(
-            f"{where} is a chat, but the tokenizer has no chat template: give text prompts, or set "
-            "tokenizer.chat_template"
-        )
+        raise ValueError(f"{where} is a chat, but the tokenizer has no chat template: set it, or give text prompts")
     else:
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
     if not ids:
@@ -34,11 +30,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> int:
-    """The token a finished response ends with.
-
-    For a chat, what the template puts behind an assistant's message: `<end_of_turn>` or `<|end|>` with some models,
-    whose end-of-sequence token is another one that they never write there. Otherwise the end-of-sequence token.
-    """
+    """The token a finished response ends with: the end-of-sequence token or, for a chat, what the template puts behind
+    an assistant's message (`<end_of_turn>` or `<|end|>` with some models, which never write the other one there)."""
     if tokenizer.eos_token_id is None:
         raise ValueError("The tokenizer has no end-of-sequence token: set `tokenizer.eos_token`.")
     if not conversational or not tokenizer.chat_template:

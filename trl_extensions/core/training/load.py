@@ -44,19 +44,15 @@ def reject_prompt_learning(model, peft_config: PeftConfig | None, method: str) -
     configs += list(model.peft_config.values()) if isinstance(model, PeftModel) else []
     for config in configs:
         if isinstance(config, PromptLearningConfig):
-            raise ValueError(
-                f"{type(config).__name__} adds virtual tokens, which shift the positions {method} scores: use a "
-                "method that changes weights, such as LoRA."
-            )
+            name = type(config).__name__
+            raise ValueError(f"{name} adds virtual tokens, which shift the positions {method} scores: use LoRA.")
 
 
 def reject_stream(dataset: Any, name: str, what: str) -> None:
     """Raise `TypeError` for what is no `Dataset`: faulty rows are named, and their number must be known."""
     if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"The {name} dataset is a `{type(dataset).__name__}`, which {what} does not work with: load it as a "
-            "`Dataset` (streaming=False)."
-        )
+        found = f"The {name} dataset is a `{type(dataset).__name__}`"
+        raise TypeError(f"{found}, which {what} does not work with: load it as a `Dataset` (streaming=False).")
 
 
 def reject_sequence_parallelism(args: TrainingArguments, method: str) -> None:
@@ -64,45 +60,29 @@ def reject_sequence_parallelism(args: TrainingArguments, method: str) -> None:
     config = getattr(args, "parallelism_config", None)
     for name in ("cp_size", "sp_size"):
         if (getattr(config, name, None) or 1) > 1:
-            raise ValueError(
-                f"`{name}` above 1 cuts sequences over devices, which {method} does not support: set it to 1."
-            )
+            raise ValueError(f"`{name}` above 1 cuts sequences over devices, which {method} cannot take: set it to 1.")
 
 
 def reject_sft_settings(config: SFTConfig, what: str, *, own_data: bool = False) -> None:
-    """Raise `ValueError` for settings of `SFTConfig` that tell tokens apart in another way than `what` does.
-
-    With `own_data`, rows are tokenised in the method's own way too, to which more settings do not apply.
-    """
-    for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss"):
-        if getattr(config, name):
-            raise ValueError(f"`{name}` does not work with {what}: set it to False.")
-    if config.label_smoothing_factor:
-        raise ValueError(f"`label_smoothing_factor` does not work with {what}: set it to 0.")
-    if config.loss_type != "nll":
-        raise ValueError(f'`loss_type="{config.loss_type}"` does not work with {what}: leave it at "nll".')
+    """Raise `ValueError` for settings of `SFTConfig` that tell tokens apart in another way than `what` does; with
+    `own_data`, where the method tokenises rows itself, also for those that would have no effect."""
+    allowed: dict[str, tuple] = {"label_smoothing_factor": (0.0, None), "loss_type": ("nll",)}
+    allowed |= dict.fromkeys(("packing", "eval_packing", "padding_free", "assistant_only_loss"), (False, None))
+    if own_data:
+        allowed |= {"completion_only_loss": (None,), "truncation_mode": ("keep_start",)}
+        allowed |= {"router_aux_loss_coef": (0.0, None)}
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"`{name}` does not work with {what}: leave it at {values[0]!r}.")
     if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
-        raise ValueError(
-            f"`skip_prepare_dataset` does not work with {what}: leave it out; what is tokenised already stays so."
-        )
-    others = config.completion_only_loss is not None, config.truncation_mode != "keep_start"
-    if own_data and (any(others) or config.router_aux_loss_coef):
-        raise ValueError(
-            "`completion_only_loss`, `truncation_mode` and `router_aux_loss_coef` belong to SFT and have no effect on "
-            f"{what}: leave them out."
-        )
+        raise ValueError(f"`skip_prepare_dataset` does not work with {what}: leave it out.")
 
 
 def build_trainer(
     trainer_class: type, model_args: ModelConfig, config: SFTConfig, rows: Dataset, held_out: Dataset | None
 ) -> Any:
-    """The trainer of a named model with its LoRA and quantisation settings.
-
-    A directory that holds a PEFT adapter is loaded with its base model, and training goes on with that adapter.
-
-    Raises:
-        ValueError: A new adapter is asked for on top of a trained one.
-    """
+    """The trainer of a named model with its LoRA and quantisation settings; of a directory that holds a PEFT adapter,
+    that adapter is trained on, and a `ValueError` raised if a new one is asked for on top."""
     options = {
         "revision": model_args.model_revision,
         "trust_remote_code": config.trust_remote_code,
@@ -112,10 +92,8 @@ def build_trainer(
     quantization = get_quantization_config(model_args)
     if is_adapter_directory(model_args.model_name_or_path):
         if model_args.use_peft:
-            raise ValueError(
-                f"{model_args.model_name_or_path} is an adapter and goes on being trained: leave `use_peft` out, or "
-                "merge it into its base model first."
-            )
+            name = model_args.model_name_or_path
+            raise ValueError(f"{name} is an adapter and goes on being trained: leave `use_peft` out, or merge it.")
         model, tokenizer = _load_adapter(model_args.model_name_or_path, options, quantization)
         more = {"processing_class": tokenizer}
     else:
@@ -139,18 +117,11 @@ def _load_adapter(path: str, options: dict[str, Any], quantization):
 
 
 def fit(
-    trainer_class: type,
-    model_args: ModelConfig,
-    config: SFTConfig,
-    rows: Dataset,
-    held_out: Dataset | None,
+    trainer_class: type, model_args: ModelConfig, config: SFTConfig, rows: Dataset, held_out: Dataset | None,
     target: Path,
-) -> None:
-    """Train on rows and leave the model at `target`, whole or not at all; resumes from the last checkpoint.
-
-    Raises:
-        ValueError: `target` exists.
-    """
+) -> None:  # fmt: skip
+    """Train on rows and leave the model at `target`, which must not exist, whole or not at all; resumes from the last
+    checkpoint."""
     if target.exists():
         raise ValueError(f"{target} exists already and is not overwritten: give another `output_dir`.")
     trainer = build_trainer(trainer_class, model_args, config, rows, held_out)

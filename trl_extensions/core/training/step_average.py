@@ -17,11 +17,9 @@ class RowAverages:
     ) -> None:
         """Add a batch of B rows, of all devices.
 
-        Args:
-            averages: Name -> `(B,)` sums of what is averaged, and `(B,)` counts. A "loss" is read in evaluation only,
-                where it replaces the mean over batches; in training the loop has its own.
-            extremes: Name -> `min` or `max`, and the `(B,)` values that it is of.
-            tokens: Attention mask, counted to TRL's `num_tokens`.
+        `averages` has, by name, `(B,)` sums of what is averaged and `(B,)` counts; a "loss" is read in evaluation
+        only, where it replaces the mean over batches. `extremes` has `min` or `max` and `(B,)` values. The attention
+        mask `tokens` is counted to TRL's `num_tokens`.
         """
         mode = self._mode
         totals = self._totals[mode]
