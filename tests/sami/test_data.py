@@ -77,7 +77,7 @@ class TestOverlong:
         assert cut["prompt_input_ids"] == whole["prompt_input_ids"]
         room = 60 - max(map(len, whole["prompt_input_ids"]))
         assert cut["completion_input_ids"] == [ids[:room] for ids in whole["completion_input_ids"]]
-        assert "1 of 2 train rows" in caplog.text and "cut short" in caplog.text
+        assert "Responses of 1 of 2 train rows were cut to max_length=60" in caplog.text
 
     def test_nothing_left(self, tiny_tokenizer):
         with pytest.raises(ValueError, match="No train row is left: all 2 are longer than max_length=3"):

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import make_tiny_model
-from trl_extensions.core.modeling.chunked import chunked_kl, dense_kl
+from trl_extensions.core.modeling.chunked import chunked_kl, dense_kl, token_logps
 from trl_extensions.core.modeling.head import last_hidden_states, output_head
-from trl_extensions.core.modeling.chunked import token_logps
 from trl_extensions.sami.collator import DataCollatorForSAMI
 from trl_extensions.sami.loss import sami_loss
 from trl_extensions.sami.scores import rows_of, score_matched, score_pairs

@@ -282,7 +282,7 @@ class TestConstruction:
             ({"prompt_template": "{query}"}, "must have the fields {query} and {constitution}"),
             ({"guard_max_kl": 1.0}, "`guard_steps` is 0"),
             ({"guard_steps": -1}, "`guard_steps` must be"),
-            ({"loss_type": "dft"}, "`loss_type="),
+            ({"loss_type": "dft"}, "`loss_type`"),
         ],
     )
     def test_bad_settings_are_one_line(self, settings, message, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from ..core.modeling.shared_prefix import pack_shared_prefix
+from ..core.modeling.shared_prefix import PackedBatch, pack_shared_prefix
 from ..core.training.encoding import pad_rows
 
 
@@ -16,11 +16,9 @@ class DataCollatorForSAMI(DataCollatorMixin):
 
     Pairs are numbered row-major: pair `k * C + j` of a query is prompt k followed by response j.
 
-    Args:
-        pad_token_id: Id that fills the sequences up.
-        pad_to_multiple_of: Round the padded length up to a multiple of this.
-        share_prefix: One sequence per prompt with all C responses behind it, instead of one per pair. Positions
-            restart after the prompt; `core.shared_prefix.attention_mask` keeps responses from seeing each other.
+    With `share_prefix` there is one sequence per prompt with all C responses behind it, instead of one per pair:
+    positions restart after the prompt, and `core.modeling.shared_prefix.attention_mask` keeps responses from seeing
+    each other. Padded lengths are rounded up to `pad_to_multiple_of`.
 
     Returns (by calling it on a list of rows):
         `num_constitutions` `(B,)`; `input_ids`, `attention_mask`, `pair_ids` `(S, T)`, the last holding the number of
@@ -34,17 +32,16 @@ class DataCollatorForSAMI(DataCollatorMixin):
     return_tensors: str = "pt"
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        sequences, pair_ids, position_ids, matched = [], [], [], []
+        packed: list[PackedBatch] = []
+        matched: list[bool] = []
         for example in examples:
             completions = example["completion_input_ids"]
             for k, prompt in enumerate(example["prompt_input_ids"]):
                 numbered = [(len(matched) + j, completion) for j, completion in enumerate(completions)]
                 matched += [k == j for j in range(len(completions))]
-                for group in [numbered] if self.share_prefix else [[one] for one in numbered]:
-                    packed = pack_shared_prefix(prompt, group)
-                    sequences.append(packed.input_ids)
-                    pair_ids.append(packed.group_ids)
-                    position_ids.append(packed.position_ids)
+                groups = [numbered] if self.share_prefix else [[one] for one in numbered]
+                packed += [pack_shared_prefix(prompt, group) for group in groups]
+        sequences, pair_ids, position_ids = zip(*packed, strict=True)
         batch = {
             # First: transformers reads the batch size off the first tensor, and a batch is counted in queries
             "num_constitutions": torch.tensor([len(example["prompt_input_ids"]) for example in examples]),

@@ -8,7 +8,7 @@ from trl import SFTConfig
 from ..core.generation import parse_engine
 from ..core.inputs import QueryArguments
 from ..core.judge.pairwise import MODES
-from ..core.options import check_least, option, renamed
+from ..core.options import check_choices, check_least, option, renamed
 from ..core.training.load import reject_sft_settings
 from .data import check_template
 
@@ -28,17 +28,16 @@ class SAMIConfig(SFTConfig):
             `{constitution}`; one user message if the tokenizer has a chat template, else plain text. Default:
             `trl_extensions.sami.data.TRAINING_TEMPLATE`.
         overlong_policy: For a row whose longest prompt and longest response together exceed `max_length` tokens:
-            `"error"`, `"drop"` the row, or `"truncate"` its responses on the right (never the prompts). The last two
-            are counted and logged.
+            `"error"`, `"drop"` the row, or `"truncate"` its responses on the right. The last two are logged.
         log_kl: Log KL to the original also when `beta` is 0. Costs a forward of the original over the matching pairs
             and, without PEFT, the memory of a second model.
         share_prefix: Lay each prompt out once with its C responses behind it: the same scores for C (P + C R) tokens a
-            query instead of C^2 (P + R). Models that cannot do this exactly (sliding windows, attention kernels
-            without masks of their own, ...) use one sequence per pair, and a log line says why.
+            query instead of C^2 (P + R). Models that cannot do this exactly (sliding windows, ...) use one sequence
+            per pair, and a log line says why.
         disable_dropout: Switch dropout off, so that all C x C scores of a query come from the same network.
         guard_steps: Every this many steps, sample greedy responses to `guard_num_queries` queries of `eval_dataset`,
-            each under all of its constitutions, and look for over-optimisation; 0 is off.
-        guard_max_new_tokens, guard_stop: Length limit of those samples in tokens, and strings that end them.
+            each under all of its constitutions, and look for over-optimisation; 0 is off. They have at most
+            `guard_max_new_tokens` tokens and end at one of `guard_stop`.
         guard_max_kl: Stop training when KL to the original on the samples exceeds this many nats per token.
         guard_max_length_ratio, guard_min_length_ratio: Stop when their mean length, over that before training, is
             beyond these.
@@ -66,10 +65,7 @@ class SAMIConfig(SFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("logp_reduction", "overlong_policy"):
-            allowed = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        check_choices(self, "logp_reduction", "overlong_policy")
         if not isinstance(self.beta, (int, float)) or self.beta < 0:
             raise ValueError(f"`beta` must be a number of at least 0, got {self.beta!r}.")
         if self.prompt_template is not None:
@@ -116,7 +112,7 @@ class SAMIArguments(QueryArguments):
     eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
     original_model: str | None = option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
     judge: str | None = option(None, "For win rates: a model to run here, or YAML as {model: ..., base_url: ...}.")
-    judge_mode: str = option("scores", "`scores`: 1 to 10; `verdict`: A, B or tie; `logprobs`: for small models.")
+    judge_mode: str = option("scores", "Scores of 1 to 10; A, B or tie; logprobs, for small models.", *MODES)
     judge_max_new_tokens: int = option(64, "Longest reply of the judge; more for one that thinks aloud.")
     judge_against: str | None = option(None, "evaluate: eval_samples.jsonl of the model to judge against.")
 
@@ -128,8 +124,7 @@ class SAMIArguments(QueryArguments):
         )  # fmt: skip
         if self.sampling_template is not None:
             check_template(self.sampling_template, "sampling_template")
-        if self.judge_mode not in MODES:
-            raise ValueError(f"`judge_mode` must be one of {', '.join(MODES)}, got {self.judge_mode!r}.")
+        check_choices(self, "judge_mode")
         if self.judge is not None and not parse_engine(self.judge, "judge").arguments.engine_model:
             raise ValueError("`judge` names no model: add `model` to it.")
 

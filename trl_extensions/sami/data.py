@@ -19,19 +19,16 @@ logger = logging.getLogger(__name__)
 
 TOKEN_COLUMNS = ["prompt_input_ids", "completion_input_ids"]
 TRAINING_TEMPLATE = "Question: {query}\n\nWrite an answer that follows these rules:\n{constitution}\n\nAnswer:"
-_TEMPLATE_FIELDS = ("query", "constitution")
 
 
 def check_template(template: str, name: str) -> None:
     """Raise a one-line `ValueError`, which calls it `name`, unless a template has just {query} and {constitution}."""
-    needed = " and ".join(f"{{{field}}}" for field in _TEMPLATE_FIELDS)
+    needed = "{query} and {constitution}"
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`{name}` is not a valid template ({error}): write {needed}, and literal braces as {{{{ and }}}}."
-        ) from None
-    if {field for field, _, _ in parts} != set(_TEMPLATE_FIELDS) or any(spec or how for _, spec, how in parts):
+        raise ValueError(f"`{name}` is not a valid template ({error}): write {needed}, other braces twice.") from None
+    if {field for field, _, _ in parts} != {"query", "constitution"} or any(spec or how for _, spec, how in parts):
         raise ValueError(f"`{name}` must have the fields {needed}, just so and no others, got {template!r:.200}.")
 
 
@@ -74,21 +71,12 @@ def prepare_rows(
     name: str = "train",
     num_proc: int | None = None,
 ) -> Dataset:
-    """Tokenise SAMI rows. Idempotent: a dataset that has the token columns already is returned as it is.
+    """Add `prompt_input_ids` and `completion_input_ids` (C lists of token ids each) to rows that have none yet.
 
-    Args:
-        dataset: Rows with `prompts` and `completions` (lists of C), or `query`, `constitutions` and `completions`.
-            `completions[j]` was sampled under `prompts[j]`. Texts or chat messages. An optional `truncated` column
-            (C bools) marks responses cut off by the sampler, which then get no end token. Rows with `kept` false, as
-            the sampler marks what its filters drop, are left out.
-        max_length, overlong_policy, prompt_template: See `SAMIConfig`.
-        name: The dataset's name in messages.
-
-    Returns:
-        The dataset with `prompt_input_ids` (C lists of token ids) and `completion_input_ids` (C lists).
-
-    Raises:
-        ValueError: A row or column that cannot be used; the message names it and says what to do.
+    Rows have `prompts` and `completions` (lists of C), or `query`, `constitutions` and `completions`, texts or chats;
+    `completions[j]` was sampled under `prompts[j]`. Where `truncated` (C bools) is true, the sampler cut a response
+    off, which then gets no end token. Rows with `kept` false are left out. A `ValueError` names the row or column,
+    of the dataset called `name`, that cannot be used. Settings: see `SAMIConfig`.
     """
     if set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return dataset
@@ -119,10 +107,8 @@ def prepare_rows(
         longest = max(map(len, prompt_ids))
         excess = 0 if max_length is None else max(longest + max(map(len, completion_ids)) - max_length, 0)
         if excess and overlong_policy == "error":
-            raise ValueError(
-                f"{where}: its longest prompt and response together are {excess} tokens over max_length={max_length}; "
-                'raise that, or set `overlong_policy` to "drop" or "truncate".'
-            )
+            over = f"its longest prompt and response together are {excess} tokens over max_length={max_length}"
+            raise ValueError(f'{where}: {over}; raise that, or set `overlong_policy` to "drop" or "truncate".')
         if max_length is not None and excess and overlong_policy == "truncate":
             if longest >= max_length:
                 raise ValueError(f"{where}: its longest prompt alone fills max_length={max_length}; raise that.")
@@ -135,9 +121,8 @@ def prepare_rows(
     tokenized = tokenized.remove_columns("excess")
     if overlong_policy == "drop":
         return _keep(tokenized, fits, name, f"are longer than max_length={max_length}")
-    if not all(fits):
-        cut, why = len(fits) - sum(fits), f"were longer than max_length={max_length}"
-        logger.warning("Of %d of %d %s rows, which %s, responses were cut short.", cut, len(fits), name, why)
+    if cut := fits.count(False):
+        logger.warning("Responses of %d of %d %s rows were cut to max_length=%d.", cut, len(fits), name, max_length)
     return tokenized
 
 
@@ -145,10 +130,8 @@ def _check_columns(columns: list[str], name: str) -> None:
     if "images" in columns or "image" in columns:
         raise ValueError(f"The {name} dataset has images, which SAMI does not support: use text columns.")
     if "completions" not in columns or not ("prompts" in columns or {"query", "constitutions"} <= set(columns)):
-        raise ValueError(
-            f"The {name} dataset has the columns {columns}; SAMI needs `prompts` and `completions`, or `query`, "
-            "`constitutions` and `completions` (each but `query` a list with one entry per constitution)."
-        )
+        needed = "`prompts` and `completions`, or `query`, `constitutions` and `completions`"
+        raise ValueError(f"The {name} dataset has the columns {columns}; SAMI needs {needed} (see docs/sami.md).")
 
 
 def _keep(dataset: Dataset, kept: list[bool], name: str, why: str) -> Dataset:
@@ -165,10 +148,7 @@ def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:
     """The texts of a row's completions, if they and its prompts are something to learn from."""
     completions, truncated = row["completions"], row.get("truncated")
     if not isinstance(prompts, list) or not isinstance(completions, list) or len(prompts) != len(completions):
-        raise ValueError(
-            f"{where}: `prompts` and `completions` must be lists of equal length; completions[j] is the response that "
-            "was sampled under prompts[j]."
-        )
+        raise ValueError(f"{where}: `prompts` and `completions` must be lists of equal length, one entry each.")
     if all(prompt == prompts[0] for prompt in prompts[1:]):
         raise ValueError(f"{where}: there must be at least 2 prompts, not all equal: vary the constitutions.")
     if truncated is not None and len(truncated) != len(completions):
@@ -178,10 +158,8 @@ def _checked_texts(row: dict, prompts: Any, where: str) -> list[str]:
         if isinstance(completion, list) and len(completion) == 1 and completion[0].get("role") == "assistant":
             completion = completion[0].get("content") or ""
         if not isinstance(completion, str):
-            raise ValueError(
-                f"{where}: `completions[{j}]` must be a text or a list holding one assistant message, got "
-                f"{completion!r:.80}."
-            )
+            form = "a text or a list holding one assistant message"
+            raise ValueError(f"{where}: `completions[{j}]` must be {form}, got {completion!r:.80}.")
         if not completion.strip():
             raise ValueError(f"{where}: `completions[{j}]` is empty: drop the row or sample it again.")
         texts.append(completion)

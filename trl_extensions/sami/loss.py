@@ -1,7 +1,8 @@
 """The SAMI objective (arXiv 2404.14313, section 3): pure functions of a matrix of log-probabilities.
 
-`logps[..., k, j]` is log pi(y_j | x, c_k): the row is the constitution, the column the response, and the diagonal
-holds the pairs that belong together (y_j was sampled under c_j).
+`logps` is `(..., C, C)`, in nats, C >= 2; `logps[..., k, j]` is log pi(y_j | x, c_k): the row is the constitution, the
+column the response, and the diagonal holds the pairs that belong together (y_j was sampled under c_j). Another shape
+raises a `ValueError`.
 """
 
 import math
@@ -11,14 +12,9 @@ import torch
 
 def _check_square(logps: torch.Tensor) -> None:
     if logps.dim() < 2 or logps.size(-1) != logps.size(-2):
-        raise ValueError(
-            f"`logps` must end in a square (constitutions x responses), got shape {tuple(logps.shape)}: score every "
-            "response under every constitution."
-        )
+        raise ValueError(f"`logps` must end in a square (constitutions x responses), got shape {tuple(logps.shape)}.")
     if logps.size(-1) < 2:
-        raise ValueError(
-            "`logps` holds a single constitution, which leaves nothing to contrast: give at least 2 constitutions."
-        )
+        raise ValueError("`logps` holds a single constitution, nothing to contrast: give at least 2 constitutions.")
 
 
 def _diagonal_cross_entropy(logps: torch.Tensor, dim: int) -> torch.Tensor:
@@ -29,34 +25,20 @@ def _diagonal_cross_entropy(logps: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def sami_loss(logps: torch.Tensor) -> torch.Tensor:
-    """Two-sided contrastive loss whose minimum is reached when constitutions and responses determine each other.
+    """Two-sided contrastive loss `(...)`, least when constitutions and responses determine each other.
 
-    Args:
-        logps: `(..., C, C)` log-probabilities in nats, row = constitution, column = response, C >= 2.
-
-    Returns:
-        `(...)`: the mean of the row-wise cross-entropy (which response belongs to this constitution) and the
-        column-wise one (which constitution produced this response). log C at indifference, 0 at best.
-
-    Raises:
-        ValueError: The last two dimensions are not square, or C < 2.
+    The mean of the row-wise cross-entropy (which response belongs to this constitution) and the column-wise one (which
+    constitution produced this response), in nats: log C at indifference, 0 at best.
     """
     _check_square(logps)
     return (_diagonal_cross_entropy(logps, -1) + _diagonal_cross_entropy(logps, -2)) / 2
 
 
 def mutual_information_bound(logps: torch.Tensor) -> torch.Tensor:
-    """Lower bound (InfoNCE) on the mutual information of constitution and response given the query.
+    """Lower bound (InfoNCE) `(...)`, nats, on the mutual information of constitution and response given the query.
 
-    Args:
-        logps: `(..., C, C)` log-probabilities in nats, row = constitution, column = response, C >= 2.
-
-    Returns:
-        `(...)`: log C minus the column-wise cross-entropy, in nats. Never above log C; negative when responses fit the
-        wrong constitution better. A bound in the strict sense needs sums over tokens, not means.
-
-    Raises:
-        ValueError: The last two dimensions are not square, or C < 2.
+    It is log C minus the column-wise cross-entropy: never above log C, and negative when responses fit the wrong
+    constitution better. A bound in the strict sense needs sums over tokens, not means.
     """
     _check_square(logps)
     return math.log(logps.size(-1)) - _diagonal_cross_entropy(logps, -2)

@@ -99,9 +99,8 @@ def sample_constitutions(principles: Sequence[Principle], num: int, *, seed: int
     if num < 2:
         raise ValueError(f"`num` is {num}; SAMI contrasts constitutions, so at least 2 a query are needed")
     if 2 ** len(principles) < num:
-        raise ValueError(
-            f"{num} different constitutions need at least {(num - 1).bit_length()} principles, got {len(principles)}"
-        )
+        needed = (num - 1).bit_length()
+        raise ValueError(f"{num} different constitutions need at least {needed} principles, got {len(principles)}")
     if len({principle.name for principle in principles}) < len(principles):
         raise ValueError("two principles have the same name; rename one")
     rng = random.Random(f"{seed}:{key}")
@@ -132,10 +131,8 @@ def parse_principles(document: Any, source: str) -> list[Principle]:
         [first, *_] = error.errors(include_url=False)
         place = [f"principle {part + 1}" if isinstance(part, int) else f"`{part}`" for part in first["loc"]]
         where = ": ".join([source, *(place[1:] if len(place) > 1 else place)])
-        raise ValueError(
-            f"{where}: {first['msg'].removeprefix('Value error, ')} (the file has the one key `principles`, a list of "
-            "entries with the texts `name`, `definition` and `antithesis`)"
-        ) from None
+        form = "the file has the one key `principles`, a list of entries `name`, `definition` and `antithesis`"
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')} ({form})") from None
 
 
 def load_principles(path: str | os.PathLike) -> list[Principle]:
@@ -146,17 +143,12 @@ def load_principles(path: str | os.PathLike) -> list[Principle]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not valid YAML; put values with special characters in quotes ({_one_line(str(error))})"
-        ) from None
+        raise ValueError(f"{path}: not valid YAML; quote special characters ({_one_line(str(error))})") from None
     return parse_principles(document, str(path))
 
 
 def save_principles(path: str | os.PathLike, principles: Sequence[Principle], *, task: str | None = None) -> None:
-    """Write principles as YAML, under a comment that invites a person to edit them and names the task.
-
-    They are validated like a file that is read; parent folders are made, an existing file is replaced in one step.
-    """
+    """Write principles, checked first, as YAML under a comment that invites people to edit them and names the task."""
     path = Path(path)
     document = {"principles": [asdict(principle) for principle in principles]}
     parse_principles(document, str(path))
@@ -179,23 +171,13 @@ class Drafts(BaseModel):
 
 
 def write_principles(
-    engine: GenerationEngine,
-    task: str,
-    num: int,
-    *,
-    params: GenerationParams,
-    raw_path: str | os.PathLike,
+    engine: GenerationEngine, task: str, num: int, *, params: GenerationParams, raw_path: str | os.PathLike
 ) -> list[Principle]:
     """Ask a model for `num` principles for a task, with distinct names, until there are enough of them.
 
     The first question is asked with `params` as they are; the next ones name what is already there, with another seed
-    and a temperature of at least 1, so that a model that failed once does not fail the same way again.
-
-    There are at most `3 * num + 3` questions; a small model gives one principle each. Every answer is appended, as it
-    came, to the JSON-lines file `raw_path`.
-
-    Raises:
-        ValueError: Fewer than `num` principles could be read from the answers.
+    and a temperature of at least 1, so that a model that failed once does not fail the same way again. A `ValueError`
+    says if `3 * num + 3` answers gave too few. Each is appended, as it came, to the JSON-lines file `raw_path`.
     """
     found: list[Principle] = []
     attempts = 3 * num + 3
@@ -213,10 +195,8 @@ def write_principles(
             raw.append({"prompt": prompt, "answer": answer.raw[-1], "parsed": len(found) - before})
             if len(found) >= num:
                 return found[:num]
-    raise ValueError(
-        f"only {len(found)} of {num} principles could be read from {attempts} answers (they are in {raw_path}); use a "
-        "stronger model, ask for fewer, or write the file by hand"
-    )
+    read = f"only {len(found)} of {num} principles could be read from {attempts} answers (they are in {raw_path})"
+    raise ValueError(f"{read}; use a stronger model, ask for fewer, or write the file by hand")
 
 
 def _add_new(found: list[Principle], draft: _Draft) -> None:

@@ -19,10 +19,7 @@ SIDE_BY_SIDE, _MOST_LABELS, _LINES = 6, 16, 4  # held-out queries shown; constit
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.md`, `report.json` and `rounds.png` into a run's folder; returns the path of the first.
-
-    Bounds are in nats, KL in nats per response token, lengths in tokens; +- are standard errors over held-out queries.
-    """
+    """Write `report.md`, `report.json` and `rounds.png` into a run's folder; returns the path of the first."""
     model = _json(folder / "settings.json")["model_name_or_path"]
     count = len(list(folder.glob("round_*/evaluation.json")))
     rounds = [_round_data(folder / f"round_{number}", number) for number in range(count)]

@@ -1,7 +1,7 @@
 """The outer loop of SAMI, expert iteration (arXiv 2404.14313, section 3.3).
 
 Each round samples from the model of the round before and trains the original again. Every stage leaves a file when it
-is done and is skipped when that file is there. A round has its own folder and nothing in it is written twice:
+is done, and is skipped when that is there. A round has its own folder:
 
     settings.json, training_settings.json, report.md, report.json, rounds.png; with `judge` judge_calls.sqlite
     round_0/  (the original)  eval_samples.jsonl, evaluation.json
@@ -41,10 +41,8 @@ _TRAINING_ARGUMENTS = ("effective_batch_size", "steps_per_round", "steps_per_rou
 
 @dataclass
 class SAMIRun(Run):
-    """One run: a method for each command, and one for each stage of a round (`_train_round`, ...).
-
-    The folder is `config.output_dir`; `engine_args` is what samples, `model_args` the original, LoRA and quantisation.
-    """
+    """A method for each command, and one for each stage of a round (`_train_round`, ...). `engine_args` is what
+    samples, `model_args` the original, LoRA and quantisation."""
 
     args: SAMIArguments
     engine_args: EngineArguments
@@ -63,7 +61,6 @@ class SAMIRun(Run):
         return str(self.round_folder(round_) / "model") if round_ else self.model_args.model_name_or_path
 
     def principles(self) -> list[Principle]:
-        """The principles constitutions are built from."""
         return load_principles(self.args.principles)
 
     def queries(self) -> tuple[list[Query], list[Query]]:
@@ -137,7 +134,6 @@ class SAMIRun(Run):
 
     def stages(self) -> Iterator[Stage]:
         """Every stage in order, with its round and the file that says it is done."""
-
         for round_ in range(self.args.rounds + 1):
             of, folder = f"round {round_}" if round_ else "original", self.round_folder(round_)
             if round_:
@@ -150,7 +146,6 @@ class SAMIRun(Run):
                 yield Stage("judge", round_, folder / "win_rate.json", f"{of}: judging them against the original's")
 
     def perform(self, name: str, round_: int) -> None:
-        """Carry out one stage in this process."""
         getattr(self, f"_{name}_round")(round_)
 
     def write_report(self) -> Path:
@@ -162,17 +157,12 @@ class SAMIRun(Run):
     def _sample_round(self, round_: int) -> None:
         """Sample training rows from the model of the round before, on this round's half of the queries."""
         folder, size = self.round_folder(round_), self.args.effective_batch_size
-        model, queries, needed = (
-            self.model_of(round_ - 1),
-            self.training_half(round_),
-            size * self.args.steps_of(round_),
-        )
-        report = self._sample(model, queries, folder / "samples.jsonl", is_original=round_ == 1, needed=needed)
+        model, queries, output = self.model_of(round_ - 1), self.training_half(round_), folder / "samples.jsonl"
+        needed = size * self.args.steps_of(round_)
+        report = self._sample(model, queries, output, is_original=round_ == 1, needed=needed)
         if report.kept < size:
-            raise ValueError(
-                f"round {round_}: only {report.kept} of {report.sampled} sampled rows were kept ({report.dropped}), "
-                f"fewer than effective_batch_size={size}: lower it, or start elsewhere with more queries or tokens."
-            )
+            kept = f"only {report.kept} of {report.sampled} sampled rows were kept ({report.dropped})"
+            raise ValueError(f"round {round_}: {kept}, fewer than effective_batch_size={size}: lower it.")
         mark_done(folder / "sampling.json", report)
 
     def _train_round(self, round_: int) -> None:
@@ -209,19 +199,12 @@ class SAMIRun(Run):
         args, template = self.args, self.config.prompt_template or TRAINING_TEMPLATE
         filters = ResponseFilters(max_tokens=args.max_response_tokens, drop_truncated=not args.keep_truncated)
         return sample_rows(
-            self.models.sampler(model, is_original=is_original),
-            queries,
-            self.principles(),
-            num_constitutions=args.num_constitutions,
+            self.models.sampler(model, is_original=is_original), queries, self.principles(),
+            num_constitutions=args.num_constitutions, params=args.params(self.config.seed), seed=self.config.seed,
             sampling_template=template if held_out else args.sampling_template or TRAINING_TEMPLATE,
-            training_template=template,
-            params=args.params(self.config.seed),
-            output=output,
-            seed=self.config.seed,
+            training_template=template, conversational=self.models.is_conversational(), output=output, needed=needed,
             filters=EVERYTHING_BUT_EMPTY if held_out else filters,
-            needed=needed,
-            conversational=self.models.is_conversational(),
-        )
+        )  # fmt: skip
 
     def _sample_held_out(self, model: str, folder: Path, *, is_original: bool) -> None:
         output = folder / "eval_samples.jsonl"
@@ -234,9 +217,10 @@ class SAMIRun(Run):
         engine, rows = self.models.in_process(model), load_rows(folder / "eval_samples.jsonl", kept_only=False)
         separate = original not in (None, model) and not hasattr(engine.model, "peft_config")
         ref_model = self.models.in_process(original).model if separate else None
-        how = {"is_original": is_original, "fixed_rows": fixed_rows, "batch_tokens": self.args.eval_batch_tokens}
-        output = folder / "evaluation.json"
-        return evaluate_rows(engine.model, engine.tokenizer, rows, output, ref_model=ref_model, **how)
+        return evaluate_rows(
+            engine.model, engine.tokenizer, rows, folder / "evaluation.json", ref_model=ref_model,
+            is_original=is_original, fixed_rows=fixed_rows, batch_tokens=self.args.eval_batch_tokens,
+        )  # fmt: skip
 
     def _judge(self, folder: Path, originals: Path) -> dict[str, Any]:
         return judge_samples(self.args, folder, originals, self.folder / "judge_calls.sqlite")
@@ -246,9 +230,8 @@ class SAMIRun(Run):
         config, size = copy.copy(self.config), self.args.effective_batch_size
         at_once = config.per_device_train_batch_size * config.world_size
         if size % at_once:
-            raise ValueError(
-                f"effective_batch_size={size} is no multiple of per_device_train_batch_size x processes = {at_once}."
-            )
+            at_once = f"per_device_train_batch_size x processes = {at_once}"
+            raise ValueError(f"effective_batch_size={size} is no multiple of {at_once}.")
         config.gradient_accumulation_steps = size // at_once
         config.guard_stop = config.guard_stop or self.args.stop
         return config
@@ -273,8 +256,6 @@ class SAMIRun(Run):
                 raise ValueError(f"`{name}` has no effect on `run`: set `steps_per_round`, `effective_batch_size`.")
         half, size = len(self.training_half(min(2, self.args.rounds))), self.args.effective_batch_size
         if half < size:
-            raise ValueError(
-                f"half of the training queries ({half}) is less than effective_batch_size={size}; "
-                "lower that or `num_eval_prompts`, or give more queries."
-            )
+            fewer = f"half of the training queries ({half}) is less than effective_batch_size={size}"
+            raise ValueError(f"{fewer}; lower that or `num_eval_prompts`, or give more queries.")
         self._training_config()

@@ -1,7 +1,4 @@
-"""Sample C responses a query, one under each of C constitutions (SAMI, arXiv 2404.14313, section 3.1).
-
-Every finished row is on disk before the next one is waited for; a run that was killed goes on where it stopped.
-"""
+"""Sample C responses a query, one under each of C constitutions (SAMI, arXiv 2404.14313, section 3.1)."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from .principles import Constitution, Principle, sample_constitutions
 logger = logging.getLogger(__name__)
 
 REASONS = ("empty", "equal", "evasive", "too_long", "echo")
-"""Reasons for dropping a row, in the order in which they are tried: a row is counted under the first that applies."""
+"""Reasons for dropping a row, in the order in which they are tried."""
 
 EVASIVE_OPENINGS = (
     "I'm sorry", "I am sorry", "Sorry", "I apologize", "I apologise", "My apologies", "I cannot", "I can't",
@@ -69,10 +66,8 @@ EVERYTHING_BUT_EMPTY = ResponseFilters(evasive_openings=(), drop_truncated=False
 def rejection_reason(
     responses: Sequence[Generation], constitutions: Sequence[str], filters: ResponseFilters
 ) -> str | None:
-    """The first of `REASONS` that applies to any of the C responses of a row, None if the row is good.
-
-    Response j was sampled under constitution j, of which the text is given.
-    """
+    """The first of `REASONS` that applies to any response of a row, given the texts they were sampled under; None if
+    the row is good."""
     if len(responses) != len(constitutions):
         raise ValueError(f"got {len(responses)} responses for {len(constitutions)} constitutions; one each is needed")
     texts = [response.text for response in responses]
@@ -116,9 +111,8 @@ def _normalize(text: str) -> str:
 
 @dataclass(frozen=True)
 class SamplingReport:
-    """What a call of `sample_rows` did: rows in the file (`sampled`), those that passed the filters (`kept`), number
-    `dropped` by reason, rows found at the start (`resumed`); `tokens`, `seconds` and the share of padding (where the
-    engine counts it) of this call."""
+    """Rows in the file (`sampled`), number `dropped` by reason, rows found at the start (`resumed`), and what this
+    call took; `padding_share` where the engine counts it."""
 
     path: Path
     sampled: int
@@ -133,10 +127,8 @@ class SamplingReport:
     def summary(self) -> str:
         """One line for a log."""
         earlier = f" ({self.resumed} by an earlier run)" if self.resumed else ""
-        return (
-            f"{self.path}: {self.sampled} rows sampled{earlier}, {self.kept} kept, {_dropped_text(self.dropped)}; "
-            f"{written_in(self.tokens, self.seconds, self.padding_share)}"
-        )
+        rows = f"{self.sampled} rows sampled{earlier}, {self.kept} kept, {_dropped_text(self.dropped)}"
+        return f"{self.path}: {rows}; {written_in(self.tokens, self.seconds, self.padding_share)}"
 
 
 def sample_rows(
@@ -159,21 +151,20 @@ def sample_rows(
 
     A row holds `id`, `index` (position of the query), `query`, `constitutions`, `choices`, `prompts` (for training),
     `completions`, `truncated` (hit the generation limit), `num_tokens` (lists of C), `kept` and `reason`. Dropped rows
-    are written too, with `kept` false. The settings are written to `<output stem>.settings.json`; running again with
-    the same ones skips what is there. The rows sampled are those of the shortest run of queries from the start that
-    gives `needed` kept ones, whatever the chunk size, and however often the sampling was interrupted.
+    are written too, with `kept` false. Running again with the same settings skips what is there. The rows sampled are
+    those of the shortest run of queries from the start that gives `needed` kept ones, whatever the chunk size, and
+    however often the sampling was interrupted.
 
     Args:
-        queries, chunk_size: Distinct queries, see `load_queries`, and how many the engine is given at once.
+        queries, chunk_size: Distinct queries, and how many the engine is given at once.
         principles: What the `num_constitutions` (C, at least 2) of each query are built from, by `seed` and its id.
         sampling_template, training_template: Prompts to sample with, and to put into the rows; fields `{query}` and
-            `{constitution}`. They are chats if `conversational`, for a model with a chat template, else plain text.
-        output: The `.jsonl` file to append to.
+            `{constitution}`. They are chats if `conversational`, else plain text.
         needed: Stop as soon as this many rows are kept. Defaults to sampling every query.
 
     Raises:
         ValueError: A bad template, too few principles, a repeated query, or an `output` made with other settings or
-            queries; one line with the remedy, and no row on disk is changed.
+            queries; no row on disk is changed.
     """
     check_template(sampling_template, "sampling_template")
     check_template(training_template, "training_template")
@@ -200,36 +191,31 @@ def sample_rows(
             found[place][column] = response
             if len(found[place]) < num_constitutions:
                 continue
-            row, own = chunk[place], drawn[place]
-            responses = [found[place][column] for column in range(num_constitutions)]
-            tokens += sum(one.num_tokens for one in responses)
-            reason = rejection_reason(responses, [one.text for one in own], filters)
-            answers = [one.text for one in responses]
-            chats = [[{"role": "assistant", "content": text}] for text in answers]
-            result = {
-                **row,
-                "constitutions": [one.text for one in own],
-                "choices": [one.choices for one in own],
-                "prompts": [prompt(training_template, row["query"], one) for one in own],
-                "completions": chats if conversational else answers,
-                "truncated": [one.finish_reason == "length" for one in responses],
-                "num_tokens": [one.num_tokens for one in responses],
-                "kept": reason is None,
-                "reason": reason,
-            }
+            own, responses = drawn[place], [found[place][column] for column in range(num_constitutions)]
+            result = make_row(chunk[place], own, responses)
+            tokens += sum(result["num_tokens"])
             yield place, result
 
+    def make_row(row: dict[str, Any], own: list[Constitution], responses: list[Generation]) -> dict[str, Any]:
+        constitutions, answers = [one.text for one in own], [one.text for one in responses]
+        reason = rejection_reason(responses, constitutions, filters)
+        chats = [[{"role": "assistant", "content": text}] for text in answers]
+        return row | {
+            "constitutions": constitutions,
+            "choices": [one.choices for one in own],
+            "prompts": [prompt(training_template, row["query"], one) for one in own],
+            "completions": chats if conversational else answers,
+            "truncated": [one.finish_reason == "length" for one in responses],
+            "num_tokens": [one.num_tokens for one in responses],
+            "kept": reason is None,
+            "reason": reason,
+        }
+
     settings = {
-        "engine": engine.name,
-        "num_constitutions": num_constitutions,
-        "seed": seed,
-        "conversational": conversational,
-        "params": params.as_dict(),
-        "filters": asdict(filters),
-        "sampling_template": sampling_template,
-        "training_template": training_template,
-        "principles": [asdict(principle) for principle in principles],
-    }
+        "engine": engine.name, "num_constitutions": num_constitutions, "seed": seed, "conversational": conversational,
+        "params": params.as_dict(), "filters": asdict(filters), "sampling_template": sampling_template,
+        "training_template": training_template, "principles": [asdict(principle) for principle in principles],
+    }  # fmt: skip
     rows = [{"id": query.id, "index": index, "query": query.text} for index, query in enumerate(queries)]
     # Even if all of a chunk is kept, none of it is one too many
     limit = None if needed is None else lambda: needed - outcomes[None]

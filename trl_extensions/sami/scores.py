@@ -18,14 +18,8 @@ def matched_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.T
     # Bring each prompt and its own response together, on the left
     order = (~kept).long().argsort(dim=1, stable=True)[:, : kept.sum(1).max()]
     rows = own.any(1)
-    plain = {
-        name: tensor.gather(1, order)[rows]
-        for name, tensor in (
-            ("input_ids", inputs["input_ids"]),
-            ("attention_mask", kept.long()),
-            ("pair_ids", torch.where(own, pair_ids, -1)),
-        )
-    }  # fmt: skip
+    wide = {"input_ids": inputs["input_ids"], "attention_mask": kept.long(), "pair_ids": pair_ids.where(own, -1)}
+    plain = {name: tensor.gather(1, order)[rows] for name, tensor in wide.items()}
     return _states_before_responses(model, plain)
 
 
@@ -38,17 +32,11 @@ def score_matched(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Referenc
 def score_pairs(
     model: nn.Module, inputs: dict[str, torch.Tensor], reduction: str, reference: ReferenceStates | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Score every response under every prompt with one forward of the policy.
+    """Score every response under every prompt with one forward of the unwrapped policy.
 
-    Args:
-        model: The unwrapped policy.
-        inputs: A batch of `DataCollatorForSAMI`, P pairs for B queries.
-        reduction: `"mean"` or `"sum"` over response tokens.
-        reference: The reference's states of the matching pairs, or None to leave KL out.
-
-    Returns:
-        `(P,)` log-probabilities in nats, and `(M,)` mean KL(policy || reference) in nats per response token of each of
-        the M matching pairs (None without `reference`).
+    Gives, for a batch of P pairs, `(P,)` log-probabilities in nats (`reduction` is `"mean"` or `"sum"`, over tokens),
+    and `(M,)` mean KL(policy || reference) in nats per response token of the M matching pairs, if the states of the
+    reference are given.
     """
     states = _states_before_responses(model, inputs)
     head = output_head(model, states)
@@ -85,15 +73,11 @@ def _sum_by(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tenso
 
 
 def rows_of(
-    logps: torch.Tensor,
-    kl: torch.Tensor | None,
-    inputs: dict[str, torch.Tensor],
-    beta: float,
+    logps: torch.Tensor, kl: torch.Tensor | None, inputs: dict[str, torch.Tensor], beta: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """`(B,)` losses of queries, with gradient, and detached `(B,)` statistics by name, of what `score_pairs` gives.
 
-    A query's KL, which the loss has `beta` times, is weighted by the lengths of its responses, so that it is a mean
-    over response tokens whatever the batch looks like.
+    A query's KL, which the loss has `beta` times, is a mean over the tokens of its matching responses.
     """
     sizes = inputs["num_constitutions"].tolist()
     lengths = pair_lengths(inputs)[inputs["matched"]].to(logps.device).split(sizes)

@@ -114,14 +114,9 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         reject_stream(dataset, dataset_name, "SAMI")
         with global_then_local_main_first():
             dataset = prepare_rows(
-                dataset,
-                self._tokenizer,
-                max_length=args.max_length,
-                overlong_policy=args.overlong_policy,
-                prompt_template=args.prompt_template,
-                name=dataset_name,
-                num_proc=args.dataset_num_proc,
-            )
+                dataset, self._tokenizer, max_length=args.max_length, overlong_policy=args.overlong_policy,
+                prompt_template=args.prompt_template, name=dataset_name, num_proc=args.dataset_num_proc,
+            )  # fmt: skip
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     def _set_signature_columns_if_needed(self):
