@@ -1,11 +1,13 @@
 """What the commands of all methods share, on a method made here: options by old names, `run`, its stages, settings."""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from trl_extensions.cli.main import main
 from trl_extensions.cli.method import Method, option_parser, peek
 from trl_extensions.core.options import renamed
 from trl_extensions.core.runs.run import Run, Stage
@@ -75,6 +77,22 @@ def test_usage_and_unknown_commands(method, capsys):
     assert capsys.readouterr().out == "usage: count\nusage: count\n"
     with pytest.raises(ValueError, match="unknown command 'shown'; choose from show, run"):
         method.main(["shown"])
+
+
+@pytest.mark.parametrize(("package", "name"), [("scipy", "sami"), ("sklearn", "w2s"), ("matplotlib", "codeclm")])
+def test_a_missing_extra_stops_a_run_before_anything_is_loaded(monkeypatch, capsys, package, name):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setattr(Method, "parse", lambda *arguments: pytest.fail("the run was made"))
+    assert main([name, "run", "--output_dir", "none"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"trl-ext: error: {package} is needed") and "pip install 'trl-extensions[run]'" in line
+
+
+def test_what_needs_no_extra_runs_without_and_evaluate_is_stopped(monkeypatch, method):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert method.main(["show"]) == 0
+    with pytest.raises(ImportError, match="scipy"):
+        Method("counting", "", method.options, method.make, {"evaluate": pytest.fail}).main(["evaluate"])
 
 
 class TestOldNames:

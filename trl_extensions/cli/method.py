@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
+from trl_extensions.core.extras import check_run_extra
+from trl_extensions.core.options import message, old_names
+
 
 @dataclass(frozen=True)
 class Method:
     """The commands of one method.
 
-    `options` tells from a command's arguments the dataclasses whose fields are its options, `make` makes a run of
-    instances of these. `commands` are functions of the run, which may return an exit code; accelerate may launch the
-    one called `train`. Added are `run`, and `stage` for the stages it starts. `plain` ones get bare arguments.
-    `check_launch` raises `ValueError` for a run that cannot be distributed.
+    `options` tells from a command's arguments the dataclasses of its options, `make` makes a run of their instances.
+    `commands` are functions of the run; accelerate may launch the one called `train`. Added are `run`, and `stage` for
+    the stages it starts. `plain` ones get bare arguments. `check_launch` refuses a run that cannot be distributed.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Method:
         if command not in known:
             offered = ", ".join(name for name in known if name != "stage")
             raise ValueError(f"unknown command {command!r}; choose from {offered}")
+        if command in ("run", "evaluate") and not {"-h", "--help"} & set(own):
+            check_run_extra()  # before hours of work, not behind them
         return known[command](own) or 0
 
     def parser(self, command: str, argv: list[str]) -> Any:
@@ -62,9 +66,7 @@ class Method:
     def _run(self, argv: list[str]) -> int:
         """All stages; each in a process of its own where that gives a GPU's memory back, or a launcher needs one."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError(
-                "`run` starts the distributed part itself: call it without a launcher and pass --accelerate_config."
-            )
+            raise ValueError("`run` launches its training itself: call it bare and pass --accelerate_config.")
         launch, own = split_launch_arguments(self.parser("run", argv), argv)
         run = self.parse("run", own)
         if launch:
@@ -95,8 +97,6 @@ UNFINISHED = 3
 def option_parser(command: str, dataclasses: Sequence[Any], quiet: bool = False) -> Any:
     """TRL's parser of options and YAML that knows renamed ones too (`quiet`: without a word), with one-line errors."""
     from trl import TrlParser
-
-    from trl_extensions.core.options import message, old_names
 
     renamed = {old: new for cls in dataclasses for old, new in old_names(cls).items()}
     told = set(renamed) if quiet else set()
@@ -142,10 +142,7 @@ def peek(argv: Sequence[str], *names: str) -> list[str]:
 
 
 def split_launch_arguments(parser: Any, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments for `accelerate launch`, which are those the parser does not know, and the others.
-
-    `--accelerate_config` is resolved as `trl` does.
-    """
+    """Arguments for `accelerate launch`, which are those the parser does not know, and the others."""
     if not {"--accelerate_config", "--num_processes"} & {item.partition("=")[0] for item in argv}:
         return [], argv
     from trl_extensions._compat import resolve_accelerate_config_argument

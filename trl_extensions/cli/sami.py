@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_extensions.core.options import option
+from trl_extensions.embedded import EMBEDDED_ALIAS, resolve_model_name
 
 from .method import Method, option_parser
 
@@ -32,7 +33,6 @@ def _options(argv: list[str]) -> Sequence[type]:
 
 
 def _make(args: Any, engine_args: Any, config: Any, model_args: Any) -> Any:
-    from trl_extensions.embedded import resolve_model_name
     from trl_extensions.sami.run import SAMIRun
 
     if model_args.model_name_or_path:
@@ -47,18 +47,13 @@ def _train(run: Any) -> None:
 
 def _evaluate(run: Any) -> None:
     result = run.evaluate()
-    bound = result["mi_bound"]
+    bound = "MI bound {mean:.3f} ± {se:.3f} nats".format_map(result["mi_bound"])
+    rest = "of {max_bound:.2f} on {num_queries} queries, {length:.0f} tokens per response".format_map(result)
     kl = f"{result['kl']['mean']:.3f} nats per token" if "kl" in result else "not measured (set `original_model`)"
-    print(
-        f"{run.folder / 'evaluation.json'}: MI bound {bound['mean']:.3f} ± {bound['se']:.3f} nats of "
-        f"{result['max_bound']:.2f} on {result['num_queries']} queries, KL to the original {kl}, "
-        f"{result['length']:.0f} tokens per response"
-    )
+    print(f"{run.folder / 'evaluation.json'}: {bound} {rest}, KL to the original {kl}")
     if judged := result.get("win_rate"):
-        print(
-            f"{run.folder / 'win_rate.json'}: {judged['wins']} wins, {judged['ties']} ties, {judged['losses']} losses "
-            f"against {run.args.judge_against}, {judged['unread']} unread"
-        )
+        counts = "{wins} wins, {ties} ties, {losses} losses, {unread} unread".format_map(judged)
+        print(f"{run.folder / 'win_rate.json'}: {counts}, against {run.args.judge_against}")
     elif run.args.judge:
         print("not judged: set `judge_against` to the eval_samples.jsonl of another model")
 
@@ -81,9 +76,7 @@ class PrincipleArguments:
     num: int = option(4, "Number of principles to write.")
     output: str = option("principles.yaml", "YAML file to write.")
     overwrite: bool = option(False, "Replace `output` if it exists.")
-    model_name_or_path: str = option(
-        "embedded:smollm2-135m-instruct", "Model that writes: a hub id, a directory, or the small embedded model."
-    )
+    model_name_or_path: str = option(EMBEDDED_ALIAS, "Model that writes: a hub id, a directory or the embedded model.")
     max_new_tokens: int = option(600, "Most tokens in one answer of the model.")
     temperature: float = option(0.0, "Temperature of the first question; 0 is greedy.")
     seed: int = option(0, "Seed of the sampling, and of the constitutions `check` shows.")
@@ -94,12 +87,17 @@ def principles(argv: Sequence[str]) -> int:
     """Let a model write principles to a YAML file, or check one that a person edited."""
     from trl_extensions.core.generation import EngineArguments, create_engine
     from trl_extensions.core.generation.types import GenerationParams
-    from trl_extensions.embedded import resolve_model_name
     from trl_extensions.sami.principles import load_principles, save_principles, write_principles
 
     args, engine_args = option_parser("principles", (PrincipleArguments, EngineArguments)).parse_args_and_config(argv)
     if args.check is not None:
-        _check(args.check, args.seed)
+        from trl_extensions.sami.principles import sample_constitutions
+
+        own = load_principles(args.check)
+        print(f"{args.check}: {len(own)} principles: {', '.join(principle.name for principle in own)}")
+        shown = min(3, 2 ** len(own))  # one principle has only two constitutions
+        for constitution in sample_constitutions(own, shown, seed=args.seed, key="check"):
+            print(f"\n[{constitution.label}]\n{constitution.text}")
         return 0
     output = Path(args.output)
     if not args.task or not args.task.strip():
@@ -112,20 +110,9 @@ def principles(argv: Sequence[str]) -> int:
     # An engine with a model of its own must not fetch the embedded one.
     model = None if engine_args.engine_model else resolve_model_name(args.model_name_or_path)
     engine = create_engine(engine_args, model)
-    raw_path = output.with_name(output.name + ".raw.jsonl")
-    written = write_principles(engine, args.task, args.num, params=params, raw_path=raw_path)
-    save_principles(output, written, task=args.task)
+    raw = output.with_name(output.name + ".raw.jsonl")
+    save_principles(output, write_principles(engine, args.task, args.num, params=params, raw_path=raw), task=args.task)
     for principle in load_principles(output):
         print(f"{principle.name}: {principle.definition} | {principle.antithesis}")
     print(f"wrote {output}; edit it, then check it: trl-ext principles --check {output}", file=sys.stderr)
     return 0
-
-
-def _check(path: str, seed: int) -> None:
-    from trl_extensions.sami.principles import load_principles, sample_constitutions
-
-    own = load_principles(path)
-    print(f"{path}: {len(own)} principles: {', '.join(principle.name for principle in own)}")
-    shown = min(3, 2 ** len(own))  # one principle has only two constitutions
-    for constitution in sample_constitutions(own, shown, seed=seed, key="check"):
-        print(f"\n[{constitution.label}]\n{constitution.text}")

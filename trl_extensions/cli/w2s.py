@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from trl_extensions.embedded import resolve_model_name
+
 from .method import Method, peek
 
 
@@ -42,7 +44,6 @@ def _options(argv: list[str]) -> Sequence[type]:
 
 def _make(*parsed: Any) -> Any:
     if parsed[0].task == "generation":
-        from trl_extensions.embedded import resolve_model_name
         from trl_extensions.weak_to_strong.generation.run import GenerationRun
 
         if parsed[-1].model_name_or_path:

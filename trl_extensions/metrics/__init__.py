@@ -1,6 +1,7 @@
 """Metrics of this package as modules of the `evaluate` library, loaded by path and without a network."""
 
 from pathlib import Path
+from typing import Any
 
 
 def metric_path(name: str) -> str:
@@ -9,3 +10,18 @@ def metric_path(name: str) -> str:
     if name not in known:
         raise ValueError(f"no metric {name!r}; there are {', '.join(known)}")
     return str(Path(__file__).parent / name)
+
+
+def metric_info(doc: str, paper: str, arxiv: str, **columns: str) -> Any:
+    """What `evaluate` shows of a metric: the docstring of its module, its paper, and its columns with their types."""
+    from datasets import Features, Value
+    from evaluate import MetricInfo
+
+    description, _, usage = doc.partition("\nArgs:\n")
+    return MetricInfo(
+        description=description,
+        inputs_description=f"\nArgs:\n{usage}",
+        citation=f"{paper}. arXiv {arxiv}",
+        reference_urls=[f"https://arxiv.org/abs/{arxiv}"],
+        features=Features({name: Value(kind) for name, kind in columns.items()}),
+    )

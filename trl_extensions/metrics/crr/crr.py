@@ -2,15 +2,7 @@
 
 A judge sees both answers in both orders; a side wins only if it wins twice, all else is a tie. Ties count in full, so
 that a judge that goes by places, and makes a tie of every pair, gives 1: see `contradictions`.
-"""
 
-import datasets
-import evaluate
-
-from trl_extensions.codeclm.comparison import capacity_recovery
-
-
-_USAGE = """
 Args:
     predictions (`list` of `str`): For each prompt "win", "tie" or "loss" of the target model: by the judge with one of
         the answers first, or in the end, if `swapped` is left out. "unread" where its reply could not be read.
@@ -25,19 +17,19 @@ Returns:
     contradictions (`int` or `None`): Ties of a win in one order and a loss in the other; None without `swapped`.
 """
 
+import evaluate
+
+from trl_extensions.codeclm.comparison import capacity_recovery
+from trl_extensions.metrics import metric_info
+
+
 _OUTCOMES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 class CRR(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="Wang et al. (2024): CodecLM: Aligning Language Models with Tailored Synthetic Data. "
-            "arXiv 2404.05875",
-            inputs_description=_USAGE,
-            features=datasets.Features({"predictions": datasets.Value("string")}),
-            reference_urls=["https://arxiv.org/abs/2404.05875"],
-        )
+        paper = "Wang et al. (2024): CodecLM: Aligning Language Models with Tailored Synthetic Data"
+        return metric_info(__doc__, paper, "2404.05875", predictions="string")
 
     def _compute(self, predictions, swapped=None, confidence=0.95):
         others = predictions if swapped is None else swapped
@@ -46,15 +38,13 @@ class CRR(evaluate.Metric):
         for name, verdicts in (("predictions", predictions), ("swapped", others)):
             for row, verdict in enumerate(verdicts):
                 if verdict not in (*_OUTCOMES, "unread"):
-                    raise ValueError(
-                        f"row {row} of `{name}`: {verdict!r} is no verdict; give win, tie, loss or unread"
-                    )
+                    problem = f"row {row} of `{name}`: {verdict!r} is no verdict"
+                    raise ValueError(f"{problem}; give win, tie, loss or unread")
         read = [pair for pair in zip(predictions, others, strict=True) if "unread" not in pair]
         outcomes = [_OUTCOMES[one] if one == two else 0.5 for one, two in read]
         contradictions = sum({"win", "loss"} == set(pair) for pair in read) if swapped is not None else None
         counts = {"unread": len(predictions) - len(read), "contradictions": contradictions}
-        result = dict.fromkeys(("crr", "low", "high")) | dict.fromkeys(("wins", "ties", "losses"), 0)
-        if outcomes:
-            found = capacity_recovery(outcomes, confidence=confidence)
-            result = {name: found[name] for name in result}
-        return result | counts
+        if not outcomes:
+            return {"crr": None, "low": None, "high": None, "wins": 0, "ties": 0, "losses": 0} | counts
+        found = capacity_recovery(outcomes, confidence=confidence)
+        return {name: found[name] for name in ("crr", "low", "high", "wins", "ties", "losses")} | counts

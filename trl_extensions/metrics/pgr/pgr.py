@@ -2,16 +2,7 @@
 trained on true labels) that a strong model trained on the weak model's labels has closed.
 
 0: no better than its weak teacher, 1: as good as the ceiling. Undefined where the ceiling is not above the weak model.
-"""
 
-import datasets
-import evaluate
-import numpy as np
-
-from trl_extensions.weak_to_strong.evaluation import pgr_interval
-
-
-_USAGE = """
 Args:
     predictions (`list` of `int`): Classes predicted by the strong model trained on weak labels.
     references (`list` of `int`): True classes.
@@ -27,25 +18,23 @@ Returns:
     undefined_share (`float`): Share of resamples without a gap; above 0.05 the interval is not to be relied upon.
 """
 
-_COLUMNS = ("predictions", "references", "weak_predictions", "ceiling_predictions")
+import evaluate
+import numpy as np
+
+from trl_extensions.metrics import metric_info
+from trl_extensions.weak_to_strong.evaluation import pgr_interval
 
 
 class PGR(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="Burns et al. (2023): Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak "
-            "Supervision. arXiv 2312.09390",
-            inputs_description=_USAGE,
-            features=datasets.Features({name: datasets.Value("int64") for name in _COLUMNS}),
-            reference_urls=["https://arxiv.org/abs/2312.09390"],
-        )
+        title = "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision"
+        columns = ("predictions", "references", "weak_predictions", "ceiling_predictions")
+        return metric_info(__doc__, f"Burns et al. (2023): {title}", "2312.09390", **dict.fromkeys(columns, "int64"))
 
     def _compute(self, predictions, references, weak_predictions, ceiling_predictions, **options):
         columns = {"weak": weak_predictions, "strong": predictions, "ceiling": ceiling_predictions}
         right = {name: np.equal(column, references).astype(float) for name, column in columns.items()}
         found = pgr_interval(**right, **options)
         accuracies = {name: float(values.mean()) for name, values in right.items()}
-        return (
-            {"pgr": found["value"]} | accuracies | {n: found[n] for n in ("low", "high", "reason", "undefined_share")}
-        )
+        rest = {name: found[name] for name in ("low", "high", "reason", "undefined_share")}
+        return {"pgr": found["value"]} | accuracies | rest

@@ -2,15 +2,7 @@
 in which the answer is shorter, about equally long and longer, and at equal length by a logistic regression.
 
 Where the three differ, length had a part in the wins. Each comes with an interval.
-"""
 
-import datasets
-import evaluate
-
-from trl_extensions.core.judge.win_rate import length_adjusted, length_balanced, win_rate
-
-
-_USAGE = """
 Args:
     predictions (`list` of `float`): Outcome of every pair: 1 the model's answer won, 0.5 tie, 0 it lost. Leave out
         pairs on which the judge could not be read.
@@ -28,28 +20,21 @@ Returns:
     n (`int`): Rows.
 """
 
-_COLUMNS = ("predictions", "prediction_lengths", "reference_lengths")
+import evaluate
+
+from trl_extensions.core.judge.win_rate import length_adjusted, length_balanced, win_rate
+from trl_extensions.metrics import metric_info
 
 
 class WinRate(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="Dubois et al. (2024): Length-Controlled AlpacaEval: A Simple Way to Debias Automatic "
-            "Evaluators. arXiv 2404.04475",
-            inputs_description=_USAGE,
-            features=datasets.Features({name: datasets.Value("float64") for name in _COLUMNS}),
-            reference_urls=["https://arxiv.org/abs/2404.04475"],
-        )
+        paper = "Dubois et al. (2024): Length-Controlled AlpacaEval: A Simple Way to Debias Automatic Evaluators"
+        columns = ("predictions", "prediction_lengths", "reference_lengths")
+        return metric_info(__doc__, paper, "2404.04475", **dict.fromkeys(columns, "float64"))
 
     def _compute(self, predictions, prediction_lengths, reference_lengths, **options):
         columns = (predictions, prediction_lengths, reference_lengths)
         raw = win_rate(predictions, **options)
-        return {
-            "win_rate": raw["value"],
-            "low": raw["low"],
-            "high": raw["high"],
-            "length_balanced": length_balanced(*columns, **options),
-            "length_adjusted": length_adjusted(*columns, **options),
-            "n": raw["n"],
-        }
+        balanced, adjusted = length_balanced(*columns, **options), length_adjusted(*columns, **options)
+        rest = {name: raw[name] for name in ("low", "high", "n")}
+        return {"win_rate": raw["value"], "length_balanced": balanced, "length_adjusted": adjusted} | rest
