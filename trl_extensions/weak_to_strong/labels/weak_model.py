@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
@@ -16,26 +15,54 @@ from ...core.modeling.reference import FrozenReference, frozen_model
 _INSTEAD = "To train on text that the weak model wrote, which needs no common vocabulary, leave `weak_model` out"
 
 
-def load_weak_tokenizer(weak_model: str | PreTrainedModel | PeftModel, args: SFTConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies where a weak model came from."""
-    name = weak_model if isinstance(weak_model, str) else get_config_model_id(weak_model.config)
-    if not name:
+def weak_reference(
+    weak: str | PreTrainedModel | PeftModel,
+    weak_tokenizer: PreTrainedTokenizerBase | None,
+    strong: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: SFTConfig,
+    accelerator: Accelerator,
+) -> tuple[FrozenReference, int]:
+    """The weak model, prepared as a frozen reference for the launcher in use, and how many rows of the output head
+    both models have: models of one tokenizer may be padded to different sizes.
+
+    By name it is loaded with the `dtype` and `attn_implementation` of the strong one; without a tokenizer the one that
+    lies where it came from is compared. A `ValueError` says why its distributions are no target.
+    """
+    if weak_tokenizer is None:
+        name = weak if isinstance(weak, str) else get_config_model_id(weak.config)
+        if not name:
+            raise ValueError(
+                "`weak_model` was not loaded from anywhere, so its tokenizer is unknown: pass `weak_processing_class`."
+            )
+        weak_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    _check_same_vocabulary(tokenizer, weak_tokenizer)
+    if isinstance(weak, str):
+        given = args.model_init_kwargs or {}
+        options = {option: given[option] for option in ("dtype", "attn_implementation") if option in given}
+        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            options["device_map"] = None
+        weak = create_model_from_path(weak, trust_remote_code=args.trust_remote_code, **options)
+    sizes = [model.config.get_text_config().vocab_size for model in (strong, weak)]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= min(sizes):
         raise ValueError(
-            "`weak_model` was not loaded from anywhere, so its tokenizer is unknown: pass `weak_processing_class`."
+            f"The tokenizer has ids up to {highest}, but the strong model has {sizes[0]} rows and the weak one "
+            f"{sizes[1]}: call `resize_token_embeddings` on the smaller one. {_INSTEAD}."
         )
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if sizes[0] > sizes[1] and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"The strong model has {sizes[0]} vocabulary rows, the weak one {sizes[1]}, and DeepSpeed ZeRO-3 cannot "
+            "cut a head: use ZeRO-2 or FSDP 2, or resize the weak model's embeddings."
+        )
+    if any(module is weak for module in strong.modules()):
+        raise ValueError("`weak_model` and `model` are the same object, so the target would be trained: pass a copy.")
+    if getattr(weak.config, "is_encoder_decoder", False):
+        raise ValueError(f"`weak_model` is an encoder-decoder, token distributions need a decoder. {_INSTEAD}.")
+    return frozen_model(weak, accelerator), min(sizes)
 
 
-def load_weak_model(name: str, args: SFTConfig) -> PreTrainedModel:
-    """A weak model given by name, loaded with the `dtype` and `attn_implementation` of the strong one."""
-    given = args.model_init_kwargs or {}
-    options = {option: given[option] for option in ("dtype", "attn_implementation") if option in given}
-    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-        options["device_map"] = None
-    return create_model_from_path(name, trust_remote_code=args.trust_remote_code, **options)
-
-
-def check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, weak_tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, weak_tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` where a token id means one thing to the strong model and another to the weak one."""
     strong, weak = (
         {number: token for token, number in one.get_vocab().items()} for one in (tokenizer, weak_tokenizer)
@@ -50,43 +77,9 @@ def check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, weak_tokenizer: Pr
     )
 
 
-def common_rows(strong: nn.Module, weak: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of the output head that both models have: models of one tokenizer may be padded to different sizes.
-
-    A `ValueError` says if a token of the vocabulary lies outside of them, or the head would have to be cut under
-    ZeRO-3.
-    """
-    sizes = [model.config.get_text_config().vocab_size for model in (strong, weak)]
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= min(sizes):
-        raise ValueError(
-            f"The tokenizer has ids up to {highest}, but the strong model has {sizes[0]} rows and the weak one "
-            f"{sizes[1]}: call `resize_token_embeddings` on the smaller one. {_INSTEAD}."
-        )
-    if sizes[0] > sizes[1] and is_deepspeed_zero3_enabled():
-        raise ValueError(
-            f"The strong model has {sizes[0]} vocabulary rows, the weak one {sizes[1]}, and DeepSpeed ZeRO-3 cannot "
-            "cut a head: use ZeRO-2 or FSDP 2, or resize the weak model's embeddings."
-        )
-    return min(sizes)
-
-
 def narrow(head: OutputHead, rows: int) -> OutputHead:
     """The head without what lies behind its first `rows` rows. A weak head that ZeRO-3 keeps in parts has no rows to
     see here; the divergence reads as many of it as the strong head has."""
     if head.weight.shape[0] <= rows:
         return head
     return replace(head, weight=head.weight[:rows], bias=head.bias[:rows] if head.bias is not None else None)
-
-
-def freeze(weak: nn.Module, strong: nn.Module, accelerator: Accelerator) -> FrozenReference:
-    """The weak model, prepared as a frozen reference for the launcher in use."""
-    if any(module is weak for module in strong.modules()):
-        raise ValueError(
-            "`weak_model` and `model` are the same object, so the target would be trained too: pass a copy."
-        )
-    if getattr(weak.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"`weak_model` is an encoder-decoder; token distributions need a decoder-only one. {_INSTEAD}."
-        )
-    return frozen_model(weak, accelerator)
