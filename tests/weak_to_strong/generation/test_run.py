@@ -64,7 +64,7 @@ def make_run(tmp_path, tiny_model_dir):
             ModelConfig(model_name_or_path=str(tiny_model_dir)),
         )
         run._engine = lambda model: Engine()
-        run._scorer = Marks(score_range)
+        run.scorer = Marks(score_range)
         return run
 
     return build

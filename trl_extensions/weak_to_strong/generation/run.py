@@ -16,7 +16,8 @@ import copy
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,12 @@ logger = logging.getLogger(__name__)
 
 _MODELS = {STRONG: "model", CEILING: "ceiling"}
 _KEEPING = ("threshold", "best_of", "budget", "min_tokens", "keep_truncated")
-# What belongs to labels; no command of this task looks at it
-_UNUSED = (
-    "examples", "examples_split", "examples_where", "num_examples", "unlabelled", "test_examples", "test_split",
-    "test_where", "num_test_examples", "text_column", "text_template", "label_column", "group_column",
-    "bootstrap_models", "weak_share", "ensemble", "calibrate", "calibration_share", "keep_share", "weak_learning_rate",
-    "weak_num_train_epochs", "variants", "seeds", "save_models", "predictions", "weak_predictions",
-    "ceiling_predictions",
-)  # fmt: skip
+_USED = ("task", "weak_models", "dataset_name", "dataset_train_split")  # the other arguments belong to labels
 
 
 @dataclass
 class GenerationRun(Run):
-    """One run: its settings, its folder, and a method for each stage. Of `args` only the weak models are looked at."""
+    """One run: its settings, its folder, and a method for each stage."""
 
     args: WeakToStrongArguments
     generation_args: GenerationArguments
@@ -71,8 +65,8 @@ class GenerationRun(Run):
 
     def __post_init__(self):
         self.folder = Path(self.config.output_dir)
-        self._scorer: Scorer | None = None
-        refuse_unused(self.args, _UNUSED, "with `task: generation`")
+        unused = [f.name for f in fields(self.args) if f.name not in _USED]
+        refuse_unused(self.args, unused, "with `task: generation`")
         refuse_unused(self.config, ["token_loss"], "without a `weak_model`, which only the trainer's class takes")
 
     @property
@@ -92,12 +86,10 @@ class GenerationRun(Run):
         """The answers to train on."""
         return self.folder / "answers" / "kept.jsonl"
 
-    @property
+    @cached_property
     def scorer(self) -> Scorer:
         """What scores answers, loaded once."""
-        if self._scorer is None:
-            self._scorer = plan_scorer(self.generation_args.scorer).build()
-        return self._scorer
+        return plan_scorer(self.generation_args.scorer).build()
 
     def existing_sides(self) -> list[str]:
         """Those whose model was not left for later."""
@@ -107,23 +99,22 @@ class GenerationRun(Run):
         """What only training depends on may change as long as nothing is trained, and what only choosing depends on
         as long as nothing is chosen (see `claim`). The range of the scorer may always change: no score depends on it.
         """
-        own = asdict(self.generation_args)
-        for name in (*_KEEPING, "ceiling_dataset_name"):
-            own.pop(name)
-        scorer = plan_scorer(own["scorer"]).settings
-        own["scorer"] = {name: value for name, value in scorer.items() if name != "range"}
-        sampling = own | {"weak_models": self.args.weak_models, "seed": self.config.seed}
-        sampling |= {name: getattr(self.model_args, name) for name in ("model_name_or_path", "model_revision")}
-        sampling |= {"engine": self.engine_args.engine}
+        sampling = asdict(self.generation_args)
         training = training_settings(self.config) | asdict(self.model_args)
-        training |= {"ceiling_dataset_name": self.generation_args.ceiling_dataset_name}
+        training["ceiling_dataset_name"] = sampling.pop("ceiling_dataset_name")
+        for name in _KEEPING:
+            sampling.pop(name)
+        scorer = plan_scorer(sampling["scorer"]).settings
+        sampling["scorer"] = {name: value for name, value in scorer.items() if name != "range"}
+        sampling |= {"weak_models": self.args.weak_models, "seed": self.config.seed, "engine": self.engine_args.engine}
+        sampling |= {name: getattr(self.model_args, name) for name in ("model_name_or_path", "model_revision")}
         return {
             "settings.json": (sampling, any((self.folder / name).exists() for name in ("answers", "held_out"))),
-            "training_settings.json": (training, any(self._is_trained(side) for side in (STRONG, CEILING))),
+            "training_settings.json": (training, any(map(self._is_trained, (STRONG, CEILING)))),
         }
 
     def claim(self) -> None:
-        """Write the run's settings, or refuse to resume a run that was started with others."""
+        """As every run's; those of the choice bind as soon as there is one."""
         if self.kept.exists():
             self._claim_keeping()
         super().claim()
@@ -190,10 +181,8 @@ class GenerationRun(Run):
     def keep(self, side: str = WEAK) -> None:
         """Choose the answers to train on, unless a model was trained on what was chosen before."""
         if self._is_trained(STRONG):
-            raise ValueError(
-                f"{self.kept} is gone, but a model was trained on it: delete {self.folder / _MODELS[STRONG]}, "
-                f"train_{STRONG} beside it and held_out/{STRONG}* as well to choose anew, or use another `output_dir`."
-            )
+            rest = f"{self.folder / _MODELS[STRONG]}, train_{STRONG} beside it and held_out/{STRONG}*"
+            raise ValueError(f"{self.kept} is gone, but a model was trained on it: delete {rest} too to choose anew.")
         kept, report = keep_rows(
             sorted(read_jsonl(self.kept.with_name("scored.jsonl")), key=lambda row: row["id"]),
             scorer=self.scorer.name,
@@ -248,21 +237,15 @@ class GenerationRun(Run):
         ]
         for place, row in enumerate(rows, start=1):
             if missing := {"prompt", "completion"} - set(row):
-                raise ValueError(
-                    f"{source}: row {place} has no column `{min(missing)}`: the ceiling needs `prompt` and "
-                    "`completion`."
-                )
+                raise ValueError(f"{source}: row {place} has no column `{min(missing)}`, which the ceiling needs.")
         held_out = {_content(query.messages or query.text) for query in self._prompts()[1]}
         left = [row for row in rows if _content(row["prompt"]) not in held_out]
         if not left:
             raise ValueError(
-                f"{source}: the prompts of all {len(rows)} rows are held out for evaluation: give other prompts, or "
-                "more."
+                f"{source}: the prompts of all {len(rows)} rows are held out: give other prompts, or more."
             )
-        if len(left) < len(rows):
-            logger.warning(
-                "%s: %d of %d rows have a held-out prompt and are left out", source, len(rows) - len(left), len(rows)
-            )
+        if out := len(rows) - len(left):
+            logger.warning("%s: %d of %d rows have a held-out prompt and are left out", source, out, len(rows))
         return left
 
     def _prompts(self) -> tuple[list[Query], list[Query]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ...core.generation.sampling import completion_text
-from ...core.generation.types import Prompt
 from ...core.runs.resumable import map_rows
 from .scorers import Scorer
 
@@ -55,37 +54,33 @@ def score_rows(
     for row in rows:
         if scorer.name in (row.get("scores") or {}):
             raise ValueError(f"row {row['id']!r} has a score {scorer.name!r} already; give the scorer another `name`")
-    before, seen, total = Counter(getattr(scorer, "counts", {})), Counter(), 0.0
+    before = Counter(getattr(scorer, "counts", {}))
+    empty = scored = 0
+    total = 0.0
 
     def tally(row: dict[str, Any]) -> None:
-        nonlocal total
+        nonlocal empty, scored, total
         score = row["scores"].get(scorer.name)
-        seen["empty"] += not completion_text(row["completion"]).strip()
-        seen["scored"] += score is not None
+        empty += not completion_text(row["completion"]).strip()
+        scored += score is not None
         total += score or 0.0
 
     def make(chunk: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        texts = [_text(row) for row in chunk]
-        asked = [place for place, text in enumerate(texts) if text.strip()]
+        asked = [place for place, row in enumerate(chunk) if _text(row).strip()]
         scores: dict[int, float | None] = {}
         failures: dict[int, list[str]] = {}
         if asked:
-            ids = [chunk[place]["id"] for place in asked]
-            prompts = [chunk[place].get("prompt", "") for place in asked]
-            values = checked_scores(scorer, prompts, [texts[place] for place in asked], ids)
-            scores = dict(zip(asked, values, strict=True))
+            scores = dict(zip(asked, checked_scores(scorer, [chunk[place] for place in asked]), strict=True))
             failures = {asked[i]: list(raw) for i, raw in getattr(scorer, "failures", {}).items()}
-            if not seen["scored"] and all(value is None for value in values):
+            if not scored and all(value is None for value in scores.values()):
                 reply = f"; it replied {failures[asked[0]][-1]!r:.120}" if asked[0] in failures else ""
-                raise ValueError(
-                    f"scorer {scorer.name!r} gave no score to any of the first {len(ids)} rows with text, beginning "
-                    f"with row {ids[0]!r}{reply}; check what it is given and returns, or use another scorer"
-                )
+                where = f"the first {len(asked)} rows with text, beginning with row {chunk[asked[0]]['id']!r}"
+                raise ValueError(f"scorer {scorer.name!r} gave no score to any of {where}{reply}; use another scorer")
         for place, row in enumerate(chunk):
-            scored = {**row, "scores": {**(row.get("scores") or {}), scorer.name: scores.get(place)}}
+            made = {**row, "scores": {**(row.get("scores") or {}), scorer.name: scores.get(place)}}
             if place in failures:
-                scored["failures"] = {**(row.get("failures") or {}), scorer.name: failures[place]}
-            yield place, scored
+                made["failures"] = {**(row.get("failures") or {}), scorer.name: failures[place]}
+            yield place, made
 
     settings = {scorer.name: scorer.settings}
     report = map_rows(
@@ -95,35 +90,34 @@ def score_rows(
         path=report.path,
         rows=report.rows,
         resumed=report.resumed,
-        empty=seen["empty"],
-        scored=seen["scored"],
-        mean=total / seen["scored"] if seen["scored"] else None,
+        empty=empty,
+        scored=scored,
+        mean=total / scored if scored else None,
         counts=dict(Counter(getattr(scorer, "counts", {})) - before),
         seconds=report.seconds,
     )
 
 
-def checked_scores(
-    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[str], ids: Sequence[Any]
-) -> list[float | None]:
-    """Ask a scorer, which may be the user's own, and check that it returns a finite number or None for each text."""
-    values = scorer.score(prompts, completions)
+def checked_scores(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Ask a scorer, which may be the user's own, and check that it returns a finite number or None for each row."""
+    values: Any = scorer.score([row.get("prompt", "") for row in rows], [_text(row) for row in rows])
     values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, list) or len(values) != len(ids):
+    if not isinstance(values, list) or len(values) != len(rows):
         number = len(values) if isinstance(values, list) else f"{type(values).__name__}, no list of"
-        raise ValueError(f"scorer {scorer.name!r} returned {number} scores for {len(ids)} rows from {ids[0]!r} on")
-    for value, row_id in zip(values, ids, strict=True):
+        raise ValueError(
+            f"scorer {scorer.name!r} returned {number} scores for {len(rows)} rows from {rows[0]['id']!r}"
+        )
+    for value, row in zip(values, rows, strict=True):
         if value is not None and (isinstance(value, (bool, str, list)) or not math.isfinite(value)):
-            raise ValueError(
-                f"scorer {scorer.name!r} gave row {row_id!r} the score {value!r:.60}; a score is a finite number, or "
-                "None for a text that cannot be scored"
-            )
+            found = f"gave row {row['id']!r} the score {value!r:.60}"
+            raise ValueError(f"scorer {scorer.name!r} {found}; give a finite number, or None for what has no score")
     return [None if value is None else float(value) for value in values]
 
 
 def _text(row: dict[str, Any]) -> str:
+    if "completion" not in row:
+        raise ValueError(f"row {row['id']!r}: no `completion`, only {sorted(row)}")
     try:
         return completion_text(row["completion"])
-    except (KeyError, ValueError) as error:
-        reason = error if isinstance(error, ValueError) else f"no `completion`, only {sorted(row)}"
-        raise ValueError(f"row {row['id']!r}: {reason}") from None
+    except ValueError as error:
+        raise ValueError(f"row {row['id']!r}: {error}") from None

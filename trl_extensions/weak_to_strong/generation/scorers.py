@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
-from ...core.generation import create_engine, parse_engine
+from ...core.generation import EngineArguments, create_engine, parse_engine
 from ...core.generation.ask import ask_until_read
 from ...core.generation.replies import as_text
 from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
@@ -56,10 +56,10 @@ class TextScorer:
     higher_is_better: bool
     range: tuple[float, float]
     settings: dict[str, Any]
-    function: Callable[[Sequence[str]], list[float | None]]
+    function: Callable[[Sequence[str]], Sequence[float | None]]
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        return self.function(completions)
+        return list(self.function(completions))
 
 
 def profanity_scorer(*, name: str = "profanity") -> TextScorer:
@@ -98,14 +98,14 @@ def phrases_scorer(
     if not phrases and not patterns:
         raise ValueError("scorer of kind phrases: give `phrases` or `patterns` to look for")
     flags = re.IGNORECASE if ignore_case else re.NOFLAG
-    expressions = [re.compile(_phrase_pattern(phrase), flags) for phrase in phrases]
-    for pattern in patterns:
+    expressions = []
+    for pattern in (*map(_phrase_pattern, phrases), *patterns):
         try:
             expressions.append(re.compile(pattern, flags))
         except re.error as error:
             raise ValueError(f"pattern {pattern!r} is not a regular expression ({error}); correct it") from None
 
-    def score(texts: Sequence[str]) -> list[float | None]:
+    def score(texts: Sequence[str]) -> list[float]:
         return [sum(e.search(text) is None for e in expressions) / len(expressions) for text in texts]
 
     settings = {"phrases": list(phrases), "patterns": list(patterns), "ignore_case": ignore_case}
@@ -149,38 +149,33 @@ def evaluate_scorer(
         # In memory: two runs on one machine would otherwise wait for each other's cache file
         loaded = evaluate.load(str(module), config_name, module_type=module_type, keep_in_memory=True)
     except Exception as error:  # of many kinds: no network, no such module, a package that it imports
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"evaluate module {module}: it cannot be loaded ({type(error).__name__}: {reason:.200}); give the path of "
-            "its .py file, or a name that the hub knows"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        remedy = "give the path of its .py file, or a name that the hub knows"
+        raise ValueError(f"evaluate module {module}: it cannot be loaded ({reason}); {remedy}") from error
     inputs = list(loaded.features[0] if isinstance(loaded.features, list) else loaded.features)
     chosen = input_name or (inputs[0] if len(inputs) == 1 else "predictions")
     if inputs != [chosen]:
-        raise ValueError(
-            f"evaluate module {module}: its inputs are {inputs}, and a scorer has only texts to give: set "
-            "`input_name` to the only one, or use a module that measures texts alone"
-        )
+        remedy = "set `input_name` to the only one, or use a module that measures texts alone"
+        raise ValueError(f"evaluate module {module}: its inputs are {inputs}, not one of texts: {remedy}")
     called = name or loaded.name.replace("--", "/").split("/")[-1]
 
     def compute(texts: Sequence[str]) -> Any:
-        output = loaded.compute(**{chosen: list(texts)}, **(arguments or {}))
+        output: Any = loaded.compute(**{chosen: list(texts)}, **(arguments or {}))
         output = output if isinstance(output, dict) else {}
         wanted = next(iter(output)) if key is None and len(output) == 1 else key
         value = output.get(wanted)
         value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, str) or not isinstance(value, (int, float, Sequence)):
-            raise ValueError(
-                f"scorer {called!r}: output {wanted!r} is {type(value).__name__}; set `key` to one with numbers, of: "
-                f"{', '.join(map(repr, output))}"
-            )
+            found = f"output {wanted!r} is {type(value).__name__}"
+            known = ", ".join(map(repr, output))
+            raise ValueError(f"scorer {called!r}: {found}; set `key` to one with numbers, of: {known}")
         return value
 
-    def score(texts: Sequence[str]) -> list[float | None]:
+    def score(texts: Sequence[str]) -> list[float]:
         value = compute(texts)
         if isinstance(value, (int, float)):  # of all texts together
             value = [value] if len(texts) == 1 else [compute([text]) for text in texts]
-        return list(value)
+        return value
 
     settings = {"module": str(module), "config_name": config_name, "key": key, "input_name": chosen}
     settings |= {"arguments": dict(arguments or {}), "higher_is_better": higher_is_better}
@@ -210,8 +205,7 @@ class JudgeScorer:
     """Asks a language model for a rating from 1 to 10; higher is better.
 
     A reply of which no rating can be read is asked for once more; if that fails too, the text has no score and both
-    replies are in `failures`. A small model is no judge: rate a few answers yourself before training on what one
-    keeps.
+    replies are in `failures`. A small model is no judge: rate a few answers yourself before training on its choice.
 
     Args:
         engine: The judge; it is given chat messages.
@@ -232,26 +226,19 @@ class JudgeScorer:
         params: GenerationParams | dict[str, Any] | None = None,
         name: str = "judge",
     ):
-        self.engine = engine
+        self.engine, self.name = engine, name
         self.criterion, self.params = _checked_judge(criterion, params)
-        self.name = name
         self.counts: Counter[str] = Counter()
         self.failures: dict[int, list[str]] = {}
-        self.settings: dict[str, Any] = {
-            "kind": "judge",
-            "engine": engine.name,
-            "criterion": self.criterion,
-            "params": self.params.as_dict(),
-            "question": digest([QUESTION.encode()]),
-        }
+        settings = {"kind": "judge", "engine": engine.name, "criterion": self.criterion}
+        self.settings = settings | {"params": self.params.as_dict(), "question": digest([QUESTION.encode()])}
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         """Ratings in [1, 10], `None` where none could be read."""
-        questions = [
-            QUESTION.format(criterion=self.criterion, prompt=as_text(prompt), text=text)
-            for prompt, text in zip(prompts, completions, strict=True)
-        ]
-        chats = [[{"role": "user", "content": question}] for question in questions]
+        chats = []
+        for prompt, text in zip(prompts, completions, strict=True):
+            question = QUESTION.format(criterion=self.criterion, prompt=as_text(prompt), text=text)
+            chats.append([{"role": "user", "content": question}])
         counts: Counter[str] = Counter()
         answers = ask_until_read(self.engine, chats, self.params, Rating, read=read_rating, step="rate", counts=counts)
         self.failures = {i: list(answer.raw) for i, answer in enumerate(answers) if answer.value is None}
@@ -260,26 +247,20 @@ class JudgeScorer:
 
 
 def judge_by_name(
-    criterion: str,
-    *,
-    params: GenerationParams | dict[str, Any] | None = None,
-    name: str = "judge",
-    **engine: Any,
+    criterion: str, *, params: dict[str, Any] | None = None, name: str = "judge", **engine: Any
 ) -> JudgeScorer:
     """A judge that is loaded here (`model`) or asked at an endpoint (`base_url` too); `engine` may say all that
     `parse_engine` knows."""
-    return JudgeScorer(create_engine(_judge_engine(engine)), criterion, params=params, name=name)
+    return JudgeScorer(create_engine(_judge_engine(**engine)), criterion, params=params, name=name)
 
 
-def _judge_engine(engine: dict[str, Any]) -> Any:
+def _judge_engine(**engine: Any) -> EngineArguments:
     if not engine.get("model"):
         raise ValueError("scorer of kind judge: give the `model` that judges")
     return parse_engine(engine, "scorer of kind judge").arguments
 
 
-def _checked_judge(
-    criterion: Any, params: GenerationParams | dict[str, Any] | None = None
-) -> tuple[str, GenerationParams]:
+def _checked_judge(criterion: Any, params: GenerationParams | dict[str, Any] | None) -> tuple[str, GenerationParams]:
     if not isinstance(criterion, str) or not criterion.strip():
         raise ValueError("scorer of kind judge: `criterion` is empty; say in a few words what a good answer is")
     if not isinstance(params, GenerationParams):
@@ -290,6 +271,7 @@ def _checked_judge(
     return " ".join(criterion.split()), params
 
 
+# What a config may name
 KINDS: dict[str, Callable[..., Scorer]] = {
     "profanity": profanity_scorer,
     "classifier": classifier_scorer,
@@ -297,11 +279,9 @@ KINDS: dict[str, Callable[..., Scorer]] = {
     "evaluate": evaluate_scorer,
     "phrases": phrases_scorer,
 }
-"""What a config may name."""
 
 
-@dataclass(frozen=True)
-class ScorerPlan:
+class ScorerPlan(NamedTuple):
     """A scorer that a config describes, as given, and what loads it; nothing of it is loaded yet."""
 
     settings: dict[str, Any]
@@ -315,9 +295,18 @@ def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
         settings: A dict with a `kind` of `KINDS` and the arguments of its function. As a text: the kind alone, or the
             dict in YAML (`"{kind: classifier, model: ./toxic, label: toxic}"`).
     """
-    given = _read_settings(settings)
-    arguments = {name: value for name, value in given.items() if name != "kind"}
-    kind = given["kind"]
+    given: Any = settings
+    if isinstance(settings, str):
+        try:
+            given = yaml.safe_load(settings)
+        except yaml.YAMLError:
+            example = "{kind: phrases, phrases: [damn]}"
+            raise ValueError(f"scorer {settings!r} is not YAML; write e.g. '{example}'") from None
+        given = {"kind": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping) or not isinstance(given.get("kind"), str):
+        raise ValueError(f"scorer {given!r}: give a kind such as 'profanity', or a dict with `kind` and arguments")
+    arguments = dict(given)
+    kind = arguments.pop("kind")
     if kind not in KINDS:
         raise ValueError(f"unknown kind of scorer {kind!r}; give one of {', '.join(KINDS)}")
     try:
@@ -325,7 +314,7 @@ def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
     except TypeError as error:
         known = ", ".join(inspect.signature(KINDS[kind]).parameters)
         raise ValueError(f"scorer of kind {kind}: {error}; its arguments are {known}") from None
-    plan = ScorerPlan(given, partial(KINDS[kind], **arguments))
+    plan = ScorerPlan(dict(given), partial(KINDS[kind], **arguments))
     if kind == "profanity" and importlib.util.find_spec("profanity_check") is None:
         load_profanity_check()  # which says what to install
     elif kind == "evaluate":
@@ -334,22 +323,8 @@ def plan_scorer(settings: str | Mapping[str, Any]) -> ScorerPlan:
         plan.build()  # loads nothing
     elif kind == "judge":
         _checked_judge(arguments["criterion"], arguments.get("params"))
-        _judge_engine({n: value for n, value in arguments.items() if n not in ("criterion", "params", "name")})
+        _judge_engine(**{n: value for n, value in arguments.items() if n not in ("criterion", "params", "name")})
     return plan
-
-
-def _read_settings(settings: str | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(settings, str):
-        try:
-            read = yaml.safe_load(settings)
-        except yaml.YAMLError:
-            raise ValueError(
-                f"scorer {settings!r} is not YAML; write e.g. '{{kind: phrases, phrases: [damn]}}'"
-            ) from None
-        settings = {"kind": read} if isinstance(read, str) else read
-    if not isinstance(settings, Mapping) or not isinstance(settings.get("kind"), str):
-        raise ValueError(f"scorer {settings!r}: give a kind such as 'profanity', or a dict with `kind` and arguments")
-    return dict(settings)
 
 
 def checked_range(values: Sequence[float]) -> tuple[float, float]:
@@ -369,8 +344,6 @@ def check_scores(rows: Iterable[dict[str, Any]], scorer: Scorer) -> None:
     for row in rows:
         score = row["scores"][scorer.name]
         if score is not None and not low <= score <= high:
-            raise ValueError(
-                f"scorer {scorer.name!r} gave row {row['id']!r} the score {score:g}, outside of its range {low:g} to "
-                f"{high:g}: set `range` of the scorer to the lowest and highest score it can give (what is scored "
-                "already is kept), or use another scorer."
-            )
+            found = f"gave row {row['id']!r} the score {score:g}, outside of its range {low:g} to {high:g}"
+            remedy = "set `range` of the scorer to the lowest and highest it can give (scores made so far are kept)"
+            raise ValueError(f"scorer {scorer.name!r} {found}: {remedy}.")
