@@ -1,15 +1,10 @@
 """Weights of rows, by hand."""
 
+from collections import Counter
+
 import pytest
 
-from trl_extensions.codeclm.weighted_loss import (
-    count_pairs,
-    mean_one,
-    pair_of,
-    raw_weight,
-    read_gap,
-    read_pair,
-)
+from trl_extensions.codeclm.weighted_loss import pair_of, raw_weight, read_gap, read_pair
 
 
 @pytest.mark.parametrize(
@@ -17,12 +12,6 @@ from trl_extensions.codeclm.weighted_loss import (
 )
 def test_a_gap_counts_by_its_size_within_limits(gap, weight):
     assert raw_weight({"scores": {"gap": gap}}, "gap", (1.0, 6.0), {}) == weight
-
-
-def test_the_mean_becomes_one():
-    assert mean_one([1.0, 3.0]) == [0.5, 1.5]
-    assert mean_one([2.0]) == [1.0]
-    assert mean_one([1.0, 3.0], mean=4.0) == [0.25, 0.75]
 
 
 def test_pairs_are_equal_whatever_their_case_white_space_and_order():
@@ -34,11 +23,10 @@ def test_pairs_are_equal_whatever_their_case_white_space_and_order():
 
 def test_every_pair_has_the_same_weight_in_sum():
     rows = [{"metadata": {"use_case": own, "skills": ["x"]}} for own in "aaabcc"]
-    counts = count_pairs(map(read_pair, rows))
+    counts = Counter(map(read_pair, rows))
     assert sorted(counts.values()) == [1, 2, 3]
-    weights = mean_one([raw_weight(row, "metadata", (1.0, 6.0), counts) for row in rows])
-    # 6 rows, 3 pairs: each pair has a weight of 2 in sum
-    assert weights == pytest.approx([2 / 3] * 3 + [2.0] + [1.0] * 2)
+    weights = [raw_weight(row, "metadata", (1.0, 6.0), counts) for row in rows]
+    assert weights == pytest.approx([1 / 3] * 3 + [1.0] + [1 / 2] * 2)
     new = {"metadata": {"use_case": "new", "skills": ["x"]}}
     assert raw_weight(new, "metadata", (1.0, 6.0), counts) == 1.0, "not counted: as a single row"
 

@@ -3,18 +3,20 @@
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollatorMixin
 
 from ..core.training.encoding import end_token_id, pad_rows
-from .weighted_loss import LOSS_WEIGHTS, WEIGHT_BY, Pair, RowWeighing, count_pairs, mean_one, raw_weight, read_pair
+from .weighted_loss import LOSS_WEIGHTS, WEIGHT_BY, Pair, RowWeighing, raw_weight, read_pair
 
 
 IGNORED = -100
@@ -40,13 +42,10 @@ class DataCollatorForCodecLM(DataCollatorMixin):
     Args:
         tokenizer: The model's. Without a padding token, its end of sequence fills up.
         weight_by: `None`, or what the loss of a row is multiplied by: "gap", the size of `scores.gap` within
-            `gap_range`; "metadata", one over the number of rows with its use case and skills, so that each such pair
-            counts alike, however many rows it has.
-        gap_range: Smallest and largest weight by gap, before they are rescaled. Pairs kept at the published threshold
-            have gaps above 3; by default none counts more than twice as much as another then.
-        mean_over: What the mean of the weights is 1 over: the "batch", or the "data" given to `fit`. A batch of one
-            row weighs 1 whatever its gap is, so with batches of a few rows, accumulated or spread over devices, take
-            "data": it does not depend on how a step is cut.
+            `gap_range`; "metadata", one over the number of rows with its use case and skills.
+        gap_range: Smallest and largest weight by gap, before they are rescaled.
+        mean_over: What the mean of the weights is 1 over: the "batch", or the "data" given to `fit`, which does not
+            depend on how a step is cut into batches: a batch of one row weighs 1 whatever its gap is.
         pair_counts: Rows of each pair of use case and skills (`weighted_loss.pair_of`), in place of `fit`. Pairs that
             are not in it, as held-out data may have, weigh as one of a single row.
         max_length: Tokens of a row that are kept, from the start, as in `SFTConfig`; `None`: all. Does not apply to
@@ -59,8 +58,7 @@ class DataCollatorForCodecLM(DataCollatorMixin):
         learned; with `weight_by`, `loss_weights` `(B,)`, float32.
 
     Raises:
-        ValueError: An argument out of range; a row that cannot be read, with its place in the batch and its id; or
-            weights that need `fit` first.
+        ValueError: An argument out of range, a row that cannot be read (its place and id), or weights without `fit`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -94,63 +92,61 @@ class DataCollatorForCodecLM(DataCollatorMixin):
         its weights; returns this collator. Raises `ValueError`, naming the row, where one has nothing to weigh by."""
         if self.weight_by is None:
             return self
-        if hasattr(dataset, "column_names"):  # reading the texts of a large data set takes long
-            names = [name for name in ("scores", "metadata", "lineage") if name in (dataset.column_names or [])]
+        if isinstance(dataset, Dataset):  # reading the texts of a large data set takes long
+            names = [name for name in ("scores", "metadata", "lineage") if name in dataset.column_names]
             dataset = dataset.select_columns(names) if names else dataset
-        rows = list(dataset)
+        rows = {f"row {place}": row for place, row in enumerate(dataset)}
         if not rows:
             raise ValueError("There are no rows to weigh.")
         if self.weight_by == "metadata":
-            self.pair_counts = count_pairs(_of_row(read_pair, row, f"row {i}") for i, row in enumerate(rows))
-        self._data_mean = math.fsum(self._raw(row, f"row {i}") for i, row in enumerate(rows)) / len(rows)
+            self.pair_counts = Counter(_of_row(read_pair, row, name) for name, row in rows.items())
+        self._data_mean = math.fsum(self._raw_weights(rows)) / len(rows)
         return self
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        names = [f"row {place} of the batch" for place in range(len(examples))]
-        encoded = [_of_row(self._encode, row, name) for row, name in zip(examples, names, strict=True)]
+        rows = {f"row {place} of the batch": row for place, row in enumerate(examples)}
+        encoded = [_of_row(self._encode, row, name) for name, row in rows.items()]
         batch = {
             "input_ids": pad_rows([ids for ids, _ in encoded], self._pad_id, self.pad_to_multiple_of),
             "attention_mask": pad_rows([[1] * len(ids) for ids, _ in encoded], 0, self.pad_to_multiple_of),
             "labels": pad_rows([labels for _, labels in encoded], IGNORED, self.pad_to_multiple_of),
         }
         if self.weight_by is not None:
-            raw = [self._raw(row, name) for row, name in zip(examples, names, strict=True)]
-            batch[LOSS_WEIGHTS] = torch.tensor(self._rescaled(raw), dtype=torch.float32)
+            batch[LOSS_WEIGHTS] = self._weights(rows)
         return batch
 
-    # Weights
-
-    def _raw(self, row: Mapping[str, Any], name: str) -> float:
+    def _raw_weights(self, rows: Mapping[str, Any]) -> list[float]:
         if self.weight_by == "metadata" and self.pair_counts is None:
-            raise ValueError(
-                'weight_by="metadata" needs to know how many rows each pair has: call `collator.fit(train_dataset)` '
-                "first, or give `pair_counts`."
-            )
-        return _of_row(lambda r: raw_weight(r, self.weight_by, self.gap_range, self.pair_counts or {}), row, name)
+            raise ValueError('weight_by="metadata" counts pairs: call `collator.fit(train_dataset)` first.')
+        own = {"by": self.weight_by, "gap_range": self.gap_range, "counts": self.pair_counts or {}}
+        return [_of_row(partial(raw_weight, **own), row, name) for name, row in rows.items()]
 
-    def _rescaled(self, raw: list[float]) -> list[float]:
+    def _weights(self, rows: Mapping[str, Any]) -> torch.Tensor:
         if self.mean_over == "data" and self._data_mean is None:
             raise ValueError('mean_over="data" needs the data: call `collator.fit(train_dataset)` first.')
-        if self.mean_over == "batch" and len(raw) == 1:
-            warnings.warn(
-                'a batch of one row weighs 1, whatever it is weighed by: take mean_over="data"', stacklevel=2
-            )
+        if self.mean_over == "batch" and len(rows) == 1:
+            warnings.warn('a batch of one row weighs 1, by whatever: take mean_over="data"', stacklevel=3)
         if not RowWeighing.active and get_worker_info() is None:
             warnings.warn(
                 f"batches have `{LOSS_WEIGHTS}`, which no trainer looks at by itself: give it "
                 "callbacks=[WeightedLoss()], or use `weighted_loss` in your own loop",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return mean_one(raw, self._data_mean if self.mean_over == "data" else None)
-
-    # From a row to tokens, as `SFTTrainer` makes them
+        raw = self._raw_weights(rows)
+        mean = self._data_mean if self.mean_over == "data" else math.fsum(raw) / len(raw)
+        return torch.tensor([weight / mean for weight in raw], dtype=torch.float32)
 
     def _encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        """Token ids of a row and its labels."""
+        """Token ids of a row and its labels, as `SFTTrainer` makes them."""
         if row.get("input_ids") is not None:
             ids, labels = _prepared(row)
         else:
-            ids, start = self._ids_and_start(row)
+            prompt, completion = self._split(row)
+            encode = self._encode_texts if isinstance(prompt, str) else self._encode_chat
+            before, ids = encode(prompt, completion, row)
+            # The answer begins where the two part ways: a template may render a prompt alone in another way
+            pairs = enumerate(zip(before, ids, strict=False))
+            start = next((place for place, (one, two) in pairs if one != two), min(len(before), len(ids)))
             labels = ([IGNORED] * start + ids[start:])[: self.max_length]
             ids = ids[: self.max_length]
         if all(label == IGNORED for label in labels[1:]):
@@ -158,51 +154,46 @@ class DataCollatorForCodecLM(DataCollatorMixin):
             raise ValueError(f"nothing is left to learn{limit}; shorten the prompt, raise max_length or drop the row")
         return ids, labels
 
-    def _ids_and_start(self, row: Mapping[str, Any]) -> tuple[list[int], int]:
-        """Token ids, and the place of the first that is learned."""
-        if row.get("prompt") is not None or row.get("completion") is not None:
-            prompt, completion = row.get("prompt"), row.get("completion")
-            if isinstance(prompt, str) and isinstance(completion, str):
-                if not completion.strip():
-                    raise ValueError("`completion` is empty")
-                return self._texts(prompt, completion)
+    def _split(self, row: Mapping[str, Any]) -> tuple[Any, Any]:
+        """What is given and what is learned, two texts or two lists of messages, whatever the form of the row."""
+        prompt, completion, messages, text = map(row.get, ("prompt", "completion", "messages", "text"))
+        if isinstance(prompt, str) and isinstance(completion, str):
+            if not completion.strip():
+                raise ValueError("`completion` is empty")
+            return prompt, completion
+        if prompt is not None or completion is not None:
             _check_chat("prompt", prompt, completion)
             _check_chat("completion", completion, prompt)
-            return self._chat(list(prompt), list(completion), row)
-        if row.get("messages") is not None:
-            messages = row["messages"]
+            return list(prompt), list(completion)
+        if messages is not None:
             _check_chat("messages", messages, messages)
             start = max((i for i, message in enumerate(messages, 1) if message["role"] != "assistant"), default=0)
             if not start:
                 raise ValueError("`messages` has no turn before the answer")
-            return self._chat(list(messages[:start]), list(messages[start:]), row)
-        if isinstance(row.get("text"), str):
+            return list(messages[:start]), list(messages[start:])
+        if isinstance(text, str):
             opener = self._opener
-            start = row["text"].rfind(opener) + len(opener)
+            start = text.rfind(opener) + len(opener)
             if start < len(opener):
                 raise ValueError(f"`text` has no answer: {opener!r}, which begins one in this template, is not in it")
-            return self._texts(row["text"][:start], row["text"][start:])
-        raise ValueError(
-            "neither `prompt` and `completion`, nor `messages`, `text` or `input_ids`; it has "
-            f"{sorted(name for name, value in row.items() if value is not None)}"
-        )
+            return text[:start], text[start:]
+        there = sorted(name for name, value in row.items() if value is not None)
+        raise ValueError(f"neither `prompt` and `completion`, nor `messages`, `text` or `input_ids`; it has {there}")
 
-    def _texts(self, prompt: str, completion: str) -> tuple[list[int], int]:
-        """Plain or already templated text: an end is added where there is none, a beginning is not repeated."""
-        tokenizer = self.tokenizer
+    def _encode_texts(self, prompt: str, completion: str, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """Of plain or templated text: an end is added where there is none, a beginning is not repeated."""
+        tokenizer: Any = self.tokenizer
         end = tokenizer.decode([end_token_id(tokenizer, conversational=True)])
         if not completion.rstrip().endswith((tokenizer.eos_token, end)):
             completion += tokenizer.eos_token
-        with_special = not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
-        ids = list(tokenizer(text=prompt + completion, add_special_tokens=with_special)["input_ids"])
-        return ids, _common_length(tokenizer(text=prompt, add_special_tokens=with_special)["input_ids"], ids)
+        special = not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
+        before, ids = (tokenizer(text=text, add_special_tokens=special) for text in (prompt, prompt + completion))
+        return list(before["input_ids"]), list(ids["input_ids"])
 
-    def _chat(self, prompt: list, completion: list, row: Mapping[str, Any]) -> tuple[list[int], int]:
-        if not (self.chat_template or self.tokenizer.chat_template):
-            raise ValueError(
-                "a chat, but the tokenizer has no chat template; set tokenizer.chat_template, or give `prompt` and "
-                "`completion` as texts"
-            )
+    def _encode_chat(self, prompt: list, completion: list, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        tokenizer: Any = self.tokenizer
+        if not (self.chat_template or tokenizer.chat_template):
+            raise ValueError("a chat, but the tokenizer has no chat template: set one, or give texts")
         tools = row.get("tools")
         options = {
             "chat_template": self.chat_template,
@@ -210,19 +201,17 @@ class DataCollatorForCodecLM(DataCollatorMixin):
             "return_dict": True,
             **(row.get("chat_template_kwargs") or {}),
         }
-        own = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"]
-        ids = list(self.tokenizer.apply_chat_template(prompt + completion, **options)["input_ids"])
-        return ids, _common_length(own, ids)
+        before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"]
+        return list(before), list(tokenizer.apply_chat_template(prompt + completion, **options)["input_ids"])
 
     @cached_property
     def _opener(self) -> str:
         """What the template writes before an answer."""
         opener = ""
         if self.chat_template or self.tokenizer.chat_template:
-            options = {"chat_template": self.chat_template, "tokenize": False}
-            probe = [{"role": "user", "content": "a"}]
-            bare = self.tokenizer.apply_chat_template(probe, **options)
-            whole = self.tokenizer.apply_chat_template(probe, add_generation_prompt=True, **options)
+            render = partial(self.tokenizer.apply_chat_template, [{"role": "user", "content": "a"}], tokenize=False)
+            bare = str(render(chat_template=self.chat_template))
+            whole = str(render(chat_template=self.chat_template, add_generation_prompt=True))
             opener = whole.removeprefix(bare) if whole.startswith(bare) else ""
         if not opener.strip():
             raise ValueError("`text` alone does not tell where the answer begins; give `prompt` and `completion`")
@@ -258,19 +247,13 @@ def _check_chat(name: str, value: Any, other: Any) -> None:
         raise ValueError(f"the answer that ends `{name}` is empty")
 
 
-def _common_length(ids: list[int], other: list[int]) -> int:
-    """How many tokens two sequences begin with alike: a template may render a prompt alone in another way."""
-    pairs = enumerate(zip(ids, other, strict=False))
-    return next((place for place, (one, two) in pairs if one != two), min(len(ids), len(other)))
-
-
 def _of_row(read: Callable[[Mapping[str, Any]], Any], row: Any, name: str) -> Any:
     """What `read` makes of a row; where it cannot be read, an error that says which one it is."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{name}: not an object with named columns, but {type(row).__name__}.")
     try:
-        if not isinstance(row, Mapping):
-            raise ValueError(f"not an object with named columns, but {type(row).__name__}")
         return read(row)
     except ValueError as error:
-        lineage = row.get("lineage") if isinstance(row, Mapping) else None
+        lineage = row.get("lineage")
         own = lineage.get("id") if isinstance(lineage, Mapping) else None
         raise ValueError(f"{name}{f' ({own})' if own else ''}: {error}.") from error

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..core.options import check_least, option, renamed
+from ..core.options import check_choices, check_least, option, renamed
 
 
 @renamed(near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="safety_classifier")
@@ -12,12 +11,9 @@ from ..core.options import check_least, option, renamed
 class CodecLMConfig:
     """What is made, from what, and what is kept. The defaults are the published ones where there are any.
 
-    Engines are named by three settings: a model (an id or directory, which runs in this process), or a dict with
-    `engine` (transformers, vllm, endpoint), `model` and what `EngineArguments` calls `engine_*`, without that prefix;
-    see `core.generation.parse_engine`. Prices are in a currency of your choice.
-
-    Raises:
-        ValueError: A value outside its range or choices, or two that exclude each other; names the field.
+    Engines are named by a model (an id or directory, which runs in this process), or by a dict with `engine`, `model`
+    and what `EngineArguments` calls `engine_*`, without that prefix. Raises a `ValueError` that names the field for a
+    value outside its range or choices, or two that exclude each other.
     """
 
     seeds: str | None = option(None, "Seed instructions: a .jsonl, .json, .csv, ... file, or a data set on the hub.")
@@ -39,9 +35,10 @@ class CodecLMConfig:
         "equal",
         "`equal`: as many instructions for each metadata, `proportional`: in proportion to its seeds, or to `weight` "
         "in the metadata file.",
-    )
+        "equal", "proportional",
+    )  # fmt: skip
     pairing: str = option(
-        "encoded", "`encoded`: skills as they came with the use case, `sampled`: drawn from all skills."
+        "encoded", "`encoded`: skills as they came with the use case, `sampled`: drawn from all.", "encoded", "sampled"
     )
     max_skills: int = option(3, "Most skills of a use case.")
     instructions_per_call: int = option(5, "Basic instructions asked for at once.")
@@ -49,7 +46,8 @@ class CodecLMConfig:
         "rubrics",
         "How instructions are made harder: `rubrics` (Self-Rubrics), `evol` (a fixed list of rewrites, whatever the "
         "metadata) or `none`.",
-    )
+        "rubrics", "evol", "none",
+    )  # fmt: skip
     num_rubrics: int = option(4, "Rubrics, and actions, for each metadata.")
     max_rounds: int = option(4, "Most versions of an instruction that are tried; the basic one is the first.")
     selection: str = option(
@@ -57,13 +55,15 @@ class CodecLMConfig:
         "`gap`: keep the first version on which strong and target differ by more than `gap_threshold` (contrastive "
         "filtering); `random`: a version drawn at random, `all`: the last version; both with the strong model's "
         "answer, unscored.",
-    )
+        "gap", "random", "all",
+    )  # fmt: skip
     gap_threshold: float = option(3.0, "Smallest difference of scores, not included.")
     scoring: str = option(
         "text",
         "`text`: the scorer writes two numbers from 1 to 10, as published; `logprobs`: the expected score under its "
         "probabilities, for models that cannot write one.",
-    )
+        "text", "logprobs",
+    )  # fmt: skip
     temperature: float = option(0.7, "Of everything the strong model writes but answers.")
     answer_temperature: float = option(0.7, "Of both models' answers.")
     score_temperature: float = option(0.0, "Of the scorer.")
@@ -91,17 +91,12 @@ class CodecLMConfig:
     screen_threshold: float = option(0.5, "Drop at this probability or more.")
     max_rows: int | None = option(None, "Export at most this many pairs, drawn at random.")
     max_calls: int | None = option(None, "Stop after this many calls of models; run again with more to go on.")
-    max_tokens: int | None = option(
-        None, "Stop after this many tokens, read and written; run again with more to go on."
-    )
+    max_tokens: int | None = option(None, "Stop after this many tokens, read and written; likewise.")
 
     def __post_init__(self):
         if self.seeds and self.metadata:
             raise ValueError("`seeds` and `metadata` exclude each other: instructions start from one of them.")
-        _check_choices(
-            self, allocation=("equal", "proportional"), pairing=("encoded", "sampled"),
-            rewrite=("rubrics", "evol", "none"), selection=("gap", "random", "all"), scoring=("text", "logprobs"),
-        )  # fmt: skip
+        check_choices(self, "allocation", "pairing", "rewrite", "selection", "scoring")
         check_least(
             self, num_instructions=1, max_skills=1, instructions_per_call=1, num_rubrics=1, max_rounds=1,
             max_new_tokens=1, max_answer_tokens=1, max_score_tokens=1, min_words=1, max_words=1,
@@ -141,8 +136,9 @@ class CodecLMArguments:
         "of SFTConfig and ModelConfig are there only with this.",
     )
     weight_by: str | None = option(
-        None, "train: weigh rows by their `gap`, or so that each `metadata` counts alike. Default: alike."
-    )
+        None, "train: weigh rows by their `gap`, or so that each `metadata` counts alike. Default: alike.",
+        "gap", "metadata",
+    )  # fmt: skip
     validation_share: float = option(0.1, "train: share of the pairs held out, to see what their likelihood becomes.")
     benchmark: str | None = option(
         None, "train: prompts to compare the models on: a file, or a data set on the hub. None: no comparison."
@@ -151,12 +147,13 @@ class CodecLMArguments:
     num_benchmark_prompts: int | None = option(None, "Use at most this many.")
     judge: str | None = option(None, "train: the model that compares answers: an engine. Default: the scorer.")
     judge_mode: str = option(
-        "scores", "How it is asked: `scores` (two numbers), `verdict` (A, B or tie) or `logprobs` (A or B)."
-    )
+        "scores", "How it is asked: `scores` (two numbers), `verdict` (A, B or tie) or `logprobs` (A or B).",
+        "scores", "verdict", "logprobs",
+    )  # fmt: skip
     description: str | None = option(None, "metadata: what the instructions should be like, in a few sentences.")
     num_metadata: int = option(20, "metadata: how many to propose.")
     output: str | None = option(None, "metadata: the YAML file to write. Default: output_dir/metadata.yaml.")
-    format: str = option("prompt_completion", "export: columns of data.jsonl, `prompt_completion` or `messages`.")
+    format: str = option("prompt_completion", "export: columns of data.jsonl.", "prompt_completion", "messages")
 
     def __post_init__(self):
         check_least(self, num_metadata=1)
@@ -164,10 +161,7 @@ class CodecLMArguments:
             check_least(self, num_benchmark_prompts=2)
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share!r}.")
-        _check_choices(
-            self, weight_by=(None, "gap", "metadata"), judge_mode=("scores", "verdict", "logprobs"),
-            format=("prompt_completion", "messages"),
-        )  # fmt: skip
+        check_choices(self, "judge_mode", "format", *(["weight_by"] if self.weight_by is not None else []))
 
 
 @dataclass
@@ -176,10 +170,3 @@ class FolderArguments:
 
     output_dir: str = option("codeclm", "The run's folder.")
     seed: int = option(42, "Of everything that is drawn.")
-
-
-def _check_choices(settings: Any, **choices: tuple[str | None, ...]) -> None:
-    for name, offered in choices.items():
-        if getattr(settings, name) not in offered:
-            named = ", ".join(choice for choice in offered if choice)
-            raise ValueError(f"`{name}` must be one of {named}, got {getattr(settings, name)!r}.")

@@ -43,8 +43,8 @@ def stream_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported: the data, finished instructions of the run, those that it kept, those that are in the data,
-    why others of `kept` are not, and by benchmark file the instructions dropped because of it."""
+    """Of an export: the data, finished instructions, those kept by the run, those in the data (`rows`), why others of
+    `kept` are not, and by benchmark file the instructions dropped because of it."""
 
     path: Path
     items: int
@@ -77,9 +77,7 @@ def export(
             that name in their place.
 
     Raises:
-        ValueError: There is no `items.jsonl`, an item cannot be read, or two have the same id; names the file, and
-            the line or the id.
-        OSError: The disk is full or gone; an earlier export is left as it was.
+        ValueError: There is no `items.jsonl`, an item cannot be read, or two have the same id; names line or id.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
@@ -94,15 +92,15 @@ def export(
 
         def drop(id: str, reason: str) -> None:
             reasons[reason] += 1
-            detail = filters.details.pop(id, None)
+            detail = filters.details.pop(id, "")
             if reason == "contaminated":
                 contaminated[detail.rpartition(", row ")[0]] += 1
-            drops.write(encode_row({"id": id, "reason": reason, "detail": detail}))
+            drops.write(encode_row({"id": id, "reason": reason, "detail": detail or None}))
 
         good = array("Q", _good_offsets(source, places, config, filters, drop))
-        chosen = range(len(good))
+        chosen = set(range(len(good)))
         if config.max_rows is not None and len(good) > config.max_rows:
-            chosen = set(random.Random(seed).sample(chosen, config.max_rows))
+            chosen = set(random.Random(seed).sample(range(len(good)), config.max_rows))
         with replacing(folder / "data.jsonl") as data:
             for number, offset in enumerate(good):
                 item = _item_at(source, offset)
@@ -110,9 +108,8 @@ def export(
                     data.write(encode_row(exported_row(item, layout)))
                 else:
                     drop(item["id"], "not drawn")
-    report = ExportReport(
-        folder / "data.jsonl", total, len(places), len(chosen), dict(sorted(reasons.items())), dict(contaminated)
-    )
+    numbers = total, len(places), len(chosen)
+    report = ExportReport(folder / "data.jsonl", *numbers, dict(sorted(reasons.items())), dict(contaminated))
     values = asdict(report) | {"path": report.path.name, "layout": layout}
     write_atomically(folder / "export.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return report
@@ -142,7 +139,7 @@ def exported_row(item: dict[str, Any], layout: str = "prompt_completion") -> dic
 
 
 def _survey(path: Path) -> tuple[list[tuple[str, int]], list[str], int]:
-    """Ids and offsets of the kept items in order of id, all seeds in order, and the number of all items."""
+    """Ids and offsets of the kept items in order of id (i2 before i10), all seeds, and the number of all items."""
     if not path.exists():
         raise ValueError(f"{path} is missing: nothing to export; run `trl-ext codeclm run` first")
     places: list[tuple[str, int]] = []
@@ -154,16 +151,11 @@ def _survey(path: Path) -> tuple[list[tuple[str, int]], list[str], int]:
             seeds.add(item["seed"])
         if item["outcome"] == "kept":
             places.append((item["id"], offset))
-    places.sort(key=lambda place: _natural_order(place[0]))
+    places.sort(key=lambda place: (re.sub("[0-9]+", lambda digits: digits[0].zfill(20), place[0]), place[0]))
     for (id, _), (following, _) in pairwise(places):
         if id == following:
             raise ValueError(f"{path}: two items have the id {id!r}; delete one of them")
     return places, sorted(seeds), total
-
-
-def _natural_order(id: str) -> tuple[str, str]:
-    """i2 before i10."""
-    return re.sub(r"[0-9]+", lambda digits: digits[0].zfill(20), id), id
 
 
 def _good_offsets(
@@ -181,7 +173,8 @@ def _good_offsets(
         for id, offset in batch:
             item = _item_at(source, offset)
             version, answer = _kept_version(item)
-            if reason := _wrong_answer(version, item["winner"], config) or filters.check(id, version["instruction"]):
+            truncated = (version.get("truncated") or {}).get(item["winner"])
+            if reason := _wrong_answer(answer, truncated, config) or filters.check(id, version["instruction"]):
                 drop(id, reason)
             else:
                 passed.append((id, offset, (version["instruction"], answer)))
@@ -193,17 +186,16 @@ def _good_offsets(
                 yield offset
 
 
-def _wrong_answer(version: dict[str, Any], winner: str, config: CodecLMConfig) -> str | None:
-    answer = version["answers"][winner]
-    if version.get("truncated", {}).get(winner) and not config.keep_truncated:
+def _wrong_answer(answer: str, truncated: bool | None, config: CodecLMConfig) -> str | None:
+    if truncated and not config.keep_truncated:
         return "cut off"
     try:
         if answer_text(answer) != answer.strip():  # of a run of an earlier version
             return "thoughts in it"
     except Unreadable:
         return "thoughts in it"
-    too_long = config.max_answer_words is not None and count_words(plain_words(answer)) > config.max_answer_words
-    return "answer too long" if too_long else None
+    most = config.max_answer_words
+    return "answer too long" if most is not None and count_words(plain_words(answer)) > most else None
 
 
 def _kept_version(item: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -212,10 +204,9 @@ def _kept_version(item: dict[str, Any]) -> tuple[dict[str, Any], str]:
         version = item["rounds"][item["iteration"] - 1]
         return version, version["answers"][item["winner"]]
     except (KeyError, IndexError, TypeError):
-        raise ValueError(
-            f"items.jsonl: item {item.get('id')!r} is kept, but lacks its version or the winner's answer; delete its "
-            "line and run again"
-        ) from None
+        id = item.get("id")
+        what = "lacks its version or the winner's answer; delete its line and run again"
+        raise ValueError(f"items.jsonl: item {id!r} is kept, but {what}") from None
 
 
 def _item_at(source: IO[bytes], offset: int) -> dict[str, Any]:
@@ -227,9 +218,7 @@ def load_pairs(data: Path) -> list[dict[str, Any]]:
     """Exported rows, with an `id` of their own: that of their lineage, or their place in the file."""
     rows = read_jsonl(data, required=("prompt", "completion"))
     if not rows:
-        raise ValueError(
-            f"{data} holds no pairs, so there is nothing to train on: see what was dropped in the report."
-        )
+        raise ValueError(f"{data} holds no pairs to train on: the report says what was dropped.")
     ids = [(row.get("lineage") or {}).get("id", f"row {place}") for place, row in enumerate(rows)]
     return [{"id": own} | {name: row.get(name) for name in _OF_TRAINING} for own, row in zip(ids, rows, strict=True)]
 
@@ -238,8 +227,7 @@ def load_pairs(data: Path) -> list[dict[str, Any]]:
 
 
 def describe(folder: str | os.PathLike, id_or_row: str | int, *, longest: int | None = None) -> str:
-    """What became of an instruction: kept, dropped, set aside or unfinished, whether it was exported, and its row of
-    `items.jsonl` as YAML: seed, metadata, every version with answers and scores.
+    """What became of an instruction, whether it was exported, and its row of `items.jsonl` as YAML.
 
     Args:
         folder: Output folder of a run.
@@ -255,10 +243,7 @@ def describe(folder: str | os.PathLike, id_or_row: str | int, *, longest: int | 
     exported = [row["lineage"]["id"] for _, row in stream_rows(folder / "data.jsonl")]
     if id.isdecimal():
         if not 1 <= int(id) <= len(exported):
-            raise ValueError(
-                f"{folder / 'data.jsonl'} has {len(exported)} rows, no row {id}; rows are counted from 1, and an id "
-                "shows any instruction of the run"
-            )
+            raise ValueError(f"{folder / 'data.jsonl'} has {len(exported)} rows, no row {id}; they are counted from 1")
         id = exported[int(id) - 1]
     item = _find(folder / "items.jsonl", "id", id) or _find(folder / "basics.jsonl", "id", id)
     if item is None:

@@ -1,7 +1,4 @@
-"""The report of a run of CodecLM: from seeds to pairs, what was dropped and why, and what it cost.
-
-Everything in it is counted from the files that the run left, row by row, finished or not.
-"""
+"""The report of a run of CodecLM, finished or not, counted from its files: pairs, what was dropped, what it cost."""
 
 import json
 import math
@@ -32,22 +29,14 @@ def write_codeclm_report(
     prices: Mapping[str, tuple[float, float]] | None = None,
     stopped: str | None = None,
 ) -> Path:
-    """Write `report.md`, `report.json`, `gaps.png` and `coverage.png`. Intervals are 95 %, Wilson's.
+    """Write `report.md` (its path is returned), `report.json`, `gaps.png` and `coverage.png` of a run's folder.
 
-    Args:
-        folder: Output folder of the run.
-        prices: By name of the engine: of a million tokens read, and a million written.
-        stopped: Why the run ended early, such as a budget that is spent; None if it did not.
-
-    Returns:
-        Path of `report.md`.
+    `prices` are those of a million tokens read and a million written, by name of the engine; `stopped` is why the run
+    ended early, if it did. Intervals are 95 %, Wilson's.
     """
-    folder = Path(folder)
-    settings = _read_json(folder / "settings.json")
-    counts = collect(folder, prices)
-    exported, held_out, comparison = (
-        _read_json(folder / f"{name}.json") for name in ("export", "held_out", "comparison")
-    )
+    folder, counts = Path(folder), collect(folder, prices)
+    names = ("settings", "export", "held_out", "comparison")
+    settings, exported, held_out, comparison = (_read_json(folder / f"{name}.json") for name in names)
     report = RunReport("CodecLM: from seeds to pairs")
     report.data = counts | {"export": exported, "held_out": held_out, "comparison": comparison, "stopped": stopped}
     report.text(verdict(counts, exported, stopped))
@@ -61,8 +50,8 @@ def write_codeclm_report(
         if held_out:
             before, after, change = (held_out[name]["nats_per_token"] for name in ("before", "after", "change"))
             report.text(
-                f"Negative log-likelihood of pairs that training did not see ({held_out['rows']}), in nats per token, "
-                f"lower is closer to them: {before:.3f} before, {after:.3f} after, a change of {change:+.3f}"
+                f"Negative log-likelihood of pairs that training did not see ({held_out['rows']}), in nats per token: "
+                f"{before:.3f} before, {after:.3f} after, a change of {change:+.3f}"
                 f"{_between(held_out['change']['interval'], 3)}."
             )
         _add_comparison(report, comparison)
@@ -75,41 +64,33 @@ def write_codeclm_report(
     return report.write(folder)
 
 
-# Counting
-
-
 def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]] | None = None) -> dict[str, Any]:
     """Count what is in the files of a run, as `report.json` holds it. Raises `ValueError`, naming file and line."""
     folder = Path(folder)
-    counts: defaultdict[str, Counter] = defaultdict(Counter)
+    counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
+    reasons, set_aside, gaps = (defaultdict[Any, Counter[Any]](Counter) for _ in range(3))
     coverage: dict[str, dict[str, dict[str, int]]] = {"use_cases": {}, "skills": {}}
 
     def cover(metadata: Mapping[str, Any], how_far: str, number: int = 1) -> None:
+        counts["rows"][how_far] += number
         names = [("use_cases", metadata["use_case"]), *(("skills", skill) for skill in metadata["skills"])]
         for kind, name in names:
             coverage[kind].setdefault(name, dict.fromkeys(_HOW_FAR, 0))[how_far] += number
 
-    different, seeds, made, items, exported = set(), set(), 0, 0, 0
+    different, seeds = set[Any](), set[str]()
     for _, row in stream_rows(folder / "metadata.jsonl"):
         different.add((row["use_case"], *row["skills"]))
         seeds.update(row.get("seeds") or ())
         cover(row, "asked", row.get("asked") or 0)
-    for _, row in stream_rows(folder / "basics.jsonl"):
-        made += 1
-        cover(row["metadata"], "made")
-    for _, row in stream_rows(folder / "data.jsonl"):
-        exported += 1
-        cover(row["metadata"], "exported")
+    for name, how_far in (("basics", "made"), ("data", "exported")):
+        for _, row in stream_rows(folder / f"{name}.jsonl"):
+            cover(row["metadata"], how_far)
     # What was about an item that was finished in a later run counts no more
     aside: defaultdict[Any, dict[str, str]] = defaultdict(dict)
     for _, row in stream_rows(folder / "set_aside.jsonl"):
         aside[row.get("about")][row["step"]] = row.get("reason") or "unreadable"
-    set_aside: defaultdict[str, Counter] = defaultdict(Counter)
-    reasons: defaultdict[str, Counter] = defaultdict(Counter)
-    gaps: defaultdict[int, Counter] = defaultdict(Counter)
     width = gap_width(_read_json(folder / "settings.json").get("gap_threshold"))
     for _, item in stream_rows(folder / "items.jsonl"):
-        items += 1
         aside.pop(item["id"], None)
         counts["outcomes"][item["outcome"]] += 1
         if item["outcome"] == "kept":
@@ -139,14 +120,14 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
         "seeds": len(seeds),
         "metadata": len(different),
         "asked": basics.get("asked"),
-        "made": made,
+        "made": counts["rows"]["made"],
         "basic_drops": basics.get("dropped") or {},
-        "items": items,
+        "items": counts["outcomes"].total(),
         "reasons": {name: dict(own.most_common()) for name, own in sorted(reasons.items())},
         **{name: dict(sorted(counts[name].items())) for name in names},
         "gaps": {number: dict(sorted(own.items())) for number, own in sorted(gaps.items())},
         "gap_width": width,
-        "exported": exported,
+        "exported": counts["rows"]["exported"],
         **{kind: dict(sorted(own.items(), key=lambda n: (-n[1]["made"], n[0]))) for kind, own in coverage.items()},
         "set_aside": {step: dict(own.most_common()) for step, own in sorted(set_aside.items())},
         "steps": steps,
@@ -170,7 +151,8 @@ def count_calls(path: Path, prices: Mapping[str, tuple[float, float]] | None = N
     """Of each step and engine: calls in all, those after an unreadable reply, cut-off ones, tokens and cost."""
     if not path.exists() and not path.with_suffix(".jsonl").exists():
         return []
-    steps: defaultdict[tuple[str, str], Counter] = defaultdict(Counter)
+    names = ("calls", "retried", "cut_off", "tokens_read", "tokens_written")
+    steps: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     with ResponseCache(path) as cache:
         for row in cache.rows():
             reply, own = row["reply"], steps[row["step"].removesuffix(AGAIN), row["engine"]]
@@ -179,16 +161,12 @@ def count_calls(path: Path, prices: Mapping[str, tuple[float, float]] | None = N
             own["cut_off"] += reply.get("finish_reason") == "length" and not row.get("options")
             own["tokens_read"] += reply.get("num_prompt_tokens", 0)
             own["tokens_written"] += reply.get("num_tokens", 0)
-    names = ("calls", "retried", "cut_off", "tokens_read", "tokens_written")
     rows = []
     for (step, engine), own in sorted(steps.items()):
         read, written = (prices or {}).get(engine, (0.0, 0.0))
         cost = (own["tokens_read"] * read + own["tokens_written"] * written) / 1e6
         rows.append({"step": step, "engine": engine} | {name: own[name] for name in names} | {"cost": cost})
     return rows
-
-
-# Writing
 
 
 def verdict(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str | None = None) -> str:
@@ -234,8 +212,8 @@ def _add_comparison(report: RunReport, comparison: Mapping[str, Any]) -> None:
     if margin := parts.get("after_vs_before", {}).get("margin"):
         report.text(
             f"By scores averaged over both orders, the trained target is {margin['mean']:+.4f}"
-            f"{_between(margin['interval'], 4)} ahead of what it was, "
-            f"and ahead on {margin['positive']} of {parts['after_vs_before']['judged']} prompts."
+            f"{_between(margin['interval'], 4)} ahead of what it was, and ahead on {margin['positive']} of "
+            f"{parts['after_vs_before']['judged']} prompts."
         )
     parts = {name: {key: _shown(value) for key, value in own.items()} for name, own in parts.items()}
     names = list(dict.fromkeys(name for own in parts.values() for name, value in own.items() if value))
@@ -255,13 +233,12 @@ def _add_funnel(report: RunReport, counts: Mapping[str, Any], exported: Mapping[
         *([name, number, _share(number, counts["made"])] for name, number in steps),
     ]
     report.table(["step", "number", "of those made"], [row for row in rows if row[1] is not None])
-    answers = [
-        f"{name}: {counts['winners'].get(name, 0)} of the pairs, {_share(counts['truncated'].get(name, 0), total)} of "
-        f"{total} answers cut off"
-        for name, total in counts["answers"].items()
-    ]
-    if answers:
-        report.text(f"Whose answer was kept, and whose were cut off by the token limit: {'; '.join(answers)}.")
+    if counts["answers"]:
+        cut = [
+            [name, counts["winners"].get(name, 0), total, _share(counts["truncated"].get(name, 0), total)]
+            for name, total in counts["answers"].items()
+        ]
+        report.table(["answers of", "in pairs", "all", "cut off by the token limit"], cut)
 
 
 def _add_rounds(report: RunReport, counts: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
@@ -270,8 +247,7 @@ def _add_rounds(report: RunReport, counts: Mapping[str, Any], settings: Mapping[
     report.heading("Pairs by round")
     total, rows = sum(counts["iterations"].values()), []
     for number, versions in counts["versions"].items():
-        kept = counts["iterations"].get(number, 0)
-        scored = counts["scored"].get(number, 0)
+        scored, kept = (counts[name].get(number, 0) for name in ("scored", "iterations"))
         rows.append([number, versions, scored, kept, _share(kept, versions), _share(kept, total)])
     report.table(["round", "versions", "scored", "kept", "kept of the versions", "of all pairs"], rows)
     report.text("Round 1 is the basic instruction; shares with 95 % intervals.")
@@ -279,8 +255,7 @@ def _add_rounds(report: RunReport, counts: Mapping[str, Any], settings: Mapping[
         threshold = settings.get("gap_threshold", _THRESHOLD)
         means = " as expected under the scorer's probabilities" if settings.get("scoring") == "logprobs" else ""
         report.text(
-            f"Kept is the first version whose two answers have scores, from 1 to 10{means}, more than {threshold:g} "
-            "apart."
+            f"Kept: the first version whose answers have scores, from 1 to 10{means}, more than {threshold:g} apart."
         )
         draw_gaps(counts["gaps"], threshold, folder / "gaps.png", counts["gap_width"])
         report.figure("gaps.png", "Gaps between the scores of the two answers, all versions that were scored.")
@@ -299,7 +274,6 @@ def _add_drops(report: RunReport, counts: Mapping[str, Any], exported: Mapping[s
 
 
 def _add_calls(report: RunReport, counts: Mapping[str, Any]) -> None:
-    """Which replies could be read, and what they cost."""
     rows = []
     for step in dict.fromkeys([*(own["step"] for own in counts["steps"]), *counts["set_aside"]]):
         own = [entry for entry in counts["steps"] if entry["step"] == step]
@@ -346,16 +320,16 @@ def _add_samples(report: RunReport, total: int, folder: Path) -> None:
 
 
 def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: Path, width: float = 1.0) -> Any:
-    """Histogram of S(strong) - S(target) over all versions that were scored, rounds stacked; what is kept lies outside
-    of the two lines. `gaps`: round -> bin (see `gap_bin`) -> number; returns the figure."""
+    """Histogram of S(strong) - S(target) of all scored versions, rounds stacked; what is kept lies outside of the two
+    lines. `gaps`: round -> bin (see `gap_bin`) -> number; returns the figure."""
     figure, [axes] = panels(width=8, height=4)
     floor: Counter[int] = Counter()
     for number, (round_, own) in enumerate(sorted(gaps.items())):
         # A bin lies between multiples of its width; that of no gap at all is a narrow bar on its spot
         centres = [width * (bin - math.copysign(0.5, bin) if bin else 0) for bin in own]
         widths = [width * (0.76 if bin else 0.2) for bin in own]
-        colour = COLOURS[number % len(COLOURS)]
-        axes.bar(centres, own.values(), widths, [floor[bin] for bin in own], color=colour, label=f"round {round_}")
+        look = {"color": COLOURS[number % len(COLOURS)], "label": f"round {round_}"}
+        axes.bar(centres, list(own.values()), widths, [floor[bin] for bin in own], **look)
         floor.update(own)
     for side in (-threshold, threshold):
         axes.axvline(side, color="0.25", linestyle="--", linewidth=1)
@@ -367,11 +341,8 @@ def draw_coverage(use_cases: Mapping[str, Mapping[str, int]], path: Path) -> Any
     """A bar a use case: basic instructions, and how many of them became pairs; the largest 25, others summed up."""
     rows = list(use_cases.items())
     if len(rows) > _MOST_ROWS:
-        rest = [own for _, own in rows[_MOST_ROWS - 1 :]]
-        rows = [
-            *rows[: _MOST_ROWS - 1],
-            (f"{len(rest)} others", {name: sum(own[name] for own in rest) for name in rest[0]}),
-        ]
+        rows, rest = rows[: _MOST_ROWS - 1], [own for _, own in rows[_MOST_ROWS - 1 :]]
+        rows.append((f"{len(rest)} others", {name: sum(own[name] for own in rest) for name in rest[0]}))
     figure, [axes] = panels(width=8, height=1.4 + 0.27 * len(rows))
     for name, colour, height in (("made", BEFORE, 0.8), ("kept", COLOURS[4], 0.56), ("exported", COLOURS[0], 0.3)):
         axes.barh(range(len(rows)), [own[name] for _, own in rows], height, color=colour, label=name)

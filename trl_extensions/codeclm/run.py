@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import embedded
-from ..core.generation import EngineArguments, EngineSpec, create_engine, parse_engine
+from ..core.generation import EngineArguments, create_engine, parse_engine
 from ..core.generation.client import ResponseCache
 from ..core.generation.types import GenerationEngine, GenerationParams
-from ..core.inputs import is_file, load_queries
+from ..core.inputs import Query, is_file, load_queries
 from ..core.judge.pairwise import PairwiseJudge
 from ..core.runs.run import Run, Stage, folder_lock, run_stages, training_settings
 from .config import CodecLMArguments, CodecLMConfig, FolderArguments
@@ -43,42 +43,38 @@ if TYPE_CHECKING:
 
 class Engines:
     """What `strong`, `target` (default: `model`), `scorer` (the strong one) and `judge` (the scorer) stand for, loaded
-    when they are first needed, and once where they are the same. Raises `ValueError` for a setting that cannot be
-    read, and without a strong model."""
+    when they are first needed, and once where they are the same."""
 
     def __init__(self, config: CodecLMConfig, model: str | None = None, judge: str | None = None):
         if not config.strong:
             raise ValueError("`strong` is missing: name the model that writes instructions, see the docs.")
         scorer = config.scorer or config.strong
         own = {"strong": config.strong, "target": config.target or model, "scorer": scorer, "judge": judge or scorer}
-        self.specs = {role: _spec(value, role) for role, value in own.items() if value}
-        self._built: list[tuple[EngineSpec, GenerationEngine]] = []
+        self.specs = {role: parse_engine(value, role) for role, value in own.items() if value}
+        self._built: list[tuple[EngineArguments, GenerationEngine]] = []
+        for role, spec in self.specs.items():
+            if not spec.arguments.engine_model:
+                raise ValueError(f"`{role}` names no model: add `model`.")
+            if spec.arguments.engine != "endpoint":  # the embedded model's path and its alias are one engine
+                path = embedded.resolve_model_name(spec.arguments.engine_model)
+                self.specs[role] = replace(spec, arguments=replace(spec.arguments, engine_model=path))
 
     def build(self, role: str) -> GenerationEngine:
         """The engine of a role."""
-        spec = self.specs[role]
-        for other, engine in self._built:
-            if other.arguments == spec.arguments:
-                return engine
-        engine = create_engine(spec.arguments)
-        self._built.append((spec, engine))
+        arguments = self.specs[role].arguments
+        engine = next((engine for other, engine in self._built if other == arguments), None)
+        if engine is None:
+            engine = create_engine(arguments)
+            self._built.append((arguments, engine))
         return engine
-
-
-def _spec(value: Any, role: str) -> EngineSpec:
-    """With the embedded model's path in place of its alias, so that the two are one engine."""
-    spec = parse_engine(value, role)
-    if not spec.arguments.engine_model:
-        raise ValueError(f"`{role}` names no model: add `model`.")
-    if spec.arguments.engine == "endpoint":
-        return spec
-    model = embedded.resolve_model_name(spec.arguments.engine_model)
-    return replace(spec, arguments=replace(spec.arguments, engine_model=model))
 
 
 class CodecLMRun(Run):
     """One run: `output` is its folder and seed (`FolderArguments`, or an `SFTConfig` where there is training), and
     `model_args` the target where it is trained, LoRA and quantisation."""
+
+    output: Any
+    model_args: Any
 
     def __init__(
         self,
@@ -96,17 +92,12 @@ class CodecLMRun(Run):
             model_args.model_name_or_path = embedded.resolve_model_name(model_args.model_name_or_path)
 
     def engines(self) -> Engines:
-        """What the settings name."""
         model = self.model_args.model_name_or_path if self.model_args else None
         return Engines(self.config, model, self.args.judge)
 
     def needs_processes(self) -> bool:
         """Whether stages should give back what they hold of a GPU."""
-        if not self.args.train:
-            return False
-        import torch
-
-        return torch.cuda.is_available()
+        return self.args.train and super().needs_processes()
 
     def execute(self, perform: Callable[[str, Any], Any] | None = None) -> Path:
         """As `Run.execute`; the pairs are made first, or as many of them as budgets allow."""
@@ -125,7 +116,7 @@ class CodecLMRun(Run):
             raise ValueError("nothing to start from: set `seeds` (a file of instructions) or `metadata`.")
         if self.config.seeds:
             is_file(self.config.seeds)
-        else:
+        if self.config.metadata:
             load_metadata(self.config.metadata, self.config.max_skills)
         if "target" not in self.engines().specs and self.config.selection == "gap":
             raise ValueError("`target` is missing: `selection: gap` compares the strong model with it.")
@@ -134,7 +125,7 @@ class CodecLMRun(Run):
         if not self.model_args.model_name_or_path:
             raise ValueError("`train: true` needs `model_name_or_path`, the target.")
         if self.args.benchmark:
-            self.benchmark()
+            self._benchmark()
 
     def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
         values = training_settings(self.output) | asdict(self.model_args)
@@ -144,7 +135,6 @@ class CodecLMRun(Run):
         return {"training_settings.json": (values, started)}
 
     def stages(self) -> Iterator[Stage]:
-        """Every stage after the pairs are made."""
         yield Stage("train", None, self.folder / "model", "training the target on the pairs")
         if self.args.validation_share:
             yield Stage("measure", None, self.folder / "held_out.json", "likelihood of held-out pairs")
@@ -179,28 +169,23 @@ class CodecLMRun(Run):
 
         rows = load_pairs(self.folder / "data.jsonl")
         _, held_out = split_pairs(rows, self.args.validation_share, self.output.seed)
-        models = self._models()
-        compare_held_out(
-            held_out,
-            partial(models.in_process, self.model_args.model_name_or_path),
-            partial(models.in_process, str(self.folder / "model")),
-            self.folder / "held_out.json",
-            max_length=self.output.max_length,
-        )
+        models, before, after = self._models()
+        own = partial(models.in_process, before), partial(models.in_process, after)
+        compare_held_out(held_out, *own, self.folder / "held_out.json", max_length=self.output.max_length)
 
     def compare(self, of: None = None) -> None:
         """Answers of the strong model and of the target before and after to the benchmark's prompts, and a judge."""
         from .comparison import compare
 
-        engines, models = self.engines(), self._models()
+        engines, (models, before, after) = self.engines(), self._models()
         with ResponseCache(self.folder / "judge_calls.sqlite") as cache:
             compare(
                 self.folder,
-                self.benchmark(),
+                self._benchmark(),
                 {
                     "strong": partial(engines.build, "strong"),
-                    "before": partial(models.sampler, self.model_args.model_name_or_path, is_original=True),
-                    "after": partial(models.sampler, str(self.folder / "model"), is_original=False),
+                    "before": partial(models.sampler, before, is_original=True),
+                    "after": partial(models.sampler, after, is_original=False),
                 },
                 lambda: PairwiseJudge(engines.build("judge"), mode=self.args.judge_mode, cache=cache),
                 GenerationParams(self.config.max_answer_tokens),
@@ -217,28 +202,24 @@ class CodecLMRun(Run):
         """Whether the pairs are all made: no budget was reached, and no call was left open."""
         return not (self.folder / "stopped.txt").exists()
 
-    # Other commands, and what stages share
-
     def export(self) -> ExportReport:
         """Filter and write the pairs once more."""
         return export(self.folder, self.config, self.output.seed, layout=self.args.format)
 
     def make_metadata(self) -> str:
         """Write metadata to edit; returns what to tell."""
-        output = Path(self.args.output or self.folder / "metadata.yaml")
-        engine, args = self.engines().build("strong"), self.args
-        seed, number = self.output.seed, args.num_metadata
-        made, unread = make_metadata(
-            engine, self.config, output, description=args.description, number=number, seed=seed
-        )
+        args, output = self.args, Path(self.args.output or self.folder / "metadata.yaml")
+        own = {"description": args.description, "number": args.num_metadata, "seed": self.output.seed}
+        made, unread = make_metadata(self.engines().build("strong"), self.config, output, **own)
         return f"{output}: {made} metadata to edit, {unread} replies that could not be read"
 
-    def benchmark(self) -> list:
-        """The prompts that models are compared on."""
-        args = self.args
-        return load_queries(args.benchmark, column=args.benchmark_column, limit=args.num_benchmark_prompts, chats=True)
+    def _benchmark(self) -> list[Query]:
+        args, source = self.args, self.args.benchmark or ""
+        return load_queries(source, column=args.benchmark_column, limit=args.num_benchmark_prompts, chats=True)
 
-    def _models(self) -> ModelSource:
+    def _models(self) -> tuple[ModelSource, str, str]:
+        """What loads the target, and its names before and after training."""
         from ..core.generation import ModelSource
 
-        return ModelSource(self.model_args, EngineArguments(), self.output.trust_remote_code)
+        source = ModelSource(self.model_args, EngineArguments(), self.output.trust_remote_code)
+        return source, self.model_args.model_name_or_path, str(self.folder / "model")

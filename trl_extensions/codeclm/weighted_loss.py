@@ -1,57 +1,38 @@
 """Rows that do not count alike: their weights, and losses that heed them, for `SFTTrainer` and `Trainer` as they are.
 
 `DataCollatorForCodecLM` puts `loss_weights` into its batches, which no trainer looks at. `WeightedLoss`, a callback,
-makes a model look at them while it trains; the trainer stays the one it was, with its metrics and its fused LM head.
+makes a model look at them while it trains; the trainer stays the one it was.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from .pipeline.metadata import folded
 
 
-LOSS_WEIGHTS = "loss_weights"
-"""Name of the weights in a batch."""
-
+LOSS_WEIGHTS = "loss_weights"  # in a batch
 WEIGHT_BY = (None, "gap", "metadata")
-
 Pair = tuple[str, frozenset[str]]
-"""What metadata are counted by: the use case and the set of its skills, both in lower case, white space tidied."""
 
 _LOST = "to weigh by: give exported rows; in a trainer set remove_unused_columns=False and leave packing off"
 
 
-# How much a row counts
-
-
 def pair_of(use_case: str, skills: Iterable[str]) -> Pair:
-    """The pair that metadata are counted by."""
+    """What metadata are counted by: use case and set of skills, in lower case, white space tidied."""
     return folded(use_case), frozenset(map(folded, skills))
-
-
-def count_pairs(pairs: Iterable[Pair]) -> dict[Pair, int]:
-    """Rows of each pair."""
-    return dict(Counter(pairs))
-
-
-def mean_one(weights: Sequence[float], mean: float | None = None) -> list[float]:
-    """Positive weights, divided by their mean or by the one given."""
-    mean = math.fsum(weights) / len(weights) if mean is None else mean
-    return [weight / mean for weight in weights]
 
 
 def raw_weight(row: Mapping[str, Any], by: str, gap_range: tuple[float, float], counts: Mapping[Pair, int]) -> float:
     """The weight of an exported row, not rescaled yet: by "gap", its size within the range; by "metadata", one over
-    the rows of its pair (1 for a pair that was not counted). Raises `ValueError` where what is needed is missing."""
+    the rows of its pair (1 for a pair that was not counted). `ValueError` where what is needed is missing."""
     if by == "gap":
         return min(max(abs(read_gap(row)), gap_range[0]), gap_range[1])
     return 1 / max(1, counts.get(read_pair(row), 1))
@@ -82,9 +63,6 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
     return pair_of(use_case, skills)
 
 
-# What the loss makes of it
-
-
 def weighted_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -109,7 +87,8 @@ def weighted_loss(
 class WeightedLoss(TrainerCallback):
     """Lets `loss_weights` of a batch multiply the losses of their rows, in an unmodified `SFTTrainer` or `Trainer`.
 
-    Training only: an evaluation loss stays the plain one, which can be compared between runs.
+    Training only: an evaluation loss stays the plain one, which can be compared between runs. Settings that the
+    weights would be lost or mistaken with raise a `ValueError`.
 
     Example:
 
@@ -122,25 +101,18 @@ class WeightedLoss(TrainerCallback):
         callbacks=[WeightedLoss()],
     )
     ```
-
-    Raises:
-        ValueError: Settings the weights would be lost or mistaken with.
     """
 
     def __init__(self):
         self._weighing: RowWeighing | None = None
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
-    ) -> None:
-        if getattr(args, "loss_type", "nll") != "nll":
-            raise ValueError(f'`loss_type="{args.loss_type}"` does not work with weighted rows: leave it at "nll".')
+    def on_init_end(self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs) -> None:
+        if (loss_type := getattr(args, "loss_type", "nll")) != "nll":
+            raise ValueError(f'`loss_type="{loss_type}"` does not work with weighted rows: leave it at "nll".')
         if args.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` does not work with weighted rows: set it to 0.")
         if args.n_gpu > 1:
-            raise ValueError(
-                "Weighted rows do not work with `nn.DataParallel`: start one process a GPU, with `accelerate launch`."
-            )
+            raise ValueError("Weighted rows do not work with `nn.DataParallel`: use `accelerate launch`.")
         if self._weighing is None or self._weighing.model is not model:
             if self._weighing is not None:
                 self._weighing.remove()
@@ -154,8 +126,7 @@ class RowWeighing:
     """From now on, `model(..., labels=..., loss_weights=...)` in training mode returns the weighted loss.
 
     For a training loop of your own, as `weigh_rows(model)`; with a trainer, use `WeightedLoss`. `remove()` ends it.
-    Give it the model that is called: the PEFT model, not the one inside. These are hooks around the forward pass, as
-    a trainer replaces the forward of the model it is given.
+    Give it the model that is called: the PEFT model, not the one inside.
     """
 
     active = 0  # how many there are in this process
@@ -164,6 +135,7 @@ class RowWeighing:
         RowWeighing.active += 1
         self.model = model
         self._weights: torch.Tensor | None = None
+        # Hooks, as a trainer replaces the forward of the model it is given
         self._handles = [
             model.register_forward_pre_hook(self._take, with_kwargs=True),
             model.register_forward_hook(self._apply, with_kwargs=True),
@@ -186,8 +158,7 @@ class RowWeighing:
             return outputs
         if getattr(outputs, "loss", None) is None:
             raise ValueError(
-                "`loss_weights` came without `labels`, or the model returned no loss: leave `compute_loss_func` and "
-                "label smoothing out, which keep the labels from the model."
+                "`loss_weights` came without `labels`, or the model returned no loss: leave `compute_loss_func` out."
             )
         if getattr(outputs, "log_probs", None) is not None:  # the fused head of TRL, zero where nothing is scored
             losses, scored = -outputs.log_probs, outputs.label_mask

@@ -91,7 +91,7 @@ class TestLength:
         assert own.check("c", "请写一首关于一只狗的诗") == "too long"  # eleven: five and a half
 
     def test_no_length_left(self):
-        with pytest.raises(ValueError, match=r"`min_words` \(6\) is above `max_words` \(5\)"):
+        with pytest.raises(ValueError, match=r"`min_words` 6 is above `max_words` 5"):
             filters(min_words=6, max_words=5)
 
 

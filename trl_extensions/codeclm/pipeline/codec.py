@@ -92,7 +92,7 @@ class CodecLM:
         seed: Of everything that is drawn: the same answers give the same data.
 
     Raises:
-        ValueError: No seeds or metadata, no target, or a prompt that cannot be filled in.
+        ValueError: No seeds or metadata, or no target.
 
     Example:
 
@@ -118,10 +118,7 @@ class CodecLM:
             raise ValueError("nothing to start from: set `seeds` (a file of instructions) or `metadata`.")
         if config.selection == "gap" and target is None:
             raise ValueError("`selection: gap` compares two models: give the `target` as well.")
-        self.config = config
-        self.folder = Path(output_dir)
-        self.prices = prices or {}
-        self.seed = seed
+        self.config, self.folder, self.prices, self.seed = config, Path(output_dir), prices or {}, seed
         self.engines = {"strong": strong, "scorer": scorer or strong}
         if target is not None:
             self.engines["target"] = target
@@ -131,8 +128,7 @@ class CodecLM:
         """Carry out what is not done yet, export the pairs and write the report.
 
         Raises:
-            ValueError: The folder belongs to other settings or to a process that is running; a seed file that cannot
-                be read; not one seed that could be encoded.
+            ValueError: The folder belongs to other settings or to another process, or there are no usable seeds.
             EndpointError: A server that cannot be used; what was made is kept.
         """
         return asyncio.run(self.arun())
@@ -154,14 +150,18 @@ class CodecLM:
 
     async def make_pairs(self) -> CodecLMResult:
         """`arun` for a caller that has the lock of the folder."""
-        self._failed, stopped = 0, None
-        limits = {"max_calls": self.config.max_calls, "max_tokens": self.config.max_tokens}
+        self._failed, stopped, config = 0, None, self.config
+        # Tokens that a server does not count are counted by the target's tokenizer, where it runs in this process
+        tokenizer = getattr(self.engines.get("target"), "tokenizer", None)
         with ResponseCache(self.folder / "calls.sqlite") as cache:
             self._claim(started=len(cache) > 0)
             with JsonlWriter(self.folder / "set_aside.jsonl") as aside:
                 try:
-                    own = {"prices": self.prices, "count_tokens": self._count_tokens}
-                    async with LLMClient(self.engines, cache, **own, **limits) as client:
+                    async with LLMClient(
+                        self.engines, cache, prices=self.prices, max_calls=config.max_calls,
+                        max_tokens=config.max_tokens,
+                        count_tokens=None if tokenizer is None else lambda text: len(tokenizer(text)["input_ids"]),
+                    ) as client:  # fmt: skip
                         await self._make(client, aside)
                 except BudgetSpent as error:
                     stopped = str(error)
@@ -170,12 +170,6 @@ class CodecLM:
         prices = {self.engines[role].name: price for role, price in self.prices.items() if role in self.engines}
         write_codeclm_report(self.folder, prices=prices, stopped=result.unfinished)
         return result
-
-    @property
-    def _count_tokens(self) -> Callable[[str], int] | None:
-        """By the target's tokenizer, for servers that do not count, where the target runs in this process."""
-        tokenizer = getattr(self.engines.get("target"), "tokenizer", None)
-        return None if tokenizer is None else lambda text: len(tokenizer(text)["input_ids"])
 
     async def _make(self, client: LLMClient, aside: JsonlWriter) -> None:
         """Metadata, basic instructions, and what becomes of them."""
@@ -213,9 +207,9 @@ class CodecLM:
         basics = await decode_basics(client, config, origins, filters, set_aside)
         self._check_failed()
         if not basics.made:
+            dropped = dict(basics.drops) or "none, see set_aside.jsonl"
             raise ValueError(
-                f"not one basic instruction is left (dropped: {dict(basics.drops) or 'none'}; replies that cannot be "
-                "read are in set_aside.jsonl): the strong model is too weak, or the filters are too strict."
+                f"not one basic instruction is left (dropped: {dropped}): change the filters or the model"
             )
         rows = [
             {**own.metadata.as_json(), "weight": own.weight, "asked": asked, "seeds": list(own.seeds)}
@@ -225,15 +219,12 @@ class CodecLM:
         counts = {"asked": sum(basics.asked), "made": len(basics.made), "dropped": dict(basics.drops)}
         write_atomically(self.folder / "basics.json", json.dumps(counts, indent=2) + "\n")
         # Last: this file says that the others are there
-        rows = [vars(basic) | {"metadata": basic.metadata.as_json()} for basic in basics.made]
-        write_jsonl(self.folder / "basics.jsonl", rows)
+        write_jsonl(self.folder / "basics.jsonl", (basic.as_json() for basic in basics.made))
 
     def _check_failed(self) -> None:
         """Without the calls that failed there would be other data than the same answers give."""
         if self._failed:
-            raise ValueError(
-                f"calls for metadata and instructions have failed ({self._failed}); the same command makes them again."
-            )
+            raise ValueError(f"calls for instructions failed ({self._failed}); the same command makes them again.")
 
     async def _run_items(self, pipeline: Pipeline, usage: Usage, set_aside: SetAside) -> None:
         """What becomes of the instructions of which nothing is known yet, a bounded number at once."""
@@ -253,26 +244,19 @@ class CodecLM:
                         set_aside(basic.id, error)
                     advance()
 
-                waiting = (partial(work, basic) for basic in self._basics() if basic.id not in done)
+                rows = (row for _, row in stream_rows(self.folder / "basics.jsonl") if row["id"] not in done)
+                waiting = (partial(work, BasicInstruction.of(row)) for row in rows)
+                # Enough at once to keep every engine busy
+                bounds = {id(engine): getattr(engine, "concurrency", None) for engine in self.engines.values()}
+                live = sum(_LIVE_LOCAL if own is None else 2 * own for own in bounds.values())
                 try:
-                    await gather(waiting, min(self._live(), max(total - len(done), 1)))
+                    await gather(waiting, min(live, max(total - len(done), 1)))
                 finally:
                     await pipeline.close()
 
-    def _basics(self) -> Iterator[BasicInstruction]:
-        for _, row in stream_rows(self.folder / "basics.jsonl"):
-            metadata = Metadata(row["metadata"]["use_case"], tuple(row["metadata"]["skills"]))
-            yield BasicInstruction(row["id"], metadata, row["seed"], row["instruction"])
-
-    def _live(self) -> int:
-        """Instructions followed at once: enough to keep every engine busy."""
-        endpoints = {id(engine): getattr(engine, "concurrency", None) for engine in self.engines.values()}
-        return sum(_LIVE_LOCAL if own is None else 2 * own for own in endpoints.values())
-
     def _claim(self, started: bool) -> None:
         """Write what the data depends on, or refuse a folder that was begun with something else."""
-        config = self.config
-        source = config.seeds or config.metadata
+        config, source = self.config, self.config.seeds or self.config.metadata or ""
         settings = {name: value for name, value in asdict(config).items() if name not in MUTABLE_FIELDS}
         for name in ("strong", "target", "scorer"):
             settings[name] = self.engines[name].name if name in self.engines else None
@@ -286,12 +270,12 @@ class CodecLM:
         check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=started)
 
 
-# What becomes of one basic instruction: versions of it, answers to them, scores, and one that is kept, or none
-
-
 class Pipeline:
-    """Self-Rubrics and contrastive filtering (arXiv 2404.05875, sections 3.2 and 3.3) of basic instructions; `filters`
-    say what a rewritten instruction must still be, whatever other instructions there are."""
+    """What becomes of basic instructions: versions, answers and scores, and one that is kept, or none.
+
+    Self-Rubrics and contrastive filtering (arXiv 2404.05875, sections 3.2 and 3.3). `filters` say what a rewritten
+    instruction must still be, whatever other instructions there are.
+    """
 
     def __init__(self, client: StepClient, config: CodecLMConfig, filters: InstructionFilters, seed: int):
         self._client, self._config, self._filters, self._seed = client, config, filters, seed
@@ -310,19 +294,10 @@ class Pipeline:
         """The whole history of a basic instruction, as a row of `items.jsonl`. Raises `Rejected` if a call failed that
         another run may make: then nothing is to be written."""
         by_gap = self._config.selection == "gap"
-        rounds: list[dict[str, Any]] = []
-        item: dict[str, Any] = {
-            "id": basic.id,
-            "metadata": basic.metadata.as_json(),
-            "seed": basic.seed,
-            "rounds": rounds,
-            "outcome": "dropped",
-            "reason": None,
-            "raw": None,
-            "winner": None,
-            "iteration": None,
-            "scoring": self._config.scoring if by_gap else None,
-        }
+        rounds: list[dict[str, Any]] = [{"instruction": basic.instruction, "action": None}]
+        item: dict[str, Any] = {"id": basic.id, "metadata": basic.metadata.as_json(), "seed": basic.seed}
+        item |= {"rounds": rounds, "outcome": "dropped", "reason": None, "raw": None, "winner": None}
+        item |= {"iteration": None, "scoring": self._config.scoring if by_gap else None}
         try:
             item |= await (self._by_gap if by_gap else self._unscored)(basic, rounds)
         except Rejected as error:
@@ -333,7 +308,6 @@ class Pipeline:
 
     async def _by_gap(self, basic: BasicInstruction, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         """Rewrites until the scores of the two models are further apart than the threshold."""
-        rounds.append({"instruction": basic.instruction, "action": None})
         for number in range(1, self._config.max_rounds + 1):
             await self._compare(f"{basic.id}/{number}", rounds[-1])
             gap = rounds[-1]["scores"]["gap"]
@@ -348,7 +322,6 @@ class Pipeline:
         last = self._config.max_rounds if self._config.rewrite != "none" else 1
         if self._config.selection == "random":
             last = random.Random(f"{self._seed}/{basic.id}/version").randint(1, last)
-        rounds.append({"instruction": basic.instruction, "action": None})
         while len(rounds) < last:
             if reason := await self._rewrite_last(basic, rounds):
                 return {"reason": f"rewritten: {reason}"}
@@ -381,25 +354,21 @@ class Pipeline:
 
     async def _compare(self, about: str, version: dict[str, Any]) -> None:
         """Both models' answers to a version and both orders of scores, added to its row as they come."""
-        roles = ("strong", "target")
-        results = dict(
-            zip(roles, await _both(*(self._answer_of(role, about, version) for role in roles)), strict=True)
-        )
-        version["answers"] = {role: answer for role, (answer, _) in results.items()}
-        version["truncated"] = {role: cut for role, (_, cut) in results.items()}
+        strong, target = await _both(*(self._answer_of(role, about, version) for role in ("strong", "target")))
+        version["answers"] = {"strong": strong[0], "target": target[0]}
+        version["truncated"] = {"strong": strong[1], "target": target[1]}
         await self.score(about, version)
 
     async def _answer_of(self, role: str, about: str, version: dict[str, Any]) -> tuple[str, bool]:
-        return await self._client.generate(
-            self._answer, f"{about}/{role}", role=role, instruction=version["instruction"]
-        )
+        instruction = version["instruction"]
+        return await self._client.generate(self._answer, f"{about}/{role}", role=role, instruction=instruction)
 
     async def score(self, about: str, version: dict[str, Any]) -> None:
-        """Both orders of scores of a version's two answers, added to its row. Raises as `run_item`."""
-        strong, target = version["answers"]["strong"], version["answers"]["target"]
+        """Both orders of scores of a version's two answers, added to its row."""
+        instruction, (strong, target) = version["instruction"], (version["answers"][r] for r in ("strong", "target"))
         one, two = await _both(
-            self._scores(f"{about}/1", instruction=version["instruction"], first=strong, second=target),
-            self._scores(f"{about}/2", instruction=version["instruction"], first=target, second=strong),
+            self._scores(f"{about}/1", instruction=instruction, first=strong, second=target),
+            self._scores(f"{about}/2", instruction=instruction, first=target, second=strong),
         )
         version["orders"] = [[*one], [two[1], two[0]]]
         strong, target = (one[0] + two[1]) / 2, (one[1] + two[0]) / 2
@@ -408,16 +377,13 @@ class Pipeline:
     async def _scores(self, about: str, **values: str) -> tuple[float, float]:
         if self._config.scoring == "text":
             return (await self._client.generate(self._score, about, role="scorer", **values))[0]
-        step = self._score_one
-        one, two = await _both(*(self._client.score(step, which=which, **values) for which in ("first", "second")))
+        sides = ("first", "second")
+        one, two = await _both(*(self._client.score(self._score_one, which=side, **values) for side in sides))
         return one, two
 
 
 async def _both(*coroutines: Any) -> list[Any]:
-    """Results of all, side by side; the error of the first in order that failed, once all have ended.
-
-    Which of two errors comes first in time must not decide what is written down.
-    """
+    """Results of all, side by side; once all have ended the error of the first in order, not in time, that failed."""
     results = await asyncio.gather(*coroutines, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     for error in sorted(errors, key=lambda error: isinstance(error, Rejected)):
@@ -435,9 +401,8 @@ def _progress(usage: Usage, what: str, **options: Any) -> Iterator[Callable[...,
         def advance(*_: Any) -> None:
             rate = usage.num_tokens / max(usage.seconds, 1e-9)
             values = {"calls": usage.calls + usage.cache_hits, "tokens/s": f"{rate:.0f}"}
-            values |= {"cost": f"{usage.cost:.2f}"} if usage.cost else {}
-            values |= {"failed": usage.failed} if usage.failed else {}
-            bar.set_postfix(values, refresh=False)
+            more = {"cost": f"{usage.cost:.2f}" if usage.cost else None, "failed": usage.failed or None}
+            bar.set_postfix(values | {name: value for name, value in more.items() if value}, refresh=False)
             bar.update()
 
         yield advance

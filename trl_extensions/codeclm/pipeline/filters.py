@@ -1,5 +1,7 @@
 """Which instructions and pairs are worth keeping, beside the gap: length, copies, benchmarks, language, toxicity."""
 
+from __future__ import annotations
+
 import os
 import unicodedata
 import zlib
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core.extras import import_extra
 from ...core.inputs import DEFAULT_COLUMNS, is_file, read_rows
 from ..config import CodecLMConfig
 
@@ -28,28 +31,20 @@ _COLUMNS = (*DEFAULT_COLUMNS, "turns")  # of questions, as benchmarks call them
 class InstructionFilters:
     """Says of one instruction after the other whether it is kept; the outcome depends on their order.
 
-    Two characters of a script without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) count as a word. The
-    language is guessed by py3langid in instructions of five words or more, and shorter ones pass.
-
-    Attributes:
-        details: Of instructions that were dropped, by id: what they nearly copy, the benchmark's file and row, or the
-            language found.
-
-    Raises:
-        ValueError: A benchmark cannot be read, a language is unknown, or no length is left; names the setting.
-        ImportError: `languages` are set and py3langid is not installed.
+    Of instructions that were dropped, `details` has by id what they nearly copy, the benchmark's file and row, or the
+    language found (guessed by py3langid in instructions of five words or more; shorter ones pass). Raises a
+    `ValueError` that names the setting if a benchmark cannot be read, a language is unknown, or no length is left.
     """
 
     def __init__(self, config: CodecLMConfig):
         if config.min_words > config.max_words:
             raise ValueError(
-                f"`min_words` ({config.min_words}) is above `max_words` ({config.max_words}): nothing would be kept."
+                f"`min_words` {config.min_words} is above `max_words` {config.max_words}: nothing is kept."
             )
         self._config = config
-        self._kept = NearDuplicates(config.dedup_threshold)
         self._benchmarks = Benchmarks(config.decontaminate_against) if config.decontaminate_against else None
         self._language = _load_language_guesser(config.languages) if config.languages else None
-        self.details: dict[str, str] = {}
+        self.forget()
 
     def add(self, id: str, text: str) -> None:
         """Remember a text, such as a seed, without a check: what copies it will be a near-duplicate."""
@@ -59,41 +54,32 @@ class InstructionFilters:
     def forget(self) -> None:
         """Give back what was remembered, and its memory."""
         self._kept = NearDuplicates(self._config.dedup_threshold)
-        self.details = {}
+        self.details: dict[str, str] = {}
 
     def check(self, id: str, instruction: str) -> str | None:
         """One of `REASONS` to drop the instruction; None keeps and remembers it."""
-        words = plain_words(instruction)
-        if reason := self._wrong_length(words):
-            return reason
-        if copied := self._kept.find(words):
-            self.details[id] = f"{copied[1]:.2f} of {copied[0]}"
-            return "near-duplicate"
-        reason = self._unwanted(id, instruction, words)
+        reason = self.check_alone(id, instruction, self._kept)
         if reason is None:
-            self._kept.add(id, words)
+            self.add(id, instruction)
         return reason
 
-    def check_alone(self, id: str, instruction: str) -> str | None:
-        """As `check`, whatever other instructions there are: not "near-duplicate", and nothing is remembered."""
-        words = plain_words(instruction)
-        return self._wrong_length(words) or self._unwanted(id, instruction, words)
-
-    def _wrong_length(self, words: Sequence[str]) -> str | None:
+    def check_alone(self, id: str, instruction: str, others: NearDuplicates | None = None) -> str | None:
+        """As `check`, whatever instructions there are but `others`, and nothing is remembered."""
+        words, config = plain_words(instruction), self._config
         if not words:
             return "empty"
         length = count_words(words)
-        if length < self._config.min_words:
-            return "too short"
-        return "too long" if length > self._config.max_words else None
-
-    def _unwanted(self, id: str, instruction: str, words: Sequence[str]) -> str | None:
+        if not config.min_words <= length <= config.max_words:
+            return "too short" if length < config.min_words else "too long"
+        if others and (copied := others.find(words)):
+            self.details[id] = f"{copied[1]:.2f} of {copied[0]}"
+            return "near-duplicate"
         if self._benchmarks and (place := self._benchmarks.find(words)):
             self.details[id] = f"{place[0]}, row {place[1]}"
             return "contaminated"
-        if self._language and count_words(words) >= _WORDS_OF_A_LANGUAGE:
+        if self._language and length >= _WORDS_OF_A_LANGUAGE:
             language = self._language(instruction)
-            if language not in self._config.languages:
+            if language not in config.languages:
                 self.details[id] = language
                 return "language"
         return None
@@ -108,13 +94,12 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float):
-        from datasketch import MinHash, MinHashLSH
-
+        datasketch = import_extra("datasketch")
         self._threshold = threshold
         rows = next((rows for rows in range(_PERMUTATIONS // 2, 1, -1) if _recall(threshold, rows) >= _RECALL), 1)
         bands = _PERMUTATIONS // rows
-        self._empty = MinHash(num_perm=bands * rows, seed=1, hashfunc=int)
-        self._index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
+        self._empty = datasketch.MinHash(num_perm=bands * rows, seed=1, hashfunc=int)
+        self._index = datasketch.MinHashLSH(num_perm=bands * rows, params=(bands, rows))
         self._shingles: list[array[int]] = []
         self._ids: list[str] = []
 
@@ -158,14 +143,11 @@ def _recall(threshold: float, rows: int) -> float:
 
 
 class Benchmarks:
-    """Finds benchmark prompts in instructions.
+    """Finds benchmark prompts in instructions, case and punctuation aside.
 
     An instruction is contaminated by a prompt if they share 13 words in a row (26 characters in a prompt whose script
     has no spaces), or if it contains the whole of a shorter one; of a prompt of fewer than four words it must be a
-    copy. Case and punctuation do not count.
-
-    Files are in any format of `core.inputs`. The columns that prompts usually have are read, and `turns`; where there
-    is none of them, every column with text. Each with `input` behind it, if there is one; of chats what the user says.
+    copy. Files are in any format of `core.inputs`.
     """
 
     def __init__(self, files: Sequence[str | os.PathLike]):
@@ -222,40 +204,32 @@ def _texts(value: Any) -> list[str]:
 
 
 def _load_language_guesser(languages: Sequence[str]) -> Callable[[str], str]:
-    try:
-        import py3langid
-    except ImportError as error:
-        raise ImportError(f"`languages` needs py3langid ({error}): pip install 'trl-extensions[codeclm]'") from None
+    py3langid = import_extra("py3langid", "codeclm")
     known = {language for language, _ in py3langid.rank("")}
-    unknown = [language for language in languages if language not in known]
-    if unknown:
-        raise ValueError(
-            f"`languages`: {unknown[0]!r} is no language that is told apart; those are {', '.join(sorted(known))}."
-        )
+    if unknown := [language for language in languages if language not in known]:
+        names = ", ".join(sorted(known))
+        raise ValueError(f"`languages`: {unknown[0]!r} is no language that is told apart; those are {names}.")
     return lambda text: py3langid.classify(text)[0]
 
 
 class Screen:
     """Drops pairs that are toxic to a classifier: "profanity", or a sequence classifier as "model" or "model:label".
 
-    Prompt and completion are judged each for itself, so that a long prompt does not push the completion out of what a
-    classifier reads.
+    Prompt and completion are judged each for itself: a long prompt must not push the completion out.
     """
 
     def __init__(self, config: CodecLMConfig):
         from ...core.text import TextClassifier, load_profanity_check
 
-        name = config.safety_classifier
+        name, self._threshold = config.safety_classifier, config.screen_threshold
         if not name:
             raise ValueError("`safety_classifier` is not set; name a classifier, or profanity.")
-        self._threshold = config.screen_threshold
         if name == "profanity":
             self._score = load_profanity_check()
         else:
             model, separator, label = name.rpartition(":")
-            if not separator or Path(name).exists():
-                model, label = name, None
-            self._score = TextClassifier(model, label or None).score
+            whole = not separator or Path(name).exists()
+            self._score = TextClassifier(name if whole else model, None if whole else label or None).score
 
     def drops(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
         """Whether each of a batch of (prompt, completion) is to go."""

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -33,7 +33,7 @@ class Metadata:
 
     @property
     def key(self) -> tuple[str, tuple[str, ...]]:
-        """What two have in common that differ in case, white space, and the order of the skills at most."""
+        """The same for two that differ in case, white space, and the order of the skills at most."""
         return folded(self.use_case), tuple(sorted(map(folded, self.skills)))
 
     def as_json(self) -> dict[str, Any]:
@@ -61,18 +61,9 @@ class _Entry(BaseModel):
 
 
 def load_metadata(path: str | os.PathLike, max_skills: int | None = None) -> list[Origin]:
-    """Read metadata that somebody wrote or edited.
-
-    Args:
-        path: A YAML file with a list of `use_case`, `skills` (a list) and, if wanted, `weight`; or the same as JSON,
-            or as JSON lines.
-        max_skills: Most skills of an entry.
-
-    Raises:
-        ValueError: One line that names the file, the row (counted from 1), what is wrong with it, and the remedy.
-    """
-    path = Path(path)
-    origins: list[Origin] = []
+    """Metadata that somebody wrote or edited: a list of `use_case`, `skills` (at most so many) and, if wanted,
+    `weight`, as YAML, JSON or JSON lines. A `ValueError` names file and row."""
+    path, origins = Path(path), list[Origin]()
     places: dict[Any, int] = {}
     for number, row in enumerate(_read_rows(path), start=1):
         where = f"{path}: row {number}"
@@ -81,10 +72,8 @@ def load_metadata(path: str | os.PathLike, max_skills: int | None = None) -> lis
         except ValidationError as error:
             wrong = error.errors()[0]
             field = "`" + ".".join(map(str, wrong["loc"])) + "`: " if wrong["loc"] else ""
-            raise ValueError(
-                f"{where}: {field}{wrong['msg']}, got {wrong['input']!r:.60}; an entry has `use_case` (text), "
-                "`skills` (a list of texts) and, if wanted, `weight` (above 0)"
-            ) from None
+            form = "an entry has `use_case` (text), `skills` (a list of texts) and, if wanted, `weight` (above 0)"
+            raise ValueError(f"{where}: {field}{wrong['msg']}, got {wrong['input']!r:.60}; {form}") from None
         if len(set(map(folded, entry.skills))) < (number_of := len(entry.skills)):
             raise ValueError(f"{where}: one of `skills` is there twice ({entry.skills}); remove one")
         if max_skills is not None and number_of > max_skills:
@@ -92,10 +81,7 @@ def load_metadata(path: str | os.PathLike, max_skills: int | None = None) -> lis
         metadata = Metadata(one_line(entry.use_case), tuple(map(one_line, entry.skills)))
         earlier = places.setdefault(metadata.key, number)
         if earlier != number:
-            raise ValueError(
-                f"{path}: rows {earlier} and {number} are the same metadata ({metadata.use_case!r}); delete one and "
-                "give the other a `weight` if it should count for more"
-            )
+            raise ValueError(f"{path}: rows {earlier} and {number} are the same ({metadata.use_case!r}); delete one")
         origins.append(Origin(metadata, entry.weight))
     if not origins:
         raise ValueError(f"{path}: there is no metadata; write a list of entries with `use_case` and `skills`")
@@ -116,9 +102,7 @@ def _read_rows(path: Path) -> list[Any]:
     if isinstance(document, dict) and list(document) == ["metadata"]:
         document = document["metadata"]
     if document is not None and not isinstance(document, list):
-        raise ValueError(
-            f"{path}: expected a list of entries, got {type(document).__name__}; begin each with `- use_case:`"
-        )
+        raise ValueError(f"{path}: expected a list of entries, got {type(document).__name__}; write `- use_case: ...`")
     return document or []
 
 
@@ -127,22 +111,20 @@ def write_metadata(path: str | os.PathLike, origins: Iterable[Origin]) -> None:
     import yaml
 
     rows = [own.metadata.as_json() | ({} if own.weight == 1 else {"weight": own.weight}) for own in origins]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _HEADER + "\n" + yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=119))
 
 
 def merge_metadata(pairs: Iterable[tuple[Metadata, str]]) -> list[Origin]:
-    """Put equal metadata of (metadata, seed) together, in the order in which each was met first; the weight is the
-    number of its seeds. Case, white space and the order of skills make no difference."""
+    """Put equal metadata of (metadata, seed) together, in order of the first; the weight is the number of seeds."""
     merged: dict[Any, tuple[Metadata, list[str]]] = {}
     for metadata, seed in pairs:
         merged.setdefault(metadata.key, (metadata, []))[1].append(seed)
     return [Origin(metadata, float(len(seeds)), tuple(seeds)) for metadata, seeds in merged.values()]
 
 
-def allocate(weights: Sequence[float], total: int, how: Literal["equal", "proportional"]) -> list[int]:
-    """How many of `total` instructions each metadata gets: in equal parts, or in proportion to its weight, above 0.
+def allocate(weights: Sequence[float], total: int, how: str) -> list[int]:
+    """How many of `total` instructions each metadata gets: "equal" parts, or "proportional" to its weight, above 0.
 
     By largest remainder; where remainders are equal, the earlier one gets more. No metadata is left without, as long
     as there are as many instructions as metadata.
@@ -151,7 +133,7 @@ def allocate(weights: Sequence[float], total: int, how: Literal["equal", "propor
     numbers = _largest_remainder(weights, total)
     if total >= len(weights):
         # Those that would get none get one; the others share what is left, until nobody is left without.
-        none: set[int] = set()
+        none = set[int]()
         while fresh := {place for place, number in enumerate(numbers) if number == 0 and place not in none}:
             none |= fresh
             rest = [0.0 if place in none else weight for place, weight in enumerate(weights)]
@@ -171,15 +153,12 @@ def _largest_remainder(weights: Sequence[float], total: int) -> list[int]:
 
 
 def sample_pairings(origins: Sequence[Origin], *, max_skills: int, seed: int = 0) -> list[Origin]:
-    """The origins with their skills drawn anew from those of all, each as many as it had, up to `max_skills`.
-
-    No skill is in one of them twice, and no two of them are the same, unless there are too few skills for that.
-    """
+    """The origins with their skills drawn anew from those of all, each as many as it had, up to `max_skills`; no two
+    are the same, unless there are too few skills for that."""
     skills = {folded(skill): skill for own in reversed(origins) for skill in reversed(own.metadata.skills)}
     pool = sorted(skills.values())
     generator = random.Random(seed)
-    drawn: list[Origin] = []
-    keys: set[Any] = set()
+    drawn, keys = list[Origin](), set[Any]()
     for own in origins:
         size = min(len(own.metadata.skills), max_skills, len(pool))
         for _ in range(_MOST_DRAWS):
@@ -196,5 +175,4 @@ def one_line(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """A text without its case and its white space at length."""
     return one_line(text).casefold()

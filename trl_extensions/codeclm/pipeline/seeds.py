@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ...core.generation.client import BudgetSpent, LLMClient, ResponseCache
 from ...core.generation.types import GenerationEngine
@@ -17,7 +17,7 @@ from ...core.runs.run import folder_lock
 from ..config import CodecLMConfig
 from .filters import InstructionFilters
 from .metadata import Metadata, Origin, allocate, merge_metadata, write_metadata
-from .steps import Decode, Encode, Propose, Rejected, StepClient, gather
+from .steps import Decode, Encode, Propose, Rejected, Step, StepClient, gather
 
 
 SetAside = Callable[[str, Rejected], None]
@@ -28,35 +28,40 @@ _WAVES = 3
 
 
 def load_seeds(source: str | os.PathLike, column: str | None = None, limit: int | None = None) -> list[Query]:
-    """Seed instructions, the examples of a user's requests: as `core.inputs.load_queries`, with the column
-    `instruction` before others, and chats with their first turn of the user."""
+    """Seed instructions, as `core.inputs.load_queries`, with the column `instruction` before others."""
     if column is None and "instruction" in next(read_rows(source), {}):
         column = "instruction"
     return load_queries(source, column=column, limit=limit)
 
 
-# Metadata
+def _asking(
+    client: StepClient, step: Step, about: str, set_aside: SetAside, **values: Any
+) -> Callable[[], Awaitable[Any]]:
+    """A job for `gather`: what the strong model says, or None where that is rejected."""
+
+    async def ask() -> Any:
+        try:
+            return (await client.generate(step, about, **values))[0]
+        except Rejected as error:
+            set_aside(about, error)
+            return None
+
+    return ask
 
 
 async def encode_seeds(
     client: StepClient, config: CodecLMConfig, seeds: Sequence[Query], set_aside: SetAside
 ) -> list[Origin]:
     """The metadata of seeds, equal ones merged. Raises `ValueError` if not one seed could be encoded."""
-    step = Encode(config.prompt_folder)
-
-    async def encode(seed: Query) -> Metadata | None:
-        try:
-            return (await client.generate(step, seed.id, instruction=seed.text, max_skills=config.max_skills))[0]
-        except Rejected as error:
-            set_aside(seed.id, error)
-            return None
-
-    found = await gather(partial(encode, seed) for seed in seeds)
+    step, size = Encode(config.prompt_folder), config.max_skills
+    found: list[Metadata | None] = await gather(
+        _asking(client, step, seed.id, set_aside, instruction=seed.text, max_skills=size) for seed in seeds
+    )
     pairs = [(metadata, seed.text) for metadata, seed in zip(found, seeds, strict=True) if metadata is not None]
     if not pairs:
         raise ValueError(
             f"not one of {len(seeds)} seeds could be encoded into metadata (see set_aside.jsonl): the strong model is "
-            "too weak for it, or the endpoint fails; write the metadata yourself and give them as `metadata`."
+            "too weak for it, or the endpoint fails; write the `metadata` yourself."
         )
     return merge_metadata(pairs)
 
@@ -70,20 +75,9 @@ def make_metadata(
     number: int = 20,
     seed: int = 42,
 ) -> tuple[int, int]:
-    """Write a YAML file of metadata; calls are kept beside it, and none is made twice.
-
-    Args:
-        engine: The strong model.
-        config: `seeds`, where there is no description, and how models are asked.
-        output: The file; it must not exist.
-        description, number: What the instructions should be like, and how many metadata to propose for that.
-        seed: Of the calls.
-
-    Returns:
-        How many were written, and how many replies could not be read.
-
-    Raises:
-        ValueError: The file exists, there is nothing to start from, or no reply could be read.
+    """Write a YAML file of metadata, of the `seeds` of `config` or proposed for a description by the strong model, to
+    `output`, which must not exist; calls are kept beside it, and none is made twice. Returns how many were written,
+    and how many replies could not be read.
     """
     output = Path(output)
     if output.exists():
@@ -92,15 +86,18 @@ def make_metadata(
         raise ValueError("nothing to start from: give a `description` of the instructions, or `seeds`.")
     rejected: list[Rejected] = []
 
+    def set_aside(about: str, error: Rejected) -> None:
+        rejected.append(error)
+
     async def make() -> list[Origin]:
-        limits = {"max_calls": config.max_calls, "max_tokens": config.max_tokens}
+        limits: dict[str, Any] = {"max_calls": config.max_calls, "max_tokens": config.max_tokens}
         with ResponseCache(output.with_name(f"{output.stem}.calls.sqlite")) as cache:
             async with LLMClient({"strong": engine}, cache, **limits) as llm:
                 client = StepClient(llm, config, seed)
                 if description:
-                    return await _propose(client, config, description, number, rejected)
-                seeds = load_seeds(config.seeds, config.seed_column, config.num_seeds)
-                return await encode_seeds(client, config, seeds, lambda about, error: rejected.append(error))
+                    return await _propose(client, config, description, number, set_aside)
+                seeds = load_seeds(config.seeds or "", config.seed_column, config.num_seeds)
+                return await encode_seeds(client, config, seeds, set_aside)
 
     with folder_lock(output.parent):
         try:
@@ -108,43 +105,27 @@ def make_metadata(
         except BudgetSpent as error:
             raise ValueError(f"{error} before all was asked; the same command with a larger one goes on.") from None
         if failed := [error for error in rejected if error.retryable]:
-            raise ValueError(
-                f"{len(failed)} calls have failed, the last one: {failed[-1]}; the same command makes them again."
-            )
+            raise ValueError(f"{len(failed)} calls failed, at last: {failed[-1]}; the same command makes them again.")
         write_metadata(output, found)
     return len(found), len(rejected)
 
 
 async def _propose(
-    client: StepClient, config: CodecLMConfig, description: str, number: int, rejected: list[Rejected]
+    client: StepClient, config: CodecLMConfig, description: str, number: int, set_aside: SetAside
 ) -> list[Origin]:
-    step, size = Propose(config.prompt_folder), min(number, _PROPOSED_AT_ONCE)
-
-    async def ask(about: str) -> list[Metadata]:
-        try:
-            values = {"description": description, "number": size, "max_skills": config.max_skills}
-            return (await client.generate(step, about, **values))[0]
-        except Rejected as error:
-            rejected.append(error)
-            return []
-
-    found: list[Metadata] = []
+    step, found = Propose(config.prompt_folder), list[Metadata]()
+    values: dict[str, Any] = {"description": description, "max_skills": config.max_skills}
+    values["number"] = min(number, _PROPOSED_AT_ONCE)
     for wave in range(_WAVES):
         calls = -(-(number - len(found)) // _PROPOSED_AT_ONCE)
-        lists = await gather(partial(ask, f"w{wave}/{call}") for call in range(calls))
-        pairs = [(metadata, "") for metadata in [*found, *(own for some in lists for own in some)]]
+        lists = await gather(_asking(client, step, f"w{wave}/{call}", set_aside, **values) for call in range(calls))
+        pairs = [(metadata, "") for metadata in [*found, *(own for some in lists for own in some or ())]]
         found = [merged.metadata for merged in merge_metadata(pairs)][:number]
         if len(found) == number:
             break
     if not found:
-        raise ValueError(
-            f"no metadata could be read out of {len(rejected)} replies: the strong model is too weak for it; write "
-            "the file yourself, see the docs."
-        )
+        raise ValueError("no metadata could be read out of the replies: the model is too weak; write them yourself.")
     return [Origin(metadata) for metadata in found]
-
-
-# Basic instructions
 
 
 @dataclass(frozen=True)
@@ -156,6 +137,14 @@ class BasicInstruction:
     metadata: Metadata
     seed: str | None
     instruction: str
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> BasicInstruction:
+        metadata = Metadata(row["metadata"]["use_case"], tuple(row["metadata"]["skills"]))
+        return cls(row["id"], metadata, row["seed"], row["instruction"])
+
+    def as_json(self) -> dict[str, Any]:
+        return vars(self) | {"metadata": self.metadata.as_json()}
 
 
 @dataclass(frozen=True)
@@ -180,17 +169,16 @@ async def decode_basics(
     Replies are filtered in a fixed order, so that the same answers give the same rows. After calls that failed, which
     another run may make, what would follow from the others is not begun.
     """
-    step, drops, failed = Decode(config.prompt_folder), Counter(), []
+    step, drops, failed = Decode(config.prompt_folder), Counter[str](), list[Rejected]()
     asked = allocate([origin.weight for origin in origins], config.num_instructions, config.allocation)
     made: list[list[BasicInstruction]] = [[] for _ in origins]
 
-    async def decode(place: int, about: str, number: int) -> list[str]:
-        try:
-            return (await client.generate(step, about, number=number, **origins[place].metadata.as_json()))[0]
-        except Rejected as error:
-            failed.extend([error] if error.retryable else [])
-            set_aside(about, error)
-            return []
+    def rejected(about: str, error: Rejected) -> None:
+        failed.extend([error] if error.retryable else [])
+        set_aside(about, error)
+
+    def job(place: int, about: str, number: int) -> Callable[[], Awaitable[list[str] | None]]:
+        return _asking(client, step, about, rejected, number=number, **origins[place].metadata.as_json())
 
     for wave in range(_WAVES):
         calls = [
@@ -198,12 +186,12 @@ async def decode_basics(
             for place, wanted in enumerate(asked)
             for number, size in enumerate(_portions(wanted - len(made[place]), config.instructions_per_call))
         ]
-        lists = await gather(partial(decode, *call) for call in calls)
+        lists = await gather(job(*call) for call in calls)
         if failed:
             break
         for (place, _, _), instructions in zip(calls, lists, strict=True):
             origin, own = origins[place], made[place]
-            for instruction in instructions:
+            for instruction in instructions or ():
                 id = f"m{place:03d}-i{len(own):04d}"
                 if reason := filters.check(id, instruction):
                     drops[reason] += 1

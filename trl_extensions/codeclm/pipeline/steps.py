@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from ...core.generation.ask import ask_again, ask_client, load_template
 from ...core.generation.client import CallFailed, LLMClient, Response
 from ...core.generation.replies import Unreadable, answer_text, read_reply
-from ...core.generation.types import GenerationParams, request_seed
+from ...core.generation.types import GenerationParams, Prompt, request_seed
 from ...core.judge.pairwise import LEAST_MASS, Scores, read_scores
 from ..config import CodecLMConfig
 from .filters import count_words, plain_words
@@ -91,9 +91,6 @@ class RewriteReply(BaseModel):
     new_instruction: str
 
 
-# The steps
-
-
 class Step:
     """A prompt of a name, from the user's folder if it is there, and how its reply is read: `schema` and `form` are
     what it is, as a model and as an example (None: any text), `limit` and `temperature` the settings for it."""
@@ -108,7 +105,7 @@ class Step:
         self._own_words = f" {_normal(self._template.sample)} "
 
     def messages(self, **values: Any) -> Messages:
-        """What is asked; see the table of variables in the documentation."""
+        """What is asked: `_VARIABLES` says with which values."""
         return [{"role": "user", "content": self._template.render(**values).strip()}]
 
     def parse(self, text: str, *, truncated: bool = False, **values: Any) -> Any:
@@ -141,7 +138,8 @@ class Propose(Step):
     form = '{"metadata": [{"use_case": "...", "skills": ["...", "..."]}, ...]}'
 
     def parse(self, text, *, truncated=False, number=None, max_skills=3, **_) -> list[Metadata]:
-        found, reason = [], Unreadable("there are no use cases")
+        found: list[Metadata] = []
+        reason = Unreadable("there are no use cases")
         for entry in read_reply(text, ProposedReply, truncated=truncated).metadata:
             try:
                 found.append(entry.read(max_skills))
@@ -196,20 +194,18 @@ class Rewrite(Step):
         if truncated:
             raise Unreadable("cut off by the token limit")
         new = _LABEL.sub("", read_reply(text, RewriteReply).new_instruction).strip()
-        if not self._own(new):
-            raise Unreadable("there is no new instruction")
-        if _normal(new) == _normal(instruction):
-            raise Unreadable("unchanged")
-        if _normal(new) == _normal(action):
-            raise Unreadable("the change was repeated instead of made")
-        if is_refusal(new):
-            raise Unreadable("a refusal and nothing else")
-        if _ABOUT.search(new) and not _ABOUT.search(instruction):
-            raise Unreadable("it talks about the old instruction")
-        if _ANSWER.match(new) and not _ANSWER.match(instruction):
-            raise Unreadable("it looks like an answer, not like an instruction")
-        if _length(new) > 3 * _length(instruction) + 250:
-            raise Unreadable(f"{_length(new)} words are too many for an instruction made of {_length(instruction)}")
+        words, before = _length(new), _length(instruction)
+        for wrong, reason in (
+            (not self._own(new), "there is no new instruction"),
+            (_normal(new) == _normal(instruction), "unchanged"),
+            (_normal(new) == _normal(action), "the change was repeated instead of made"),
+            (is_refusal(new), "a refusal and nothing else"),
+            (_ABOUT.search(new) and not _ABOUT.search(instruction), "it talks about the old instruction"),
+            (_ANSWER.match(new) and not _ANSWER.match(instruction), "it looks like an answer, not an instruction"),
+            (words > 3 * before + 250, f"{words} words are too many for an instruction made of {before}"),
+        ):
+            if wrong:
+                raise Unreadable(reason)
         return new
 
 
@@ -257,7 +253,7 @@ class ScoreOne(Step):
         return 1 + sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights)
 
 
-def again(messages: Messages, reply: str, reason: str, *, step: Step, folder: str | None = None) -> Messages:
+def again(messages: Prompt, reply: str, reason: str, *, step: Step, folder: str | None = None) -> Prompt:
     """The same question once more, after a reply that could not be read, in the words of `again.jinja`."""
     note = PromptTemplate("again", folder).render(reason=reason.rstrip("."), form=step.form)
     return ask_again(messages, reply, reason, note)
@@ -273,9 +269,6 @@ def _normal(text: str) -> str:
 
 def _length(text: str) -> int:
     return count_words(plain_words(text))
-
-
-# Asking
 
 
 class Rejected(Exception):  # noqa: N818 (it is a row that is)
@@ -301,27 +294,16 @@ class StepClient:
         self._client, self._config, self._seed, self._answered = client, config, seed, answered
 
     async def generate(self, step: Step, about: str, *, role: str = "strong", **values: Any) -> tuple[Any, bool]:
-        """Ask the engine of a role.
+        """What the engine of a role says of `values`, and whether the token limit cut it off.
 
-        Args:
-            about: What it is asked about, such as an id; another one is another sample.
-            values: For the prompt.
-
-        Returns:
-            What the reply says, and whether the token limit cut it off.
-
-        Raises:
-            Rejected: Neither of two replies can be read, or the call failed.
-            BudgetSpent, EndpointError, OSError: See `LLMClient.call`.
+        `about` is an id: another one is another sample. Raises `Rejected` where neither of two replies can be read or
+        the call failed, and what `LLMClient.call` raises for all calls.
         """
-        config, responses = self._config, []
-        params = GenerationParams(
-            getattr(config, step.limit),
-            getattr(config, step.temperature),
-            config.top_p,
-            # Also where nothing is drawn: two servers may serve different models under one name
-            seed=request_seed(self._seed, f"{about}/{step.name}"),
-        )
+        config, responses = self._config, list[Response]()
+        # A seed also where nothing is drawn: two servers may serve different models under one name
+        seed = request_seed(self._seed, f"{about}/{step.name}")
+        limit, temperature = getattr(config, step.limit), getattr(config, step.temperature)
+        params = GenerationParams(limit, temperature, config.top_p, seed=seed)
 
         def answered(response: Response) -> None:
             responses.append(response)
@@ -339,7 +321,7 @@ class StepClient:
         if finished not in ("stop", "length"):  # a filter, or a failure behind the server: half an answer at best
             reason = f"the server ended it: {finished}"
         elif reason and finished == "length":
-            reason += f"; `{step.limit}` is {params.max_new_tokens}"
+            reason += f"; `{step.limit}` is {limit}"
         if reason:
             raise Rejected(step.name, reason, list(answer.raw))
         return answer.value, finished == "length"
@@ -350,7 +332,7 @@ class StepClient:
             params = GenerationParams(1)
             response = await self._client.call("scorer", step.name, step.messages(**values), params, SCALE)
             self._answered(response)
-            return step.expected(response.logprobs)
+            return step.expected(response.logprobs or ())
         except CallFailed as error:
             raise Rejected(step.name, str(error), [], retryable=error.retryable) from None
         except Unreadable as error:
@@ -358,10 +340,7 @@ class StepClient:
 
 
 async def gather(jobs: Iterable[Callable[[], Awaitable[T]]], at_once: int = _AT_ONCE) -> list[T]:
-    """Results in order, a bounded number of jobs at once; the first error ends them all.
-
-    As errors of one's own making are caught with `except`, not `except*`, the group's first one is raised by itself.
-    """
+    """Results in order, a bounded number of jobs at once; the first error ends them all, and is raised by itself."""
     waiting = enumerate(jobs)
     results: dict[int, Any] = {}
 
@@ -380,16 +359,11 @@ async def gather(jobs: Iterable[Callable[[], Awaitable[T]]], at_once: int = _AT_
 
 # What a rewritten instruction is not
 
-_LABEL = re.compile(
-    r"\A[\s#*_]*(?:the\s+)?(?:new|rewritten)\s+(?:instruction|prompt)[\s#*_]*[:：][\s*_]*", re.IGNORECASE
-)
-_ABOUT = re.compile(
-    r"\b(?:the|this) (?:old|new|original|given|rewritten|previous) (?:instruction|prompt)\b", re.IGNORECASE
-)
+_LABEL = re.compile(r"(?i)\A[\s#*_]*(?:the\s+)?(?:new|rewritten)\s+(?:instruction|prompt)[\s#*_]*[:：][\s*_]*")
+_ABOUT = re.compile(r"(?i)\b(?:the|this) (?:old|new|original|given|rewritten|previous) (?:instruction|prompt)\b")
 _ANSWER = re.compile(
-    r"```|def \w+\(|#include|the (?:correct )?answer (?:is|to)|as an ai\b|(?:yes|no)[,.]\s|once upon a time|certainly|"
-    r"sure[,!]|of course|step 1\b|here(?:['’]s| is| are)\b",
-    re.IGNORECASE,
+    r"(?i)```|def \w+\(|#include|the (?:correct )?answer (?:is|to)|as an ai\b|(?:yes|no)[,.]\s|once upon a time|"
+    r"certainly|sure[,!]|of course|step 1\b|here(?:['’]s| is| are)\b"
 )
 
 # A refusal begins with one of these, says one of those, and is short
@@ -440,15 +414,10 @@ _SAMPLES: dict[str, Any] = {"skills": ["reading", "writing"], "number": 2, "max_
 
 
 class PromptTemplate:
-    """A prompt that can be filled in, inside of Jinja's sandbox: a prompt folder from elsewhere can run nothing.
+    """The prompt of a step, `<name>.jinja`, from a folder of the user if it is there: it may include the others.
 
-    Args:
-        name: Name of the step: the file is `<name>.jinja`.
-        folder: Folder of the user; if the file is there, it wins. It may include the files that come along.
-
-    Raises:
-        ValueError: The file cannot be read or filled in, names a variable that this step does not have, or leaves out
-            one without which the prompt makes no sense; or the folder holds a prompt of which there is no step.
+    Raises a `ValueError` if the file cannot be read or filled in, has a variable that this step does not, or leaves
+    out one it needs; or if the folder holds a prompt of which there is no step.
     """
 
     def __init__(self, name: str, folder: str | os.PathLike | None = None):
@@ -473,9 +442,7 @@ class PromptTemplate:
             # Used in whatever way: joined, shortened or compared, another value must give another prompt.
             other = {"skills": ["counting"], "which": "second"}.get(key, "[another]")
             if self.render(**{**values, key: other}) == self.sample:
-                raise ValueError(
-                    f"{self.path}: the prompt does not depend on {key!r}; write {{{{ {key} }}}} where it belongs"
-                )
+                raise ValueError(f"{self.path} does not depend on {key!r}; write {{{{ {key} }}}} where it belongs")
 
     def render(self, **values: Any) -> str:
         """The prompt with its values; braces inside these are left alone."""
