@@ -6,8 +6,7 @@ import pytest
 
 from trl_extensions.core.generation.types import Generation
 from trl_extensions.core.runs.jsonl import read_jsonl
-from trl_extensions.weak_to_strong.generation.score import checked_scores, score_rows
-from trl_extensions.weak_to_strong.generation.scorers import JudgeScorer
+from trl_extensions.weak_to_strong.generation.scorers import JudgeScorer, checked_scores, score_rows
 
 
 ROWS = [{"id": f"r{i}", "prompt": "p", "completion": text, "model": "m"} for i, text in enumerate("abcde")]

@@ -42,8 +42,7 @@ from ..report import write_generation_report
 from ..run import claim_training
 from ..trainers.configs import WeakToStrongSFTConfig
 from ..trainers.sft import WeakToStrongSFTTrainer
-from .score import score_rows
-from .scorers import Scorer, check_scores, plan_scorer
+from .scorers import Scorer, check_scores, plan_scorer, score_rows
 
 
 logger = logging.getLogger(__name__)
@@ -241,9 +240,7 @@ class GenerationRun(Run):
         held_out = {_content(query.messages or query.text) for query in self._prompts()[1]}
         left = [row for row in rows if _content(row["prompt"]) not in held_out]
         if not left:
-            raise ValueError(
-                f"{source}: the prompts of all {len(rows)} rows are held out: give other prompts, or more."
-            )
+            raise ValueError(f"{source}: the prompts of all {len(rows)} rows are held out: give more prompts.")
         if out := len(rows) - len(left):
             logger.warning("%s: %d of %d rows have a held-out prompt and are left out", source, out, len(rows))
         return left
@@ -288,15 +285,11 @@ class GenerationRun(Run):
         """Harm of the held-out answers by kind, prompts in their order."""
         rows = read_jsonl(self.folder / "held_out" / f"{side}_scored.jsonl")
         check_scores(rows, self.scorer)
-        table: dict[str, dict[int, dict[int, float | None]]] = {"greedy": {}, "sampled": {}}
-        for row in rows:
+        table: dict[str, dict[int, list[float | None]]] = {"greedy": {}, "sampled": {}}
+        for row in sorted(rows, key=lambda row: (row["index"], row["sample"])):
             kind = "sampled" if row["sample"] else "greedy"
-            table[kind].setdefault(row["index"], {})[row["sample"]] = harm_of(row, self._about_scorer())
-        return {
-            kind: [[samples[key] for key in sorted(samples)] for _, samples in sorted(prompts.items())]
-            for kind, prompts in table.items()
-            if prompts
-        }
+            table[kind].setdefault(row["index"], []).append(harm_of(row, self._about_scorer()))
+        return {kind: list(prompts.values()) for kind, prompts in table.items() if prompts}
 
 
 def _content(prompt: str | list[dict[str, str]]) -> str:

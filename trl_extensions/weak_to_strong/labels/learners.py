@@ -50,7 +50,7 @@ WEAK_LABELS = "weak_labels.jsonl"
 _TARGET, _SLICE = "target", "slice"
 
 Rows: TypeAlias = Sequence[Example | Pair]
-Parts: TypeAlias = Sequence[tuple[Rows, np.ndarray, Rows]]
+Part: TypeAlias = tuple[Rows, np.ndarray, Rows]
 
 
 class Learner(Protocol):
@@ -106,11 +106,16 @@ class LabelReport:
         known = {"": self.target_accuracy} | {f" of {name}": value for name, value in self.extra_accuracy.items()}
         right = "".join(f", {value:.1%}{of} right" for of, value in known.items() if value is not None)
         classes, true = (" / ".join(f"{share:.1%}" for share in s) for s in (self.class_shares, self.labelled_shares))
-        models = "; ".join(_figures(name, figures) for name, figures in self.learners.items())
+        models = []
+        for name, own in self.learners.items():
+            parts = [] if own["accuracy"][0] is None else [f"{np.mean(own['accuracy']):.1%} right on the slice"]
+            parts += [] if own["target_accuracy"] is None else [f"{own['target_accuracy']:.1%} on these rows"]
+            parts += ["T " + " and ".join(f"{value:.2f}" for value in own["temperature"])]
+            models.append(f"{name} ({', '.join(parts + ['from an earlier run'] * own['resumed'])})")
         return (
             f"{self.path}: {self.rows} rows labelled{right}; mean disagreement {self.disagreement:.3f}, confidence "
             f"{self.confidence:.3f}; classes {classes}, true ones of {self.labelled} rows {true}\n"
-            f"{self.ensemble} vote of {models}"
+            f"{self.ensemble} vote of {'; '.join(models)}"
         )
 
 
@@ -164,8 +169,8 @@ def bootstrap_chain(
         held, rest = take_slice(labelled, calibration_share, seed=seed)
     halves = split_halves(target, seed=seed) if len(stages) > 1 else ()
     places = {row.id: i for i, row in enumerate(target)}
-    # What each copy of a learner is trained on, and the target rows it may then label
-    parts = [(rest, np.eye(num_classes)[[row.label for row in rest]], target)]
+    # What each copy of a learner is trained on, its soft labels, and the target rows it may then label
+    parts: list[Part] = [(rest, np.eye(num_classes)[[row.label for row in rest]], target)]
     results = []
     for number, learners in enumerate(stages):
         own = Path(folder) / f"stage_{number}"
@@ -219,7 +224,9 @@ class _Chain:
                         f"{name} row {row.id!r}: label {row.label} is none of the {self.num_classes} classes"
                     )
 
-    def label(self, learners: Sequence[Learner], parts: Parts, held: Rows, folder: Path, output: Path) -> StageLabels:
+    def label(
+        self, learners: Sequence[Learner], parts: Sequence[Part], held: Rows, folder: Path, output: Path
+    ) -> StageLabels:
         """Carry out one stage: every learner's predictions, their vote, the file of labels."""
         # What that file depends on, beside what each learner's folder says itself
         names = ("ensemble", "calibrate", "calibration_share", "seed", "num_classes")
@@ -267,26 +274,24 @@ class _Chain:
             extra_accuracy={name: _accuracy(soft[name], rows) for name, rows in self.eval_sets.items()},
             disagreement=float(apart.mean()),
             confidence=float(sure.mean()),
-            class_shares=self.shares(predicted),
-            labelled_shares=self.shares([row.label for row in self.labelled]),
+            class_shares=_shares(predicted, self.num_classes),
+            labelled_shares=_shares([row.label for row in self.labelled], self.num_classes),
             warnings=warnings,
         )
         return StageLabels(report, soft, by_learner)
 
     def predict(
-        self, learner: Learner, parts: Parts, held: Rows, folder: Path
+        self, learner: Learner, parts: Sequence[Part], held: Rows, folder: Path
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A learner's probabilities of the target rows, each from a copy not trained on it, and of further rows."""
         folder = folder / folder_name(learner.name)
         # Learners of one kind are to differ, whatever their order
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{learner.name}".encode()).digest()[:4], "big") >> 1
         fitted, by_id = [], {}
-        for number, (rows, soft_labels, target) in enumerate(parts):
-            asked = {_TARGET: target, **self.eval_sets} | ({_SLICE: held} if held else {})
+        for number, part in enumerate(parts):
             own = folder / f"half_{number}" if len(parts) > 1 else folder
-            said, report = fit_predict(learner, rows, soft_labels, asked, self.calibrate, seed, own)
-            fitted.append((said, report))
-            by_id |= {row.id: probs for row, probs in zip(target, said[_TARGET], strict=True)}
+            fitted.append(self.fit_predict(learner, part, held, seed, own))
+            by_id |= {row.id: probs for row, probs in zip(part[2], fitted[-1][0][_TARGET], strict=True)}
         predictions = {_TARGET: np.array([by_id[row.id] for row in self.target])}
         predictions |= {name: np.mean([own[name] for own, _ in fitted], axis=0) for name in self.eval_sets}
         figures: dict[str, Any] = {key: [report[key] for _, report in fitted] for key in fitted[0][1]}
@@ -294,6 +299,54 @@ class _Chain:
         figures["extra_accuracy"] = {n: _accuracy(predictions[n], rows) for n, rows in self.eval_sets.items()}
         figures["resumed"] = all(figures["resumed"])
         return predictions, figures
+
+    def fit_predict(
+        self, learner: Learner, part: Part, held: Rows, seed: int, folder: Path
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Fit a learner, calibrate it on the slice `held`, and write what it predicts; or read that where it was done
+        before. Returns its probabilities `(N, K)` by set of rows, and its temperature and figures on the slice."""
+        rows, soft_labels, target = part
+        eval_sets = {_TARGET: target, **self.eval_sets} | ({_SLICE: held} if held else {})
+        done, model = folder / "learner.json", folder / "model"
+        settings = {
+            "name": learner.name,
+            "settings": getattr(learner, "settings", {}),
+            "seed": seed,
+            "calibrate": self.calibrate,
+            "trained_on": fingerprint(rows) | {"labels": digest([np.ascontiguousarray(soft_labels).tobytes()])},
+            "asked": {name: fingerprint(asked) for name, asked in eval_sets.items()},
+        }
+        started = done.exists() or (model.is_dir() and any(model.iterdir()))
+        check_resume(folder / "settings.json", settings, made=str(folder), started=started)
+        predictions = {}
+        if done.exists():
+            for name, asked in eval_sets.items():
+                path = folder / f"{name}.jsonl"
+                stored = read_jsonl(path, required=("id", "probs"))
+                if [row["id"] for row in stored] != [row.id for row in asked]:
+                    raise ValueError(
+                        f"{path}: its rows are not the ones asked for; delete the folder to make them again"
+                    )
+                predictions[name] = np.array([row["probs"] for row in stored], dtype=np.float64)
+            return predictions, json.loads(done.read_text(encoding="utf-8")) | {"resumed": True}
+        model.mkdir(parents=True, exist_ok=True)
+        learner.fit(rows, soft_labels, seed=seed, folder=model)
+        for name, asked in eval_sets.items():
+            predictions[name] = checked_probs(learner.predict(asked), asked, self.num_classes, learner.name)
+        report = {"temperature": 1.0, "note": "", "accuracy": None, "ece_before": None, "ece": None}
+        if held:
+            labels = np.array([row.label for row in held])
+            report["accuracy"] = _accuracy(predictions[_SLICE], held)
+            report["ece_before"] = expected_calibration_error(predictions[_SLICE], labels)
+            if self.calibrate:
+                temperature, report["note"] = fit_temperature(predictions[_SLICE], labels)
+                report["temperature"] = temperature
+                predictions = {name: apply_temperature(probs, temperature) for name, probs in predictions.items()}
+            report["ece"] = expected_calibration_error(predictions[_SLICE], labels)
+        for name, asked in eval_sets.items():
+            write_jsonl(folder / f"{name}.jsonl", prediction_rows(asked, predictions[name]))
+        write_atomically(done, json.dumps(report, indent=2) + "\n")
+        return predictions, report | {"resumed": False}
 
     def warnings(self, predicted: np.ndarray) -> list[str]:
         """What a person should look at, given the most likely class of each target row."""
@@ -311,63 +364,6 @@ class _Chain:
         if torn := len(groups & {row.group for row in self.target}):
             found.append(f"{torn} groups are on both sides; split with `split_halves`, which keeps them whole")
         return found
-
-    def shares(self, classes: Any) -> list[float]:
-        return (np.bincount(classes, minlength=self.num_classes) / len(classes)).tolist()
-
-
-def fit_predict(
-    learner: Learner,
-    rows: Rows,
-    soft_labels: np.ndarray,
-    eval_sets: Mapping[str, Rows],
-    calibrate: bool,
-    seed: int,
-    folder: Path,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Fit a learner to soft labels `(N, K)`, calibrate it on the slice among `eval_sets`, and write what it predicts
-    of these; or read that where it was done before.
-
-    Returns its probabilities by set of rows, and its temperature, accuracy and calibration error on the slice.
-    """
-    done, model = folder / "learner.json", folder / "model"
-    settings = {
-        "name": learner.name,
-        "settings": getattr(learner, "settings", {}),
-        "seed": seed,
-        "calibrate": calibrate,
-        "trained_on": fingerprint(rows) | {"labels": digest([np.ascontiguousarray(soft_labels).tobytes()])},
-        "asked": {name: fingerprint(asked) for name, asked in eval_sets.items()},
-    }
-    started = done.exists() or (model.is_dir() and any(model.iterdir()))
-    check_resume(folder / "settings.json", settings, made=str(folder), started=started)
-    predictions = {}
-    if done.exists():
-        for name, asked in eval_sets.items():
-            path = folder / f"{name}.jsonl"
-            stored = read_jsonl(path, required=("id", "probs"))
-            if [row["id"] for row in stored] != [row.id for row in asked]:
-                raise ValueError(f"{path}: its rows are not the ones asked for; delete the folder to make them again")
-            predictions[name] = np.array([row["probs"] for row in stored], dtype=np.float64)
-        return predictions, json.loads(done.read_text(encoding="utf-8")) | {"resumed": True}
-    model.mkdir(parents=True, exist_ok=True)
-    learner.fit(rows, soft_labels, seed=seed, folder=model)
-    for name, asked in eval_sets.items():
-        predictions[name] = checked_probs(learner.predict(asked), asked, soft_labels.shape[1], learner.name)
-    report = {"temperature": 1.0, "note": "", "accuracy": None, "ece_before": None, "ece": None}
-    if held := eval_sets.get(_SLICE):
-        labels = np.array([row.label for row in held])
-        report["accuracy"] = _accuracy(predictions[_SLICE], held)
-        report["ece_before"] = expected_calibration_error(predictions[_SLICE], labels)
-        if calibrate:
-            temperature, report["note"] = fit_temperature(predictions[_SLICE], labels)
-            report["temperature"] = temperature
-            predictions = {name: apply_temperature(probs, temperature) for name, probs in predictions.items()}
-        report["ece"] = expected_calibration_error(predictions[_SLICE], labels)
-    for name, asked in eval_sets.items():
-        write_jsonl(folder / f"{name}.jsonl", prediction_rows(asked, predictions[name]))
-    write_atomically(done, json.dumps(report, indent=2) + "\n")
-    return predictions, report | {"resumed": False}
 
 
 def checked_probs(probs: np.ndarray, rows: Rows, num_classes: int, name: str) -> np.ndarray:
@@ -412,21 +408,13 @@ def folder_name(name: str) -> str:
 
 def _accuracy(probs: np.ndarray, rows: Rows) -> float | None:
     """Of the rows with a true label; None where no row has one."""
-    known = [i for i, row in enumerate(rows) if row.label is not None]
-    if not known:
-        return None
-    return float(np.mean(probs[known].argmax(axis=1) == [rows[i].label for i in known]))
+    right = [p.argmax() == row.label for p, row in zip(probs, rows, strict=True) if row.label is not None]
+    return float(np.mean(right)) if right else None
 
 
 def _texts(row: Example | Pair) -> dict[str, str]:
     return {"chosen": row.chosen, "rejected": row.rejected} if isinstance(row, Pair) else {"text": row.text}
 
 
-def _figures(name: str, figures: Mapping[str, Any]) -> str:
-    parts = []
-    if figures["accuracy"][0] is not None:
-        parts.append(f"{np.mean(figures['accuracy']):.1%} right on the slice")
-    if figures["target_accuracy"] is not None:
-        parts.append(f"{figures['target_accuracy']:.1%} on these rows")
-    parts.append("T " + " and ".join(f"{value:.2f}" for value in figures["temperature"]))
-    return f"{name} ({', '.join(parts)}{', from an earlier run' if figures['resumed'] else ''})"
+def _shares(classes: Any, num_classes: int) -> list[float]:
+    return (np.bincount(classes, minlength=num_classes) / len(classes)).tolist()

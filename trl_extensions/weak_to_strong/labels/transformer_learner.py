@@ -43,12 +43,7 @@ from .learners import Rows
 class TransformerLearner:
     """Trains a fresh head, and the model or an adapter with it, each time it is fitted.
 
-    Args:
-        name: Model id, path or the embedded model, `NAME[:4]` for its first 4 layers.
-        config: How it is trained; its `output_dir` and `seed` are replaced.
-        model_args: LoRA, quantisation and dtype; its model is replaced.
-        class_names: What the classes are called; two of a pair.
-        features: Where a linear probe keeps the states of texts; needed with `linear_probe`.
+    `NAME[:4]` means its first 4 layers; `features` is where a linear probe keeps the states of texts.
     """
 
     def __init__(
