@@ -53,29 +53,23 @@ def training_set(source: str, split: str, *, is_pairs: bool) -> Dataset:
     first of a pair's `soft_labels` is its `preference` where it has none.
     """
     if is_file(source):
-        names = _PAIR_COLUMNS if is_pairs else _CLASS_COLUMNS
         rows = read_rows(source, split)
-        columns = {name: [row.get(name) for row in rows] for name in names}
-        columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-        dataset = Dataset.from_dict(columns)
+        columns = {name: [row.get(name) for row in rows] for name in (_PAIR_COLUMNS if is_pairs else _CLASS_COLUMNS)}
+        dataset = Dataset.from_dict({n: values for n, values in columns.items() if any(v is not None for v in values)})
     else:
         dataset = read_dataset(source, split)
-    return _with_preferences(dataset, source) if is_pairs and "soft_labels" in dataset.column_names else dataset
-
-
-def _with_preferences(dataset: Dataset, source: str) -> Dataset:
-    empty = [None] * len(dataset)
-    given = dataset["preference"] if "preference" in dataset.column_names else empty
-    preferences = []
-    for place, (preference, soft) in enumerate(zip(given, dataset["soft_labels"], strict=True), start=1):
-        if preference is None and (not isinstance(soft, list) or len(soft) != 2):
-            raise ValueError(
-                f"{source}: row {place} has no `preference`, and its `soft_labels` are {soft!r:.80}: give it one of "
-                "them (two probabilities, the first that `chosen` is better), or delete it."
-            )
-        preferences.append(soft[0] if preference is None else preference)
-    own = [name for name in ("preference", "soft_labels") if name in dataset.column_names]
-    return dataset.remove_columns(own).add_column("preference", preferences)
+    if not is_pairs or "soft_labels" not in dataset.column_names:
+        return dataset
+    has_preferences = "preference" in dataset.column_names
+    preferences = list(dataset["preference"]) if has_preferences else [None] * len(dataset)
+    for place, soft in enumerate(dataset["soft_labels"]):
+        if preferences[place] is None:
+            if not isinstance(soft, list) or len(soft) != 2:
+                missing = f"row {place + 1} has no `preference`, and its `soft_labels` are {soft!r:.80}"
+                raise ValueError(f"{source}: {missing}: give a preference or two probabilities, or delete it.")
+            preferences[place] = soft[0]
+    old = ["preference", "soft_labels"] if has_preferences else ["soft_labels"]
+    return dataset.remove_columns(old).add_column("preference", preferences)
 
 
 def _from_csv(name: str, value: Any) -> Any:
@@ -125,13 +119,16 @@ def prepare_rows(
         The dataset with `ROW_COLUMNS` as far as they are known; `weight` is 1 where none was given.
     """
     columns = dataset.column_names
-    source = _source_column(dataset, name)
-    has_labels = "soft_labels" in columns or "label" in columns
+    if not len(dataset):
+        raise ValueError(f"The {name} dataset has no rows.")
+    source = next((column for column in ("features", "input_ids", "text", "prompt") if column in columns), None)
+    if source is None:
+        raise ValueError(f"The {name} dataset needs `text` or `prompt` (or `input_ids` or `features`), has {columns}.")
+    of_labels = [column for column in ("soft_labels", "label") if column in columns]
+    has_labels = bool(of_labels)
     if has_labels and not labelled:  # labels of only some rows are of no use
-        known = [
-            [value is not None for value in dataset[name]] for name in ("soft_labels", "label") if name in columns
-        ]
-        has_labels = all(map(any, zip(*known, strict=True)))
+        given = zip(*(dataset[column] for column in of_labels), strict=True)
+        has_labels = all(any(value is not None for value in values) for values in given)
     if labelled and not has_labels:
         raise ValueError(f"The {name} dataset has neither `soft_labels` nor `label`: give one of them.")
     check_row_values(dataset, "weight", name)
@@ -140,22 +137,18 @@ def prepare_rows(
         where = f"{name} row {index}"
         out: dict[str, Any] = {"weight": float(row.get("weight", 1.0)), _OVERLONG: False}
         if source != "features":
-            ids, out[_OVERLONG] = _encode(row[source], source, tokenizer, max_length, where)
+            out["input_ids"], out[_OVERLONG] = _encode(row[source], source, tokenizer, max_length, where)
             if out[_OVERLONG] and overlong_policy == "error":
-                raise ValueError(
-                    f"{where}: `{source}` is longer than {max_length} tokens: shorten it, raise `max_length`, or set "
-                    "`overlong_policy` to truncate or drop."
-                )
-            out["input_ids"] = ids
+                remedy = "shorten it, raise `max_length`, or set `overlong_policy` to truncate or drop"
+                raise ValueError(f"{where}: `{source}` is longer than {max_length} tokens: {remedy}.")
         if has_labels:
-            label = class_number(row.get("label"), num_labels, class_names, where)
-            out["soft_labels"] = _soft_labels(row.get("soft_labels"), label, num_labels, where)
-            out["label"] = label
+            out["label"] = class_number(row.get("label"), num_labels, class_names, where)
+            out["soft_labels"] = _soft_labels(row.get("soft_labels"), out["label"], num_labels, where)
         return out
 
-    dropped = [name for name in ("soft_labels", "label") if name in columns and not has_labels]
-    kept = {name: feature for name, feature in dataset.features.items() if name not in dropped}
-    types = {"weight": Value("float64"), _OVERLONG: Value("bool")}
+    dropped = [] if has_labels else of_labels
+    types = {column: feature for column, feature in dataset.features.items() if column not in dropped}
+    types |= {"weight": Value("float64"), _OVERLONG: Value("bool")}
     if source != "features":
         types["input_ids"] = [Value("int64")]
     if has_labels:
@@ -165,12 +158,19 @@ def prepare_rows(
         with_indices=True,
         num_proc=num_proc,
         remove_columns=dropped,
-        features=Features({**kept, **types}),
+        features=Features(types),
         desc=f"Preparing {name} dataset",
     )
     prepared = _settle_overlong(prepared, max_length, overlong_policy, name)
     if name == "train" and has_labels:
-        _warn_of_absent_classes(prepared, class_names)
+        said = set(np.asarray(prepared["soft_labels"]).argmax(axis=1).tolist())
+        absent = [repr(class_names[k]) if class_names else str(k) for k in range(num_labels) if k not in said]
+        if absent:
+            logger.warning(
+                "No weak label of the train dataset is class %s: the model has little to learn it from. Check the "
+                "weak model, or leave the class out.",
+                ", ".join(absent),
+            )
     return prepared
 
 
@@ -199,10 +199,11 @@ def class_number(value: Any, num_labels: int, class_names: list[str] | None, whe
     if value is None:
         return None
     if isinstance(value, str):
-        if value not in (class_names or []):
-            known = f"is not one of {', '.join(map(repr, class_names))}" if class_names else "needs `class_names`"
+        names = class_names or []
+        if value not in names:
+            known = f"is not one of {', '.join(map(repr, names))}" if names else "needs `class_names`"
             raise ValueError(f"{where}: `label` {value!r:.80} {known}: correct it, or set `class_names`.")
-        return class_names.index(value)
+        return names.index(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < num_labels:
         raise ValueError(f"{where}: `label` must be a class number from 0 to {num_labels - 1}, got {value!r:.80}.")
     return value
@@ -227,18 +228,6 @@ def weigh_by_confidence(dataset: Dataset) -> Dataset:
     return dataset.remove_columns("weight").add_column("weight", weights)
 
 
-def _source_column(dataset: Dataset, name: str) -> str:
-    if not len(dataset):
-        raise ValueError(f"The {name} dataset has no rows.")
-    for column in ("features", "input_ids", "text", "prompt"):
-        if column in dataset.column_names:
-            return column
-    raise ValueError(
-        f"The {name} dataset has the columns {dataset.column_names}; it needs `text` or `prompt` (or `input_ids`, or "
-        "`features`), and `soft_labels` or `label`."
-    )
-
-
 def _encode(
     value: Any, source: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, where: str
 ) -> tuple[list[int], bool]:
@@ -254,7 +243,14 @@ def _encode(
         if max_length is not None and len(ids) > max_length:  # cut so that special tokens at the end stay
             return tokenizer(value, truncation=True, max_length=max_length)["input_ids"], True
     elif source == "prompt" and isinstance(value, list) and value:
-        ids = _encode_chat(value, tokenizer, where)
+        if not tokenizer.chat_template:
+            raise ValueError(f"{where}: `prompt` is a chat, but the tokenizer has no chat template: give texts.")
+        try:
+            # A data set fills the keys that other messages have with None, which templates take for given ones
+            messages = [{key: own for key, own in message.items() if own is not None} for message in value]
+            ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+        except (TemplateError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{where}: the chat template refuses `prompt`: {error}") from error
     else:
         allowed = "a text or a list of chat messages" if source == "prompt" else "a text"
         raise ValueError(f"{where}: `{source}` must be {allowed}, got {value!r:.80}.")
@@ -263,28 +259,13 @@ def _encode(
     return list(ids[:max_length]), max_length is not None and len(ids) > max_length
 
 
-def _encode_chat(messages: list[Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{where}: `prompt` is a chat, but the tokenizer has no chat template: give texts, or set one."
-        )
-    try:
-        # A data set fills the keys that other messages have with None, which templates take for given ones
-        messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        return tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    except (TemplateError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}: the chat template refuses `prompt`: {error}") from error
-
-
 def _soft_labels(values: Any, label: int | None, num_labels: int, where: str) -> list[float]:
     if values is None:
         if label is None:
             raise ValueError(f"{where} has neither `soft_labels` nor `label`: give one of them, or drop the row.")
         return [float(k == label) for k in range(num_labels)]
     if not isinstance(values, list) or len(values) != num_labels:
-        raise ValueError(
-            f"{where}: `soft_labels` must be {num_labels} probabilities, as the model has classes, got {values!r:.80}."
-        )
+        raise ValueError(f"{where}: `soft_labels` must be {num_labels} probabilities, got {values!r:.80}.")
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numbers or not all(math.isfinite(value) and value >= 0 for value in values):
         raise ValueError(f"{where}: `soft_labels` must be finite numbers of at least 0, got {values!r:.80}.")
@@ -311,15 +292,3 @@ def _settle_overlong(dataset: Dataset, max_length: int | None, policy: str, name
     if all(too_long):
         raise ValueError(f"No {name} row is left, for all are longer than {max_length} tokens: raise `max_length`.")
     return dataset.select([index for index, drop in enumerate(too_long) if not drop])
-
-
-def _warn_of_absent_classes(dataset: Dataset, class_names: list[str] | None) -> None:
-    labels = np.asarray(dataset["soft_labels"])
-    absent = sorted(set(range(labels.shape[1])) - set(labels.argmax(axis=1).tolist()))
-    if absent:
-        names = [repr(class_names[k]) if class_names else str(k) for k in absent]
-        logger.warning(
-            "No weak label of the train dataset is class %s: the model has little to learn it from. Check the weak "
-            "model, or leave the class out.",
-            ", ".join(names),
-        )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,8 @@ def keep_confident(
     kept = np.sort(order[: max(round(share * rows), 1)])
     names = [str(label) for label in range(num_classes)] if class_names is None else list(class_names)
     if len(lost := np.setdiff1d(predicted, predicted[kept])):
-        raise ValueError(
-            f"class {names[lost[0]]!r}, predicted for {int((predicted == lost[0]).sum())} of {rows} rows, would not "
-            "be kept at all; keep a larger share"
-        )
+        said = f"class {names[lost[0]]!r}, predicted for {int((predicted == lost[0]).sum())} of {rows} rows"
+        raise ValueError(f"{said}, would not be kept at all; keep a larger share")
     counts = np.bincount(predicted[kept], minlength=num_classes)
     classes = ", ".join(f"{count} {name!r}" for name, count in zip(names, counts, strict=True))
     return kept, (
@@ -82,10 +80,9 @@ class KeepReport:
     @property
     def summary(self) -> str:
         """One line for a log."""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count) or "none"
         parts = [
             f"{self.kept} of {self.rows} answers kept, to {self.prompts_kept} of {self.prompts} prompts",
-            f"dropped: {reasons}",
+            f"dropped: {_listed(self.dropped) or 'none'}",
             f"mean {self.scorer} {self.mean_before:.3g} -> {self.mean_kept:.3g}",
         ]
         if len(self.models) > 1:
@@ -127,46 +124,98 @@ def keep_rows(
     Raises:
         ValueError: A number out of range, a row without what is asked of it, or nothing left.
     """
-    for name, value in (("best_of", best_of), ("budget", budget)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}; give at least 1, or none for no limit")
-    if min_tokens < 0:
-        raise ValueError(f"`min_tokens` is {min_tokens}; give 0 or more")
+    for name, limit, least in (("best_of", best_of, 1), ("budget", budget, 1), ("min_tokens", min_tokens, 0)):
+        if limit is not None and limit < least:
+            raise ValueError(f"`{name}` is {limit}; give at least {least}, or leave it out for no limit")
     if threshold is not None and math.isnan(threshold):
         raise ValueError("`threshold` is nan; give a number")
+    if not rows:
+        raise ValueError("no rows to choose from; sample and score answers first")
     sign = 1.0 if higher_is_better else -1.0
-    scores = [_score(row, scorer) for row in rows]
     dropped = Counter(dict.fromkeys(_REMEDIES, 0))
-    order = []
-    for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        if reason := _reason(row, score, sign, threshold, min_tokens, keep_truncated):
-            dropped[reason] += 1
+    given: list[float] = []
+    ranked: list[tuple[float, str, int]] = []  # the best first, equal ones by their ids
+    for place, row in enumerate(rows):
+        text, score = _text_and_score(row, scorer, min_tokens)
+        if score is not None:
+            given.append(score)
+        if not text.strip():
+            dropped["empty"] += 1
+        elif row.get("truncated") and not keep_truncated:
+            dropped["truncated"] += 1
+        elif min_tokens and row["num_tokens"] < min_tokens:
+            dropped["short"] += 1
+        elif score is None:
+            dropped["unscored"] += 1
+        elif threshold is not None and sign * score < sign * threshold:
+            dropped["beyond_threshold"] += 1
         else:
-            order.append(place)
-    if not order:
-        raise ValueError(_nothing_left(dropped, scorer, scores))
-    order.sort(key=lambda place: (-sign * scores[place], hashlib.sha256(str(rows[place]["id"]).encode()).hexdigest()))
+            ranked.append((-sign * score, hashlib.sha256(str(row["id"]).encode()).hexdigest(), place))
+    if not ranked:
+        seen = f" ({scorer!r} gave {min(given):.3g} to {max(given):.3g})" if given else ""
+        counts, remedy = _listed(dropped), _REMEDIES[dropped.most_common(1)[0][0]]
+        raise ValueError(f"none of {len(rows)} answers is left: {counts}{seen}; {remedy}")
+    order = [place for _, _, place in sorted(ranked)]
     prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
-    answers = [(prompts[place], " ".join(completion_text(rows[place]["completion"]).split())) for place in order]
-    order = _first_of_each(order, answers, 1, "duplicate", dropped)
+    answers = {place: " ".join(completion_text(rows[place]["completion"]).split()) for place in order}
+    distinct = _first_of_each(order, lambda place: (prompts[place], answers[place]), 1)
+    dropped["duplicate"], order = len(order) - len(distinct), distinct
     if best_of is not None:
-        order = _first_of_each(order, [prompts[place] for place in order], best_of, "outranked", dropped)
+        best = _first_of_each(order, prompts.__getitem__, best_of)
+        dropped["outranked"], order = len(order) - len(best), best
     if budget is not None:
-        dropped["over_budget"] = max(len(order) - budget, 0)
-        order = order[:budget]
-    kept, before = sorted(order), [score for score in scores if score is not None]
+        dropped["over_budget"], order = max(len(order) - budget, 0), order[:budget]
+    kept = [rows[place] for place in sorted(order)]
+    by_model, chosen = (Counter(row["model"] for row in own if "model" in row) for own in (rows, kept))
     report = KeepReport(
         scorer=scorer,
         rows=len(rows),
         kept=len(kept),
         prompts=len(set(prompts)),
-        prompts_kept=len({prompts[place] for place in kept}),
+        prompts_kept=len({prompts[place] for place in order}),
         dropped=dict(dropped),
-        models=_by_model(rows, kept),
-        mean_before=sum(before) / len(before),
-        mean_kept=sum(scores[place] for place in kept) / len(kept),
+        models={
+            model: {"rows": by_model[model], "kept": chosen[model], "share": chosen[model] / len(kept)}
+            for model in sorted(by_model)
+        },
+        mean_before=sum(given) / len(given),
+        mean_kept=sum(row["scores"][scorer] for row in kept) / len(kept),
     )
-    return [rows[place] for place in kept], report
+    return kept, report
+
+
+def _text_and_score(row: dict[str, Any], scorer: str, min_tokens: int) -> tuple[str, float | None]:
+    """What a row is chosen by; a `ValueError` names one that lacks something."""
+    name, scores = row.get("id"), row.get("scores") or {}
+    if scorer not in scores:
+        known = f"only {sorted(scores)}" if scores else "none at all"
+        raise ValueError(f"row {name!r} has no score by {scorer!r}, {known}; score it, or name another scorer")
+    score = scores[scorer]
+    if score is not None and not math.isfinite(score):
+        raise ValueError(f"row {name!r} has the score {score} by {scorer!r}; a score is a finite number or None")
+    for column in ("id", "prompt", "completion", *(["num_tokens"] if min_tokens else [])):
+        if column not in row:
+            needed = ", which `min_tokens` needs" if column == "num_tokens" else ""
+            raise ValueError(f"row {name!r} has no `{column}`{needed}, only {sorted(row)}")
+    try:
+        return completion_text(row["completion"]), score
+    except ValueError as error:
+        raise ValueError(f"row {name!r}: {error}") from None
+
+
+def _first_of_each(order: list[int], key: Callable[[int], Hashable], most: int) -> list[int]:
+    """The first `most` places of each key."""
+    taken: Counter[Hashable] = Counter()
+    kept = []
+    for place in order:
+        taken[key(place)] += 1
+        if taken[key(place)] <= most:
+            kept.append(place)
+    return kept
+
+
+def _listed(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
 
 
 def to_sft_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
@@ -175,7 +224,7 @@ def to_sft_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
     from datasets import Dataset
 
     rows = _training_rows(rows)
-    columns = ("prompt", "completion", *(["weight"] if any("weight" in row for row in rows) else []))
+    columns = ["prompt", "completion"] + ["weight"] * any("weight" in row for row in rows)
     for row in rows:
         kinds = {column: isinstance(row[column], str) for column in ("prompt", "completion")}
         kinds["first prompt"] = isinstance(rows[0]["prompt"], str)
@@ -214,84 +263,8 @@ def _training_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError("no rows to train on; keep more")
     for place, row in enumerate(rows):
-        missing = [column for column in ("prompt", "completion") if row.get(column) is None]
-        if missing:
-            raise ValueError(
-                f"row {row.get('id', place)!r} has no `{missing[0]}`, only {sorted(row)}; rows to train on need "
-                "`prompt` and `completion`"
-            )
+        for column in ("prompt", "completion"):
+            if row.get(column) is None:
+                lacks = f"row {row.get('id', place)!r} has no `{column}`, only {sorted(row)}"
+                raise ValueError(f"{lacks}; rows to train on need `prompt` and `completion`")
     return rows
-
-
-def _score(row: dict[str, Any], scorer: str) -> float | None:
-    scores = row.get("scores") or {}
-    if scorer not in scores:
-        raise ValueError(
-            f"row {row.get('id')!r} has no score by {scorer!r}, only {sorted(scores) or 'none at all'}; score it, or "
-            "name another scorer"
-        )
-    score = scores[scorer]
-    if score is not None and not math.isfinite(score):
-        raise ValueError(
-            f"row {row.get('id')!r} has the score {score} by {scorer!r}; a score is a finite number or None"
-        )
-    return score
-
-
-def _reason(
-    row: dict[str, Any],
-    score: float | None,
-    sign: float,
-    threshold: float | None,
-    min_tokens: int,
-    keep_truncated: bool,
-) -> str | None:
-    """Why a row is dropped whatever the other rows are; the first of the reasons in `_REMEDIES`."""
-    missing = [column for column in ("id", "prompt", "completion") if column not in row]
-    if missing:
-        raise ValueError(f"row {row.get('id')!r} has no `{missing[0]}`, only {sorted(row)}; name the column so")
-    try:
-        text = completion_text(row["completion"])
-    except ValueError as error:
-        raise ValueError(f"row {row['id']!r}: {error}") from None
-    if not text.strip():
-        return "empty"
-    if row.get("truncated") and not keep_truncated:
-        return "truncated"
-    if min_tokens and "num_tokens" not in row:
-        raise ValueError(f"row {row['id']!r} has no `num_tokens`, which `min_tokens` needs; leave `min_tokens` out")
-    if min_tokens and row["num_tokens"] < min_tokens:
-        return "short"
-    if score is None:
-        return "unscored"
-    return "beyond_threshold" if threshold is not None and sign * score < sign * threshold else None
-
-
-def _first_of_each(order: list[int], keys: list[Any], most: int, reason: str, dropped: Counter[str]) -> list[int]:
-    """The first `most` places of each key; the others are counted."""
-    taken: Counter[Any] = Counter()
-    kept = []
-    for place, key in zip(order, keys, strict=True):
-        taken[key] += 1
-        if taken[key] <= most:
-            kept.append(place)
-    dropped[reason] = len(order) - len(kept)
-    return kept
-
-
-def _by_model(rows: Sequence[dict[str, Any]], kept: list[int]) -> dict[str, dict[str, float]]:
-    given = Counter(row["model"] for row in rows if "model" in row)
-    chosen = Counter(rows[place]["model"] for place in kept if "model" in rows[place])
-    return {
-        model: {"rows": given[model], "kept": chosen[model], "share": chosen[model] / len(kept)}
-        for model in sorted(given)
-    }
-
-
-def _nothing_left(dropped: Counter[str], scorer: str, scores: list[float | None]) -> str:
-    if not scores:
-        return "no rows to choose from; sample and score answers first"
-    given = [score for score in scores if score is not None]
-    seen = f" ({scorer!r} gave {min(given):.3g} to {max(given):.3g})" if given else ""
-    counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-    return f"none of {len(scores)} answers is left: {counts}{seen}; {_REMEDIES[dropped.most_common(1)[0][0]]}"
