@@ -21,9 +21,7 @@ from ..core.runs.resumable import map_rows
 from ..core.stats import bootstrap_ratio, wilson
 
 
-PLAYERS = ("strong", "before", "after")
-"""Whose answers are compared: the strong model's, the target's before training, the target's after it."""
-
+PLAYERS = ("strong", "before", "after")  # the last two: the target, before and after training
 _MATCHES = {"before": ("before", "strong"), "after": ("after", "strong"), "after_vs_before": ("after", "before")}
 _COUNTED = ("ties", "unread", "equal", "contradictions", "contradiction_share", "first_place_share")
 _OUTCOMES = {"first": WIN, "tie": TIE, "second": LOSS}
@@ -36,20 +34,12 @@ def compare(
     judge: Callable[[], PairwiseJudge],
     params: GenerationParams,
 ) -> dict[str, Any]:
-    """Let three models answer, judge the answers in pairs, and write what came of it.
+    """Let three models answer distinct queries, judge the answers in pairs, and write what came of it to `folder`.
 
-    Files in `folder`: `answers_<player>.jsonl`, `judgments.jsonl`, and `comparison.json`, which is returned; see
-    `summary`. The same call again goes on where it stopped, and loads no engine whose answers are all there.
-
-    Args:
-        folder: Made if missing.
-        queries: Benchmark prompts, distinct.
-        engines: For each of `PLAYERS`, what loads its engine. One is in memory at a time.
-        judge: Makes the judge, after all answers are there.
-        params: How answers are decoded.
-
-    Raises:
-        ValueError: No queries, a player without engine, or answers that were made with other settings.
+    Files: `answers_<player>.jsonl`, `judgments.jsonl`, and `comparison.json`, which is returned (see `summary`). The
+    same call again goes on where it stopped; of `engines`, which load the players, one is in memory at a time, and
+    none whose answers are all there. Raises a `ValueError` without queries, without an engine for each player, or for
+    answers that were made with other settings.
     """
     if not queries:
         raise ValueError("there are no benchmark prompts, so nothing can be compared: give some.")
@@ -58,9 +48,9 @@ def compare(
     prompts = [{"id": query.id, "prompt": as_prompt(query, None, True)} for query in queries]
     answers = {name: answer(folder / f"answers_{name}.jsonl", prompts, engines[name], params) for name in PLAYERS}
     pairs = [
-        Pair(f"{match}/{row['id']}", row["prompt"], answers[one][row["id"]]["text"], answers[other][row["id"]]["text"])
-        for match, (one, other) in _MATCHES.items()
-        for row in prompts
+        Pair(f"{match}/{query.id}", row["prompt"], *(answers[player][query.id]["text"] for player in players))
+        for match, players in _MATCHES.items()
+        for query, row in zip(queries, prompts, strict=True)
     ]
     own_judge = judge()
     judgments = own_judge.judge(pairs)
@@ -88,18 +78,15 @@ def answer(
 
 
 def summary(judgments: Iterable[Judgment], answers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The numbers of `comparison.json`, of judgments with ids `<match>/<id of the query>`.
+    """The numbers of `comparison.json`, JSON-ready, of judgments with ids `<match>/<id of the query>`.
 
-    Returns:
-        JSON-ready. `prompts`; `before` and `after`, the target against the strong model: `crr`, the share of judged
-        prompts it wins or ties, with Wilson's `interval`, `wins`, `ties`, `losses`, `unread` (no part of the share;
-        a prompt counts as won only if it is in both orders), and how far the judge contradicts itself;
-        `after_vs_before`: the same with `win_rate`, in which a tie is half a win, in place of `crr`; `change`: what
-        training added to `crr` on the prompts that both judgments could be read of, with a paired bootstrap interval;
-        in each of the first three `margin`: the mean over prompts of the first model's score less the other's, both
-        averaged over the two orders, in points of 1 to 10 (mode "scores") or in probability (mode "logprobs"), with a
-        bootstrap interval, and how many are `positive`; `answers`: mean words and how many were cut off, by player.
-        Shares of nothing are None.
+    `before` and `after`: the target against the strong model: `crr`, the share of judged prompts it wins or ties, with
+    Wilson's `interval`, `wins`, `ties`, `losses`, `unread` (no part of the share; a win is one in both orders), and
+    how far the judge contradicts itself. `after_vs_before`: the same with `win_rate`, in which a tie is half a win. In
+    each of them `margin`: the mean of the first model's score less the other's, both averaged over the two orders, in
+    points of 1 to 10 (mode "scores") or in probability (mode "logprobs"), with a bootstrap interval, and how many are
+    `positive`. `change`: what training added to `crr` on prompts that both judgments could be read of, with a paired
+    bootstrap interval. `answers`: mean words and how many were cut off, by player. Shares of nothing are None.
     """
     by_match: dict[str, dict[str, Judgment]] = {name: {} for name in _MATCHES}
     for judgment in judgments:
@@ -125,14 +112,11 @@ def capacity_recovery(outcomes: Sequence[float], *, confidence: float = 0.95) ->
     (arXiv 2404.05875, section 5.1).
 
     Args:
-        outcomes: Of the target model: 1 win, 0.5 tie, 0 loss.
+        outcomes: Of the target model: 1 win, 0.5 tie, 0 loss; another one, or none, raises a `ValueError`.
         confidence: Coverage, in (0, 1).
 
     Returns:
         JSON-ready: `crr`, `low`, `high`, `n`, `wins`, `ties`, `losses`.
-
-    Raises:
-        ValueError: There are no outcomes, or one is none of the three (names the row).
     """
     values = check_outcomes(outcomes)
     recovered, wins = int((values > LOSS).sum()), int((values == WIN).sum())
@@ -148,20 +132,12 @@ def _outcome(judgments: list[Judgment], share: str) -> dict[str, Any]:
     if outcomes:
         rate = capacity_recovery(outcomes) if share == "crr" else win_rate(outcomes)
         result |= {share: rate["crr" if share == "crr" else "value"], "interval": [rate["low"], rate["high"]]}
-    return {
-        **result,
-        "wins": counts["first"],
-        "losses": counts["second"],
-        **{name: counts[name] for name in _COUNTED},
-        "margin": _margin(judgments),
-    }
+    result |= {"wins": counts["first"], "losses": counts["second"]} | {name: counts[name] for name in _COUNTED}
+    return result | {"margin": _margin(judgments)}
 
 
 def _margin(judgments: list[Judgment]) -> dict[str, Any] | None:
-    """How much better the first answers are by the scores, averaged over both orders; None without scores.
-
-    A judge that goes by places makes nothing but ties, and may yet go by them a little less for the better answer.
-    """
+    """How much better the first answers are by the scores, averaged over both orders; None without scores."""
     margins = [own.scores[0] - own.scores[1] for own in judgments if own.scores]
     if not margins:
         return None

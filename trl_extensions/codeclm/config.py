@@ -20,32 +20,22 @@ class CodecLMConfig:
     seed_column: str | None = option(None, "Column of the seeds; guessed if left out.")
     num_seeds: int | None = option(None, "Use at most this many seeds.")
     metadata: str | None = option(
-        None,
-        "Instead of seeds: a YAML or JSONL file of use cases and skills, as `trl-ext codeclm metadata` writes one to "
-        "be edited.",
+        None, "Instead of seeds: a YAML or JSONL file of use cases and skills; `trl-ext codeclm metadata` writes one."
     )
     strong: str | None = option(None, "The model that writes: an engine, see the docs.")
     target: str | None = option(None, "The model the data is for: an engine. Default: the model to be trained.")
     scorer: str | None = option(None, "The model that scores answers: an engine. Default: the strong one.")
-    prompt_folder: str | None = option(
-        None, "Folder of your own Jinja files, used in place of the ones of the same name that come along."
-    )
+    prompt_folder: str | None = option(None, "Folder of Jinja files, in place of those of the same name.")
     num_instructions: int = option(100, "Basic instructions to start from.")
     allocation: str = option(
-        "equal",
-        "`equal`: as many instructions for each metadata, `proportional`: in proportion to its seeds, or to `weight` "
-        "in the metadata file.",
+        "equal", "Instructions of each metadata: `equal`, or `proportional` to its seeds, or `weight` in the file.",
         "equal", "proportional",
     )  # fmt: skip
-    pairing: str = option(
-        "encoded", "`encoded`: skills as they came with the use case, `sampled`: drawn from all.", "encoded", "sampled"
-    )
+    pairing: str = option("encoded", "Skills as they came with the use case, or drawn from all.", "encoded", "sampled")
     max_skills: int = option(3, "Most skills of a use case.")
     instructions_per_call: int = option(5, "Basic instructions asked for at once.")
     rewrite: str = option(
-        "rubrics",
-        "How instructions are made harder: `rubrics` (Self-Rubrics), `evol` (a fixed list of rewrites, whatever the "
-        "metadata) or `none`.",
+        "rubrics", "What makes instructions harder: `rubrics` (Self-Rubrics), `evol` (fixed rewrites) or `none`.",
         "rubrics", "evol", "none",
     )  # fmt: skip
     num_rubrics: int = option(4, "Rubrics, and actions, for each metadata.")
@@ -59,9 +49,7 @@ class CodecLMConfig:
     )  # fmt: skip
     gap_threshold: float = option(3.0, "Smallest difference of scores, not included.")
     scoring: str = option(
-        "text",
-        "`text`: the scorer writes two numbers from 1 to 10, as published; `logprobs`: the expected score under its "
-        "probabilities, for models that cannot write one.",
+        "text", "`text`: the scorer writes two numbers from 1 to 10; `logprobs`: the expected score by probabilities.",
         "text", "logprobs",
     )  # fmt: skip
     temperature: float = option(0.7, "Of everything the strong model writes but answers.")
@@ -75,19 +63,14 @@ class CodecLMConfig:
     max_words: int = option(400, "Drop instructions of more words.")
     max_answer_words: int | None = option(None, "Drop answers of more words.")
     keep_truncated: bool = option(False, "Keep answers that were cut off by `max_answer_tokens`.")
-    dedup_threshold: float = option(
-        0.7, "Drop instructions whose word 3-grams overlap by this Jaccard similarity; 1: only copies."
-    )
+    dedup_threshold: float = option(0.7, "Drop near-duplicates: Jaccard similarity of word 3-grams; 1: only copies.")
     decontaminate_against: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Files of evaluation prompts: instructions that share 13 words in a row are dropped."},
+        default_factory=list, metadata={"help": "Evaluation prompts: drop what shares 13 words in a row with them."}
     )
     languages: list[str] = field(
         default_factory=list, metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en)."}
     )
-    safety_classifier: str | None = option(
-        None, "Drop toxic pairs: `profanity`, or a sequence classifier as `model` or `model:label`."
-    )
+    safety_classifier: str | None = option(None, "Drop toxic pairs: `profanity`, or a classifier, `model[:label]`.")
     screen_threshold: float = option(0.5, "Drop at this probability or more.")
     max_rows: int | None = option(None, "Export at most this many pairs, drawn at random.")
     max_calls: int | None = option(None, "Stop after this many calls of models; run again with more to go on.")
@@ -131,18 +114,14 @@ class CodecLMArguments:
     """What the commands do with the pairs. One YAML serves all of them."""
 
     train: bool = option(
-        False,
-        "run: fine-tune the target on the pairs and compare it with the strong model, before and after. The options "
-        "of SFTConfig and ModelConfig are there only with this.",
+        False, "run: fine-tune the target and compare it, before and after; brings the options of trainer and model."
     )
     weight_by: str | None = option(
         None, "train: weigh rows by their `gap`, or so that each `metadata` counts alike. Default: alike.",
         "gap", "metadata",
     )  # fmt: skip
     validation_share: float = option(0.1, "train: share of the pairs held out, to see what their likelihood becomes.")
-    benchmark: str | None = option(
-        None, "train: prompts to compare the models on: a file, or a data set on the hub. None: no comparison."
-    )
+    benchmark: str | None = option(None, "train: prompts to compare models on: a file or data set. None: do not.")
     benchmark_column: str | None = option(None, "Its column; guessed if left out.")
     num_benchmark_prompts: int | None = option(None, "Use at most this many.")
     judge: str | None = option(None, "train: the model that compares answers: an engine. Default: the scorer.")

@@ -1,12 +1,7 @@
 """From seeds to a trained model: make the pairs, fine-tune the target on them, compare it before and after.
 
-Every stage leaves a file when it is done and is skipped when that file is there, so the same command resumes a run
-that was killed anywhere. The folder is that of `CodecLM` (see `pipeline/codec.py`) and, with `train: true`:
-
-    training_settings.json, train/    what the training depends on; checkpoints and log
-    model/                            the target, trained on data.jsonl
-    held_out.json                     the likelihood of pairs that were held out, before and after
-    answers_*.jsonl, judgments.jsonl, comparison.json    both against the strong model on the benchmark's prompts
+The folder is that of `CodecLM` (see `pipeline/codec.py`) and, with `train: true`, `training_settings.json`, `train/`
+(checkpoints), `model/`, `held_out.json`, and `answers_*.jsonl`, `judgments.jsonl` and `comparison.json`.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
-from ..core.generation import TransformersEngine
-from ..core.generation.types import tokenizer_source
+from ..core.generation import EngineArguments, ModelSource, TransformersEngine
 from ..core.modeling.batches import eval_mode
 from ..core.runs.report import write_atomically
 from ..core.stats import bootstrap_ratio
@@ -50,20 +49,12 @@ def train_on_data(
     *,
     validation: float = 0.0,
 ) -> None:
-    """Fine-tune a model on exported pairs with `SFTTrainer`, and leave it at `target`, whole or not at all.
+    """Fine-tune a model on exported pairs (`data.jsonl`) with `SFTTrainer`, and leave it at `target`.
 
-    LoRA and QLoRA are in `model_args`; the same call again goes on from the last checkpoint.
-
-    Args:
-        model_args: The target model and how it is loaded.
-        config: The trainer's configuration. With `weight_by` its `remove_unused_columns` is switched off.
-        data: `data.jsonl` of an export.
-        target: Folder of the trained model or adapter.
-        weight_by: As in `DataCollatorForCodecLM`, the mean over all of the training pairs being 1.
-        validation: Share of the pairs that are held out (`split_pairs` with the seed of `config`).
-
-    Raises:
-        ValueError: No pairs, settings that do not go with weights, a model without chat template, or `target` exists.
+    LoRA and QLoRA are in `model_args`; the same call again goes on from the last checkpoint. `weight_by` is as in
+    `DataCollatorForCodecLM`, the mean over all training pairs being 1, and `validation` the share of pairs held out
+    (`split_pairs` with the seed of `config`). Raises a `ValueError` where there are no pairs, settings do not go with
+    weights, the model has no chat template, or `target` exists.
     """
     if weight_by not in WEIGHT_BY:
         raise ValueError(f'`weight_by` must be "gap", "metadata" or left out, got {weight_by!r}.')
@@ -71,15 +62,15 @@ def train_on_data(
         for name in ("packing", "eval_packing", "padding_free"):
             if getattr(config, name):
                 raise ValueError(f"`{name}` puts rows together, which cannot be weighed then: set it to False.")
-        if (config.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        own: Any = config.dataset_kwargs or {}
+        if own.get("skip_prepare_dataset"):
             raise ValueError("`skip_prepare_dataset` does not work with weighted rows here: leave it out.")
         config.remove_unused_columns = False
     train, held_out = split_pairs(load_pairs(data), validation, config.seed)
-    if not config.chat_template_path and not isinstance(train[0]["prompt"], str):
+    is_chat = not config.chat_template_path and not isinstance(train[0]["prompt"], str)
+    if is_chat and not ModelSource(model_args, EngineArguments(), config.trust_remote_code).is_conversational():
         name = model_args.model_name_or_path
-        options = {"revision": model_args.model_revision, "trust_remote_code": config.trust_remote_code}
-        if not AutoTokenizer.from_pretrained(tokenizer_source(name), **options).chat_template:
-            raise ValueError(f"{name} has no chat template, but the pairs are chats: set `chat_template_path`.")
+        raise ValueError(f"{name} has no chat template, but the pairs are chats: set `chat_template_path`.")
     names = ("prompt", "completion", *{None: (), "gap": ("scores",), "metadata": ("metadata",)}[weight_by])
     rows, others = (
         Dataset.from_list([{name: row[name] for name in names} | {"lineage": {"id": row["id"]}} for row in part])
@@ -88,9 +79,9 @@ def train_on_data(
     fit(partial(_trainer, weight_by), model_args, config, rows, others if held_out else None, target)
 
 
-def _trainer(weight_by: str | None, *args, **options) -> SFTTrainer:
+def _trainer(weight_by: str | None, *args: Any, **options: Any) -> Any:
     """An `SFTTrainer`; with weights, one that has another collator and a callback."""
-    trainer = SFTTrainer(*args, **options)
+    trainer: Any = SFTTrainer(*args, **options)
     given, left, limit = len(options["train_dataset"]), len(trainer.train_dataset), trainer.args.max_length
     if left < given and not trainer.args.packing:
         logger.warning("%d of %d pairs are left out: their prompts fill max_length=%s", given - left, given, limit)
@@ -138,15 +129,9 @@ def compare_held_out(
     """Negative log-likelihood of held-out pairs before and after training, in nats per completion token.
 
     It needs no judge: the completions are what the better model wrote, so lower is closer to it. `before` and `after`
-    load the models; one is in memory at a time.
-
-    Returns:
-        What is in the file `output`: `before`, `after` and `change` with `nats_per_token` and its bootstrap `interval`
-        over rows (`None` for fewer than two; that of the change is paired), `rows`, `tokens`, and `skipped`: rows
-        whose prompts fill `max_length`.
-
-    Raises:
-        ValueError: Nothing is left to score.
+    load the models; one is in memory at a time. Written to `output` and returned are `before`, `after` and `change`
+    with `nats_per_token` and its bootstrap `interval` over rows (`None` for fewer than two; that of the change is
+    paired), `rows`, `tokens`, and `skipped`: rows whose prompts fill `max_length`.
     """
     losses = {}
     for name, load in (("before", before), ("after", after)):
@@ -156,11 +141,8 @@ def compare_held_out(
     tokens = [count for _, count in losses["after"]]
     if not sum(tokens):
         raise ValueError(f"no held-out pair has a completion within max_length={max_length}: raise it.")
-    result: dict[str, Any] = {
-        "rows": sum(count > 0 for count in tokens),
-        "skipped": sum(count == 0 for count in tokens),
-        "tokens": sum(tokens),
-    }
+    scored = sum(count > 0 for count in tokens)
+    result: dict[str, Any] = {"rows": scored, "skipped": len(tokens) - scored, "tokens": sum(tokens)}
     for name, rows_of in losses.items():
         result[name] = _per_token([nats for nats, _ in rows_of], [count for _, count in rows_of])
     changes = [new - old for (new, _), (old, _) in zip(losses["after"], losses["before"], strict=True)]

@@ -12,6 +12,8 @@ from trl_extensions.codeclm.pipeline.steps import (
     Decode,
     Encode,
     Evol,
+    InstructionsReply,
+    MetadataReply,
     PromptTemplate,
     Propose,
     Rewrite,
@@ -21,7 +23,7 @@ from trl_extensions.codeclm.pipeline.steps import (
     ScoreOne,
     again,
 )
-from trl_extensions.core.generation.replies import Unreadable
+from trl_extensions.core.generation.replies import Unreadable, schema_json
 
 
 TRIP = {"use_case": "planning a trip", "skills": ["geography", "budgeting"]}
@@ -415,3 +417,17 @@ def test_a_prompt_folder_can_run_nothing(tmp_path, text, monkeypatch):
     with pytest.raises(ValueError, match=r"encode\.jinja"):
         PromptTemplate("encode", write(tmp_path, text))
     assert not (tmp_path / "hacked").exists()
+
+
+def test_schemas_have_bounds_that_longer_replies_may_exceed():
+    schema = json.loads(schema_json(MetadataReply))["properties"]
+    assert schema["use_case"] == {"type": "string", "maxLength": 300}
+    assert schema["skills"] == {"type": "array", "maxItems": 20, "items": {"type": "string", "maxLength": 100}}
+    assert json.loads(schema_json(InstructionsReply))["properties"]["instructions"]["maxItems"] == 100
+    assert MetadataReply(use_case="a" * 300, skills=["b"] * 30).use_case == "a" * 300
+
+
+def test_a_rubric_without_an_end_is_none():
+    rubrics = [{"rubric": "It asks for a date", "action": "Add a date"}, {"rubric": "It is long", "action": "x" * 500}]
+    reply = json.dumps({"rubrics": rubrics})
+    assert [own.action for own in Rubrics().parse(reply)] == ["Add a date"]

@@ -35,24 +35,10 @@ from ...core.runs.run import check_resume, folder_lock
 from ..config import MUTABLE_FIELDS, CodecLMConfig
 from ..export import ExportReport, export, stream_rows
 from ..report import write_codeclm_report
+from . import steps
 from .filters import InstructionFilters
 from .metadata import Metadata, load_metadata, sample_pairings
 from .seeds import BasicInstruction, SetAside, decode_basics, encode_seeds, load_seeds
-from .steps import (
-    ACTIONS,
-    PROMPTS,
-    Answer,
-    Evol,
-    PromptTemplate,
-    Rejected,
-    Rewrite,
-    Rubric,
-    Rubrics,
-    Score,
-    ScoreOne,
-    StepClient,
-    gather,
-)
 
 
 if TYPE_CHECKING:
@@ -175,7 +161,7 @@ class CodecLM:
         """Metadata, basic instructions, and what becomes of them."""
         recorded = {(row["step"], row["about"]) for row in read_jsonl(aside.path)}
 
-        def set_aside(about: str, error: Rejected) -> None:
+        def set_aside(about: str, error: steps.Rejected) -> None:
             if error.retryable:
                 self._failed += 1
                 logger.warning("%s: %s; the same call again will try once more", about, error)
@@ -185,12 +171,12 @@ class CodecLM:
         filters = InstructionFilters(self.config)  # before anything is paid for
         if not (self.folder / "basics.jsonl").exists():
             with _progress(client.usage, "metadata and basic instructions", unit="call") as answered:
-                await self._begin(StepClient(client, self.config, self.seed, answered), filters, set_aside)
+                await self._begin(steps.StepClient(client, self.config, self.seed, answered), filters, set_aside)
         filters.forget()
-        pipeline = Pipeline(StepClient(client, self.config, self.seed), self.config, filters, self.seed)
+        pipeline = Pipeline(steps.StepClient(client, self.config, self.seed), self.config, filters, self.seed)
         await self._run_items(pipeline, client.usage, set_aside)
 
-    async def _begin(self, client: StepClient, filters: InstructionFilters, set_aside: SetAside) -> None:
+    async def _begin(self, client: steps.StepClient, filters: InstructionFilters, set_aside: SetAside) -> None:
         """Make and write metadata and basic instructions."""
         config = self.config
         if config.metadata:
@@ -240,7 +226,7 @@ class CodecLM:
                 async def work(basic: BasicInstruction) -> None:
                     try:
                         items.append(await pipeline.run_item(basic))
-                    except Rejected as error:
+                    except steps.Rejected as error:
                         set_aside(basic.id, error)
                     advance()
 
@@ -250,7 +236,7 @@ class CodecLM:
                 bounds = {id(engine): getattr(engine, "concurrency", None) for engine in self.engines.values()}
                 live = sum(_LIVE_LOCAL if own is None else 2 * own for own in bounds.values())
                 try:
-                    await gather(waiting, min(live, max(total - len(done), 1)))
+                    await steps.gather(waiting, min(live, max(total - len(done), 1)))
                 finally:
                     await pipeline.close()
 
@@ -260,12 +246,12 @@ class CodecLM:
         settings = {name: value for name, value in asdict(config).items() if name not in MUTABLE_FIELDS}
         for name in ("strong", "target", "scorer"):
             settings[name] = self.engines[name].name if name in self.engines else None
-        prompts = sorted(path.stem for path in PROMPTS.glob("*.jinja") if path.stem != "propose")
+        prompts = sorted(path.stem for path in steps.PROMPTS.glob("*.jinja") if path.stem != "propose")
         settings |= {
             "seed": self.seed,
             "content": _digest(source) if Path(source).is_file() else None,
             "decontaminate_against": {path: _digest(path) for path in config.decontaminate_against},
-            "prompts": {name: _digest(PromptTemplate(name, config.prompt_folder).path) for name in prompts},
+            "prompts": {name: _digest(steps.PromptTemplate(name, config.prompt_folder).path) for name in prompts},
         }
         check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=started)
 
@@ -277,12 +263,12 @@ class Pipeline:
     instruction must still be, whatever other instructions there are.
     """
 
-    def __init__(self, client: StepClient, config: CodecLMConfig, filters: InstructionFilters, seed: int):
+    def __init__(self, client: steps.StepClient, config: CodecLMConfig, filters: InstructionFilters, seed: int):
         self._client, self._config, self._filters, self._seed = client, config, filters, seed
         folder = config.prompt_folder
-        self._rubrics, self._rewrite, self._evol = Rubrics(folder), Rewrite(folder), Evol(folder)
-        self._answer, self._score, self._score_one = Answer(folder), Score(folder), ScoreOne(folder)
-        self._rubrics_of: dict[Metadata, asyncio.Task[tuple[list[Rubric], bool]]] = {}
+        self._rubrics, self._rewrite, self._evol = steps.Rubrics(folder), steps.Rewrite(folder), steps.Evol(folder)
+        self._answer, self._score, self._score_one = steps.Answer(folder), steps.Score(folder), steps.ScoreOne(folder)
+        self._rubrics_of: dict[Metadata, asyncio.Task[tuple[list[steps.Rubric], bool]]] = {}
 
     async def close(self) -> None:
         """Let go of rubrics that nobody waits for any more."""
@@ -300,7 +286,7 @@ class Pipeline:
         item |= {"iteration": None, "scoring": self._config.scoring if by_gap else None}
         try:
             item |= await (self._by_gap if by_gap else self._unscored)(basic, rounds)
-        except Rejected as error:
+        except steps.Rejected as error:
             if error.retryable:
                 raise
             item |= {"outcome": "set_aside", "reason": str(error), "raw": error.raw}
@@ -335,7 +321,7 @@ class Pipeline:
         draw = random.Random(f"{self._seed}/{about}/action")
         values, step = {"instruction": instruction}, self._rewrite
         if self._config.rewrite == "evol":
-            step, action = self._evol, draw.choice(ACTIONS)
+            step, action = self._evol, draw.choice(steps.ACTIONS)
         else:
             action = draw.choice(await self._rubrics_for(basic.metadata)).action
             values |= basic.metadata.as_json()
@@ -343,7 +329,7 @@ class Pipeline:
         rounds.append({"instruction": rewritten, "action": action})
         return self._filters.check_alone(about, rewritten)
 
-    async def _rubrics_for(self, metadata: Metadata) -> list[Rubric]:
+    async def _rubrics_for(self, metadata: Metadata) -> list[steps.Rubric]:
         """The rubrics of metadata, asked for once."""
         if metadata not in self._rubrics_of:
             about = f"{metadata.use_case}/{'/'.join(metadata.skills)}"
@@ -386,7 +372,7 @@ async def _both(*coroutines: Any) -> list[Any]:
     """Results of all, side by side; once all have ended the error of the first in order, not in time, that failed."""
     results = await asyncio.gather(*coroutines, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
-    for error in sorted(errors, key=lambda error: isinstance(error, Rejected)):
+    for error in sorted(errors, key=lambda error: isinstance(error, steps.Rejected)):
         raise error
     return results
 

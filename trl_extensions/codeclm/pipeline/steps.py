@@ -14,9 +14,9 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ...core.generation.ask import ask_again, ask_client, load_template
 from ...core.generation.client import CallFailed, LLMClient, Response
@@ -32,6 +32,8 @@ Messages = list[dict[str, str]]
 T = TypeVar("T")
 
 MAX_USE_CASE_WORDS, MAX_SKILL_WORDS = 25, 6
+MAX_RUBRIC = 500  # characters
+# Rewrites for any instruction, in the manner of Evol-Instruct (arXiv 2304.12244), in place of Self-Rubrics
 ACTIONS = (
     "Add one condition or requirement that the answer has to meet, such as a limit, a form or a reader to write for.",
     "Ask for more depth: let the instruction go further into its subject, into causes, limits or consequences.",
@@ -40,30 +42,33 @@ ACTIONS = (
     "Add input that the answer has to work with: a short table, a piece of code, a formula or a few records of data.",
     "Turn it into a rarer instruction of the same field and about the same length, which fewer people would think of.",
 )
-"""Rewrites for any instruction, in the manner of Evol-Instruct (arXiv 2304.12244), in place of Self-Rubrics."""
-
-SCALE = tuple("0123456789")
-"""The digits of which one stands for a score: 0 for 1, up to 9 for 10."""
+SCALE = tuple("0123456789")  # one of these digits stands for a score: 0 for 1, up to 9 for 10
 
 _FEWEST_COPIED_WORDS = 5
+_PLACEHOLDERS = ("", "none", "n a", "nil", "なし", "无", "無")
 _AT_ONCE = 1024
 
 
-# The forms of replies
+# The forms of replies. Their bounds are for engines that are held to a schema: small models write on without an end,
+# and what was cut there is too long for the steps. Instructions have none: a grammar of thousands of places is slow
+
+
+def _at_most(number: int, what: str = "maxItems") -> Any:
+    return Field(json_schema_extra={what: number})
 
 
 class MetadataReply(BaseModel):
-    use_case: str
-    skills: list[str]
+    use_case: str = _at_most(300, "maxLength")
+    skills: list[Annotated[str, _at_most(100, "maxLength")]] = _at_most(20)
 
     def read(self, max_skills: int) -> Metadata:
         """The use case and the first distinct skills. Raises `Unreadable` where a name is missing or too long."""
         use_case = one_line(self.use_case).rstrip(".。")
-        if _is_placeholder(use_case) or _length(use_case) > MAX_USE_CASE_WORDS:
+        if _normal(use_case) in _PLACEHOLDERS or _length(use_case) > MAX_USE_CASE_WORDS:
             raise Unreadable(f"there is no use case of at most {MAX_USE_CASE_WORDS} words")
         skills: dict[str, str] = {}
         for skill in map(one_line, self.skills):
-            if not _is_placeholder(skill) and _length(skill) <= MAX_SKILL_WORDS:
+            if _normal(skill) not in _PLACEHOLDERS and _length(skill) <= MAX_SKILL_WORDS:
                 skills.setdefault(_normal(skill), skill)
         if not skills:
             raise Unreadable(f"there is no skill of at most {MAX_SKILL_WORDS} words")
@@ -71,20 +76,20 @@ class MetadataReply(BaseModel):
 
 
 class ProposedReply(BaseModel):
-    metadata: list[MetadataReply]
+    metadata: list[MetadataReply] = _at_most(50)
 
 
 class InstructionsReply(BaseModel):
-    instructions: list[str]
+    instructions: list[str] = _at_most(100)
 
 
 class Rubric(BaseModel):
-    rubric: str
-    action: str
+    rubric: str = _at_most(MAX_RUBRIC, "maxLength")
+    action: str = _at_most(MAX_RUBRIC, "maxLength")
 
 
 class RubricsReply(BaseModel):
-    rubrics: list[Rubric]
+    rubrics: list[Rubric] = _at_most(50)
 
 
 class RewriteReply(BaseModel):
@@ -122,9 +127,7 @@ class Step:
 class Encode(Step):
     """Instruction -> metadata (section 3.1)."""
 
-    name = "encode"
-    schema = MetadataReply
-    form = '{"use_case": "...", "skills": ["...", "..."]}'
+    name, schema, form = "encode", MetadataReply, '{"use_case": "...", "skills": ["...", "..."]}'
 
     def parse(self, text, *, truncated=False, max_skills=3, **_) -> Metadata:
         return read_reply(text, MetadataReply, truncated=truncated).read(max_skills)
@@ -133,13 +136,10 @@ class Encode(Step):
 class Propose(Step):
     """Description of what is wanted -> several metadata, at most `number`."""
 
-    name = "propose"
-    schema = ProposedReply
-    form = '{"metadata": [{"use_case": "...", "skills": ["...", "..."]}, ...]}'
+    name, schema, form = "propose", ProposedReply, '{"metadata": [{"use_case": "...", "skills": ["...", "..."]}, ...]}'
 
     def parse(self, text, *, truncated=False, number=None, max_skills=3, **_) -> list[Metadata]:
-        found: list[Metadata] = []
-        reason = Unreadable("there are no use cases")
+        found, reason = list[Metadata](), Unreadable("there are no use cases")
         for entry in read_reply(text, ProposedReply, truncated=truncated).metadata:
             try:
                 found.append(entry.read(max_skills))
@@ -153,9 +153,7 @@ class Propose(Step):
 class Decode(Step):
     """Metadata -> basic instructions (section 3.1), at most `number`."""
 
-    name = "decode"
-    schema = InstructionsReply
-    form = '{"instructions": ["...", "..."]}'
+    name, schema, form = "decode", InstructionsReply, '{"instructions": ["...", "..."]}'
 
     def parse(self, text, *, truncated=False, number=None, **_) -> list[str]:
         found = read_reply(text, InstructionsReply, truncated=truncated).instructions
@@ -168,15 +166,14 @@ class Decode(Step):
 class Rubrics(Step):
     """Metadata -> rubrics, each with an action (section 3.2), at most `number`."""
 
-    name = "rubrics"
-    schema = RubricsReply
-    form = '{"rubrics": [{"rubric": "...", "action": "..."}, ...]}'
+    name, schema, form = "rubrics", RubricsReply, '{"rubrics": [{"rubric": "...", "action": "..."}, ...]}'
 
     def parse(self, text, *, truncated=False, number=None, **_) -> list[Rubric]:
         own: dict[str, Rubric] = {}
         for entry in read_reply(text, RubricsReply, truncated=truncated).rubrics:
             rubric, action = self._own(entry.rubric), self._own(entry.action)
-            if rubric and action and _normal(rubric) != _normal(action):
+            too_long = max(len(rubric), len(action)) >= MAX_RUBRIC
+            if rubric and action and not too_long and _normal(rubric) != _normal(action):
                 own.setdefault(_normal(action), Rubric(rubric=rubric, action=action))
         if not own:
             raise Unreadable("there is no rubric with an action of its own")
@@ -186,9 +183,7 @@ class Rubrics(Step):
 class Rewrite(Step):
     """Instruction and action -> a more demanding instruction (section 3.2)."""
 
-    name = "rewrite"
-    schema = RewriteReply
-    form = '{"new_instruction": "..."}'
+    name, schema, form = "rewrite", RewriteReply, '{"new_instruction": "..."}'
 
     def parse(self, text, *, truncated=False, instruction="", action="", **_) -> str:
         if truncated:
@@ -231,9 +226,7 @@ class Answer(Step):
 class Score(Step):
     """Instruction and two answers -> a score from 1 to 10 for each (section 3.3)."""
 
-    name = "score"
-    schema = Scores
-    form = '{"score_1": 3, "score_2": 6}'
+    name, schema, form = "score", Scores, '{"score_1": 3, "score_2": 6}'
     limit, temperature = "max_score_tokens", "score_temperature"
 
     def parse(self, text, *, truncated=False, **_) -> tuple[float, float]:
@@ -257,10 +250,6 @@ def again(messages: Prompt, reply: str, reason: str, *, step: Step, folder: str 
     """The same question once more, after a reply that could not be read, in the words of `again.jinja`."""
     note = PromptTemplate("again", folder).render(reason=reason.rstrip("."), form=step.form)
     return ask_again(messages, reply, reason, note)
-
-
-def _is_placeholder(text: str) -> bool:
-    return _normal(text) in ("", "none", "n a", "nil", "なし", "无", "無")
 
 
 def _normal(text: str) -> str:
@@ -315,7 +304,7 @@ class StepClient:
                 read=partial(step.parse, **values), again=partial(again, step=step, folder=config.prompt_folder),
             )  # fmt: skip
         except CallFailed as error:
-            raw = [response.text for response in responses]
+            raw = [own.text for own in responses]
             raise Rejected(step.name, str(error), raw, retryable=error.retryable) from None
         reason, finished = answer.reason, responses[-1].finish_reason
         if finished not in ("stop", "length"):  # a filter, or a failure behind the server: half an answer at best
@@ -329,14 +318,12 @@ class StepClient:
     async def score(self, step: ScoreOne, **values: Any) -> float:
         """The score by the scorer's probabilities of the ten digits. Raises as `generate`, without asking again."""
         try:
-            params = GenerationParams(1)
-            response = await self._client.call("scorer", step.name, step.messages(**values), params, SCALE)
+            question, params = step.messages(**values), GenerationParams(1)
+            response = await self._client.call("scorer", step.name, question, params, SCALE)
             self._answered(response)
             return step.expected(response.logprobs or ())
-        except CallFailed as error:
-            raise Rejected(step.name, str(error), [], retryable=error.retryable) from None
-        except Unreadable as error:
-            raise Rejected(step.name, str(error), []) from None
+        except (CallFailed, Unreadable) as error:
+            raise Rejected(step.name, str(error), [], retryable=getattr(error, "retryable", False)) from None
 
 
 async def gather(jobs: Iterable[Callable[[], Awaitable[T]]], at_once: int = _AT_ONCE) -> list[T]:
@@ -358,7 +345,6 @@ async def gather(jobs: Iterable[Callable[[], Awaitable[T]]], at_once: int = _AT_
 
 
 # What a rewritten instruction is not
-
 _LABEL = re.compile(r"(?i)\A[\s#*_]*(?:the\s+)?(?:new|rewritten)\s+(?:instruction|prompt)[\s#*_]*[:：][\s*_]*")
 _ABOUT = re.compile(r"(?i)\b(?:the|this) (?:old|new|original|given|rewritten|previous) (?:instruction|prompt)\b")
 _ANSWER = re.compile(
@@ -393,7 +379,6 @@ def is_refusal(text: str) -> bool:
 
 
 # Prompts: Jinja files that come along, each of which a file of the user's can take the place of
-
 PROMPTS = Path(__file__).parent.with_name("prompts")
 
 # What a prompt is about (a file that leaves one of these out would ask the same whatever it is given), and what else
