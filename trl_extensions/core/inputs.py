@@ -23,11 +23,10 @@ from .options import check_least, option
 
 logger = logging.getLogger(__name__)
 
+# Tried in this order where none is named; `input` goes behind `instruction`, as in Alpaca
 DEFAULT_COLUMNS = ("query", "prompt", "messages", "conversations", "instruction", "text", "post", "question")
-"""Columns tried in this order where none is named; `input` goes behind `instruction`, as in Alpaca."""
+# The `pattern` of the first question in a transcript such as Anthropic/hh-rlhf's column `chosen`
 FIRST_HUMAN_TURN = r"\n\nHuman: (.*?)\n\nAssistant:"
-"""`pattern` that takes the first question out of a transcript such as Anthropic/hh-rlhf's column `chosen`."""
-
 _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _SUFFIXES = (*_KINDS, *(f"{kind}.gz" for kind in _KINDS[:-1]))
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
@@ -35,8 +34,7 @@ _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "
 
 @dataclass(frozen=True)
 class Query:
-    """A query (of a chat, its last message) and a stable id: the first 12 hexadecimal digits of the SHA-256 of its
-    text, or of its chat as JSON, which is in `messages`."""
+    """A query (of a chat, its last message) and its id: 12 hexadecimal digits of the SHA-256 of text or chat."""
 
     id: str
     text: str
@@ -139,8 +137,8 @@ def _read_file(path: Path) -> Iterator[Any]:
         encoding = "UTF-16" if marks else "perhaps Shift_JIS or Latin-1"
         raise ValueError(f"{path}: not UTF-8 but {encoding} ({error.reason}); save it as UTF-8") from None
     except json.JSONDecodeError as error:
-        remedy = "if it has one object a line, name it .jsonl" if kind == ".json" else "correct or delete it"
-        raise ValueError(f"{path}: line {error.lineno} is not JSON ({error.msg}); {remedy}") from None
+        problem = f"{path}: line {error.lineno} is not JSON ({error.msg})"
+        raise ValueError(f"{problem}; if it has one object a line, name it .jsonl") from None
     except (gzip.BadGzipFile, EOFError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as {''.join(path.suffixes)} ({error}); rewrite the file") from None
 
@@ -152,8 +150,7 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            error.lineno = number
-            raise
+            raise ValueError(f"{path}: line {number} is not JSON ({error.msg}); correct or delete it") from None
         if number == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
             raise ValueError(f"{path}: one JSON list, not an object a line; name it .json")
         yield row

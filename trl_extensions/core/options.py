@@ -32,11 +32,8 @@ def check_choices(arguments: Any, *names: str) -> None:
 
 
 def renamed(**names: str) -> Callable[[_Class], _Class]:
-    """Let a dataclass take its fields by their old names too (old="new"), as keyword arguments and as attributes.
-
-    A dataclass that inherits from such a one needs the decorator too, if only as `@renamed()`. Giving both names of a
-    field raises a `TypeError`.
-    """
+    """Let a dataclass take its fields by their old names too (old="new"), as keyword arguments and as attributes. One
+    that inherits from it needs the decorator too, if only as `@renamed()`."""
 
     def decorate(cls: Any) -> Any:
         known, init = {**old_names(cls), **names}, cls.__init__

@@ -97,7 +97,8 @@ class TextClassifier:
         from transformers import pipeline
 
         self._pipeline: Any = pipeline("text-classification", model=model)
-        config, tokenizer = self._pipeline.model.config, self._pipeline.tokenizer
+        config: Any = self._pipeline.model.config
+        tokenizer: Any = self._pipeline.tokenizer
         labels = [config.id2label[i] for i in range(config.num_labels)]
         if label is None and len(labels) <= 2:
             label = labels[-1]
@@ -107,12 +108,9 @@ class TextClassifier:
         self.label = label
         # Some tokenizers know no limit, and some models keep two positions from the text
         positions = getattr(config, "max_position_embeddings", None) or 514
-        self._call = {
-            "top_k": None,
-            "truncation": True,
-            "max_length": min(tokenizer.model_max_length, positions - 2),
-            "batch_size": batch_size if tokenizer.pad_token_id is not None else 1,
-        }
+        length = min(tokenizer.model_max_length, positions - 2)
+        size = batch_size if tokenizer.pad_token_id is not None else 1
+        self._call = {"top_k": None, "truncation": True, "max_length": length, "batch_size": size}
 
     def score(self, texts: Sequence[str]) -> list[float]:
         """The probability of the label for each text, in [0, 1]."""
