@@ -317,8 +317,14 @@ def test_a_seed_of_its_own_samples_the_right_distribution(tiny_model, tiny_token
     probabilities /= probabilities.sum()
     engine = TransformersEngine(tiny_model, tiny_tokenizer, batch_tokens=100_000)
     drawn = []
-    read = engine._read_row
-    engine._read_row = lambda row, *rest: (drawn.append(row[0]), read(row, *rest))[1]
+    run_model = engine._run_model
+
+    def noting(*args, **options):
+        output = run_model(*args, **options)
+        drawn.extend(output.sequences[:, -1].tolist())
+        return output
+
+    engine._run_model = noting
     seeded(engine, ["Sky"] * number, list(range(number)), max_new_tokens=1, temperature=temperature, top_p=top_p)
     counts = torch.bincount(torch.tensor(drawn), minlength=len(probabilities)).double()
     assert len(drawn) == number and set(drawn) <= nucleus

@@ -47,21 +47,16 @@ def __getattr__(name: str) -> Any:
 @dataclass
 class EngineArguments:
     """Which engine generates, and how. For `TrlParser`: command-line options and YAML keys of the same names.
-
-    Raises:
-        `ValueError`: naming the field, if a value is outside its choices or does not belong to the chosen engine.
-    """
+    `ValueError`, with the field, for a value that is out of range or does not belong to the engine."""
 
     engine: Literal["transformers", "vllm", "endpoint"] = option(
         "transformers",
-        "What generates: `transformers` or `vllm`, in this process, or `endpoint`, a server with the OpenAI chat API.",
+        "What generates: `transformers` or `vllm` here, or `endpoint`, a server with the OpenAI chat API.",
     )
-    engine_model: str | None = option(
-        None, "Model that generates, or the name the endpoint knows it by. Default: the model of the command."
-    )
+    engine_model: str | None = option(None, "Model that generates, as the endpoint calls it. Default: the command's.")
     engine_dtype: str = option("auto", "Dtype to load the model in, e.g. `bfloat16`; `auto` is the checkpoint's own.")
     engine_batch_tokens: int = option(
-        16384, "transformers: most tokens in a batch, prompts and `max_new_tokens` together. Lower it to save memory."
+        16384, "transformers: most tokens in a batch, new ones too. Lower to save memory."
     )
     engine_tensor_parallel_size: int = option(1, "vllm: number of GPUs that share the model.")
     engine_gpu_memory_utilization: float = option(0.9, "vllm: share of the GPU memory it may take, at most 1.")
@@ -226,8 +221,6 @@ class ModelSource:
         """The original's tokenizer."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            tokenizer_source(str(self.model_args.model_name_or_path)),
-            revision=self.model_args.model_revision,
-            trust_remote_code=self.trust_remote_code,
-        )
+        own, name = self.model_args, tokenizer_source(str(self.model_args.model_name_or_path))
+        trust, revision = self.trust_remote_code, own.model_revision
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust)

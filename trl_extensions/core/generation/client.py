@@ -27,11 +27,9 @@ from .types import Generation, GenerationEngine, GenerationParams, Prompt
 
 logger = logging.getLogger(__name__)
 
-_IN_A_ROW = 10
-_LOCAL_AT_ONCE = 64  # within a budget of tokens
-_MOST_IN_A_BATCH = 512
-_SETTLING = 0.02  # seconds in which calls that are about to come may join a batch
-_PULSE = 0.5  # seconds
+_IN_A_ROW = 10  # failures after which no call can be answered
+_LOCAL_AT_ONCE, _MOST_IN_A_BATCH = 64, 512  # calls of models in this process, the former within a budget of tokens
+_SETTLING, _PULSE = 0.02, 0.5  # seconds in which calls that are about to come may join a batch; between wake-ups
 _GRACE = 30.0  # seconds for answers under way after an error
 _WRONG_FOR_ALL = (401, 402, 403, 404)
 
@@ -41,8 +39,7 @@ class BudgetSpent(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class CallFailed(Exception):  # noqa: N818 (it is the call that did)
-    """One call failed for good, others need not. `retryable`: another time it may succeed, since the server kept
-    failing rather than refused it."""
+    """One call failed for good, others need not. `retryable`: the server kept failing rather than refused it."""
 
     def __init__(self, message: str, *, retryable: bool):
         super().__init__(message)
@@ -51,16 +48,8 @@ class CallFailed(Exception):  # noqa: N818 (it is the call that did)
 
 @dataclass(frozen=True)
 class Request:
-    """A question to a language model.
-
-    Args:
-        step: What it is asked for, such as "encode".
-        engine: Name of the engine that is asked.
-        prompt: Text or chat.
-        params: How the answer is decoded; its seed tells equal questions apart.
-        options: If there are any, the answer is not written: what is asked for is the log-probability, in nats, that
-            it begins with each of them.
-    """
+    """A question to a language model, asked in a `step` of that name; its parameters' seed tells equal ones apart.
+    With options, what is asked for is the log-probability, in nats, that the answer begins with each of them."""
 
     step: str
     engine: str
@@ -92,17 +81,16 @@ class Response:
         """What an engine gave."""
         # Half a surrogate pair cannot be written: the run that reads it back must not see another text than this one
         text = generation.text.encode("utf-8", errors="replace").decode("utf-8")
-        own = None if logprobs is None else tuple(logprobs)
-        return cls(text, generation.finish_reason, generation.num_tokens, generation.num_prompt_tokens, own)
+        tokens = generation.num_tokens, generation.num_prompt_tokens
+        return cls(text, generation.finish_reason, *tokens, None if logprobs is None else tuple(logprobs))
 
 
 class ResponseCache:
     """The finished calls of a run, in an SQLite file that threads and processes may share.
 
     Each is a row of the table `calls`: its key, and JSON with `key`, `step`, `engine`, `prompt`, `params`, `reply`
-    and, where there are any, `options`. What was added survives the death of the process. The lines of a file
-    `<stem>.jsonl` beside it, in which earlier versions kept them, are taken over once. `OSError`, with the path, where
-    the file cannot be read or written.
+    and, if any, `options`. The lines of a file `<stem>.jsonl` of earlier versions beside it are taken over once.
+    `OSError`, with the path, where the file cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -188,8 +176,8 @@ class ResponseCache:
 
 @dataclass
 class Usage:
-    """What a client has done: calls made, found in the cache instead (`cache_hits`) and failed for good; tokens and,
-    by the engines' prices, cost; and calls whose tokens were `estimated`, since the server does not count them."""
+    """Calls made, found in the cache instead and failed for good; tokens; cost by the engines' prices; and calls whose
+    tokens were `estimated`, since the server does not count them."""
 
     calls: int = 0
     cache_hits: int = 0
@@ -202,12 +190,11 @@ class Usage:
 
     @property
     def seconds(self) -> float:
-        """Wall time since then."""
         return time.monotonic() - self.started
 
 
 class LLMClient:
-    """Makes calls for any number of coroutines of one event loop.
+    """Makes calls for any number of coroutines of one event loop, and counts them in `usage`.
 
     An endpoint gets as many requests at once as its `concurrency` says. Engines in this process take turns, one batch
     at a time: calls that differ in nothing but prompt and seed run as one.
@@ -217,10 +204,7 @@ class LLMClient:
         cache: Calls that were made before are answered from it, and every finished one is added.
         prices: By role: of a million tokens read, and a million written.
         max_calls, max_tokens: Budgets, with what is in the cache. Calls under way when one is reached are finished.
-        count_tokens: Counts the tokens of a text where a server does not. Default: a quarter of its bytes.
-
-    Attributes:
-        usage: What this client has done.
+        count_tokens: Where a server does not. Default: a quarter of the bytes.
     """
 
     def __init__(
@@ -236,7 +220,7 @@ class LLMClient:
         self.engines = dict(engines)
         self.usage = Usage()
         self._cache = cache
-        self._prices = dict(prices or {})
+        self._prices = prices or {}
         self._max_calls, self._max_tokens = max_calls, max_tokens
         self._count_tokens = count_tokens or (lambda text: -(-len(text.encode("utf-8", errors="replace")) // 4))
         self._begun = len(cache)
@@ -246,16 +230,10 @@ class LLMClient:
         self._failed_in_a_row: Counter[str] = Counter()
         self._asking: dict[int, tuple[Any, Any]] = {}  # by engine: what bounds requests, and what makes one
         self._open = AsyncExitStack()
-        self._pulse: Any = None
 
     async def __aenter__(self) -> LLMClient:
-        loop, worker = asyncio.get_running_loop(), None
-
-        def beat() -> None:  # Ctrl-C at the moment the event loop falls asleep is heard only when it wakes up
-            self._pulse = loop.call_later(_PULSE, beat)
-
-        beat()
-        self._open.callback(lambda: self._pulse.cancel())
+        self._open.callback(asyncio.create_task(_beat()).cancel)
+        worker: _LocalWorker | None = None
         for engine in {id(engine): engine for engine in self.engines.values()}.values():
             if hasattr(engine, "session"):
                 server: Any = engine
@@ -263,7 +241,7 @@ class LLMClient:
                 self._asking[id(engine)] = asyncio.Semaphore(server.concurrency), ask
                 continue
             if worker is None:
-                worker = _LocalWorker(loop)
+                worker = _LocalWorker()
                 self._open.callback(worker.close)
             # What a call costs is known when it is done: within a budget of tokens none may wait in a queue
             gate = nullcontext() if self._max_tokens is None else asyncio.Semaphore(_LOCAL_AT_ONCE)
@@ -317,10 +295,8 @@ class LLMClient:
             if error.status in _WRONG_FOR_ALL:
                 raise
             if self._failed_in_a_row[name] >= _IN_A_ROW:
-                raise EndpointError(
-                    f"{_IN_A_ROW} calls in a row have failed, the last one: {error}; finished ones are kept: the same "
-                    "command resumes once the server answers"
-                ) from None
+                words = f"{_IN_A_ROW} calls in a row have failed, the last one: {error}"
+                raise EndpointError(f"{words}; the same command resumes once the server answers") from None
             raise CallFailed(str(error), retryable=error.status is None) from None
 
     async def _make(self, role: str, request: Request) -> Response:
@@ -360,31 +336,33 @@ class LLMClient:
 
     def _counted(self, role: str, request: Request, response: Response) -> Response:
         """With the tokens that the server did not count, added to the usage."""
+        usage, count = self.usage, self._count_tokens
         if not response.num_tokens and not response.num_prompt_tokens:
             prompt = request.prompt
-            texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-            response = replace(
-                response,
-                num_tokens=1 if request.options else self._count_tokens(response.text),
-                num_prompt_tokens=sum(map(self._count_tokens, texts)),
-                estimated=True,
-            )
-        read, written = self._prices.get(role, (0.0, 0.0))
-        usage = self.usage
+            read = sum(map(count, [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]))
+            written = 1 if request.options else count(response.text)
+            response = replace(response, num_tokens=written, num_prompt_tokens=read, estimated=True)
+        prices = self._prices.get(role, (0.0, 0.0))
         usage.calls += 1
         usage.estimated += response.estimated
         usage.num_prompt_tokens += response.num_prompt_tokens
         usage.num_tokens += response.num_tokens
-        usage.cost += (response.num_prompt_tokens * read + response.num_tokens * written) / 1e6
+        usage.cost += (response.num_prompt_tokens * prices[0] + response.num_tokens * prices[1]) / 1e6
         return response
+
+
+async def _beat() -> None:
+    """Ctrl-C at the moment the event loop falls asleep is heard only when it wakes up."""
+    while True:
+        await asyncio.sleep(_PULSE)
 
 
 class _LocalWorker:
     """One thread for all models of this process, which would only slow each other down side by side. A daemon, so
     that a program that was interrupted ends at once."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self._loop = loop
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._closed = threading.Event()
         threading.Thread(target=self._work, name="calls", daemon=True).start()
@@ -419,27 +397,27 @@ class _LocalWorker:
             self._run(batch, *largest[1:])
 
     def _run(self, batch: Sequence[tuple[Any, ...]], params: GenerationParams, options: Sequence[str]) -> None:
-        engine, prompts, missing = batch[0][0], [own[1] for own in batch], dict(enumerate(batch))
+        (engine, *_), prompts, seeds, futures = zip(*batch, strict=True)
+        missing = dict(enumerate(batch))
         try:
-            if options:
-                answers = engine.option_logprobs(prompts, options)
-            else:
-                answers = engine.generate(prompts, params, [own[2] for own in batch])
-            for place, *answer in answers:
-                self._settle(missing.pop(place)[-1], answer)
+            made: Any = (
+                engine.option_logprobs(prompts, options) if options else engine.generate(prompts, params, seeds)
+            )
+            for place, *answer in made:
+                del missing[place]
+                self._settle(futures[place], answer)
                 if self._closed.is_set():
                     return
         except (ValueError, TypeError) as error:
             if len(batch) == 1:
-                return self._settle(batch[0][-1], error)
+                return self._settle(futures[0], error)
             # One prompt that does not fit into the model is no reason to refuse the others: halved, it is soon alone
-            rest = list(missing.values())
-            middle = (len(rest) + 1) // 2
+            rest, middle = list(missing.values()), (len(missing) + 1) // 2
             for part in filter(None, (rest[:middle], rest[middle:])):
                 self._run(part, params, options)
         except Exception as error:
-            for own in missing.values():
-                self._settle(own[-1], error)
+            for place in missing:
+                self._settle(futures[place], error)
 
     def _settle(self, future: asyncio.Future[Any], result: Any) -> None:
         """Hand a result over to the event loop, unless nobody waits for it any more."""

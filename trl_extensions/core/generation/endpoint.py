@@ -31,9 +31,9 @@ _WORDS = ("error", "errors", "message", "detail", "details", "msg", "error_messa
 
 
 class EndpointError(RuntimeError):
-    """A request failed for good; the message is one line with the URL, the status and the server's own words. `status`
-    is that of the answer that refused it, `None` where the server kept failing, so that the same request may succeed
-    another time; `partial` is what was written where the server ended the answer for a reason of its own."""
+    """A request failed for good: one line with the URL, the status and the server's own words. `status` is None where
+    the server kept failing, so that the same request may succeed another time; `partial` is what was written where the
+    server ended the answer for a reason of its own."""
 
     def __init__(self, message: str, status: int | None = None, partial: Generation | None = None) -> None:
         super().__init__(message)
@@ -105,11 +105,8 @@ class EndpointEngine:
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """Generates for every prompt, which must be a chat; see [`GenerationEngine.generate`].
-
-        Closing the iterator early drops what has not been sent; answers under way are thrown away. The iterator raises
-        `EndpointError` when a request fails for good.
-        """
+        """Generates for every prompt, a chat; see [`GenerationEngine.generate`]. Closing the iterator early drops what
+        has not been sent. `EndpointError` when a request fails for good."""
         _check_chats(prompts)
         if seeds is None:
             seeds = [request_seed(params.seed, index) for index in range(len(prompts))]
@@ -296,14 +293,14 @@ def _check_chats(prompts: Sequence[Prompt]) -> None:
 
 
 def _is_strict(schema: Any) -> bool:
-    """Whether OpenAI's strict mode takes a schema: every object is closed and all it may hold is required."""
+    """Whether OpenAI's strict mode takes a schema: objects closed, all they may hold required, no bounds of texts."""
     if isinstance(schema, list):
         return all(map(_is_strict, schema))
     if not isinstance(schema, dict):
         return True
     names = schema.get("properties")
     closed = schema.get("additionalProperties") is False and set(schema.get("required", ())) == set(names or ())
-    return (names is None or closed) and all(map(_is_strict, schema.values()))
+    return "maxLength" not in schema and (names is None or closed) and all(map(_is_strict, schema.values()))
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -22,12 +22,8 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class SamplingReport:
-    """What a call of `sample_outputs` did.
-
-    Counts are of rows of this model in the file `path`, earlier runs' included: `sampled`, of which `resumed` were
-    there before, `empty` are of no use for training and `truncated` were cut off. `tokens` and `seconds` are of this
-    call, and so is `padding_share`, of the computed tokens, where the engine says.
-    """
+    """Rows of this model in the file `path`, those `resumed` included, of which `empty` are of no use for training and
+    `truncated` were cut off; and what this call wrote, with the share of padding where the engine counts it."""
 
     path: Path
     sampled: int
@@ -67,35 +63,32 @@ def sample_outputs(
     `<output stem>.settings.json`; the same call again goes on where it stopped.
 
     Args:
-        engine: Where outputs come from: the model as it is deployed.
+        engine: The model as it is deployed.
         queries: Distinct prompts, see `core.inputs.load_queries`.
         params: Token limit and stop strings; temperature, top_p and seed of the random samples.
         output: The `.jsonl` file to append to.
         greedy, num_samples: Whether to sample greedily once, and how often at random.
         system_prompt: First message of every chat.
         conversational: Whether prompts are chat messages, for a model with a chat template, or plain text.
-        model: What to call the model, where several write to one file: its rows get a column `model`, their ids begin
-            with it, its settings are in `<output stem>.<model>.settings.json`, and its random samples are drawn
-            independently of those of the other models.
+        model: Its name, where several write to one file: a column, the start of ids, a part of the seed, and in
+            `<output stem>.<model>.settings.json`.
 
     Raises:
-        ValueError: Nothing to sample, temperature 0, a system prompt without a chat, a model name that is no part of
-            a file name, or an `output` made with others.
+        ValueError: Nothing to sample, a name that is no part of a file name, or an `output` made with other settings.
     """
     start, padding = time.perf_counter(), Padding(engine)
     if model is not None and not _FILE_NAME.fullmatch(model):
-        raise ValueError(f"a model is called {model!r}; give letters, digits, '.', '_' and '-': files are named so")
+        raise ValueError(f"model is {model!r}; give letters, digits, '.', '_' and '-': a file is named so")
     if num_samples < 0 or not (greedy or num_samples):
         raise ValueError(f"nothing to sample: greedy is {greedy} and num_samples is {num_samples}")
     if num_samples and not params.temperature:
         raise ValueError("random samples need a temperature above 0: set `temperature`, or `num_samples: 0`")
     if system_prompt and not conversational:
         raise ValueError("`system_prompt` needs a model with a chat template: leave it out, or set the template")
-    samples = ([0] if greedy else []) + list(range(1, num_samples + 1))
-    name = "" if model is None else f"{model}-"
+    prefix = "" if model is None else f"{model}-"
     wanted = [
-        {"id": f"{name}{query.id}-{sample}", "index": index, "sample": sample}
-        for sample in samples
+        {"id": f"{prefix}{query.id}-{sample}", "index": index, "sample": sample}
+        for sample in range(0 if greedy else 1, num_samples + 1)
         for index, query in enumerate(queries)
     ]
     tokens = 0
@@ -109,19 +102,12 @@ def sample_outputs(
             own = replace(params, seed=seed) if sample else replace(params, temperature=0.0)
             for number, generation in engine.generate(prompts, own):
                 tokens += generation.num_tokens
-                text = generation.text
-                yield (
-                    places[number],
-                    {
-                        **rows[places[number]],
-                        "temperature": own.temperature,
-                        **({} if model is None else {"model": model}),
-                        "prompt": prompts[number],
-                        "completion": [{"role": "assistant", "content": text}] if conversational else text,
-                        "truncated": generation.finish_reason != "stop",
-                        "num_tokens": generation.num_tokens,
-                    },
-                )
+                place, text = places[number], generation.text
+                row = rows[place] | {"temperature": own.temperature} | ({} if model is None else {"model": model})
+                row["prompt"] = prompts[number]
+                row["completion"] = [{"role": "assistant", "content": text}] if conversational else text
+                row["truncated"] = generation.finish_reason != "stop"
+                yield place, row | {"num_tokens": generation.num_tokens}
 
     settings: dict[str, Any] = {"engine": engine.name, "params": params.as_dict()}
     settings |= {"system_prompt": system_prompt, "conversational": conversational}
@@ -141,20 +127,14 @@ def sample_outputs(
 
 
 def load_outputs(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of `sample_outputs`, in the order of their prompts, the greedy one of each first.
-
-    Raises:
-        ValueError: A line is no such row; the message names file and line.
-    """
+    """Rows of `sample_outputs`, in the order of their prompts, the greedy one of each first. `ValueError`, with file
+    and line, for a line that is no such row."""
     return sorted(read_jsonl(path, required=COLUMNS), key=lambda row: (row["index"], row["sample"]))
 
 
 def as_prompt(query: Query, system_prompt: str | None, conversational: bool) -> Prompt:
-    """How a query is put to the model, in sampling, training and evaluation alike.
-
-    Raises:
-        ValueError: A chat for a model without a chat template, or a second system message.
-    """
+    """How a query is put to the model, in sampling, training and evaluation alike. `ValueError` for a chat where the
+    model has no chat template, and for a second system message."""
     if not conversational:
         if query.messages:
             raise ValueError(f"prompt {query.id} is a chat, but prompts are plain text here: give texts")
@@ -166,16 +146,10 @@ def as_prompt(query: Query, system_prompt: str | None, conversational: bool) -> 
 
 
 def completion_text(completion: Any) -> str:
-    """The text of a completion: the completion itself, or the content of the assistant message that ends it.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """The text of a completion: itself, or the content of the assistant message that ends it; else `ValueError`."""
     if isinstance(completion, str):
         return completion
     last = completion[-1] if isinstance(completion, (list, tuple)) and completion else None
     if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):
         return last["content"]
-    raise ValueError(
-        f"a completion must be a text or a list of messages that ends with an assistant's, got {completion!r:.80}"
-    )
+    raise ValueError(f"a completion must be a text or messages that end with an assistant's, got {completion!r:.80}")

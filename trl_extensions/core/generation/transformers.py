@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,6 @@ from ..modeling.batches import eval_mode, plan_batches
 from ..options import check_least
 from ..training.encoding import encode_prompt
 from .types import (
-    FinishReason,
     Generation,
     GenerationParams,
     Prompt,
@@ -97,11 +96,8 @@ class TransformersEngine:
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """Generates for every prompt; see [`GenerationEngine.generate`].
-
-        With a temperature and no `seeds`, the same seed and the same list of prompts give the same text; another list
-        may not, since batches differ. A prompt that does not fit into the model's context is a `ValueError`.
-        """
+        """Generates for every prompt; see [`GenerationEngine.generate`]. Without `seeds`, samples are the same for the
+        same list of prompts only. `ValueError` for a prompt that does not fit into the model's context."""
         token_ids = self._encode(prompts, params.max_new_tokens)
         return self._generate(token_ids, params, None if seeds is None or not params.temperature else list(seeds))
 
@@ -125,10 +121,8 @@ class TransformersEngine:
         context: int | None = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         for index, ids in enumerate(token_ids):
             if context and len(ids) + max_new_tokens > context:
-                raise ValueError(
-                    f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds the "
-                    f"model's context of {context}: shorten the prompt or lower max_new_tokens"
-                )
+                size = f"{len(ids)} tokens, which with max_new_tokens={max_new_tokens} exceeds"
+                raise ValueError(f"prompt {index} has {size} the model's context of {context}: shorten one of the two")
         return token_ids
 
     def _generate(
@@ -139,6 +133,7 @@ class TransformersEngine:
         config = self._generation_config(params if seeds is None else replace(params, temperature=0.0))
         ends, device = config.eos_token_id, self.model.device
         matcher = None if params.schema is None else self._matcher(params.schema, ends)
+        forked, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
         batches = plan_batches(list(map(len, token_ids)), params.max_new_tokens, self.batch_tokens)
         for number, rows in enumerate(batches):
             prompts = [token_ids[row] for row in rows]
@@ -151,13 +146,21 @@ class TransformersEngine:
                 processors.append(_SamplingByRow(params, [seeds[row] for row in rows], device))
             criteria = StoppingCriteriaList([stops] if params.stop else [])
             options = {"logits_processor": processors, "stopping_criteria": criteria}
-            with _seeded(request_seed(params.seed, number), device) if config.do_sample else nullcontext():
+            with torch.random.fork_rng(forked, enabled=config.do_sample, device_type=kind):
+                if config.do_sample:
+                    torch.manual_seed(request_seed(params.seed, number))
                 output = self._run_model(prompts, config, **options).sequences
             self.num_places += output.numel()
             for row, ids, end in zip(rows, output[:, width:].tolist(), stops.ends, strict=True):
-                own = self._read_row(ids, end, ends, params.stop, len(token_ids[row]))
-                self.num_tokens += own.num_prompt_tokens + own.num_tokens
-                yield row, own
+                eos_at = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+                # The end token is no text, even where the tokenizer does not call it special
+                ids = ids[: eos_at if end is None else min(eos_at, end)]
+                ended = len(ids) == eos_at < output.shape[1] - width
+                text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                reason: Any = "stop" if ended or end is not None else "length"
+                size = len(ids) + ended, len(token_ids[row])
+                self.num_tokens += sum(size)
+                yield row, Generation(cut_at_stop(str(text), params.stop), reason, *size)
 
     def _matcher(self, schema: str, ends: list[int]) -> Any:
         """What follows a schema token by token, ready to be copied; None, said once, where nothing can."""
@@ -204,18 +207,6 @@ class TransformersEngine:
             own |= {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
         own |= {"max_new_tokens": params.max_new_tokens, "eos_token_id": sorted(eos), "pad_token_id": pad}
         return GenerationConfig(**own, **more)
-
-    def _read_row(
-        self, row: list[int], end: int | None, ends: list[int], stop: Sequence[str], num_prompt_tokens: int
-    ) -> Generation:
-        """`row`: generated ids of one row, padded on the right; `end`: tokens up to its first stop string, if any."""
-        eos_at = next((place for place, token in enumerate(row) if token in ends), len(row))
-        # The end token is no text, even where the tokenizer does not call it special.
-        written = row[: eos_at if end is None else min(eos_at, end)]
-        text = str(self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        ended = eos_at < len(row) and eos_at == len(written)
-        reason: FinishReason = "stop" if ended or end is not None else "length"
-        return Generation(cut_at_stop(text, stop), reason, len(written) + ended, num_prompt_tokens)
 
 
 class _BySchema(LogitsProcessor):
@@ -312,15 +303,6 @@ def _left_as_found(model: Any, config: GenerationConfig) -> Iterator[None]:
             yield
     finally:
         inner.generation_config = own
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds sampling, without a trace in the global random state."""
-    accelerators = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else "cuda"):
-        torch.manual_seed(seed)
-        yield
 
 
 def _load_model(name: str, options: dict[str, Any]) -> PreTrainedModel:

@@ -67,14 +67,9 @@ class GenerationParams:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote for one prompt.
-
-    Attributes:
-        text: The generated text, without the prompt, special tokens, the stop string and trailing whitespace.
-        finish_reason: `"stop"` if the model ended or reached a stop string, `"length"` if `max_new_tokens` cut it off.
-        num_tokens: Tokens generated, the end token and the tokens of a stop string included.
-        num_prompt_tokens: Tokens of the prompt, 0 where an endpoint does not say.
-    """
+    """What a model wrote for one prompt, without special tokens, the stop string and trailing whitespace; "length" if
+    the token limit cut it off; tokens generated, with the end token and those of a stop string; tokens of the prompt,
+    0 where an endpoint does not say."""
 
     text: str
     finish_reason: FinishReason
