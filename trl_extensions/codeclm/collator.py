@@ -20,7 +20,6 @@ from .weighted_loss import LOSS_WEIGHTS, WEIGHT_BY, Pair, RowWeighing, raw_weigh
 
 
 IGNORED = -100
-MEAN_OVER = ("batch", "data")
 
 
 @dataclass
@@ -74,7 +73,7 @@ class DataCollatorForCodecLM(DataCollatorMixin):
     def __post_init__(self):
         if self.weight_by not in WEIGHT_BY:
             raise ValueError(f'`weight_by` must be None, "gap" or "metadata", got {self.weight_by!r}.')
-        if self.mean_over not in MEAN_OVER:
+        if self.mean_over not in ("batch", "data"):
             raise ValueError(f'`mean_over` must be "batch" or "data", got {self.mean_over!r}.')
         low, high = self.gap_range
         if not 0 < low <= high < math.inf:
@@ -118,7 +117,7 @@ class DataCollatorForCodecLM(DataCollatorMixin):
     def _raw_weights(self, rows: Mapping[str, Any]) -> list[float]:
         if self.weight_by == "metadata" and self.pair_counts is None:
             raise ValueError('weight_by="metadata" counts pairs: call `collator.fit(train_dataset)` first.')
-        own = {"by": self.weight_by, "gap_range": self.gap_range, "counts": self.pair_counts or {}}
+        own: dict[str, Any] = {"by": self.weight_by, "gap_range": self.gap_range, "counts": self.pair_counts or {}}
         return [_of_row(partial(raw_weight, **own), row, name) for name, row in rows.items()]
 
     def _weights(self, rows: Mapping[str, Any]) -> torch.Tensor:
@@ -133,7 +132,7 @@ class DataCollatorForCodecLM(DataCollatorMixin):
                 stacklevel=3,
             )
         raw = self._raw_weights(rows)
-        mean = self._data_mean if self.mean_over == "data" else math.fsum(raw) / len(raw)
+        mean: Any = self._data_mean if self.mean_over == "data" else math.fsum(raw) / len(raw)
         return torch.tensor([weight / mean for weight in raw], dtype=torch.float32)
 
     def _encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -156,7 +155,8 @@ class DataCollatorForCodecLM(DataCollatorMixin):
 
     def _split(self, row: Mapping[str, Any]) -> tuple[Any, Any]:
         """What is given and what is learned, two texts or two lists of messages, whatever the form of the row."""
-        prompt, completion, messages, text = map(row.get, ("prompt", "completion", "messages", "text"))
+        get: Any = row.get
+        prompt, completion, messages, text = map(get, ("prompt", "completion", "messages", "text"))
         if isinstance(prompt, str) and isinstance(completion, str):
             if not completion.strip():
                 raise ValueError("`completion` is empty")

@@ -20,7 +20,6 @@ from .config import CodecLMConfig
 from .pipeline.filters import InstructionFilters, Screen, count_words, plain_words
 
 
-LAYOUTS = ("prompt_completion", "messages")
 _SCREENED_AT_ONCE = 64
 _OF_TRAINING = ("prompt", "completion", "metadata", "scores")
 
@@ -55,7 +54,6 @@ class ExportReport:
 
     @property
     def summary(self) -> str:
-        """One line."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
         return f"{self.path}: {self.rows} pairs of {self.kept} kept, left out: {dropped or 'none'}"
 
@@ -67,20 +65,12 @@ def export(
 
     The instruction filters are applied again, to the versions that were kept: against each other, in order of id, and
     against all seeds. Also written are `export.json`, the counts, and `export_drops.jsonl`, the reason for each kept
-    item that is not in the data.
-
-    Args:
-        folder: Output folder of the run.
-        config: Uses what `InstructionFilters` and `Screen` do, `keep_truncated`, `max_answer_words` and `max_rows`.
-        seed: Of the draw for `max_rows`.
-        layout: "prompt_completion": TRL's conversational columns `prompt` and `completion`; "messages": one column of
-            that name in their place.
-
-    Raises:
-        ValueError: There is no `items.jsonl`, an item cannot be read, or two have the same id; names line or id.
+    item that is not in the data. `layout` is "prompt_completion", TRL's conversational columns, or "messages", one
+    column in their place; `seed` is that of the draw for `max_rows`. Raises a `ValueError` that names line or id if
+    there is no `items.jsonl`, an item cannot be read, or two have the same id.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    if layout not in ("prompt_completion", "messages"):
+        raise ValueError(f"`layout` must be prompt_completion or messages, got {layout!r}.")
     folder = Path(folder)
     items, filters = folder / "items.jsonl", InstructionFilters(config)
     places, seeds, total = _survey(items)
@@ -125,12 +115,9 @@ def exported_row(item: dict[str, Any], layout: str = "prompt_completion") -> dic
     return (columns if layout == "prompt_completion" else {"messages": prompt + completion}) | {
         "metadata": {name: item["metadata"][name] for name in ("use_case", "skills")},
         "scores": version.get("scores"),
-        "winner": item["winner"],
-        "iteration": item["iteration"],
+        **{name: item[name] for name in ("winner", "iteration")},
         "lineage": {
-            "id": item["id"],
-            "seed": item.get("seed"),
-            "scoring": item.get("scoring"),
+            **{name: item.get(name) for name in ("id", "seed", "scoring")},
             "basic": rounds[0]["instruction"],
             "rewrites": [{name: own.get(name) for name in ("action", "instruction")} for own in rounds[1:]],
             "gaps": [own["scores"]["gap"] for own in rounds if own.get("scores")],
@@ -227,15 +214,8 @@ def load_pairs(data: Path) -> list[dict[str, Any]]:
 
 
 def describe(folder: str | os.PathLike, id_or_row: str | int, *, longest: int | None = None) -> str:
-    """What became of an instruction, whether it was exported, and its row of `items.jsonl` as YAML.
-
-    Args:
-        folder: Output folder of a run.
-        id_or_row: Id of an instruction, or the number of a row of `data.jsonl`, from 1.
-        longest: Cut longer texts after so many characters.
-
-    Raises:
-        ValueError: There is no such instruction or row; names the closest ids.
+    """What became of an instruction, by its id or the number of its row in `data.jsonl` (from 1), and its row of
+    `items.jsonl` as YAML, texts cut after `longest` characters. `ValueError`, with the closest ids, if there is none.
     """
     import yaml
 

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +55,28 @@ def write_codeclm_report(
                 f"{_between(held_out['change']['interval'], 3)}."
             )
         _add_comparison(report, comparison)
-    _add_funnel(report, counts, exported)
-    _add_rounds(report, counts, settings, folder)
-    _add_drops(report, counts, exported)
-    _add_calls(report, counts)
-    _add_coverage(report, counts, folder)
+    for heading, header, rows, note in _tables(counts, exported):
+        if rows:
+            report.heading(heading)
+            report.table(header, rows)
+            if note:
+                report.text(note)
+    if counts["gaps"]:
+        threshold = settings.get("gap_threshold", _THRESHOLD)
+        means = " as expected under the scorer's probabilities" if settings.get("scoring") == "logprobs" else ""
+        draw_gaps(counts["gaps"], threshold, folder / "gaps.png", counts["gap_width"])
+        report.figure("gaps.png", "Gaps between the scores of the two answers, all versions that were scored.")
+        kept = f"the first version whose answers have scores, from 1 to 10{means}, more than {threshold:g} apart"
+        report.text(f"Kept: {kept}.")
+    if counts["use_cases"]:
+        draw_coverage(counts["use_cases"], folder / "coverage.png")
+        report.figure("coverage.png", "Basic instructions of each use case, and how many became pairs.")
     _add_samples(report, counts["exported"], folder)
     return report.write(folder)
 
 
 def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]] | None = None) -> dict[str, Any]:
-    """Count what is in the files of a run, as `report.json` holds it. Raises `ValueError`, naming file and line."""
+    """Count what is in the files of a run, as `report.json` holds it."""
     folder = Path(folder)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     reasons, set_aside, gaps = (defaultdict[Any, Counter[Any]](Counter) for _ in range(3))
@@ -221,59 +232,40 @@ def _add_comparison(report: RunReport, comparison: Mapping[str, Any]) -> None:
         report.table(["", *(name.replace("_", " ") for name in names)], [row for row in rows if any(row[1:])])
 
 
-def _add_funnel(report: RunReport, counts: Mapping[str, Any], exported: Mapping[str, Any]) -> None:
-    report.heading("From seeds to pairs")
-    outcomes = [(name.replace("_", " "), counts["outcomes"].get(name, 0)) for name in ("dropped", "set_aside", "kept")]
-    steps = [("finished", counts["items"]), *outcomes, ("pairs in the data", counts["exported"] if exported else None)]
-    rows = [
+def _tables(counts: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list, str]]:
+    """Heading, header, rows and a note of each table."""
+    made, outcomes = counts["made"], counts["outcomes"]
+    steps = [(name.replace("_", " "), outcomes.get(name, 0)) for name in ("dropped", "set_aside", "kept")]
+    steps = [("finished", counts["items"]), *steps, ("pairs in the data", counts["exported"] if exported else None)]
+    rows: list[list[Any]] = [
         ["seeds that instructions came from", counts["seeds"] or None, ""],
         ["metadata", counts["metadata"] or None, ""],
         ["basic instructions asked for", counts["asked"], ""],
-        ["basic instructions made", counts["made"], ""],
-        *([name, number, _share(number, counts["made"])] for name, number in steps),
+        ["basic instructions made", made, ""],
+        *([name, number, _share(number, made)] for name, number in steps),
     ]
-    report.table(["step", "number", "of those made"], [row for row in rows if row[1] is not None])
-    if counts["answers"]:
-        cut = [
-            [name, counts["winners"].get(name, 0), total, _share(counts["truncated"].get(name, 0), total)]
-            for name, total in counts["answers"].items()
-        ]
-        report.table(["answers of", "in pairs", "all", "cut off by the token limit"], cut)
+    rows = [row for row in rows if row[1] is not None]
+    yield "From seeds to pairs", ["step", "number", "of those made"], rows, "Shares with 95 % intervals."
 
+    winners, cut = counts["winners"], counts["truncated"]
+    rows = [[name, winners.get(name, 0), n, _share(cut.get(name, 0), n)] for name, n in counts["answers"].items()]
+    yield "Whose answer was kept", ["answers of", "in pairs", "all", "cut off by the token limit"], rows, ""
 
-def _add_rounds(report: RunReport, counts: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
-    if not counts["versions"]:
-        return
-    report.heading("Pairs by round")
     total, rows = sum(counts["iterations"].values()), []
     for number, versions in counts["versions"].items():
         scored, kept = (counts[name].get(number, 0) for name in ("scored", "iterations"))
         rows.append([number, versions, scored, kept, _share(kept, versions), _share(kept, total)])
-    report.table(["round", "versions", "scored", "kept", "kept of the versions", "of all pairs"], rows)
-    report.text("Round 1 is the basic instruction; shares with 95 % intervals.")
-    if counts["gaps"]:
-        threshold = settings.get("gap_threshold", _THRESHOLD)
-        means = " as expected under the scorer's probabilities" if settings.get("scoring") == "logprobs" else ""
-        report.text(
-            f"Kept: the first version whose answers have scores, from 1 to 10{means}, more than {threshold:g} apart."
-        )
-        draw_gaps(counts["gaps"], threshold, folder / "gaps.png", counts["gap_width"])
-        report.figure("gaps.png", "Gaps between the scores of the two answers, all versions that were scored.")
+    header = ["round", "versions", "scored", "kept", "kept of the versions", "of all pairs"]
+    yield "Pairs by round", header, rows, "Round 1 is the basic instruction."
 
-
-def _add_drops(report: RunReport, counts: Mapping[str, Any], exported: Mapping[str, Any]) -> None:
     rows = [["basic instruction", *own] for own in counts["basic_drops"].items()]
     rows += [[outcome.replace("_", " "), *own] for outcome, all_ in counts["reasons"].items() for own in all_.items()]
     rows += [["at the export", *own] for own in (exported.get("reasons") or {}).items()]
-    if rows:
-        report.heading("What was dropped, and why")
-        report.table(["where", "reason", "number"], sorted(rows, key=lambda row: -row[2])[:_MOST_ROWS])
-    if exported.get("contaminated"):
-        found = "; ".join(f"{number} by {file}" for file, number in exported["contaminated"].items())
-        report.text(f"Contaminated at the export: {found}. The rows are in `export_drops.jsonl`.")
+    rows = sorted(rows, key=lambda row: -row[2])[:_MOST_ROWS]
+    found = "; ".join(f"{number} by {file}" for file, number in (exported.get("contaminated") or {}).items())
+    note = f"Contaminated at the export: {found}. The rows are in `export_drops.jsonl`." if found else ""
+    yield "What was dropped, and why", ["where", "reason", "number"], rows, note
 
-
-def _add_calls(report: RunReport, counts: Mapping[str, Any]) -> None:
     rows = []
     for step in dict.fromkeys([*(own["step"] for own in counts["steps"]), *counts["set_aside"]]):
         own = [entry for entry in counts["steps"] if entry["step"] == step]
@@ -281,31 +273,19 @@ def _add_calls(report: RunReport, counts: Mapping[str, Any]) -> None:
         first = sum(entry["calls"] for entry in own) - retried
         aside = counts["set_aside"].get(step, {})
         rows.append([step, first, _share(first - retried, first), retried, sum(aside.values()), _listed(aside)])
-    if rows:
-        report.heading("Replies that could be read")
-        report.table(["step", "asked", "readable at once", "asked again", "set aside", "why"], rows)
-    if counts["steps"]:
-        report.heading("Calls and tokens")
-        names = ["calls", "cut_off", "tokens_read", "tokens_written", *(["cost"] if counts["calls"]["cost"] else [])]
-        steps = [*counts["steps"], counts["calls"] | {"step": "all", "engine": ""}]
-        header = ["step", "engine", *(name.replace("_", " ") for name in names)]
-        report.table(header, [[own["step"], own["engine"], *(own[name] for name in names)] for own in steps])
+    header = ["step", "asked", "readable at once", "asked again", "set aside", "why"]
+    yield "Replies that could be read", header, rows, ""
 
+    names = ["calls", "cut_off", "tokens_read", "tokens_written", *(["cost"] if counts["calls"]["cost"] else [])]
+    entries = [*counts["steps"], counts["calls"] | {"step": "all", "engine": ""}] if counts["steps"] else []
+    rows = [[own[name] for name in ("step", "engine", *names)] for own in entries]
+    yield "Calls and tokens", ["step", "engine", *(name.replace("_", " ") for name in names)], rows, ""
 
-def _add_coverage(report: RunReport, counts: Mapping[str, Any], folder: Path) -> None:
-    if not counts["use_cases"]:
-        return
-    report.heading("Coverage of the metadata")
-    draw_coverage(counts["use_cases"], folder / "coverage.png")
-    report.figure("coverage.png", "Basic instructions of each use case, and how many became pairs.")
     for kind, title in (("use_cases", "use case"), ("skills", "skill")):
-        names = counts[kind]
-        covered = sum(own["kept"] > 0 for own in names.values())
-        report.text(f"At least one pair was kept for {covered} of {len(names)} {kind.replace('_', ' ')}.")
-        rows = [[name, *(own[part] for part in _HOW_FAR)] for name, own in list(names.items())[:_MOST_ROWS]]
-        report.table([title, *_HOW_FAR], rows)
-        if len(names) > _MOST_ROWS:
-            report.text(f"{len(names) - _MOST_ROWS} more are in `report.json`.")
+        covered = sum(own["kept"] > 0 for own in counts[kind].values())
+        rows = [[name, *(own[part] for part in _HOW_FAR)] for name, own in counts[kind].items()]
+        note = f"At least one pair was kept for {covered} of {len(rows)} {title}s; all rows are in `report.json`."
+        yield f"Coverage: {title}s", [title, *_HOW_FAR], rows[:_MOST_ROWS], note
 
 
 def _add_samples(report: RunReport, total: int, folder: Path) -> None:
@@ -328,7 +308,7 @@ def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: Pat
         # A bin lies between multiples of its width; that of no gap at all is a narrow bar on its spot
         centres = [width * (bin - math.copysign(0.5, bin) if bin else 0) for bin in own]
         widths = [width * (0.76 if bin else 0.2) for bin in own]
-        look = {"color": COLOURS[number % len(COLOURS)], "label": f"round {round_}"}
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": f"round {round_}"}
         axes.bar(centres, list(own.values()), widths, [floor[bin] for bin in own], **look)
         floor.update(own)
     for side in (-threshold, threshold):

@@ -22,7 +22,7 @@ from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.inputs import Query, is_file, load_queries
 from ..core.judge.pairwise import PairwiseJudge
 from ..core.runs.run import Run, Stage, folder_lock, run_stages, training_settings
-from .config import CodecLMArguments, CodecLMConfig, FolderArguments
+from .config import CodecLMArguments, CodecLMConfig
 from .export import ExportReport, export
 from .pipeline.codec import CodecLM
 from .pipeline.metadata import load_metadata
@@ -31,8 +31,6 @@ from .report import write_codeclm_report
 
 
 if TYPE_CHECKING:
-    from trl import ModelConfig, SFTConfig
-
     from ..core.generation import ModelSource
 
 
@@ -66,18 +64,9 @@ class Engines:
 
 class CodecLMRun(Run):
     """One run: `output` is its folder and seed (`FolderArguments`, or an `SFTConfig` where there is training), and
-    `model_args` the target where it is trained, LoRA and quantisation."""
+    `model_args`, a `ModelConfig`, the target where it is trained, LoRA and quantisation."""
 
-    output: Any
-    model_args: Any
-
-    def __init__(
-        self,
-        args: CodecLMArguments,
-        config: CodecLMConfig,
-        output: FolderArguments | SFTConfig,
-        model_args: ModelConfig | None = None,
-    ):
+    def __init__(self, args: CodecLMArguments, config: CodecLMConfig, output: Any, model_args: Any = None):
         self.args, self.config, self.output, self.model_args = args, config, output, model_args
         self.folder = Path(output.output_dir or "codeclm")
         against = config.decontaminate_against
@@ -137,7 +126,6 @@ class CodecLMRun(Run):
             yield Stage("compare", None, self.folder / "comparison.json", "comparing it with the strong model")
 
     def generate(self, of: None = None) -> None:
-        """Make the pairs, or as many as the budget allows."""
         engines = self.engines()
         roles = ["strong", "scorer", "target"] if self.config.selection == "gap" else ["strong"]
         own = {role: engines.build(role) for role in roles}

@@ -69,16 +69,13 @@ def weighted_loss(
     loss_weights: torch.Tensor,
     num_items: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
-    """Negative log-likelihood, each row's times its weight, per scored token: with ones, that of a causal model.
+    """Negative log-likelihood, each row's times its weight, in nats per scored token: with ones, SFT's.
 
     Args:
         logits: `(B, T, V)`; position t scores label t + 1.
         labels: `(B, T)`; -100 is not scored.
         loss_weights: `(B,)`.
         num_items: Scored tokens of the whole optimizer step; those of this batch when left out.
-
-    Returns:
-        A scalar, nats per token.
     """
     shifted = labels[:, 1:]
     return _weighted(_token_losses(logits[:, :-1], shifted), shifted != -100, loss_weights, num_items)
@@ -88,19 +85,8 @@ class WeightedLoss(TrainerCallback):
     """Lets `loss_weights` of a batch multiply the losses of their rows, in an unmodified `SFTTrainer` or `Trainer`.
 
     Training only: an evaluation loss stays the plain one, which can be compared between runs. Settings that the
-    weights would be lost or mistaken with raise a `ValueError`.
-
-    Example:
-
-    ```python
-    trainer = SFTTrainer(
-        model,
-        SFTConfig("out", remove_unused_columns=False),
-        train_dataset=rows,
-        data_collator=DataCollatorForCodecLM(tokenizer, weight_by="gap"),
-        callbacks=[WeightedLoss()],
-    )
-    ```
+    weights would be lost or mistaken with raise a `ValueError`. Give the trainer `callbacks=[WeightedLoss()]`, a
+    `DataCollatorForCodecLM` with `weight_by`, and `remove_unused_columns=False`.
     """
 
     def __init__(self):
@@ -157,9 +143,7 @@ class RowWeighing:
         if weights is None:
             return outputs
         if getattr(outputs, "loss", None) is None:
-            raise ValueError(
-                "`loss_weights` came without `labels`, or the model returned no loss: leave `compute_loss_func` out."
-            )
+            raise ValueError("`loss_weights` came without `labels`, or no loss: leave `compute_loss_func` out.")
         if getattr(outputs, "log_probs", None) is not None:  # the fused head of TRL, zero where nothing is scored
             losses, scored = -outputs.log_probs, outputs.label_mask
             outputs.log_probs = outputs.log_probs * weights.to(outputs.log_probs)[:, None]

@@ -384,7 +384,7 @@ def test_a_file_of_the_user_may_include_one_that_comes_along(tmp_path):
         ("encode", "{{ instruction }} {{ max_skills / 0 }}", "cannot be filled in .*zero"),
         ("encode", "{{ instruction }} {{ max_skills + '' }}", "cannot be filled in"),
         ("encode", "{{ instruction }}{% include 'missing.jinja' %}", "cannot be filled in .*missing"),
-        ("encodes", "{{ instruction }}", "there is no prompt of that name; rename it to one of encode, decode"),
+        ("encodes", "{{ instruction }}", "rename it to one of encode, decode"),
     ],
 )
 def test_bad_files_give_one_clear_line(tmp_path, name, text, message):

@@ -51,8 +51,8 @@ _LIVE_LOCAL = 256
 
 @dataclass(frozen=True)
 class CodecLMResult:
-    """How a run ended: the path of `report.md`, pairs in `data.jsonl`, why it is not finished (a budget; None if it
-    is), and items that a failed call has left open, which the same call again tries again."""
+    """How a run ended: the path of `report.md`, pairs in `data.jsonl`, the budget that stopped it, if one did, and
+    items that a failed call has left open."""
 
     report: Path
     pairs: int
@@ -182,7 +182,7 @@ class CodecLM:
         if config.metadata:
             origins = load_metadata(config.metadata, config.max_skills)
         else:
-            seeds = load_seeds(config.seeds, config.seed_column, config.num_seeds)
+            seeds = load_seeds(config.seeds or "", config.seed_column, config.num_seeds)
             origins = await encode_seeds(client, config, seeds, set_aside)
         if config.pairing == "sampled":
             origins = sample_pairings(origins, max_skills=config.max_skills, seed=self.seed)
@@ -190,22 +190,18 @@ class CodecLM:
         for number, origin in enumerate(origins):
             for place, text in enumerate(origin.seeds):
                 filters.add(f"seed {number}/{place}", text)
-        basics = await decode_basics(client, config, origins, filters, set_aside)
+        made, asked, drops = await decode_basics(client, config, origins, filters, set_aside)
         self._check_failed()
-        if not basics.made:
-            dropped = dict(basics.drops) or "none, see set_aside.jsonl"
-            raise ValueError(
-                f"not one basic instruction is left (dropped: {dropped}): change the filters or the model"
-            )
-        rows = [
-            {**own.metadata.as_json(), "weight": own.weight, "asked": asked, "seeds": list(own.seeds)}
-            for own, asked in zip(origins, basics.asked, strict=True)
-        ]
+        if not made:
+            dropped = dict(drops) or "none, see set_aside.jsonl"
+            raise ValueError(f"not one basic instruction is left (dropped: {dropped}): change filters or model")
+        rows = [own.metadata.as_json() | {"weight": own.weight, "seeds": list(own.seeds)} for own in origins]
+        rows = [row | {"asked": number} for row, number in zip(rows, asked, strict=True)]
         write_jsonl(self.folder / "metadata.jsonl", rows)
-        counts = {"asked": sum(basics.asked), "made": len(basics.made), "dropped": dict(basics.drops)}
+        counts = {"asked": sum(asked), "made": len(made), "dropped": dict(drops)}
         write_atomically(self.folder / "basics.json", json.dumps(counts, indent=2) + "\n")
         # Last: this file says that the others are there
-        write_jsonl(self.folder / "basics.jsonl", (basic.as_json() for basic in basics.made))
+        write_jsonl(self.folder / "basics.jsonl", (basic.as_json() for basic in made))
 
     def _check_failed(self) -> None:
         """Without the calls that failed there would be other data than the same answers give."""

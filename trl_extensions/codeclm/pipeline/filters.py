@@ -16,8 +16,7 @@ from ...core.inputs import DEFAULT_COLUMNS, is_file, read_rows
 from ..config import CodecLMConfig
 
 
-REASONS = ("empty", "too short", "too long", "near-duplicate", "contaminated", "language")
-"""Why an instruction is dropped, in the order in which it is tried."""
+REASONS = ("empty", "too short", "too long", "near-duplicate", "contaminated", "language")  # in the order tried
 
 _WORDS_OF_A_LANGUAGE = 5  # below, a language is guessed wrong too often
 _PERMUTATIONS = 128
@@ -38,9 +37,7 @@ class InstructionFilters:
 
     def __init__(self, config: CodecLMConfig):
         if config.min_words > config.max_words:
-            raise ValueError(
-                f"`min_words` {config.min_words} is above `max_words` {config.max_words}: nothing is kept."
-            )
+            raise ValueError(f"`min_words` {config.min_words} is above `max_words` {config.max_words}: swap them.")
         self._config = config
         self._benchmarks = Benchmarks(config.decontaminate_against) if config.decontaminate_against else None
         self._language = _load_language_guesser(config.languages) if config.languages else None
@@ -89,8 +86,8 @@ class NearDuplicates:
     """Finds the text, of those added before, that a text overlaps with.
 
     A text is the set of its word 3-grams, or of its character 5-grams where it has fewer than three words or a script
-    without spaces; two overlap if these sets' Jaccard similarity reaches the threshold. MinHash (datasketch) proposes,
-    with bands in which a pair right at the threshold is found with 99 % probability; the true similarity decides.
+    without spaces. MinHash (datasketch) proposes, with bands in which a pair right at the threshold is found with 99 %
+    probability; the true Jaccard similarity decides.
     """
 
     def __init__(self, threshold: float):

@@ -59,10 +59,8 @@ async def encode_seeds(
     )
     pairs = [(metadata, seed.text) for metadata, seed in zip(found, seeds, strict=True) if metadata is not None]
     if not pairs:
-        raise ValueError(
-            f"not one of {len(seeds)} seeds could be encoded into metadata (see set_aside.jsonl): the strong model is "
-            "too weak for it, or the endpoint fails; write the `metadata` yourself."
-        )
+        what = "could be encoded into metadata (see set_aside.jsonl); write the `metadata` yourself"
+        raise ValueError(f"not one of {len(seeds)} seeds {what}.")
     return merge_metadata(pairs)
 
 
@@ -147,27 +145,18 @@ class BasicInstruction:
         return vars(self) | {"metadata": self.metadata.as_json()}
 
 
-@dataclass(frozen=True)
-class Basics:
-    """Basic instructions in the order of their origins, how many were asked for of each origin, and how many were
-    dropped, by reason."""
-
-    made: list[BasicInstruction]
-    asked: list[int]
-    drops: Counter[str]
-
-
 async def decode_basics(
     client: StepClient,
     config: CodecLMConfig,
     origins: Sequence[Origin],
     filters: InstructionFilters,
     set_aside: SetAside,
-) -> Basics:
+) -> tuple[list[BasicInstruction], list[int], Counter[str]]:
     """Decode metadata until there are as many basic instructions as asked for, or three waves have not made them.
 
-    Replies are filtered in a fixed order, so that the same answers give the same rows. After calls that failed, which
-    another run may make, what would follow from the others is not begun.
+    Returns them, how many were asked for of each origin, and how many were dropped, by reason. Replies are filtered in
+    a fixed order, so that the same answers give the same rows. After calls that failed, which another run may make,
+    what would follow from the others is not begun.
     """
     step, drops, failed = Decode(config.prompt_folder), Counter[str](), list[Rejected]()
     asked = allocate([origin.weight for origin in origins], config.num_instructions, config.allocation)
@@ -198,7 +187,7 @@ async def decode_basics(
                     continue
                 seed = origin.seeds[len(own) % len(origin.seeds)] if origin.seeds else None
                 own.append(BasicInstruction(id, origin.metadata, seed, instruction))
-    return Basics([basic for own in made for basic in own], asked, drops)
+    return [basic for own in made for basic in own], asked, drops
 
 
 def _portions(total: int, size: int) -> list[int]:

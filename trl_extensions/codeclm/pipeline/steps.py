@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -46,7 +47,6 @@ SCALE = tuple("0123456789")  # one of these digits stands for a score: 0 for 1, 
 
 _FEWEST_COPIED_WORDS = 5
 _PLACEHOLDERS = ("", "none", "n a", "nil", "なし", "无", "無")
-_AT_ONCE = 1024
 
 
 # The forms of replies. Their bounds are for engines that are held to a schema: small models write on without an end,
@@ -269,18 +269,14 @@ class Rejected(Exception):  # noqa: N818 (it is a row that is)
         self.step, self.reason, self.raw, self.retryable = step, reason, raw, retryable
 
 
+@dataclass(frozen=True)
 class StepClient:
-    """Asks the engines of a run, each question with a seed that follows from what it is about; `answered` is called
-    with every response that has come."""
+    """Asks the engines of a run; `heard` is called with every response that has come."""
 
-    def __init__(
-        self,
-        client: LLMClient,
-        config: CodecLMConfig,
-        seed: int,
-        answered: Callable[[Response], None] = lambda response: None,
-    ):
-        self._client, self._config, self._seed, self._answered = client, config, seed, answered
+    client: LLMClient
+    config: CodecLMConfig
+    seed: int
+    heard: Callable[[Response], None] = lambda response: None
 
     async def generate(self, step: Step, about: str, *, role: str = "strong", **values: Any) -> tuple[Any, bool]:
         """What the engine of a role says of `values`, and whether the token limit cut it off.
@@ -288,19 +284,19 @@ class StepClient:
         `about` is an id: another one is another sample. Raises `Rejected` where neither of two replies can be read or
         the call failed, and what `LLMClient.call` raises for all calls.
         """
-        config, responses = self._config, list[Response]()
+        config, responses = self.config, list[Response]()
         # A seed also where nothing is drawn: two servers may serve different models under one name
-        seed = request_seed(self._seed, f"{about}/{step.name}")
+        seed = request_seed(self.seed, f"{about}/{step.name}")
         limit, temperature = getattr(config, step.limit), getattr(config, step.temperature)
         params = GenerationParams(limit, temperature, config.top_p, seed=seed)
 
         def answered(response: Response) -> None:
             responses.append(response)
-            self._answered(response)
+            self.heard(response)
 
         try:
             answer = await ask_client(
-                self._client, role, step.messages(**values), params, step.schema, step=step.name, finished=answered,
+                self.client, role, step.messages(**values), params, step.schema, step=step.name, finished=answered,
                 read=partial(step.parse, **values), again=partial(again, step=step, folder=config.prompt_folder),
             )  # fmt: skip
         except CallFailed as error:
@@ -319,14 +315,14 @@ class StepClient:
         """The score by the scorer's probabilities of the ten digits. Raises as `generate`, without asking again."""
         try:
             question, params = step.messages(**values), GenerationParams(1)
-            response = await self._client.call("scorer", step.name, question, params, SCALE)
-            self._answered(response)
+            response = await self.client.call("scorer", step.name, question, params, SCALE)
+            self.heard(response)
             return step.expected(response.logprobs or ())
         except (CallFailed, Unreadable) as error:
             raise Rejected(step.name, str(error), [], retryable=getattr(error, "retryable", False)) from None
 
 
-async def gather(jobs: Iterable[Callable[[], Awaitable[T]]], at_once: int = _AT_ONCE) -> list[T]:
+async def gather(jobs: Iterable[Callable[[], Awaitable[T]]], at_once: int = 1024) -> list[T]:
     """Results in order, a bounded number of jobs at once; the first error ends them all, and is raised by itself."""
     waiting = enumerate(jobs)
     results: dict[int, Any] = {}
@@ -411,9 +407,7 @@ class PromptTemplate:
         folders = [PROMPTS] if folder is None else [Path(folder), PROMPTS]
         for path in sorted(folders[0].glob("*.jinja")):
             if path.stem not in _VARIABLES:
-                raise ValueError(
-                    f"{path}: there is no prompt of that name; rename it to one of {', '.join(_VARIABLES)}"
-                )
+                raise ValueError(f"{path} is no prompt's name; rename it to one of {', '.join(_VARIABLES)}")
         self.path = next(place for own in folders if (place := own / f"{name}.jinja").is_file())
         loader = jinja2.FileSystemLoader(folders)
         needed, optional = _VARIABLES[name]
