@@ -18,10 +18,9 @@ from ..core.training.encoding import pad_rows
 class DataCollatorForTNT(DataCollatorMixin):
     """Pads rows of `input_ids` and `token_weights` on the right.
 
-    Args:
-        share_prefix: Rows that begin with the same tokens up to the first scored one stand in one sequence, their
-            completions one after another, in batches that need fewer tokens so. Positions restart after the prompt;
-            `core.shared_prefix.attention_mask` keeps completions from seeing each other.
+    With `share_prefix`, rows that begin with the same tokens up to the first scored one stand in one sequence, their
+    completions one after another, in batches that need fewer tokens so. Positions restart after the prompt;
+    `core.modeling.shared_prefix.attention_mask` keeps completions from seeing each other.
 
     Returns (by calling it on a list of B rows, T being the longest, in tokens):
         `input_ids` and `attention_mask` `(B, T)`; `token_weights` `(B, T)`: +1 on tokens to keep, -1 on unwanted ones,
@@ -49,14 +48,10 @@ class DataCollatorForTNT(DataCollatorMixin):
         return self._padded(sequences, weights)
 
     def _shared(self, sequences, weights, groups: dict[tuple[int, ...], list[int]]) -> dict[str, torch.Tensor]:
-        layouts = [
-            pack_shared_prefix(prompt, [(row, sequences[row][len(prompt) :]) for row in rows])
-            for prompt, rows in groups.items()
-        ]
-        signs = [
-            [0] * len(prompt) + [sign for row in rows for sign in weights[row][len(prompt) :]]
-            for prompt, rows in groups.items()
-        ]
+        layouts, signs = [], []
+        for prompt, rows in groups.items():
+            layouts.append(pack_shared_prefix(prompt, [(row, sequences[row][len(prompt) :]) for row in rows]))
+            signs.append([0] * len(prompt) + [sign for row in rows for sign in weights[row][len(prompt) :]])
         return {
             # First: transformers reads the batch size off the first tensor, and a batch is counted in rows
             "num_tokens": torch.tensor([len(ids) for ids in sequences]),
@@ -79,10 +74,8 @@ def prompt_length(token_weights: list[int]) -> int:
 
 
 class PromptSampler(Sampler[int]):
-    """Row numbers, prompts in random order and rows of a prompt in random order behind each other.
-
-    `prompts` has something for each row that tells its prompt from others; the seed and the epoch decide the order.
-    """
+    """Row numbers, prompts in random order and rows of a prompt in random order behind each other, by seed and epoch;
+    `prompts` has something for each row that tells its prompt from others."""
 
     def __init__(self, prompts: Sequence[Hashable], seed: int):
         groups = defaultdict(list)

@@ -43,9 +43,6 @@ class TNTConfig(SFTConfig):
             a log line says why.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Switch dropout off, so that the model starts where its original is.
-
-    Raises:
-        ValueError: A value outside its range or choices, or a setting of `SFTConfig` that TNT cannot honour.
     """
 
     variant: str = option("ff", "How unwanted and kept tokens are drawn to their target.", *VARIANTS)

@@ -70,13 +70,9 @@ class EncodedRow(NamedTuple):
 
 
 def prepare_rows(
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None,
-    name: str = "train",
-    num_proc: int | None = None,
-) -> Dataset:
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *,
+    max_length: int | None, name: str = "train", num_proc: int | None = None,
+) -> Dataset:  # fmt: skip
     """Tokenise TNT rows. Idempotent: a dataset that has the token columns already is returned as it is.
 
     Args:
@@ -123,12 +119,9 @@ def prepare_rows(
         return {"input_ids": whole.input_ids[:max_length], "token_weights": weights, _COUNTS: counts}
 
     tokenized = dataset.with_format(None).map(  # of any other format the rows would not be plain lists
-        tokenize,
-        with_indices=True,
-        num_proc=num_proc,
+        tokenize, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset",
         remove_columns=["labels", "negative_mask"] if pretokenised else None,
-        desc=f"Tokenizing {name} dataset",
-    )
+    )  # fmt: skip
     return _settle(tokenized, max_length, name)
 
 
@@ -250,9 +243,8 @@ def _settle(dataset: Dataset, max_length: int | None, name: str) -> Dataset:
         remedy = f"raise max_length={max_length}" if total["vanished"] else "check `labels`, which are all -100"
         raise ValueError(f"No {name} row is left, for none has a scored token: {remedy}.")
     if name == "train" and not total["negative"]:
-        remedy = "mark what is unwanted in `negative_spans` (or `negative_mask`)"
-        if total["spans_cut"]:
-            remedy = f"{total['spans_cut']} negative spans lay behind max_length={max_length}, so raise it"
+        cut = f"{total['spans_cut']} negative spans lay behind max_length={max_length}, so raise it"
+        remedy = cut if total["spans_cut"] else "mark what is unwanted in `negative_spans` (or `negative_mask`)"
         raise ValueError(f"No token of the {name} dataset is negative, so TNT has nothing to remove: {remedy}.")
     if name == "train" and not total["kept"]:
         remedy = "mark only the unwanted part of each completion, or add rows without spans"
@@ -295,12 +287,10 @@ def negative_tokens(offsets: Sequence[Sequence[int]], spans: Sequence[Sequence[i
 
 
 def cover_text(offsets: Sequence[Sequence[int]], text: str) -> list[tuple[int, int]]:
-    """The offsets, widened so that no character between two tokens belongs to none of them.
-
-    Some tokenizers trim the space off the offsets of " here", and some drop characters (an accent that normalisation
-    merges into its letter). A span on such a character alone would touch nothing, and what it marks would be kept.
-    Spaces that no token covers go to the token behind them (as byte-level tokens have them), other characters to the
-    token, or the byte tokens of one character, before them.
+    """The offsets, widened so that no character between two tokens belongs to none: else, what a span on it alone
+    marks would be kept. Some tokenizers trim spaces off offsets, or drop an accent that they merge into its letter.
+    Spaces go to the token behind them (as byte-level tokens have them), other characters to the token, or the byte
+    tokens of one character, before them.
     """
     covered: list[tuple[int, int]] = []
     end = 0  # of the text covered so far

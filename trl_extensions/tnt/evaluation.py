@@ -22,21 +22,11 @@ NEEDED = ("id", "index", "sample", "prompt", "completion", "truncated", "num_tok
 
 
 def evaluate_patch(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    original_rows: list[dict[str, Any]],
-    patched_rows: list[dict[str, Any]],
-    output: Path,
-    *,
-    original: nn.Module | None = None,
-    batch_tokens: int = 4096,
-) -> dict[str, Any]:
-    """Compare a patched model with its original, and write the result as JSON to `output`.
-
-    Args:
-        model, tokenizer, original, batch_tokens: See `scores.score_rows`.
-        original_rows: Annotated outputs of the original to held-out prompts, greedy (`sample` 0) and random ones.
-        patched_rows: Those of the patched model to the same prompts.
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, original_rows: list[dict[str, Any]],
+    patched_rows: list[dict[str, Any]], output: Path, *, original: nn.Module | None = None, batch_tokens: int = 4096,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare a patched model with its original (see `scores.score_rows`) on annotated outputs of both to the same
+    held-out prompts, greedy (`sample` 0) and random ones, and write the result as JSON to `output`.
 
     Returns:
         What was written. `original` and `patched`: `unwanted` of `greedy` and of `sampled` outputs, where there are
@@ -72,7 +62,6 @@ def evaluate_patch(
 
 
 def _written(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Greedy outputs that can be scored."""
     written = [row for row in rows if row["sample"] == 0 and completion_text(row["completion"]).strip()]
     if not written:
         remedy = "if the model has collapsed, train for fewer steps, or with a smaller learning rate or alpha"
@@ -144,7 +133,7 @@ def first_difference(original: str, patched: str) -> float:
     """Share of the original's words before the first that differs, in [0, 1]; 1 where it has them all."""
     before, after = original.split(), patched.split()
     if not before:
-        return 1.0 if not after else 0.0
+        return float(not after)
     words = enumerate(zip(before, after, strict=False))
     same = next((i for i, (a, b) in words if a != b), min(len(before), len(after)))
     return same / len(before)

@@ -1,8 +1,7 @@
 """The objectives of `tnt.loss` from hidden states: the same numbers, and no vocabulary-sized tensor outlives a chunk.
 
-Both models are projected for a few rows at a time. Those rows give their losses, their statistics and, in closed form,
-their gradient in the hidden states at once, so nothing is projected a second time in the backward pass, and every row
-is exact however much mass the reference gives to the banned token.
+Both models are projected for a few rows at a time, which give their losses, statistics and, in closed form, their
+gradient at once: nothing is projected again for the backward pass, and every row is exact.
 """
 
 from dataclasses import dataclass
@@ -43,14 +42,9 @@ class TokenScores:
 
 
 def fused_negative_loss(
-    states: torch.Tensor,
-    head: OutputHead,
-    ref_states: torch.Tensor,
-    ref_head: OutputHead,
-    token_ids: torch.Tensor,
-    weights: torch.Tensor,
-    objective: Objective,
-) -> TokenScores:
+    states: torch.Tensor, head: OutputHead, ref_states: torch.Tensor, ref_head: OutputHead,
+    token_ids: torch.Tensor, weights: torch.Tensor, objective: Objective,
+) -> TokenScores:  # fmt: skip
     """`targeted_negative_loss` of N scored tokens, of weights +1 or -1, from the states that predict them.
 
     Gradients flow to `states` `(N, H)` and their head. Raises `ValueError` where the heads' vocabularies differ.

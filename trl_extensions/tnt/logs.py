@@ -31,8 +31,7 @@ from .data import check_spans, is_chat
 
 logger = logging.getLogger(__name__)
 
-FOUND = "logs"
-"""Who marked the spans where a selected candidate was found; those that the log marked are `GIVEN`."""
+FOUND = "logs"  # who marked the spans where a selected candidate was found; those that the log marked are `GIVEN`
 DEFAULT_SEVERITY = 3.0  # the middle of 1 to 5
 
 
@@ -90,9 +89,6 @@ def _is_severity(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= 5
 
 
-# The file of candidates
-
-
 @renamed(keep="selected")
 @dataclass(frozen=True)
 class Candidate:
@@ -109,7 +105,6 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Frequency x severity: what candidates are ranked by."""
         return self.count * self.severity
 
     @property
@@ -259,8 +254,7 @@ def find_quotes(complaint: str, text: str) -> list[Span]:
 # Phrases that more flagged outputs hold than clean ones, for logs that say that an output is bad, but not what is.
 # How often one output repeats a phrase is no matter: a long, repetitive one must not outvote a hundred others.
 
-MAX_WORDS = 60  # of a mined phrase
-MIN_Z = 1.96
+MAX_WORDS, MIN_Z = 60, 1.96  # of a mined phrase
 MIN_LIFT = 2.0  # a phrase is in so many times the share of flagged outputs as of clean ones, so that no common word is
 SAME_SHARE = 0.9  # a longer phrase stands for one inside it if it is in this share of the outputs that hold that one
 
@@ -269,8 +263,8 @@ _WORD = re.compile(r"[^\W_]+(?:['’‘ʼ＇-][^\W_]+)*")
 _BREAK = re.compile(r"[.!?;:…][\"'”’)\]*_]*\s|[\n。！？；：]")
 
 Gram: TypeAlias = tuple[str, ...]
+# Where a phrase occurs: the output, a sentence (for each word its folded text, start and end), its first word
 Spots: TypeAlias = list[tuple[int, list[tuple[str, int, int]], int]]
-"""Where a phrase occurs: the output, a sentence (for each word its folded text, start and end), its first word."""
 
 
 def mine_phrases(flagged: Sequence[str], clean: Sequence[str]) -> Iterator[tuple[float, int, str]]:
@@ -367,11 +361,8 @@ def separates(flagged_count: int, flagged: int, clean_count: int, clean: int) ->
 # From complaints to candidates: what flagged outputs have in common, ranked, for a person to select
 
 SELECT_Z = 3.0  # of thousands of n-grams tried a few reach 2 standard deviations by chance
-MAX_CANDIDATES = 200
-NUM_EXAMPLES = 3
-
-_CONTEXT = 40
-_LONGEST_EXAMPLE = 160
+MAX_CANDIDATES, NUM_EXAMPLES = 200, 3
+_CONTEXT, _LONGEST_EXAMPLE = 40, 160  # characters
 
 
 class _Mention(NamedTuple):
@@ -386,30 +377,16 @@ class _Mention(NamedTuple):
 def find_candidates(logs: Sequence[LogRow]) -> list[Candidate]:
     """What may be unwanted in logged outputs: at most `MAX_CANDIDATES`, those selected first, and then by score.
 
-    Candidates are the spans that rows mark, the quotes of their complaints that are found in the output and, for
-    flagged rows with neither, the phrases that such outputs use more than clean ones (`mine_phrases`). Forms that
-    differ in case, punctuation or an English ending (-s, -ed, -ing) become one candidate, of which they are variants.
-    Selected by default are those that separate flagged outputs from clean ones (`MIN_LIFT`, and `MIN_Z`, or `SELECT_Z`
-    for a phrase that nobody pointed at), and spans and quotes that at least half of the flagged outputs which hold
-    them point at: "the", marked once by mistake, is not.
+    Candidates are the spans that rows mark, what complaints quote of the output and, for flagged rows with neither,
+    the phrases that such outputs use more than clean ones. Forms that differ in case, punctuation or an English ending
+    (-s, -ed, -ing) are variants of one. Selected by default are those that separate flagged outputs from clean ones,
+    and those that half of the flagged outputs which hold them point at: "the", marked once by mistake, is not.
     """
     flagged, clean = [row for row in logs if row.flagged], [row for row in logs if not row.flagged]
     if not flagged:
         signs = "`flagged: true`, `spans`, a `complaint` or a `severity`"
         raise ValueError(f"none of the {len(logs)} logged outputs has a sign of a problem; bad ones need {signs}")
-    indices = PhraseIndex([row.text for row in flagged]), PhraseIndex([row.text for row in clean])
-    groups = _mentions(flagged, clean).values()
-    candidates = [c for group in groups if (c := _as_candidate(group, flagged, *indices)).count]
-    candidates.sort(key=lambda c: (not c.selected, -c.score, c.clean_count, c.text))
-    if left_out := candidates[MAX_CANDIDATES:]:
-        selected = sum(candidate.selected for candidate in left_out)
-        logger.warning("%d of %d candidates left out, %d selected", len(left_out), len(candidates), selected)
-    return candidates[:MAX_CANDIDATES]
-
-
-def _mentions(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, list[_Mention]]:
-    """By form without English endings: what spans and quotes say; what rows with neither have in common."""
-    mentions: defaultdict[str, list[_Mention]] = defaultdict(list)
+    mentions: defaultdict[str, list[_Mention]] = defaultdict(list)  # by form without English endings
     for index, row in enumerate(flagged):
         for kind, spans in (("span", row.spans), ("quote", find_quotes(row.complaint, row.text))):
             for start, end, *_ in spans:
@@ -421,7 +398,13 @@ def _mentions(flagged: Sequence[LogRow], clean: Sequence[LogRow]) -> dict[str, l
         logger.warning("%d flagged outputs have neither a span nor a quote, and no clean output to compare", len(rest))
     for z, index, form in mine_phrases([flagged[index].text for index in rest], [row.text for row in clean]):
         mentions[_ENDING.sub("", form_key(form))].append(_Mention("phrase", form, rest[index], z))
-    return mentions
+    indices = PhraseIndex([row.text for row in flagged]), PhraseIndex([row.text for row in clean])
+    candidates = [c for group in mentions.values() if (c := _as_candidate(group, flagged, *indices)).count]
+    candidates.sort(key=lambda c: (not c.selected, -c.score, c.clean_count, c.text))
+    if left_out := candidates[MAX_CANDIDATES:]:
+        selected = sum(candidate.selected for candidate in left_out)
+        logger.warning("%d of %d candidates left out, %d selected", len(left_out), len(candidates), selected)
+    return candidates[:MAX_CANDIDATES]
 
 
 def _as_candidate(
@@ -458,7 +441,7 @@ def _context(text: str, start: int, end: int) -> str:
     return ("..." if first else "") + inside + ("..." if last < len(text) else "")
 
 
-# From candidates to training rows
+_Mark: TypeAlias = tuple[int, int, str, str, float]  # start, end, by whom, the candidate, its severity
 
 
 def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -475,12 +458,12 @@ def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> l
         for form in candidate.forms if candidate.selected else ():
             for place, spans in index.find(form).items():
                 found[place] |= {(s.start, s.end, FOUND, candidate.text, candidate.severity) for s in spans}
-    given = _given(logs, candidates)
+    outputs = [json.dumps([row.prompt, row.text], sort_keys=True) for row in logs]
+    given = _given(logs, outputs, candidates)
     rows = []
     for place, row in enumerate(logs):
-        key = _same_output(row)
-        marks = sorted(found[place] | given.get(key, set()))
-        if not marks and key in given:
+        marks = sorted(found[place] | given.get(outputs[place], set()))
+        if not marks and outputs[place] in given:
             continue
         annotations = [{"start": m[0], "end": m[1], "by": m[2], "label": m[3]} for m in marks]
         made = {name: getattr(row, name) for name in ("index", "prompt", "completion", "truncated")}
@@ -489,24 +472,15 @@ def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> l
     return rows
 
 
-_Mark: TypeAlias = tuple[int, int, str, str, float]
-"""Start, end, by whom, the candidate, its severity."""
-
-
-def _given(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> dict[str, set[_Mark]]:
-    """Prompt and output of a flagged row -> what the log marks in it, less candidates that are not selected."""
+def _given(logs: Sequence[LogRow], outputs: Sequence[str], candidates: Sequence[Candidate]) -> dict[str, set[_Mark]]:
+    """Output of a flagged row -> what the log marks in it, less candidates that are not selected."""
     of_form = {form_key(form): candidate for candidate in candidates for form in candidate.forms}
-    marks: dict[str, set[_Mark]] = {}
-    for row in (row for row in logs if row.flagged):
-        own = marks.setdefault(_same_output(row), set())
+    marks: dict[str, set[_Mark]] = {output: set() for row, output in zip(logs, outputs, strict=True) if row.flagged}
+    for row, output in zip(logs, outputs, strict=True):
         for start, end in row.spans:
             candidate = of_form.get(form_key(marked_text(row.text, start, end)))
             if candidate is None and start < end:
-                own.add((start, end, GIVEN, "", row.severity or DEFAULT_SEVERITY))
+                marks[output].add((start, end, GIVEN, "", row.severity or DEFAULT_SEVERITY))
             elif candidate and candidate.selected and start < end:
-                own.add((start, end, GIVEN, candidate.text, candidate.severity))
+                marks[output].add((start, end, GIVEN, candidate.text, candidate.severity))
     return marks
-
-
-def _same_output(row: LogRow) -> str:
-    return json.dumps([row.prompt, row.text], sort_keys=True)

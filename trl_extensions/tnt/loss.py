@@ -1,17 +1,8 @@
 """The objectives of targeted negative training (TNT, arXiv 2406.13660, section 3), as pure functions on tensors.
 
 p is the policy, q the frozen original, y the token at a position. The target d of a kept position is q itself; the
-target of an unwanted position is q without y, renormalised. A variant says how p is drawn to d:
-
-| variant | unwanted tokens | kept tokens |
-| --- | --- | --- |
-| `ff` | KL(d \\|\\| p) | KL(q \\|\\| p) |
-| `rr` | KL(p \\|\\| d) | KL(p \\|\\| q) |
-| `rf` | KL(p \\|\\| d) | KL(q \\|\\| p) |
-| `fll` | KL(d \\|\\| p) | -log p_y |
-| `rll` | KL(p \\|\\| d) | -log p_y |
-| `ul` | -log(1 - p_y), unlikelihood | -log p_y |
-| `nl` | log p_y, negative likelihood | -log p_y |
+target of an unwanted position is q without y, renormalised. A variant says how p is drawn to d: by forward KL(d || p),
+reverse KL(p || d), the likelihood -log p_y, the unlikelihood -log(1 - p_y) or the negative likelihood log p_y.
 """
 
 import math
@@ -51,7 +42,7 @@ def targeted_negative_loss(
         token_ids: `(B, T)`, the tokens that were written.
         weights: `(B, T)`: +1 keep, -1 unwanted, 0 not scored.
         variant, alpha: One of `VARIANTS`; factor on unwanted tokens.
-        smoothing: Mass that keeps a reverse KL finite where the target is zero. Forward terms need none.
+        smoothing: Mass that keeps a reverse KL finite where the target is zero.
         smooth_over: `"banned"` gives the banned token the mass `smoothing` and scales the others by `1 - smoothing`;
             kept positions are untouched, so policy = original has no gradient there. `"vocabulary"` adds `smoothing`
             to every entry of a reverse KL's target, kept positions included, and renormalises (the published code).
@@ -88,12 +79,9 @@ def check_objective(variant: str, alpha: float, smoothing: float, smooth_over: s
 
 
 def target_logps(ref_logits: torch.Tensor, token_ids: torch.Tensor, banned: bool) -> torch.Tensor:
-    """Log-probabilities `(N, V)` of the target d: the original's `(N, V)`, without `token_ids` `(N,)` if `banned`,
-    which are -inf then.
+    """Log-probabilities `(N, V)` of the target d: the original's, with `token_ids` `(N,)` at -inf if `banned`.
 
-    Taking the token out before normalising keeps this exact when the original gives it all of its mass. Where nothing
-    else had any, every other token is equally likely.
-    """
+    They go before normalising, which is exact if they have all mass; where nothing is left, the others are equal."""
     if not banned:
         return ref_logits.log_softmax(-1)
     rest = ref_logits.scatter(-1, token_ids[:, None], -math.inf)
@@ -120,14 +108,9 @@ def finite(logps: torch.Tensor) -> torch.Tensor:
 
 
 def _term(
-    term: str,
-    logits: torch.Tensor,
-    ref_logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    banned: bool,
-    smoothing: float,
-    smooth_over: str,
-) -> torch.Tensor:
+    term: str, logits: torch.Tensor, ref_logits: torch.Tensor, token_ids: torch.Tensor,
+    banned: bool, smoothing: float, smooth_over: str,
+) -> torch.Tensor:  # fmt: skip
     """One term for `(N, V)` rows of one sign, `(N,)` nats."""
     logits = logits.to(_at_least_float32(logits))
     log_p = logits.log_softmax(-1)

@@ -16,11 +16,7 @@ LOGGED = ("loss", "prob/negative", "prob/negative_ref", "kl/negative", "kl/kept"
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.md`, `report.json` and `two_axes.png` of a run's folder; returns the path of the first.
-
-    Intervals are 95 %: Wilson's for shares, a bootstrap over prompts for KL and spans per 1,000 tokens. KL in nats per
-    token.
-    """
+    """Write `report.md`, `report.json` and `two_axes.png` of a run's folder; returns the path of the first."""
     evaluation, settings, training, state = (
         json.loads((folder / name).read_text(encoding="utf-8"))
         for name in ("evaluation.json", "settings.json", "training_settings.json", "train/trainer_state.json")
@@ -33,11 +29,10 @@ def write_report(folder: Path) -> Path:
     report.figure("two_axes.png", caption)
     _write_axes(report, evaluation)
     report.heading("How it was made")
-    seconds = next((entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry), None)
+    took = [f" in {entry['train_runtime']:.0f} seconds" for entry in state["log_history"] if "train_runtime" in entry]
     report.text(
         f"`variant: {training['variant']}`, `alpha: {training['alpha']}`, learning rate "
-        f"{training['learning_rate']:g}, {state['global_step']} steps"
-        + (f" in {float(seconds):.0f} seconds." if seconds else ".")
+        f"{training['learning_rate']:g}, {state['global_step']} steps{''.join(took[:1])}."
     )
     annotation = folder / "original" / "annotation.json"
     if not training["dataset_name"] and annotation.exists():
@@ -144,19 +139,17 @@ def _write_samples(report: RunReport, folder: Path) -> None:
         {row["id"]: row for row in read_jsonl(folder / side / "eval_annotated.jsonl") if row["sample"] == 0}
         for side in SIDES
     )
-    groups: dict[str, list[str]] = {"Unwanted before": [], "Clean before, and changed": []}
-    for key in (key for key in before if key in after):
-        if before[key]["negative_spans"]:
-            groups["Unwanted before"].append(key)
-        elif completion_text(before[key]["completion"]) != completion_text(after[key]["completion"]):
-            groups["Clean before, and changed"].append(key)
-    for heading, keys in groups.items():
-        if keys:
+    groups: dict[str, list[list[str]]] = {"Unwanted before": [], "Clean before, and changed": []}
+    for old, new in ((row, after[key]) for key, row in before.items() if key in after):
+        asked = old["prompt"] if isinstance(old["prompt"], str) else old["prompt"][-1]["content"]
+        if old["negative_spans"]:
+            groups["Unwanted before"].append([asked, _marked(old), _marked(new)])
+        elif completion_text(old["completion"]) != completion_text(new["completion"]):
+            groups["Clean before, and changed"].append([asked, _marked(old), _marked(new)])
+    for heading, rows in groups.items():
+        if rows:
             report.heading(heading)
-            prompts = {key: before[key]["prompt"] for key in keys[:SIDE_BY_SIDE]}
-            asked = {key: chat if isinstance(chat, str) else chat[-1]["content"] for key, chat in prompts.items()}
-            rows = [[text, _marked(before[key]), _marked(after[key])] for key, text in asked.items()]
-            report.table(["prompt", *SIDES], rows)
+            report.table(["prompt", *SIDES], rows[:SIDE_BY_SIDE])
 
 
 def _marked(row: dict[str, Any]) -> str:

@@ -84,7 +84,6 @@ class TNTRun(Run):
         return {"settings.json": (sampling, sampled), "training_settings.json": (training, trained)}
 
     def claim_training(self) -> None:
-        """The part of `claim` for training alone."""
         values, trained = self.settings()["training_settings.json"]
         check_resume(self.folder / "training_settings.json", values, made=self.patched, started=trained)
 
@@ -111,13 +110,11 @@ class TNTRun(Run):
     # The stages
 
     def sample(self, side: str = "original") -> None:
-        """Sample the original's outputs to the training prompts."""
         output = self.folder / side / "outputs.jsonl"
         report = self.sample_to(self.original, self.prompts()[0], output, self.args.num_samples, True)
         mark_done(self.folder / side / "sampling.json", report)
 
     def annotate(self, side: str = "original") -> None:
-        """Mark what is unwanted in them."""
         folder = self.folder / side
         report = annotate_rows(load_outputs(folder / "outputs.jsonl"), self.annotators, folder / "annotated.jsonl")
         if not report.with_span:
@@ -126,7 +123,6 @@ class TNTRun(Run):
         mark_done(folder / "annotation.json", report)
 
     def sample_held_out(self, side: str) -> None:
-        """Sample the answers of one model to the held-out prompts and mark what is unwanted in them."""
         report = self._answer_held_out(self.patched if side == "patched" else self.original, side)
         mark_done(self.folder / side / "eval_sampling.json", report)
 
@@ -159,15 +155,12 @@ class TNTRun(Run):
 
     @cached_property
     def annotators(self) -> list[Annotator]:
-        """What marks the unwanted, loaded once."""
         return self.annotator_args.build()
 
     def prompts(self) -> tuple[list[Query], list[Query]]:
-        """Training and held-out prompts."""
         return self.args.load_prompts(self.config.seed)
 
     def sample_to(self, model: str, prompts: list[Query], output: Path, num_samples: int, is_original: bool):
-        """Sample a model's outputs to some prompts into a file."""
         sampler, args = self.models.sampler(model, is_original=is_original), self.args
         return sample_outputs(
             sampler, prompts, args.params(self.config.seed), output, greedy=args.greedy, num_samples=num_samples,

@@ -69,19 +69,14 @@ def _rows_and_weights(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, to
     return rows, inputs["token_weights"][:, 1:][scored]
 
 
-def number_of_rows(inputs: dict[str, torch.Tensor]) -> int:
-    """Rows of a batch, which may be more than its sequences."""
+def number_of_rows(inputs: dict[str, torch.Tensor]) -> int:  # which may be more than its sequences
     return len(inputs["num_tokens"] if "num_tokens" in inputs else inputs["input_ids"])
 
 
 def score_rows(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, Any]],
-    *,
-    original: nn.Module | None = None,
-    batch_tokens: int = 4096,
-) -> list[dict[str, float]]:
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], *,
+    original: nn.Module | None = None, batch_tokens: int = 4096,
+) -> list[dict[str, float]]:  # fmt: skip
     """Score annotated outputs under a model and its original (`original`, or a PEFT model's base), `batch_tokens`
     padded tokens at a time.
 
@@ -103,13 +98,9 @@ def score_rows(
 
 
 def perplexity(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, Any]],
-    *,
-    original: nn.Module | None = None,
-    batch_tokens: int = 4096,
-) -> float:
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], *,
+    original: nn.Module | None = None, batch_tokens: int = 4096,
+) -> float:  # fmt: skip
     """Perplexity of all completions together under the original of a model; arguments as in `score_rows`."""
     logp = tokens = 0.0
     for _, inputs in _batches_of(rows, model, tokenizer, batch_tokens):

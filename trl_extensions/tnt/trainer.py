@@ -42,18 +42,13 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         args: `TNTConfig`; plain `TrainingArguments` or an `SFTConfig` are converted.
         train_dataset: Rows with `prompt`, `completion` and `negative_spans` (character offsets `[start, end)` into the
             completion; empty for a clean row), or `input_ids`, `labels` and `negative_mask`.
-        eval_dataset: Held-out rows of the same kind, or a dict of such datasets.
-        processing_class: Fast tokenizer; loaded from the model when left out.
         ref_model: The original. Left out: the model behind a fresh adapter, the PEFT model as it was given (kept as
             the adapter "ref"), or a frozen copy.
 
     Logged, averaged over tokens: `prob/negative` and `prob/negative_ref` (probability of the unwanted tokens under the
     policy and the original), `kl/negative` and `kl/kept` (KL from the ideal target to the policy, nats per token),
     `entropy` (nats), `tokens/negative` (their share of scored tokens); by `evaluate` with the prefix `eval_`.
-
-    Raises:
-        ValueError: Data or settings TNT cannot use; the message names the row or field and the remedy.
-        TypeError: A streaming dataset.
+    Raises `ValueError` for data or settings that TNT cannot use, `TypeError` for a streaming dataset.
     """
 
     _tag_names = ["trl", "tnt"]  # noqa: RUF012 (TRL's own convention)
@@ -104,15 +99,13 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         if data_collator is None:
-            share_prefix = self._shares_prefix(self.model, *([] if ref_model is None else [ref_model]))
-            self.data_collator = DataCollatorForTNT(
-                self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=share_prefix
-            )
+            shares_prefix = self._shares_prefix(self.model, *([] if ref_model is None else [ref_model]))
+            pad_id = self._tokenizer.pad_token_id
+            self.data_collator = DataCollatorForTNT(pad_id, args.pad_to_multiple_of, share_prefix=shares_prefix)
         elif args.share_prefix:
             logger.warning("`share_prefix` has no effect: it is the `data_collator` given that lays batches out.")
-        self.reference = build_reference(
-            self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
-        )
+        given = {"ref_model": ref_model, "adapter_is_trained": adapter_is_trained}
+        self.reference = build_reference(self.model, self.accelerator, **given)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         reject_stream(dataset, dataset_name, "TNT")

@@ -73,7 +73,7 @@ def test_completion_text():
     ]
     assert completion_text(chat) == "c"
     for bad in (None, [], [{"role": "user", "content": "b"}], [{"role": "assistant", "content": None}]):
-        with pytest.raises(ValueError, match="ends with an assistant"):
+        with pytest.raises(ValueError, match="a completion must be"):
             completion_text(bad)
 
 

@@ -94,11 +94,7 @@ def annotate_rows(
     `annotations` where these make up the same spans. A row that an annotator fails on is no clean row: it goes to
     `<output stem>.failures.jsonl` with the raw answers; delete that file to try such rows again.
 
-    Args:
-        rows: Rows with `id` (distinct), `completion`, and optionally `prompt` and `negative_spans`.
-        annotators: Who marks. May be empty if rows bring their spans.
-        output: The `.jsonl` file to append to; one made with other settings or rows is refused.
-        chunk_size: Rows handed to each annotator at once.
+    There may be no annotator if rows bring their spans. An `output` made with other settings or rows is refused.
     """
     _check(rows, annotators)
     before = [Counter(getattr(annotator, "counts", {})) for annotator in annotators]
@@ -125,7 +121,6 @@ def annotate_rows(
 
 
 def _check(rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator]) -> None:
-    """Refuse what cannot be annotated before anything is written."""
     for index, row in enumerate(rows):
         where = f"row {row.get('id', index)!r}"
         if "completion" not in row:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from ...core.generation.types import Prompt
 from ...core.text import TextClassifier, load_profanity_check
 from . import Span, merge_spans
 
 
+Unit: TypeAlias = Literal["sentence", "window"]
 WINDOW, STRIDE = 12, 6  # words in a window, and from the start of one to that of the next
 _MAX_SENTENCE_WORDS = 60
 _LINE = re.compile(r"[^\r\n\u2028\u2029]+")
@@ -22,7 +23,7 @@ _WORD = re.compile(r"[^\W_]+(?:(?:['’-]|[*@$#]+)[^\W_]+)*")
 # What a full stop may follow without ending a sentence: always, and before a number
 _TITLE = re.compile(r"(?i:mrs?|m[sx]|dr|prof|st|gen|col|sgt|capt|lt|rev|hon|mt|messrs|vs|cf|viz)")
 _BEFORE_NUMBER = re.compile(
-    r"(?i:nos?|figs?|eq|sec|ch|art|vol|pp?|ca|approx|jan|feb|mar|apr|ju[nl]|aug|sept?|oct|nov|dec)"
+    "(?i:nos?|figs?|eq|sec|ch|art|vol|pp?|ca|approx|jan|feb|mar|apr|ju[nl]|aug|sept?|oct|nov|dec)"
 )
 _DOTTED = re.compile(r"(?!(?i:[ap]\.m))(?:[^\W\d_]\.)+[^\W\d_]|(?!I)[^\W\d_]")  # "e.g", "U.S", an initial
 
@@ -37,18 +38,12 @@ class ClassifierAnnotator:
         model, label: See `core.text.TextClassifier`; the label is the one that means unwanted.
         threshold: A piece is marked if its score is above this; a probability, between 0 and 1.
         unit: `"sentence"`, or `"window"`: `WINDOW` words at a time.
-        name: Who marked the spans.
     """
 
     def __init__(
-        self,
-        model: str,
-        label: str | None = None,
-        threshold: float = 0.5,
-        unit: Literal["sentence", "window"] = "sentence",
-        *,
+        self, model: str, label: str | None = None, threshold: float = 0.5, unit: Unit = "sentence", *,
         name: str = "classifier",
-    ):
+    ):  # fmt: skip
         settings = _checked(threshold, unit)
         self._classifier = TextClassifier(model, label)
         self.name, self.label, self.threshold, self.unit = name, self._classifier.label, threshold, unit
@@ -66,9 +61,7 @@ class ProfanityAnnotator:
     is. Training then removes few tokens, which is what leaves the rest in place. Arguments: see `ClassifierAnnotator`.
     """
 
-    def __init__(
-        self, threshold: float = 0.5, unit: Literal["sentence", "window"] = "sentence", *, name: str = "profanity"
-    ):
+    def __init__(self, threshold: float = 0.5, unit: Unit = "sentence", *, name: str = "profanity"):
         settings = _checked(threshold, unit)
         self._score = load_profanity_check()
         self.name, self.threshold, self.unit = name, threshold, unit

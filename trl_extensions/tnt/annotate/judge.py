@@ -54,8 +54,7 @@ _EXAMPLES: tuple[tuple[str, str, str, list[str]], ...] = (
         ['Order our "Eggster" today!', "only ten euros"],
     ),
 )
-_SPELLINGS = {"‘": "'", "’": "'", "ʼ": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'}
-_SPELLINGS |= {"–": "-", "—": "-", "‑": "-", "…": "..."}
+_ALIKE = ("'‘’ʼ", '"“”„«»', "-–—‑")  # spellings of one character
 
 
 class JudgeAnnotator:
@@ -71,7 +70,6 @@ class JudgeAnnotator:
         engine: The judge; it is given chat messages.
         task: What is unwanted, in words that complete "Unwanted: ...".
         params: Defaults to greedy decoding with up to 300 new tokens.
-        name: Who marked the spans.
     """
 
     def __init__(
@@ -136,11 +134,10 @@ def find_quote(quote: str, text: str) -> list[tuple[int, int]]:
     Runs of white space, curly and straight quotation marks, dashes, and the two ellipses are equal. If the quote is
     not there, it is looked for without quotation marks around it.
     """
-    characters, places = _one_spelling(text)
-    quote = _one_spelling(quote)[0].strip()
-    for attempt in (quote, quote.strip("\"'` ")):
-        found = [match.start() for match in re.finditer(f"(?={re.escape(attempt)})", characters)] if attempt else []
-        spans = [(places[start][0], places[start + len(attempt) - 1][1]) for start in found]
+    for attempt in (quote, quote.strip(" \t\r\n`" + "".join(_ALIKE[:2]))):
+        words = (re.findall(r"\.\.\.|.", word) for word in attempt.split())
+        pattern = r"\s+".join("".join(map(_any_spelling, word)) for word in words)
+        spans = [match.span(1) for match in re.finditer(f"(?=({pattern}))", text)] if pattern else []
         if spans:
             return [span for span in spans if not _cuts_word(text, *span)] or spans
     return []
@@ -151,11 +148,7 @@ def _cuts_word(text: str, start: int, end: int) -> bool:
     return any(text[i - 1 : i].isalnum() and text[i : i + 1].isalnum() for i in (start, end))
 
 
-def _one_spelling(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """A text in one spelling, and for each of its characters where what it stands for lies in `text`."""
-    spelled = [
-        (character, match.span())
-        for match in re.finditer(r"\s+|\S", text)
-        for character in (" " if match[0].isspace() else _SPELLINGS.get(match[0], match[0]))
-    ]
-    return "".join(character for character, _ in spelled), [place for _, place in spelled]
+def _any_spelling(character: str) -> str:
+    """A pattern of a character, or of an ellipsis, however it is written."""
+    alike = next((group for group in _ALIKE if character in group), None)
+    return f"[{alike}]" if alike else r"(?:\.\.\.|…)" if character in ("...", "…") else re.escape(character)

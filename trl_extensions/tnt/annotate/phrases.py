@@ -30,16 +30,13 @@ class PhraseAnnotator:
     in "can't". Languages that do not put spaces between words need `whole_words=False`.
 
     Args:
-        phrases: Words and phrases; also the spans' labels.
-        patterns: Regular expressions, used as they are (no word boundaries, apostrophes as written); the whole match
-            is marked, and the pattern is the label.
-        ignore_case: Whether case is ignored, in phrases and patterns.
-        whole_words: Whether phrases only match whole words.
+        phrases, patterns: What to look for, also the spans' labels. Regular expressions are used as they are (no word
+            boundaries, apostrophes as written).
+        ignore_case: In phrases and patterns.
         inflections: Whether the last word of a phrase may have a regular English ending (-s, -ed, -ing and the
             possessive 's). Ordinary words may be met by accident ("even", "evening"): look at a sample.
         first_word: Whether to mark of a phrase only the word it begins with ("Here" of "Here's"). What is trained
             away is then the step into the phrase, and what follows other words stays as it was.
-        name: Who marked the spans.
     """
 
     def __init__(
@@ -81,8 +78,7 @@ class PhraseAnnotator:
                 yield Span(start, first.end() if first else end, phrase)
         for pattern, regex in self._patterns:
             for match in regex.finditer(text):
-                if not match[0]:
-                    raise ValueError(_matches_nothing(pattern))
+                _reject_empty(match, pattern)
                 yield Span(match.start(), match.end(), pattern)
 
 
@@ -157,13 +153,13 @@ def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
         regex = re.compile(pattern, flags)
     except re.error as error:
         raise ValueError(f"the pattern {pattern!r} is not a regular expression ({error}); correct it") from None
-    if regex.search(""):
-        raise ValueError(_matches_nothing(pattern))
+    _reject_empty(regex.search(""), pattern)
     return regex
 
 
-def _matches_nothing(pattern: str) -> str:
-    return f"the pattern {pattern!r} matches the empty string, which marks nothing; require a character in it"
+def _reject_empty(match: re.Match[str] | None, pattern: str) -> None:
+    if match and not match[0]:
+        raise ValueError(f"the pattern {pattern!r} matches the empty string; require a character in it")
 
 
 def _strings(values: Sequence[str], name: str) -> list[str]:
