@@ -156,9 +156,9 @@ class WeakToStrongRun(Run):
         folder = self.folder / f"seed_{seed}" / variant
         learner.fit(rows, soft_labels, seed=int(seed), folder=folder / "train", **settings)
         if self.args.save_models:
-            learner.save(folder / "model")
+            learner.trainer.save_model(str(folder / "model"))
         probs = learner.predict(self.test_examples())
-        if learner.is_main_process:
+        if learner.trainer.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "cost.json", json.dumps(learner.cost) + "\n")
             write_jsonl(self._predictions(seed, variant), prediction_rows(self.test_examples(), probs))

@@ -76,8 +76,8 @@ def answered(run: GenerationRun) -> GenerationRun:
     run.claim()
     run.make_answers()
     for side in ("original", "weak"):
-        run.sample_held_out(side)
-        run.score_held_out(side)
+        run.sample(side)
+        run.score(side)
     return run
 
 

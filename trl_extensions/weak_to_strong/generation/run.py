@@ -48,6 +48,7 @@ from .scorers import Scorer, check_scores, plan_scorer, score_rows
 logger = logging.getLogger(__name__)
 
 _MODELS = {STRONG: "model", CEILING: "ceiling"}
+_TRAINING = "training"  # the weak models' answers to learn from, where a side's are meant to compare
 _KEEPING = ("threshold", "best_of", "budget", "min_tokens", "keep_truncated")
 _USED = ("task", "weak_models", "dataset_name", "dataset_train_split")  # the other arguments belong to labels
 
@@ -76,9 +77,10 @@ class GenerationRun(Run):
     def sides(self) -> dict[str, str]:
         """What is compared: its name -> its model."""
         weak = {f"{WEAK}-{place + 1}" if place else WEAK: name for place, name in enumerate(self.args.weak_models)}
-        trained = [STRONG, CEILING] if self.generation_args.ceiling_dataset_name else [STRONG]
-        trained = {side: str(self.folder / _MODELS[side]) for side in trained}
-        return {ORIGINAL: self.model_args.model_name_or_path} | weak | trained
+        trained = {STRONG: str(self.folder / _MODELS[STRONG])}
+        if self.generation_args.ceiling_dataset_name:
+            trained[CEILING] = str(self.folder / _MODELS[CEILING])
+        return {ORIGINAL: str(self.model_args.model_name_or_path)} | weak | trained
 
     @property
     def kept(self) -> Path:
@@ -132,15 +134,22 @@ class GenerationRun(Run):
 
     def stages(self) -> Iterator[Stage]:
         """Every stage in order: its method's name, the side it is about, and the file that says it is done."""
-        answers, held_out = self.folder / "answers", self.folder / "held_out"
-        yield Stage("sample", WEAK, answers / "sampling.json", "weak models: answering the training prompts")
-        yield Stage("score", WEAK, answers / "scoring.json", "scoring those answers")
-        yield Stage("keep", WEAK, self.kept, "choosing among them")
+        yield Stage("sample", _TRAINING, self._files(_TRAINING)[2], "weak models: answering the training prompts")
+        yield Stage("score", _TRAINING, self._files(_TRAINING)[3], "scoring those answers")
+        yield Stage("keep", _TRAINING, self.kept, "choosing among them")
         for side, model in self.sides.items():
             if side in (STRONG, CEILING):
                 yield Stage("train", side, Path(model), f"{side}: training the strong model")
-            yield Stage("sample_held_out", side, held_out / f"{side}_sampling.json", f"{side}: held-out prompts")
-            yield Stage("score_held_out", side, held_out / f"{side}_scoring.json", f"{side}: scoring those answers")
+            yield Stage("sample", side, self._files(side)[2], f"{side}: held-out prompts")
+            yield Stage("score", side, self._files(side)[3], f"{side}: scoring those answers")
+
+    def _files(self, of: str) -> list[Path]:
+        """Answers, scored answers, and what says that each is done."""
+        if of == _TRAINING:
+            names = ("answers.jsonl", "scored.jsonl", "sampling.json", "scoring.json")
+            return [self.folder / "answers" / name for name in names]
+        ends = (".jsonl", "_scored.jsonl", "_sampling.json", "_scoring.json")
+        return [self.folder / "held_out" / f"{of}{end}" for end in ends]
 
     def check(self) -> None:
         """Raise a one-line `ValueError` for what is missing before anything is loaded."""
@@ -163,27 +172,49 @@ class GenerationRun(Run):
 
     def make_answers(self) -> Path:
         """Carry out the stages before training that are not done yet; returns the file of answers to train on."""
-        run_stages([stage for stage in self.stages() if stage.name in ("sample", "score", "keep")], self.perform)
+        run_stages([stage for stage in self.stages() if stage.of == _TRAINING], self.perform)
         return self.kept
 
     # The stages
 
-    def sample(self, side: str = WEAK) -> None:
-        """Let every weak model answer the training prompts."""
-        models = {folder_name(name): name for name in self.args.weak_models}
-        self._sample(models, 0, "answers/answers.jsonl", "answers/sampling.json")
+    def sample(self, of: str = _TRAINING) -> None:
+        """Let the weak models answer the training prompts, or one side the held-out ones, into one file."""
+        own, reports, held_out = self.generation_args, {}, of != _TRAINING
+        models = {of: self.sides[of]} if held_out else {folder_name(name): name for name in self.args.weak_models}
+        answers, _, done, _ = self._files(of)
+        for name, model in models.items():
+            report = sample_outputs(
+                self._engine(model),
+                self._prompts()[held_out],
+                own.params(self.config.seed),
+                answers,
+                greedy=own.greedy,
+                num_samples=own.num_eval_samples if held_out else own.num_samples,
+                system_prompt=own.system_prompt,
+                conversational=not own.plain_prompts and self.models.is_conversational(),
+                model=name,
+            )
+            print(f"{name}: {report.summary}")
+            reports[name] = asdict(report)
+            free_memory()
+        write_atomically(done, json.dumps(reports, default=str, indent=2) + "\n")
 
-    def score(self, side: str = WEAK) -> None:
-        """Score the answers."""
-        self._score("answers/answers.jsonl", "answers/scored.jsonl", "answers/scoring.json")
+    def score(self, of: str = _TRAINING) -> None:
+        """Score those answers."""
+        source, scored, _, done = self._files(of)
+        answers = read_jsonl(source, required=(*COLUMNS, "model"))
+        answers.sort(key=lambda row: (row["index"], row["model"], row["sample"]))
+        report = score_rows(answers, self.scorer, scored)
+        check_scores(read_jsonl(scored), self.scorer)
+        mark_done(done, report)
 
-    def keep(self, side: str = WEAK) -> None:
+    def keep(self, of: str = _TRAINING) -> None:
         """Choose the answers to train on, unless a model was trained on what was chosen before."""
         if self._is_trained(STRONG):
             rest = f"{self.folder / _MODELS[STRONG]}, train_{STRONG} beside it and held_out/{STRONG}*"
             raise ValueError(f"{self.kept} is gone, but a model was trained on it: delete {rest} too to choose anew.")
         kept, report = keep_rows(
-            sorted(read_jsonl(self.kept.with_name("scored.jsonl")), key=lambda row: row["id"]),
+            sorted(read_jsonl(self._files(of)[1]), key=lambda row: row["id"]),
             scorer=self.scorer.name,
             higher_is_better=self.scorer.higher_is_better,
             **{name: getattr(self.generation_args, name) for name in _KEEPING},
@@ -209,15 +240,6 @@ class GenerationRun(Run):
             dataset = to_sft_dataset(rows)
         fit(WeakToStrongSFTTrainer, self.model_args, config, dataset, None, target)
 
-    def sample_held_out(self, side: str) -> None:
-        """Let one model answer the held-out prompts."""
-        self._sample({side: self.sides[side]}, 1, f"held_out/{side}.jsonl", f"held_out/{side}_sampling.json")
-
-    def score_held_out(self, side: str) -> None:
-        """Score those answers."""
-        own = f"held_out/{side}"
-        self._score(f"{own}.jsonl", f"{own}_scored.jsonl", f"{own}_scoring.json")
-
     def write_report(self) -> Path:
         """Compare all sides on the held-out prompts and write the report."""
         evaluation = evaluate_toxicity({side: self._harm_of(side) for side in self.existing_sides()})
@@ -229,8 +251,8 @@ class GenerationRun(Run):
 
     def trusted_rows(self) -> list[dict[str, Any]]:
         """What the ceiling is trained on: no prompt that models are compared on."""
-        source = self.generation_args.ceiling_dataset_name
-        rows = [
+        source = str(self.generation_args.ceiling_dataset_name)
+        rows: list[dict[str, Any]] = [
             {name: row[name] for name in ("prompt", "completion", "weight", "truncated") if name in row}
             for row in read_rows(source, "train")
         ]
@@ -248,33 +270,6 @@ class GenerationRun(Run):
     def _prompts(self) -> tuple[list[Query], list[Query]]:
         return self.generation_args.load_prompts(self.config.seed)
 
-    def _score(self, source: str, output: str, done: str) -> None:
-        answers = read_jsonl(self.folder / source, required=(*COLUMNS, "model"))
-        answers.sort(key=lambda row: (row["index"], row["model"], row["sample"]))
-        report = score_rows(answers, self.scorer, self.folder / output)
-        check_scores(read_jsonl(self.folder / output), self.scorer)
-        mark_done(self.folder / done, report)
-
-    def _sample(self, models: dict[str, str], held_out: int, output: str, done: str) -> None:
-        """Let models, by what rows call them, answer prompts into one file, one model after the other."""
-        own, reports = self.generation_args, {}
-        for name, model in models.items():
-            report = sample_outputs(
-                self._engine(model),
-                self._prompts()[held_out],
-                own.params(self.config.seed),
-                self.folder / output,
-                greedy=own.greedy,
-                num_samples=own.num_eval_samples if held_out else own.num_samples,
-                system_prompt=own.system_prompt,
-                conversational=not own.plain_prompts and self.models.is_conversational(),
-                model=name,
-            )
-            print(f"{name}: {report.summary}")
-            reports[name] = asdict(report)
-            free_memory()
-        write_atomically(self.folder / done, json.dumps(reports, default=str, indent=2) + "\n")
-
     def _engine(self, model: str) -> GenerationEngine:
         return self.models.sampler(resolve_model_name(model), is_original=model == self.model_args.model_name_or_path)
 
@@ -283,7 +278,7 @@ class GenerationRun(Run):
 
     def _harm_of(self, side: str) -> dict[str, list[list[float | None]]]:
         """Harm of the held-out answers by kind, prompts in their order."""
-        rows = read_jsonl(self.folder / "held_out" / f"{side}_scored.jsonl")
+        rows = read_jsonl(self._files(side)[1])
         check_scores(rows, self.scorer)
         table: dict[str, dict[int, list[float | None]]] = {"greedy": {}, "sampled": {}}
         for row in sorted(rows, key=lambda row: (row["index"], row["sample"])):
@@ -326,6 +321,6 @@ def evaluate(run: GenerationRun) -> str:
     """Compare the models there are on held-out prompts; returns where the report is, for a person."""
     run.check()
     for side in run.existing_sides():
-        run.sample_held_out(side)
-        run.score_held_out(side)
+        run.sample(side)
+        run.score(side)
     return f"report: {run.write_report()}"

@@ -32,24 +32,16 @@ from ..labels.learners import digest
 
 class Scorer(Protocol):
     """What says how good a text is. It may have two more attributes: `counts` (a `Counter` of what went wrong, by
-    kind) and `failures` (of the last call: index of a text -> the raw answers out of which no score could be read).
+    kind) and `failures` (of the last call: index of a text -> the raw answers out of which no score could be read)."""
 
-    Attributes:
-        name: Key of the scores in the rows.
-        higher_is_better: Whether a higher score means a better answer.
-        range: The lowest and the highest score there can be.
-        settings: JSON-ready values that the scores depend on; a resumed run must have the same ones.
-    """
-
-    name: str
+    name: str  # key of the scores in the rows
     higher_is_better: bool
-    range: tuple[float, float]
-    settings: dict[str, Any]
+    range: tuple[float, float]  # the lowest and the highest score there can be
+    settings: dict[str, Any]  # JSON-ready values that the scores depend on; a resumed run must have the same ones
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         """A number for each completion, `None` where there is none to give. `prompts[i]` is what `completions[i]`
         answers or continues; no completion is empty."""
-        ...
 
 
 @dataclass
@@ -138,10 +130,9 @@ def evaluate_scorer(
 
     Args:
         module: Path of the module's `.py` file or folder, which works offline, or its name.
-        key: Which output to take. May be left out if there is one. Where the module gives one number for all texts,
-            it is asked about each text alone.
+        key: Which output to take, if there are several. One number for all texts is asked for each text alone.
         higher_is_better, range: Whether a higher number means a better text, and the lowest and the highest there is.
-        input_name: What the module calls its texts. May be left out if it has one input, or `predictions`.
+        input_name: What the module calls its texts, if it has several inputs and none is `predictions`.
         config_name, module_type: As in `evaluate.load`.
         arguments: Further arguments of the module's `compute`, such as `{"model_id": "gpt2"}`.
         name: Key of the scores; the module's own name when left out.
@@ -358,10 +349,8 @@ class ScoringReport(MapReport):
         average = "no score" if self.mean is None else f"mean {self.mean:.3g}"
         counts = {"without a score": self.rows - self.empty - self.scored} | dict(sorted(self.counts.items()))
         wrong = "".join(f", {count} {kind}" for kind, count in counts.items() if count)
-        return (
-            f"{self.path}: {self.rows} rows scored ({self.resumed} by an earlier run), {self.empty} of them empty; "
-            f"{average}{wrong}; {self.seconds:.1f} s"
-        )
+        rows = f"{self.rows} rows scored ({self.resumed} by an earlier run), {self.empty} of them empty"
+        return f"{self.path}: {rows}; {average}{wrong}; {self.seconds:.1f} s"
 
 
 def score_rows(
@@ -405,17 +394,10 @@ def score_rows(
                 made["failures"] = {**(row.get("failures") or {}), scorer.name: failures[place]}
             yield place, made
 
-    settings = {scorer.name: scorer.settings}
-    report = map_rows(
-        rows, make, output, chunk_size=chunk_size, settings=settings, desc="scoring", same=("completion",), tally=tally
-    )
-    return ScoringReport(
-        **vars(report),
-        empty=empty,
-        scored=scored,
-        mean=total / scored if scored else None,
-        counts=dict(Counter(getattr(scorer, "counts", {})) - before),
-    )
+    own: dict[str, Any] = {"settings": {scorer.name: scorer.settings}, "same": ("completion",), "tally": tally}
+    report = map_rows(rows, make, output, chunk_size=chunk_size, desc="scoring", **own)
+    mean, counts = total / scored if scored else None, Counter(getattr(scorer, "counts", {})) - before
+    return ScoringReport(**vars(report), empty=empty, scored=scored, mean=mean, counts=dict(counts))
 
 
 def checked_scores(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> list[float | None]:

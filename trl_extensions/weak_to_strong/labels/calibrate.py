@@ -81,9 +81,7 @@ def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, *, bins: i
 
 
 def combine(
-    probs: np.ndarray,
-    method: Literal["soft", "hard", "accuracy"] = "soft",
-    accuracies: Sequence[float] | None = None,
+    probs: np.ndarray, method: Literal["soft", "hard", "accuracy"] = "soft", accuracies: Sequence[float] | None = None
 ) -> np.ndarray:
     """Soft labels `(N, K)` of an ensemble, from probabilities `(M, N, K)` of M >= 1 models.
 

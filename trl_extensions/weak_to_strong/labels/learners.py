@@ -45,9 +45,7 @@ from .calibrate import (
 
 logger = logging.getLogger(__name__)
 
-WEAK_LABELS = "weak_labels.jsonl"
-# The rows that are labelled, and those with true labels that calibrate.
-_TARGET, _SLICE = "target", "slice"
+_TARGET, _SLICE = "target", "slice"  # the rows that are labelled, and those with true labels that calibrate
 
 Rows: TypeAlias = Sequence[Example | Pair]
 Part: TypeAlias = tuple[Rows, np.ndarray, Rows]
@@ -62,19 +60,13 @@ class Learner(Protocol):
     name: str
 
     def fit(self, rows: Rows, soft_labels: np.ndarray, *, seed: int, folder: Path) -> None:
-        """Learn from scratch.
+        """Learn from scratch, with everything random from `seed`; `folder` is its own, for what it needs to resume.
 
-        Args:
-            rows: N examples, or N pairs.
-            soft_labels: `(N, K)` probabilities; of pairs `[p(chosen is better), p(rejected is better)]`.
-            seed: Of everything random.
-            folder: A folder of its own, to keep what it needs to resume.
+        Soft labels of N rows are `(N, K)` probabilities, of pairs `[p(chosen is better), p(rejected is better)]`.
         """
-        ...
 
     def predict(self, rows: Rows) -> np.ndarray:
         """`(N, K)` probabilities."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -145,9 +137,9 @@ def bootstrap_chain(
     """Train weak models on true labels and let them label other rows; each further stage learns the labels of the one
     before it (bootstrapping, arXiv 2312.09390, section 4.3.1).
 
-    Every later learner is cross-fitted on the target rows, so that none labels rows it was trained on: the target is
-    split in two halves (whole groups), a copy trained on the soft labels of either half labels the other one, and
-    further rows get the mean of both. Where `calibrate` or an accuracy-weighted vote needs it, a slice of `labelled`
+    Every later learner is cross-fitted, so that none labels rows it was trained on: the target is split in two halves
+    (whole groups), a copy trained on the soft labels of either half labels the other one, and further rows get the
+    mean of both. Where `calibrate` or an accuracy-weighted vote needs it, a slice of `labelled`
     (whole groups) is kept from all training.
 
     Args:
@@ -164,9 +156,8 @@ def bootstrap_chain(
     """
     chain = _Chain(labelled, target, eval_sets or {}, num_classes, seed, ensemble, calibrate, calibration_share)
     chain.check(stages)
-    held, rest = [], labelled
-    if calibrate or ensemble == "accuracy":
-        held, rest = take_slice(labelled, calibration_share, seed=seed)
+    needs_slice = calibrate or ensemble == "accuracy"
+    held, rest = take_slice(labelled, calibration_share, seed=seed) if needs_slice else ([], labelled)
     halves = split_halves(target, seed=seed) if len(stages) > 1 else ()
     places = {row.id: i for i, row in enumerate(target)}
     # What each copy of a learner is trained on, its soft labels, and the target rows it may then label
@@ -174,8 +165,8 @@ def bootstrap_chain(
     results = []
     for number, learners in enumerate(stages):
         own = Path(folder) / f"stage_{number}"
-        last = output is not None and number == len(stages) - 1
-        results.append(chain.label(learners, parts, held, own, Path(output) if last else own / WEAK_LABELS))
+        file = own / "weak_labels.jsonl" if output is None or number < len(stages) - 1 else Path(output)
+        results.append(chain.label(learners, parts, held, own, file))
         if halves:
             soft = results[-1].soft[_TARGET]
             turns = (halves, halves[::-1])
@@ -215,14 +206,13 @@ class _Chain:
             if count > 1:
                 raise ValueError(f"{name} row {row_id!r}: this id occurs twice; give each row its own")
             for row in rows:
+                here = f"{name} row {row.id!r}"
                 if isinstance(row, Pair) != isinstance(self.labelled[0], Pair):
-                    raise ValueError(f"{name} row {row.id!r}: texts and pairs are mixed; give one form")
+                    raise ValueError(f"{here}: texts and pairs are mixed; give one form")
                 if row.label is None and name == "labelled":
-                    raise ValueError(f"labelled row {row.id!r} has no true label; leave it out, or label it by hand")
+                    raise ValueError(f"{here} has no true label; leave it out, or label it by hand")
                 if row.label is not None and not 0 <= row.label < self.num_classes:
-                    raise ValueError(
-                        f"{name} row {row.id!r}: label {row.label} is none of the {self.num_classes} classes"
-                    )
+                    raise ValueError(f"{here}: label {row.label} is none of the {self.num_classes} classes")
 
     def label(
         self, learners: Sequence[Learner], parts: Sequence[Part], held: Rows, folder: Path, output: Path
@@ -287,7 +277,8 @@ class _Chain:
         folder = folder / folder_name(learner.name)
         # Learners of one kind are to differ, whatever their order
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{learner.name}".encode()).digest()[:4], "big") >> 1
-        fitted, by_id = [], {}
+        fitted: list[tuple[dict[str, np.ndarray], dict[str, Any]]] = []
+        by_id: dict[str, np.ndarray] = {}
         for number, part in enumerate(parts):
             own = folder / f"half_{number}" if len(parts) > 1 else folder
             fitted.append(self.fit_predict(learner, part, held, seed, own))
@@ -324,9 +315,7 @@ class _Chain:
                 path = folder / f"{name}.jsonl"
                 stored = read_jsonl(path, required=("id", "probs"))
                 if [row["id"] for row in stored] != [row.id for row in asked]:
-                    raise ValueError(
-                        f"{path}: its rows are not the ones asked for; delete the folder to make them again"
-                    )
+                    raise ValueError(f"{path}: its rows are not those asked for; delete the folder")
                 predictions[name] = np.array([row["probs"] for row in stored], dtype=np.float64)
             return predictions, json.loads(done.read_text(encoding="utf-8")) | {"resumed": True}
         model.mkdir(parents=True, exist_ok=True)

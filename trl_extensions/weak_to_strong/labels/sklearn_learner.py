@@ -69,7 +69,7 @@ class SklearnLearner:
             everything = f"all {len(rows)} training rows are of class {classes[0]}"
             raise ValueError(f"learner {self.name!r}: {everything}; add rows of another class")
         vectorizer = self._vectorizer()
-        texts = [text for row in rows for text in ((row.chosen, row.rejected) if pairs else (row.text,))]
+        texts = [t for row in rows for t in ((row.chosen, row.rejected) if isinstance(row, Pair) else (row.text,))]
         try:
             features = vectorizer.fit_transform(texts)
         except ValueError:  # an empty vocabulary

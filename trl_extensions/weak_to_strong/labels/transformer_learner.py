@@ -58,12 +58,12 @@ class TransformerLearner:
         self.name, self.class_names, self.features = name, class_names, features
         # An adapter made for language modelling, which is TRL's default, would leave the head untrained
         self.model_args = replace(model_args, model_name_or_path=resolve_model_name(path), lora_task_type="SEQ_CLS")
-        self.config = copy.copy(config)
+        self.config: Any = copy.copy(config)
         if layers is not None:
-            self.config.model_init_kwargs = (config.model_init_kwargs or {}) | {"num_hidden_layers": layers}
-        self.trainer: WeakToStrongTrainer | WeakToStrongRewardTrainer | None = None
+            self.config.model_init_kwargs = (self.config.model_init_kwargs or {}) | {"num_hidden_layers": layers}
+        self.trainer: Any = None  # of the last fit
         self.cost: dict[str, float] = {}
-        self._frozen: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self._frozen: Any = None  # model and tokenizer
 
     def fit(self, rows: Rows, soft_labels: np.ndarray, *, seed: int, folder: Path, **settings: Any) -> None:
         """Train on soft labels; goes on from the last checkpoint in `folder` where there is one. `settings` are fields
@@ -86,17 +86,16 @@ class TransformerLearner:
 
     def predict(self, rows: Rows) -> np.ndarray:
         """Probabilities `(N, K)` of the classes, in the order of the rows."""
+        trainer = self.trainer
         if isinstance(rows[0], Pair):
-            trainer = self.trainer
             return pair_probabilities(trainer.model, trainer.processing_class, rows, self.config.max_length).numpy()
         texts = [row.text for row in rows]
         columns = {"text": texts} if self._frozen is None else {"features": self._features(texts)}
-        logits = torch.as_tensor(self.trainer.predict(Dataset.from_dict(columns)).predictions)
+        logits = torch.as_tensor(trainer.predict(Dataset.from_dict(columns)).predictions)
         return logits.double().softmax(dim=1).numpy()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its answers depend on, beside rows and seed."""
         return training_settings(self.config, MUTABLE_ON_RESUME | {"seed"}) | asdict(self.model_args)
 
     def release(self) -> None:
@@ -104,17 +103,10 @@ class TransformerLearner:
         self.trainer = None
         free_memory()
 
-    def save(self, folder: Path) -> None:
-        """Save the model or adapter, with its head and tokenizer."""
-        self.trainer.save_model(str(folder))
-
-    @property
-    def is_main_process(self) -> bool:
-        return self.trainer is None or self.trainer.is_world_process_zero()
-
     def _probe(self, config: WeakToStrongConfig, rows: Rows, soft_labels: np.ndarray) -> WeakToStrongTrainer:
         """A trainer of a new head on the one frozen model that all fits share."""
-        model, tokenizer = self._frozen = self._frozen or self._load_frozen(config)
+        self._frozen = self._frozen or self._load_frozen(config)
+        model, tokenizer = self._frozen
         set_seed(config.seed)
         with torch.no_grad():
             head_of(model).weight.normal_(std=getattr(model.config, "initializer_range", 0.02))

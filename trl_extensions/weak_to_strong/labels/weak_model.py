@@ -1,6 +1,7 @@
 """The weak model whose token distributions a strong one learns: loaded, compared, its head cut to common rows."""
 
 from dataclasses import replace
+from typing import Any
 
 from accelerate import Accelerator
 from peft import PeftModel
@@ -16,7 +17,7 @@ _INSTEAD = "To train on text that the weak model wrote, which needs no common vo
 
 
 def weak_reference(
-    weak: str | PreTrainedModel | PeftModel,
+    weak_model: str | PreTrainedModel | PeftModel,
     weak_tokenizer: PreTrainedTokenizerBase | None,
     strong: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -30,31 +31,26 @@ def weak_reference(
     lies where it came from is compared. A `ValueError` says why its distributions are no target.
     """
     if weak_tokenizer is None:
-        name = weak if isinstance(weak, str) else get_config_model_id(weak.config)
+        name = weak_model if isinstance(weak_model, str) else get_config_model_id(weak_model.config)
         if not name:
-            raise ValueError(
-                "`weak_model` was not loaded from anywhere, so its tokenizer is unknown: pass `weak_processing_class`."
-            )
+            raise ValueError("Where the tokenizer of `weak_model` lies is unknown: pass `weak_processing_class`.")
         weak_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     _check_same_vocabulary(tokenizer, weak_tokenizer)
-    if isinstance(weak, str):
-        given = args.model_init_kwargs or {}
+    weak: Any = weak_model
+    if isinstance(weak_model, str):
+        given: Any = args.model_init_kwargs or {}
         options = {option: given[option] for option in ("dtype", "attn_implementation") if option in given}
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             options["device_map"] = None
-        weak = create_model_from_path(weak, trust_remote_code=args.trust_remote_code, **options)
+        weak = create_model_from_path(weak_model, trust_remote_code=args.trust_remote_code, **options)
     sizes = [model.config.get_text_config().vocab_size for model in (strong, weak)]
     highest = max(tokenizer.get_vocab().values())
     if highest >= min(sizes):
-        raise ValueError(
-            f"The tokenizer has ids up to {highest}, but the strong model has {sizes[0]} rows and the weak one "
-            f"{sizes[1]}: call `resize_token_embeddings` on the smaller one. {_INSTEAD}."
-        )
+        found = f"ids up to {highest}, but the strong model has {sizes[0]} rows and the weak one {sizes[1]}"
+        raise ValueError(f"The tokenizer has {found}: call `resize_token_embeddings` on the smaller. {_INSTEAD}.")
     if sizes[0] > sizes[1] and is_deepspeed_zero3_enabled():
-        raise ValueError(
-            f"The strong model has {sizes[0]} vocabulary rows, the weak one {sizes[1]}, and DeepSpeed ZeRO-3 cannot "
-            "cut a head: use ZeRO-2 or FSDP 2, or resize the weak model's embeddings."
-        )
+        found = f"The strong model has {sizes[0]} vocabulary rows, the weak one {sizes[1]}"
+        raise ValueError(f"{found}, and ZeRO-3 cannot cut a head: use ZeRO-2 or FSDP 2, or resize the embeddings.")
     if any(module is weak for module in strong.modules()):
         raise ValueError("`weak_model` and `model` are the same object, so the target would be trained: pass a copy.")
     if getattr(weak.config, "is_encoder_decoder", False):
@@ -71,10 +67,9 @@ def _check_same_vocabulary(tokenizer: PreTrainedTokenizerBase, weak_tokenizer: P
         return
     first = min(number for number in strong.keys() | weak.keys() if strong.get(number) != weak.get(number))
     ours, theirs = (repr(one[first]) if first in one else "no token" for one in (strong, weak))
-    raise ValueError(
-        f"The vocabularies of the strong model ({len(strong)} tokens) and the weak one ({len(weak)} tokens) differ, "
-        f"first in id {first}: {ours} for the strong model, {theirs} for the weak one. {_INSTEAD}."
-    )
+    sizes = f"strong model ({len(strong)} tokens) and the weak one ({len(weak)} tokens)"
+    found = f"first in id {first}: {ours} for the strong model, {theirs} for the weak one"
+    raise ValueError(f"The vocabularies of the {sizes} differ, {found}. {_INSTEAD}.")
 
 
 def narrow(head: OutputHead, rows: int) -> OutputHead:
