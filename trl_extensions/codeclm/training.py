@@ -62,14 +62,14 @@ def train_on_data(
         for name in ("packing", "eval_packing", "padding_free"):
             if getattr(config, name):
                 raise ValueError(f"`{name}` puts rows together, which cannot be weighed then: set it to False.")
-        if dict(config.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        if isinstance(own := config.dataset_kwargs, dict) and own.get("skip_prepare_dataset"):
             raise ValueError("`skip_prepare_dataset` does not work with weighted rows here: leave it out.")
         config.remove_unused_columns = False
     train, held_out = split_pairs(load_pairs(data), validation, config.seed)
     is_chat = not config.chat_template_path and not isinstance(train[0]["prompt"], str)
     if is_chat and not ModelSource(model_args, EngineArguments(), config.trust_remote_code).is_conversational():
-        name: Any = model_args.model_name_or_path
-        raise ValueError(f"{name} has no chat template, but the pairs are chats: set `chat_template_path`.")
+        model = model_args.model_name_or_path
+        raise ValueError(f"{model} has no chat template, but the pairs are chats: set `chat_template_path`.")
     columns = ("prompt", "completion", *{None: (), "gap": ("scores",), "metadata": ("metadata",)}[weight_by])
     rows, others = (
         Dataset.from_list([{own: row[own] for own in columns} | {"lineage": {"id": row["id"]}} for row in part])
