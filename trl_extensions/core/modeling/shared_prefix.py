@@ -124,9 +124,9 @@ def _probe(model: nn.Module) -> str | None:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         return f"its forward refuses the layout ({reason})"
     expected = torch.cat([apart[0], apart[1][5:]]).float()
-    error = (shared.float() - expected).norm() / expected.norm()
+    difference = (shared.float() - expected).norm() / expected.norm()
     tolerance = 1e-4 if model.dtype == torch.float32 and not _is_quantized(model) else 5e-2
-    return None if error < tolerance else f"a probe differs by {error:.1e}"
+    return None if difference < tolerance else f"a probe differs by {difference:.1e}"
 
 
 def _is_quantized(model: nn.Module) -> bool:

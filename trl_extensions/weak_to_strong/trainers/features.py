@@ -78,9 +78,9 @@ class FeatureStore:
         """States `(N, H)`, float32, of N texts. `compute` gives those of texts that are not stored yet, 1,024 at a
         time, which are on disk before the next."""
         keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
+        texts_of = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
         # Neighbours in length share a chunk, and so need little padding
-        missing = sorted(missing.items(), key=lambda item: len(item[1]))
+        missing = sorted(texts_of.items(), key=lambda item: len(item[1]))
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
             states = np.asarray(compute([text for _, text in chunk]), dtype=np.float32)
