@@ -88,8 +88,7 @@ class WeakToStrongArguments:
                 raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)}.")
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
             raise ValueError(f"`seeds` must be one or more different numbers, got {self.seeds}.")
-        repeated = {name for name in self.weak_models if self.weak_models.count(name) > 1}
-        if repeated:
+        if repeated := {name for name in self.weak_models if self.weak_models.count(name) > 1}:
             raise ValueError(f"`weak_models` names {min(repeated)!r} twice: an ensemble needs different models.")
         for variant in self.variants:
             parse_variant(variant)
@@ -129,9 +128,8 @@ def parse_variant(variant: str) -> tuple[str, bool, bool]:
     """A variant's loss, whether rows are weighed by confidence, and whether only confident ones are kept."""
     loss, *suffixes = variant.split("+")
     if loss not in LOSSES or not set(suffixes) <= {"weights", "kept"}:
-        raise ValueError(
-            f"`variants`: {variant!r} is none; give one of {', '.join(LOSSES)}, with `+weights` or `+kept` behind it."
-        )
+        known = f"{', '.join(LOSSES)}, with `+weights` or `+kept` behind it"
+        raise ValueError(f"`variants`: {variant!r} is none; give one of {known}.")
     return loss, "weights" in suffixes, "kept" in suffixes
 
 
@@ -154,10 +152,7 @@ def split_layers(name: str) -> tuple[str, int | None]:
 
 
 def refuse_unused(arguments: Any, names: Iterable[str], because: str) -> None:
-    """Refuse fields of a dataclass that are set, to another value than their default, and would have no effect.
-
-    `because` ends the sentence "... has no effect", such as "with `task: generation`".
-    """
+    """Refuse fields with another value than their default that would have no effect, `because` of what is said."""
     known = {f.name: f for f in fields(arguments)}
     defaults = {n: f.default if f.default_factory is MISSING else f.default_factory() for n, f in known.items()}
     given = [f"`{name}`" for name in names if getattr(arguments, name) != defaults[name]]

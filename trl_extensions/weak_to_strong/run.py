@@ -37,7 +37,7 @@ from .data.select import keep_confident
 from .evaluation import CEILING, STRONG, TEACHER_PREFIX, WEAK, Predictions, evaluate_run, load_run, scores
 from .labels.learners import Learner, StageLabels, bootstrap_chain, fingerprint, folder_name, prediction_rows
 from .labels.transformer_learner import TransformerLearner, predict_saved, saved_class_names
-from .report import write_label_report
+from .report import recovered, write_label_report
 from .trainers.classification import WeakToStrongTrainer
 from .trainers.configs import WeakToStrongConfig, WeakToStrongRewardConfig
 from .trainers.features import FeatureStore
@@ -103,23 +103,17 @@ class WeakToStrongRun(Run):
             raise ValueError("`model_name_or_path` (the strong model) and `weak_models` are needed.")
         if not args.variants:
             raise ValueError("`variants` is empty: name at least one loss, such as soft_ce.")
-        for name in (*args.weak_models, *args.bootstrap_models):
+        for name in (model_args.model_name_or_path, *args.weak_models, *args.bootstrap_models):
             split_layers(name)
         if model_args.model_name_or_path.startswith(SKLEARN):
             raise ValueError("`model_name_or_path` must be a transformer: scikit-learn models are weak ones.")
         if self.is_pairs:
             refuse_unused(args, ("text_column", "text_template", "label_column"), "with `task: reward`")
-        _, layers = split_layers(model_args.model_name_or_path)
-        if args.save_models and model_args.use_peft and layers is not None:
-            raise ValueError(
-                "`save_models` with `use_peft` and `[:N]`: a saved adapter does not know that its base was cut; leave "
-                "one of them out."
-            )
+        if args.save_models:
+            _check_savable(model_args)
         if getattr(self.config, "linear_probe", False):
             if model_args.load_in_4bit or model_args.load_in_8bit:
-                raise ValueError(
-                    "`linear_probe` trains a head on states of a model that is not quantised: choose one."
-                )
+                raise ValueError("`linear_probe` trains on states of a model that is not quantised: choose one.")
             refuse_unused(model_args, ("use_peft",), "with `linear_probe`, which trains the head only")
             refuse_unused(self.config, ("overlong_policy",), "with `linear_probe`, which truncates")
         self.test_examples()
@@ -141,20 +135,18 @@ class WeakToStrongRun(Run):
         """Train the strong model on the weak labels, or the true ones, and ask it about the test rows."""
         seed, _, variant = of.partition("/")
         rows, soft_labels = self.weak_labels(int(seed))
-        settings = {"loss_type": "soft_ce", "weight_by_confidence": False}
+        loss, weigh, keep = ("soft_ce", False, False) if variant == CEILING else parse_variant(variant)
         if variant == CEILING:
             soft_labels = np.eye(len(self.class_names))[[row.label for row in rows]]
-        else:
-            settings["loss_type"], settings["weight_by_confidence"], keep = parse_variant(variant)
-            if keep:
-                kept, summary = keep_confident(
-                    soft_labels, self.args.keep_share, class_names=self.class_names, seed=int(seed)
-                )
-                print(summary)
-                rows, soft_labels = [rows[place] for place in kept], soft_labels[kept]
+        if keep:
+            names, share = self.class_names, self.args.keep_share
+            kept, summary = keep_confident(soft_labels, share, class_names=names, seed=int(seed))
+            print(summary)
+            rows, soft_labels = [rows[place] for place in kept], soft_labels[kept]
         learner = self.learner(self.model_args.model_name_or_path)
         folder = self.folder / f"seed_{seed}" / variant
-        learner.fit(rows, soft_labels, seed=int(seed), folder=folder / "train", **settings)
+        own = {"loss_type": loss, "weight_by_confidence": weigh}
+        learner.fit(rows, soft_labels, seed=int(seed), folder=folder / "train", **own)
         if self.args.save_models:
             learner.trainer.save_model(str(folder / "model"))
         probs = learner.predict(self.test_examples())
@@ -243,37 +235,32 @@ class WeakToStrongRun(Run):
     def examples(self) -> list[Example] | list[Pair]:
         """Examples with true labels, of which the weak models see one half."""
         if "examples" not in self._rows:
-            args = self.args
-            self._rows["examples"] = self._load(
-                args.examples, args.examples_split, filter_of(args.examples_where, "examples_where"), args.num_examples
-            )
+            own = self.args
+            rows = self._load(own.examples, own.examples_split, own.examples_where, own.num_examples)
+            self._rows["examples"] = rows
         return self._rows["examples"]
 
     def test_examples(self) -> list[Example] | list[Pair]:
         """Held-out examples, without those that are among `examples` too."""
         if "test" in self._rows:
             return self._rows["test"]
-        args = self.args
-        known = {_content(row) for row in self.examples()} if args.examples else set()
-        rows = self._load(
-            args.test_examples, args.test_split, filter_of(args.test_where, "test_where"), args.num_test_examples
-        )
+        own = self.args
+        examples = self.examples() if own.examples else []
+        known = {_content(row) for row in examples}
+        rows = self._load(own.test_examples, own.test_split, own.test_where, own.num_test_examples)
         new = [row for row in rows if _content(row) not in known]
         if not new:
-            raise ValueError(
-                f"all {len(rows)} test examples are among `examples` too: use `examples_where` and `test_where`, or "
-                "other files."
-            )
+            remedy = "use `examples_where` and `test_where`, or other files"
+            raise ValueError(f"all {len(rows)} test examples are among `examples` too: {remedy}.")
         if len(new) < len(rows):
             logger.warning("%d of %d test examples are among `examples` and left out", len(rows) - len(new), len(rows))
-        shared = {row.group for row in self.examples()} & {row.group for row in new} - {None} if known else ()
-        if shared:
+        if shared := {row.group for row in examples} & {row.group for row in new} - {None}:
             logger.warning("%d groups (%s, ...) have rows in `examples` and in the test", len(shared), min(shared))
         self._rows["test"] = new
         return new
 
     def unlabelled_rows(self) -> list[Example] | list[Pair]:
-        """Rows to label."""
+        """Rows to label; their true labels, if they have any, are not looked at."""
         return self._load(self.args.unlabelled, self.args.examples_split, labelled=False)
 
     @property
@@ -283,21 +270,19 @@ class WeakToStrongRun(Run):
             self.examples()
         return self._class_names
 
-    def _load(self, source: str, split: str, where=None, limit: int | None = None, *, labelled: bool = True):
-        """Rows of a source; without `labelled` their true labels, if they have any, are not looked at."""
-        options = {"split": split, "group_column": self.args.group_column, "limit": limit, "where": where}
+    def _load(
+        self, source: str, split: str, where: str | None = None, limit: int | None = None, *, labelled: bool = True
+    ) -> list[Example] | list[Pair]:
+        own = self.args
+        options = {"split": split, "limit": limit, "where": filter_of(where, "where")}
+        options |= {"group_column": own.group_column}
         if self.is_pairs:
             rows, names = load_pairs(source, **options), ["chosen", "rejected"]
             rows = rows if labelled else [replace(pair, label=None) for pair in rows]
         else:
-            rows, names = load_examples(
-                source,
-                text_template=self.args.text_template,
-                text_column=self.args.text_column,
-                label_column=self.args.label_column if labelled else None,
-                class_names=self._class_names or self.config.class_names,
-                **options,
-            )
+            options |= {"text_template": own.text_template, "text_column": own.text_column}
+            options |= {"label_column": own.label_column if labelled else None}
+            rows, names = load_examples(source, class_names=self._class_names or self.config.class_names, **options)
         self._class_names = self._class_names or names
         unknown = [row.id for row in rows if row.label is None]
         if unknown and labelled:
@@ -333,6 +318,12 @@ def _content(row: Example | Pair) -> str | frozenset[str]:
     return row.text if isinstance(row, Example) else frozenset((row.chosen, row.rejected))
 
 
+def _check_savable(model_args: ModelConfig) -> None:
+    name = model_args.model_name_or_path
+    if model_args.use_peft and split_layers(name)[1] is not None:
+        raise ValueError(f"{name} with `use_peft`: a saved adapter does not know that its base was cut: choose one.")
+
+
 # The parts on their own
 
 
@@ -357,21 +348,16 @@ def label(run: WeakToStrongRun) -> str:
 
 
 def train(run: WeakToStrongRun) -> Path:
-    """Train the strong model on rows with weak labels; resumes from its last checkpoint. Returns where the model
-    is."""
+    """Train the strong model on rows with weak labels, from its last checkpoint; returns where the model is."""
     target = run.folder / "model"
-    config, model_args = copy.copy(run.config), run.model_args
+    config = copy.copy(run.config)
     config.output_dir = str(run.folder / "train")
-    path, layers = split_layers(model_args.model_name_or_path)
-    if layers is not None and model_args.use_peft:
-        raise ValueError(
-            f"{model_args.model_name_or_path} with `use_peft`: a saved adapter does not know that its base was cut; "
-            "train without an adapter, or on the whole model."
-        )
+    _check_savable(run.model_args)
+    path, layers = split_layers(run.model_args.model_name_or_path)
     dataset = training_set(run.args.dataset_name, run.args.dataset_train_split, is_pairs=run.is_pairs)
     claim_training(run)
     # An adapter made for language modelling, which is TRL's default, would leave the head untrained
-    model_args = replace(model_args, model_name_or_path=resolve_model_name(path), lora_task_type="SEQ_CLS")
+    model_args = replace(run.model_args, model_name_or_path=resolve_model_name(path), lora_task_type="SEQ_CLS")
     if layers is not None:
         config.model_init_kwargs = (config.model_init_kwargs or {}) | {"num_hidden_layers": layers}
     trainer_class = WeakToStrongRewardTrainer if run.is_pairs else WeakToStrongTrainer
@@ -405,12 +391,8 @@ def evaluate(run: WeakToStrongRun) -> str:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     own = ", ".join(f"{name} {value['value']:.3f}" for name, value in evaluation["scores"][STRONG].items())
-    gap, recovered = evaluation.get("pgr", {}).get("accuracy", {}).get(STRONG), ""
-    if gap and gap["value"] is None:
-        recovered = f"; performance gap recovered: undefined, {gap['reason']}"
-    elif gap:
-        recovered = f"; performance gap recovered {gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})"
-    return f"{run.folder / 'evaluation.json'}: {own}{recovered}"
+    text = f"{run.folder / 'evaluation.json'}: {own}"
+    return f"{text}. {recovered(evaluation['pgr']['accuracy'][STRONG])}" if WEAK in models else text
 
 
 def _ask(run: WeakToStrongRun) -> list[dict]:
@@ -421,10 +403,7 @@ def _ask(run: WeakToStrongRun) -> list[dict]:
     name = resolve_model_name(model_args.model_name_or_path)
     if not run.is_pairs and (names := saved_class_names(name, model_args, config.trust_remote_code)):
         if config.class_names not in (None, names):
-            raise ValueError(
-                f"{name} has the classes {names}, not {config.class_names}: leave `class_names` out, or give another "
-                "model."
-            )
+            raise ValueError(f"{name} has the classes {names}, not {config.class_names}: leave `class_names` out.")
         config.class_names = names
     rows = run.test_examples()
     return prediction_rows(rows, predict_saved(name, rows, len(run.class_names), config, model_args))
