@@ -86,7 +86,7 @@ def test_messages(tmp_path):
         {"role": "assistant", "content": f"Strong on: {POEM}"},
     ]
     assert all("prompt" not in row and "completion" not in row for row in rows)
-    with pytest.raises(ValueError, match="`layout` must be .*messages, got 'chatml'"):
+    with pytest.raises(ValueError, match=r"`layout` must be .*messages, got 'chatml'"):
         export(tmp_path, CodecLMConfig(), layout="chatml")
 
 
