@@ -9,15 +9,28 @@ One model is strong, target and scorer, so that every step is its own. Killed, t
 import argparse
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.llama_server import LlamaServer
 from trl_extensions.codeclm.config import CodecLMConfig
 from trl_extensions.codeclm.pipeline.codec import CodecLM
 from trl_extensions.codeclm.pipeline.seeds import make_metadata
-from trl_extensions.codeclm.pipeline.steps import Rejected, StepClient
+from trl_extensions.codeclm.pipeline.steps import (
+    Decode,
+    Encode,
+    Propose,
+    Rejected,
+    Rewrite,
+    Rubrics,
+    Score,
+    StepClient,
+)
 from trl_extensions.codeclm.report import collect, count_calls
 from trl_extensions.codeclm.run import Engines
+from trl_extensions.core.generation.client import ResponseCache
+from trl_extensions.core.generation.replies import Unreadable, read_reply
+from trl_extensions.core.judge.pairwise import Scores, read_scores
 
 
 DESCRIPTION = "everyday requests: writing letters, comparing offers, explaining things to children, planning"
@@ -43,6 +56,8 @@ def main() -> None:
             server = LlamaServer(args.gguf, parallel=args.parallel, context=args.parallel * 3072)
             address = stack.enter_context(server).base_url
             options = {"model": args.gguf.stem, "base_url": address, "concurrency": args.parallel, "timeout": 1800.0}
+            # Else small models repeat themselves in a string until the limit cuts them off
+            options["extra_body"] = {"repeat_penalty": 1.1}
             config.strong = options
         else:
             config.strong = args.engine
@@ -51,12 +66,34 @@ def main() -> None:
         print(codec.run())
         if not (args.output / "proposed.yaml").exists():
             print(make_metadata(engine, config, args.output / "proposed.yaml", description=DESCRIPTION, number=20))
+    print(form_rates(args.output))
     steps = [*collect(args.output)["steps"], *count_calls(args.output / "proposed.calls.sqlite")]
     print("\n| step | asked | read at once | read after asking again | never |\n| --- | --- | --- | --- | --- |")
     for own in steps:
         asked, again = own["calls"] - own["retried"], own["retried"]
         shares = (asked - again, again - never[own["step"]], never[own["step"]])
         print(f"| {own['step']} | {asked} | {' | '.join(f'{share} ({share / asked:.1%})' for share in shares)} |")
+
+
+def form_rates(folder: Path) -> str:
+    """Of the first replies to every question that has a form: how many keep to it, whatever they say."""
+    forms = {step.name: step.schema for step in (Encode, Decode, Rubrics, Rewrite, Score, Propose)}
+    kept, asked = Counter(), Counter()
+    for path in (folder / "calls.sqlite", folder / "proposed.calls.sqlite"):
+        for row in ResponseCache(path).rows() if path.exists() else ():
+            schema, reply = forms.get(row["step"]), row["reply"]
+            if schema is None:
+                continue
+            asked[row["step"]] += 1
+            read = read_scores if schema is Scores else partial(read_reply, schema=schema)
+            try:
+                read(reply["text"], truncated=reply["finish_reason"] != "stop")
+            except Unreadable as error:
+                print(f"{row['step']}: {error}: {reply['text'][:80]!r}")
+            else:
+                kept[row["step"]] += 1
+    rows = (f"| {step} | {asked[step]} | {kept[step]} ({kept[step] / asked[step]:.1%}) |" for step in asked)
+    return "\n".join(["", "| step | asked | first reply keeps to its form |", "| --- | --- | --- |", *rows])
 
 
 def count_rejected() -> Counter[str]:

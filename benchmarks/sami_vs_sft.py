@@ -17,9 +17,8 @@ from trl import SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from trl_extensions.cli.sami import METHOD
 from trl_extensions.core.runs.report import RunReport
-from trl_extensions.sami.data import prepare_rows
+from trl_extensions.sami.data import load_rows, prepare_rows, to_dataset
 from trl_extensions.sami.run import SAMIRun
-from trl_extensions.sami.data import load_rows, to_dataset
 
 
 def sft_pairs(rows: list[dict], tokenizer) -> Dataset:
