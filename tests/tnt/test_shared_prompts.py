@@ -12,9 +12,8 @@ from tests.conftest import make_tiny_model
 from tests.tnt.conftest import tnt_rows
 from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.modeling.head import ReferenceStates, output_head
-from trl_extensions.tnt.collator import DataCollatorForTNT, prompt_length
+from trl_extensions.tnt.collator import DataCollatorForTNT, PromptSampler, prompt_length
 from trl_extensions.tnt.fused_loss import Objective
-from trl_extensions.tnt.collator import PromptSampler
 from trl_extensions.tnt.scores import score_tokens, scored_states, sums_of_rows
 
 

@@ -207,9 +207,7 @@ class TestReference:
     @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)])
     def test_kl_starts_at_zero_and_the_original_stays(self, rows, make_trainer, taught_model, peft_config):
         rate = 0.1 if peft_config is None else 1.0
-        trainer = make_trainer(
-            rows, model=taught_model(), peft_config=peft_config, max_steps=3, learning_rate=rate
-        )
+        trainer = make_trainer(rows, model=taught_model(), peft_config=peft_config, max_steps=3, learning_rate=rate)
         expected = trainer.evaluate(rows)["eval_prob/negative"]
         trainer.train()
         first, last = steps(trainer)[0], steps(trainer)[-1]
