@@ -105,6 +105,11 @@ class TestOldNames:
         assert len(lines) == 2 and all(line.startswith("trl-ext: ") for line in lines)
         assert "`old_folder` is now called `folder`" in lines[0] and "`form` is now called `task`" in lines[1]
 
+    @pytest.mark.parametrize("old", ["--old_folder", "--old-folder"])
+    def test_an_old_name_with_dashes_works_as_the_parsers_own_do(self, method, tmp_path, capsys, old):
+        assert method.parse("show", [old, str(tmp_path)]).args.folder == str(tmp_path)
+        assert "`old_folder` is now called `folder`" in capsys.readouterr().err
+
     def test_a_stage_says_nothing_again(self, method, tmp_path, capsys):
         method.main(["stage", "count", "0", "--old_folder", str(tmp_path)])
         assert not capsys.readouterr().err

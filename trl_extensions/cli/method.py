@@ -102,10 +102,11 @@ def option_parser(command: str, dataclasses: Sequence[Any], quiet: bool = False)
     told = set(renamed) if quiet else set()
 
     def translate(name: str) -> str:
-        if name in renamed and name not in told:
-            told.add(name)
-            print(f"trl-ext: {message(name, renamed[name])}", file=sys.stderr)
-        return renamed.get(name, name)
+        old = name.replace("-", "_")  # dashes do too, as in the parser
+        if old in renamed and old not in told:
+            told.add(old)
+            print(f"trl-ext: {message(old, renamed[old])}", file=sys.stderr)
+        return renamed.get(old, name)
 
     class OptionParser(TrlParser):
         def parse_args_and_config(self, args=None, *rest, **options):

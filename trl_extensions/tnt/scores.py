@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +26,12 @@ def scored_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     if rows is not None:
         return states_before(hidden, rows, inputs["attention_mask"], inputs["token_weights"] != 0)
     return hidden[:, :-1][_scored(inputs).to(hidden.device)]
+
+
+def reference_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
+    """`scored_states` with the head they meet, for a reference that no trainer has wrapped."""
+    states = scored_states(model, inputs)
+    return ReferenceStates(states, output_head(model, states))
 
 
 def score_tokens(
@@ -90,7 +95,7 @@ def score_rows(
     results: list[dict[str, float]] = [{} for _ in rows]
     for indices, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
         with eval_mode(model), torch.inference_mode():
-            reference = _reference_states(model, original, inputs)
+            reference = _original_states(model, original, inputs)
             scores = score_tokens(model, inputs, reference, Objective())
         for i, result in zip(indices, _row_sums(scores, inputs), strict=True):
             results[i] = result
@@ -105,7 +110,7 @@ def perplexity(
     logp = tokens = 0.0
     for _, inputs in _batches_of(rows, model, tokenizer, batch_tokens):
         with eval_mode(model), torch.inference_mode():
-            reference = _reference_states(model, original, inputs)
+            reference = _original_states(model, original, inputs)
             logps = token_logps(reference.states, reference.head, inputs["input_ids"][:, 1:][_scored(inputs)])
         logp, tokens = logp + logps.sum().item(), tokens + len(logps)
     return math.exp(-logp / tokens)
@@ -125,14 +130,11 @@ def _batches_of(
         yield indices, {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
-def _reference_states(
-    model: nn.Module, original: nn.Module | None, inputs: dict[str, torch.Tensor]
-) -> ReferenceStates:
-    """`scored_states` of the original, or of a PEFT model's base, and the head they meet."""
-    with nullcontext() if original is not None else use_adapter(model, None):
-        frozen = model if original is None else original
-        states = scored_states(frozen, inputs)
-        return ReferenceStates(states, output_head(frozen, states))
+def _original_states(model: nn.Module, original: nn.Module | None, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
+    if original is not None:
+        return reference_states(original, inputs)
+    with use_adapter(model, None):
+        return reference_states(model, inputs)
 
 
 def _row_sums(scores: TokenScores, inputs: dict[str, torch.Tensor]) -> list[dict[str, float]]:
