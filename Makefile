@@ -29,7 +29,7 @@ help:
 	@echo "make test       the tests, without those that need the real model"
 	@echo "make test-slow  only those that need the real model; make test-all: both"
 	@echo "make bench      speed beside the plain path and TRL: tables and a figure in runs/speed (an hour; BENCH=--quick: minutes)"
-	@echo "make lint       ruff check and format; make format: fix what ruff can fix"
+	@echo "make lint       ruff and mypy; make format: fix what ruff can fix"
 	@echo "make docs       build the documentation into site/, strictly"
 	@echo "make clean      remove .venv and build outputs; the model cache in ~/.cache/trl_extensions stays"
 
@@ -61,6 +61,7 @@ bench: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -173,10 +173,10 @@ def _convert(directory: Path) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         quantised = AutoModelForCausalLM.from_pretrained(directory, gguf_file=_GGUF_NAME, dtype=torch.float32)
         # What came from GGUF keeps saying so, in its config too; a fresh model with the same weights can be saved.
-        config = quantised.config.to_dict()
+        values = quantised.config.to_dict()
         strays = ("quantization_config", "_name_or_path", "_model_name_or_path")
-        config = LlamaConfig.from_dict({name: value for name, value in config.items() if name not in strays})
-        model = LlamaForCausalLM(config).to(torch.float32)
+        config = LlamaConfig.from_dict({name: value for name, value in values.items() if name not in strays})
+        model = LlamaForCausalLM(config).float()
         model.load_state_dict(quantised.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=_GGUF_NAME)
     # The GGUF only names its pre-tokenizer ("smollm"), and transformers falls back to GPT-2's, which glues a space

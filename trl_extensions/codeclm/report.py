@@ -24,10 +24,7 @@ _SAMPLES, _LONGEST = 3, 1500
 
 
 def write_codeclm_report(
-    folder: str | os.PathLike,
-    *,
-    prices: Mapping[str, tuple[float, float]] | None = None,
-    stopped: str | None = None,
+    folder: str | os.PathLike, *, prices: Mapping[str, tuple[float, float]] | None = None, stopped: str | None = None
 ) -> Path:
     """Write `report.md` (its path is returned), `report.json`, `gaps.png` and `coverage.png` of a run's folder.
 

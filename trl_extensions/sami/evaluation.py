@@ -203,7 +203,7 @@ def compare(
     read = [place for place, own in enumerate(judgments) if own.winner is not None]
     if not read:
         return result | {"raw": None, "length_balanced": None, "length_adjusted": None}
-    outcomes = [_OUTCOMES[judgments[place].winner] for place in read]
+    outcomes = [_OUTCOMES[own.winner] for own in judgments if own.winner is not None]
     groups, lengths, other_lengths = ([column[place] for place in read] for column in (queries, tokens, was))
     result["raw"] = win_rate(outcomes, groups=groups)
     result["length_balanced"] = length_balanced(outcomes, lengths, other_lengths, groups=groups)

@@ -53,6 +53,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         TypeError: A streaming dataset.
     """
 
+    args: SAMIConfig
     _tag_names = ["trl", "sami"]  # noqa: RUF012 (TRL's own convention)
     _name = "SAMI"
     _paper = {  # noqa: RUF012
@@ -104,9 +105,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
             )
         self.reference = None
         if args.beta or args.log_kl or args.guard_max_kl is not None:
-            self.reference = build_reference(
-                self.model, self.accelerator, ref_model=ref_model, adapter_is_trained=adapter_is_trained
-            )
+            self.reference = build_reference(self.model, self.accelerator, ref_model, adapter_is_trained)
         if args.guard_steps:
             self.add_callback(OverOptimizationGuard(self))
 

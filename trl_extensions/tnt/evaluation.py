@@ -168,8 +168,7 @@ def _describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _ratio(numerators: list[float], denominators: list[float]) -> dict[str, float | None]:
     """Sum over sum with its bootstrap interval over entries."""
     total = sum(denominators)
-    value = sum(numerators) / total if total else math.nan
-    return _estimate(value, *bootstrap_ratio(numerators, denominators))
+    return _estimate(sum(numerators) / total if total else math.nan, *bootstrap_ratio(numerators, denominators))
 
 
 def _estimate(value: float, low: float, high: float) -> dict[str, float | None]:

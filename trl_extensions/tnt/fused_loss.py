@@ -147,7 +147,7 @@ def _score_rows(logits, ref_logits, spare, token_ids, sign: int, objective: Obje
     entropy = -torch.mul(p, log_p, out=rest).sum(-1)
     if term == "forward":
         losses, grad = divergence, p.sub_(d)
-    elif term == "reverse":
+    elif smooth is not None:  # the term is "reverse"
         gap = torch.sub(log_p, smooth, out=smooth)
         losses = torch.mul(p, gap, out=rest).sum(-1)
         grad = gap.sub_(losses[:, None]).mul_(p)

@@ -179,7 +179,8 @@ def load_candidates(path: str | os.PathLike) -> list[Candidate]:
             expected, is_valid = _DECISIVE[name]
             if not is_valid(entry[name]):
                 raise ValueError(f"{where}: `{name}` must be {expected}, got {entry[name]!r:.80}")
-        candidates.append(Candidate(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+        candidates.append(Candidate(**values))
         for form in candidates[-1].forms:
             if (owner := owners.setdefault(form_key(form), number)) != number:
                 raise ValueError(f"{where}: {form!r:.80} is in entry {owner} too; leave it in one of them")
@@ -437,8 +438,7 @@ def _context(text: str, start: int, end: int) -> str:
     """The text around a span in one line, "..." where it is cut."""
     first = max(0, start - _CONTEXT)
     last = min(len(text), end + _CONTEXT, first + _LONGEST_EXAMPLE)
-    inside = " ".join(text[first:last].split())
-    return ("..." if first else "") + inside + ("..." if last < len(text) else "")
+    return ("..." if first else "") + " ".join(text[first:last].split()) + ("..." if last < len(text) else "")
 
 
 _Mark: TypeAlias = tuple[int, int, str, str, float]  # start, end, by whom, the candidate, its severity

@@ -85,7 +85,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         args = as_config(args, TNTConfig, model, "TNT")
         reject_prompt_learning(model, peft_config, "TNT")
         reject_sequence_parallelism(args, "TNT")
-        self.objective = Objective(args.variant, args.alpha, args.smoothing, args.smooth_over)
+        self.objective: Objective = Objective(args.variant, args.alpha, args.smoothing, args.smooth_over)
         adapter_is_trained = isinstance(model, PeftModel)
         super().__init__(
             model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
@@ -104,8 +104,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
             self.data_collator = DataCollatorForTNT(pad_id, args.pad_to_multiple_of, share_prefix=shares_prefix)
         elif args.share_prefix:
             logger.warning("`share_prefix` has no effect: it is the `data_collator` given that lays batches out.")
-        given = {"ref_model": ref_model, "adapter_is_trained": adapter_is_trained}
-        self.reference = build_reference(self.model, self.accelerator, **given)
+        self.reference = build_reference(self.model, self.accelerator, ref_model, adapter_is_trained)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         reject_stream(dataset, dataset_name, "TNT")

@@ -35,7 +35,7 @@ from .data.examples import Example, Pair, load_examples, load_pairs, split_halve
 from .data.prepare import source_settings, training_set
 from .data.select import keep_confident
 from .evaluation import CEILING, STRONG, TEACHER_PREFIX, WEAK, Predictions, evaluate_run, load_run, scores
-from .labels.learners import Learner, StageLabels, bootstrap_chain, fingerprint, folder_name, prediction_rows
+from .labels.learners import Learner, Rows, StageLabels, bootstrap_chain, fingerprint, folder_name, prediction_rows
 from .labels.transformer_learner import TransformerLearner, predict_saved, saved_class_names
 from .report import recovered, write_label_report
 from .trainers.classification import WeakToStrongTrainer
@@ -64,7 +64,7 @@ class WeakToStrongRun(Run):
 
     def __post_init__(self):
         self.folder = Path(self.config.output_dir)
-        self._rows: dict[str, list[Example] | list[Pair]] = {}
+        self._rows: dict[str, Rows] = {}
         self._class_names: list[str] | None = None
         self._learners: dict[tuple[str, bool], Learner] = {}
 
@@ -137,13 +137,14 @@ class WeakToStrongRun(Run):
         rows, soft_labels = self.weak_labels(int(seed))
         loss, weigh, keep = ("soft_ce", False, False) if variant == CEILING else parse_variant(variant)
         if variant == CEILING:
-            soft_labels = np.eye(len(self.class_names))[[row.label for row in rows]]
+            soft_labels = np.eye(len(self.class_names))[np.array([row.label for row in rows], dtype=int)]
         if keep:
             names, share = self.class_names, self.args.keep_share
             kept, summary = keep_confident(soft_labels, share, class_names=names, seed=int(seed))
             print(summary)
             rows, soft_labels = [rows[place] for place in kept], soft_labels[kept]
         learner = self.learner(self.model_args.model_name_or_path)
+        assert isinstance(learner, TransformerLearner)  # `check` refuses others as the strong model
         folder = self.folder / f"seed_{seed}" / variant
         own = {"loss_type": loss, "weight_by_confidence": weigh}
         learner.fit(rows, soft_labels, seed=int(seed), folder=folder / "train", **own)
@@ -225,22 +226,21 @@ class WeakToStrongRun(Run):
         write_atomically(folder / "report.json", json.dumps(own, indent=2) + "\n")
         return results
 
-    def weak_labels(self, seed: int) -> tuple[list[Example] | list[Pair], np.ndarray]:
+    def weak_labels(self, seed: int) -> tuple[Rows, np.ndarray]:
         """The rows the weak models labelled, with their true labels, and the soft labels `(N, K)` they gave."""
         path = self._label_folder(seed) / f"stage_{len(self.args.bootstrap_models)}" / "weak_labels.jsonl"
         given = read_jsonl(path, required=("id", "soft_labels"))
         rows = {row.id: row for row in self.examples()}
         return [rows[row["id"]] for row in given], np.array([row["soft_labels"] for row in given])
 
-    def examples(self) -> list[Example] | list[Pair]:
+    def examples(self) -> Rows:
         """Examples with true labels, of which the weak models see one half."""
         if "examples" not in self._rows:
             own = self.args
-            rows = self._load(own.examples, own.examples_split, own.examples_where, own.num_examples)
-            self._rows["examples"] = rows
+            self._rows["examples"] = self._load(own.examples, own.examples_split, own.examples_where, own.num_examples)
         return self._rows["examples"]
 
-    def test_examples(self) -> list[Example] | list[Pair]:
+    def test_examples(self) -> Rows:
         """Held-out examples, without those that are among `examples` too."""
         if "test" in self._rows:
             return self._rows["test"]
@@ -259,7 +259,7 @@ class WeakToStrongRun(Run):
         self._rows["test"] = new
         return new
 
-    def unlabelled_rows(self) -> list[Example] | list[Pair]:
+    def unlabelled_rows(self) -> Rows:
         """Rows to label; their true labels, if they have any, are not looked at."""
         return self._load(self.args.unlabelled, self.args.examples_split, labelled=False)
 
@@ -272,13 +272,13 @@ class WeakToStrongRun(Run):
 
     def _load(
         self, source: str, split: str, where: str | None = None, limit: int | None = None, *, labelled: bool = True
-    ) -> list[Example] | list[Pair]:
+    ) -> Rows:
         own = self.args
-        options = {"split": split, "limit": limit, "where": filter_of(where, "where")}
+        options: dict[str, Any] = {"split": split, "limit": limit, "where": filter_of(where, "where")}
         options |= {"group_column": own.group_column}
         if self.is_pairs:
-            rows, names = load_pairs(source, **options), ["chosen", "rejected"]
-            rows = rows if labelled else [replace(pair, label=None) for pair in rows]
+            pairs, names = load_pairs(source, **options), ["chosen", "rejected"]
+            rows: Rows = pairs if labelled else [replace(pair, label=None) for pair in pairs]
         else:
             options |= {"text_template": own.text_template, "text_column": own.text_column}
             options |= {"label_column": own.label_column if labelled else None}

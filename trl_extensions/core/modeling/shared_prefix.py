@@ -43,7 +43,7 @@ def pack_shared_prefix(prompt: Sequence[int], continuations: Sequence[tuple[int,
 
 def last_states(model: nn.Module, inputs: dict[str, torch.Tensor], group_ids: torch.Tensor | None) -> torch.Tensor:
     """Final hidden states `(S, T, H)` of a batch, whose prompts are shared if it has `position_ids`."""
-    layout = {"attention_mask": inputs["attention_mask"]}
+    layout: dict[str, torch.Tensor | BlockMask] = {"attention_mask": inputs["attention_mask"]}
     if "position_ids" in inputs:
         mask = attention_mask(group_ids, inputs["attention_mask"], model)
         layout = {"attention_mask": mask, "position_ids": inputs["position_ids"]}
@@ -116,10 +116,8 @@ def _probe(model: nn.Module) -> str | None:
     try:
         with eval_mode(model):
             shared = last_states(model, inputs, group_ids)[0]
-            apart = [
-                last_hidden_states(model, input_ids=torch.cat([tokens[:5], rest])[None])[0]
-                for rest in (tokens[5:8], tokens[8:])
-            ]
+            rows = (torch.cat([tokens[:5], rest])[None] for rest in (tokens[5:8], tokens[8:]))
+            apart = [last_hidden_states(model, input_ids=row)[0] for row in rows]
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         return f"its forward refuses the layout ({reason})"

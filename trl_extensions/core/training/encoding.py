@@ -47,7 +47,7 @@ def encode_completion(
     tokenizer: PreTrainedTokenizerBase, text: str, end_id: int, *, truncated: bool = False
 ) -> list[int]:
     """Token ids of a response, tokenised alone, with its end unless the sampler cut it off before it came to one."""
-    ids = list(tokenizer(text.removesuffix(tokenizer.decode([end_id])), add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(text.removesuffix(str(tokenizer.decode([end_id]))), add_special_tokens=False)["input_ids"])
     return ids if truncated and ids else [*ids, end_id]
 
 

@@ -79,7 +79,7 @@ def reject_sft_settings(config: SFTConfig, what: str, *, own_data: bool = False)
 
 
 def build_trainer(
-    trainer_class: type, model_args: ModelConfig, config: SFTConfig, rows: Dataset, held_out: Dataset | None
+    trainer_class: type, model_args: ModelConfig, config: Any, rows: Dataset, held_out: Dataset | None
 ) -> Any:
     """The trainer of a named model with its LoRA and quantisation settings; of a directory that holds a PEFT adapter,
     that adapter is trained on, and a `ValueError` raised if a new one is asked for on top."""
@@ -117,9 +117,8 @@ def _load_adapter(path: str, options: dict[str, Any], quantization):
 
 
 def fit(
-    trainer_class: type, model_args: ModelConfig, config: SFTConfig, rows: Dataset, held_out: Dataset | None,
-    target: Path,
-) -> None:  # fmt: skip
+    trainer_class: type, model_args: ModelConfig, config: Any, rows: Dataset, held_out: Dataset | None, target: Path
+) -> None:
     """Train on rows and leave the model at `target`, which must not exist, whole or not at all; resumes from the last
     checkpoint."""
     if target.exists():

@@ -9,6 +9,8 @@ import torch
 class RowAverages:
     """Mixin before a `Trainer`: what is logged, and every metric of an evaluation, is a mean over rows or tokens."""
 
+    _signature_columns: list[str] | None
+
     def record(
         self,
         averages: dict[str, tuple[torch.Tensor, torch.Tensor]],

@@ -76,8 +76,7 @@ def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, *, bins: i
         return float("nan")
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(places, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(probs))
+    return float(np.abs(np.bincount(places, weights=right - confidence, minlength=bins)).sum() / len(probs))
 
 
 def combine(

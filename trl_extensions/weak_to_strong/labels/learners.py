@@ -161,7 +161,7 @@ def bootstrap_chain(
     halves = split_halves(target, seed=seed) if len(stages) > 1 else ()
     places = {row.id: i for i, row in enumerate(target)}
     # What each copy of a learner is trained on, its soft labels, and the target rows it may then label
-    parts: list[Part] = [(rest, np.eye(num_classes)[[row.label for row in rest]], target)]
+    parts: list[Part] = [(rest, np.eye(num_classes)[np.array([row.label for row in rest], dtype=int)], target)]
     results = []
     for number, learners in enumerate(stages):
         own = Path(folder) / f"stage_{number}"

@@ -179,7 +179,7 @@ def predict_saved(
 
 
 def load_saved(
-    name: str, num_labels: int, model_args: ModelConfig, trust_remote_code: bool, device: Any
+    name: str, num_labels: int, model_args: ModelConfig, trust_remote_code: bool, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model as `model_args` say (dtype, attention, revision, quantisation), and its tokenizer.
 

@@ -18,7 +18,7 @@ from ..data.examples import Pair
 _CHUNK = 1024
 
 
-def head_of(model: PreTrainedModel) -> nn.Module:
+def head_of(model: PreTrainedModel) -> nn.Linear:
     """The linear head that reads the last token's state; `ValueError` for a model that pools in another way."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):

@@ -63,6 +63,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         TypeError: A streaming dataset.
     """
 
+    args: WeakToStrongRewardConfig
     _tag_names = ["trl", "weak-to-strong", "reward-trainer"]  # noqa: RUF012 (TRL's own convention)
     _name = "Weak-to-strong reward"
     _paper = PAPER

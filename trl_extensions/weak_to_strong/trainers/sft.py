@@ -70,6 +70,7 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
         TypeError: A streaming dataset with weights or with a `weak_model`.
     """
 
+    args: WeakToStrongSFTConfig
     _tag_names = ["trl", "weak-to-strong", "sft"]  # noqa: RUF012 (TRL's own convention)
     _name = "Weak-to-strong SFT"
     _paper = PAPER
