@@ -247,11 +247,8 @@ class EndpointEngine:
             reply = {}
         choices, usage = reply.get("choices"), _dict(reply.get("usage"))
         choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}
-        error, reason, message = (
-            reply.get("error") or choice.get("error"),
-            choice.get("finish_reason"),
-            choice.get("message"),
-        )
+        error = reply.get("error") or choice.get("error")
+        reason, message = choice.get("finish_reason"), choice.get("message")
         if error or reason == "error" or not isinstance(message, dict):
             code, words = str(_dict(error).get("code")), _words(error) or _words_of(content)
             if code.isdecimal() and 400 <= int(code) < 500 and not _is_passing(int(code)):
