@@ -123,6 +123,11 @@ class TestOldNames:
         with pytest.raises(ValueError, match="frm"):
             method.parse("show", ["--config", str(tmp_path / "c.yaml")])
 
+    def test_a_file_that_is_not_yaml_is_one_line_with_its_name(self, method, tmp_path):
+        (tmp_path / "c.yaml").write_text("rounds:\n\t- 3\n")
+        with pytest.raises(ValueError, match=r"not YAML .*c\.yaml.*line 2"):
+            method.parse("show", ["--config", str(tmp_path / "c.yaml")])
+
     def test_a_value_that_looks_like_an_old_name_stays(self):
         parsed = option_parser("x", [Options]).parse_args_and_config(["--task", "form"])
         assert parsed[0].task == "form"

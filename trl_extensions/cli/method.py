@@ -96,6 +96,7 @@ UNFINISHED = 3
 
 def option_parser(command: str, dataclasses: Sequence[Any], quiet: bool = False) -> Any:
     """TRL's parser of options and YAML that knows renamed ones too (`quiet`: without a word), with one-line errors."""
+    import yaml
     from trl import TrlParser
 
     renamed = {old: new for cls in dataclasses for old, new in old_names(cls).items()}
@@ -112,7 +113,10 @@ def option_parser(command: str, dataclasses: Sequence[Any], quiet: bool = False)
         def parse_args_and_config(self, args=None, *rest, **options):
             pairs = [item.partition("=") for item in args or ()]
             args = [f"--{translate(i[2:])}{s}{v}" if i.startswith("--") else i + s + v for i, s, v in pairs]
-            return super().parse_args_and_config(args, *rest, **options)
+            try:
+                return super().parse_args_and_config(args, *rest, **options)
+            except yaml.YAMLError as error:  # which names file and line
+                raise ValueError(f"--config is not YAML ({' '.join(str(error).split())}); correct it") from None
 
         def set_defaults_with_config(self, **values):
             return super().set_defaults_with_config(**{translate(name): value for name, value in values.items()})
