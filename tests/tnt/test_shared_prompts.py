@@ -11,10 +11,9 @@ from peft import LoraConfig
 from tests.conftest import make_tiny_model
 from tests.tnt.conftest import tnt_rows
 from trl_extensions import TNTConfig, TNTTrainer
-from trl_extensions.core.modeling.head import ReferenceStates, output_head
 from trl_extensions.tnt.collator import DataCollatorForTNT, PromptSampler, prompt_length
 from trl_extensions.tnt.fused_loss import Objective
-from trl_extensions.tnt.scores import score_tokens, scored_states, sums_of_rows
+from trl_extensions.tnt.scores import reference_states, score_tokens, sums_of_rows
 
 
 PROMPTS = (0, 1, 0, 2, 0, 1)  # of six rows
@@ -88,8 +87,9 @@ def test_states_and_sums_are_those_of_rows_apart():
     sums = []
     for share in (False, True):
         batch = DataCollatorForTNT(pad_token_id=3, pad_to_multiple_of=8, share_prefix=share)(rows)
-        states = scored_states(original, batch).detach()
-        scores = score_tokens(model, batch, ReferenceStates(states, output_head(original, states)), Objective("rr"))
+        with torch.no_grad():
+            reference = reference_states(original, batch)
+        scores = score_tokens(model, batch, reference, Objective("rr"))
         sums.append(sums_of_rows(scores, batch))
     assert sums[0].keys() == sums[1].keys()
     for name, apart in sums[0].items():
