@@ -443,6 +443,13 @@ def test_nobody_there(seeds, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_nobody_there_for_a_few_seeds(seeds, tmp_path):
+    with serving(Server()) as url:
+        pass
+    with pytest.raises(ValueError, match=r"calls for instructions failed \(4\)"):
+        codec(tmp_path, remote(url, max_retries=0), seeds=seeds, num_seeds=4).run()
+
+
 def test_a_wrong_key_ends_at_once(seeds, tmp_path):
     server = Server()
     server.refused = {"": 401}
@@ -549,7 +556,7 @@ def test_seeds_that_are_none(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"encode": "I like it."}, "not one of 12 seeds could be encoded"),
+        ({"encode": "I like it."}, "no metadata could be read"),
         ({"decode": "I'm sorry, but I can't help with that."}, "not one basic instruction is left"),
         ({"decode": '{"instructions": ["Too short"]}'}, r"not one basic instruction is left .*'too short': "),
     ],

@@ -38,7 +38,7 @@ from ..report import write_codeclm_report
 from . import steps
 from .filters import InstructionFilters
 from .metadata import Metadata, load_metadata, sample_pairings
-from .seeds import BasicInstruction, SetAside, decode_basics, encode_seeds, load_seeds
+from .seeds import NO_METADATA, BasicInstruction, SetAside, decode_basics, encode_seeds, load_seeds
 
 
 if TYPE_CHECKING:
@@ -184,9 +184,11 @@ class CodecLM:
         else:
             seeds = load_seeds(config.seeds or "", config.seed_column, config.num_seeds)
             origins = await encode_seeds(client, config, seeds, set_aside)
+        self._check_failed()
+        if not origins:
+            raise ValueError(f"{NO_METADATA} (see set_aside.jsonl)")
         if config.pairing == "sampled":
             origins = sample_pairings(origins, max_skills=config.max_skills, seed=self.seed)
-        self._check_failed()
         for number, origin in enumerate(origins):
             for place, text in enumerate(origin.seeds):
                 filters.add(f"seed {number}/{place}", text)

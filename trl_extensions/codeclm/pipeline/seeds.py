@@ -23,6 +23,7 @@ from .steps import Decode, Encode, Propose, Rejected, Step, StepClient, gather
 SetAside = Callable[[str, Rejected], None]
 """Is told what a rejected question was about, and why."""
 
+NO_METADATA = "no metadata could be read out of the replies: the model is too weak; write the `metadata` yourself"
 _PROPOSED_AT_ONCE = 10
 _WAVES = 3
 
@@ -52,15 +53,12 @@ def _asking(
 async def encode_seeds(
     client: StepClient, config: CodecLMConfig, seeds: Sequence[Query], set_aside: SetAside
 ) -> list[Origin]:
-    """The metadata of seeds, equal ones merged. Raises `ValueError` if not one seed could be encoded."""
+    """The metadata of seeds, equal ones merged; none if not one seed could be encoded."""
     step, size = Encode(config.prompt_folder), config.max_skills
     found: list[Metadata | None] = await gather(
         _asking(client, step, seed.id, set_aside, instruction=seed.text, max_skills=size) for seed in seeds
     )
     pairs = [(metadata, seed.text) for metadata, seed in zip(found, seeds, strict=True) if metadata is not None]
-    if not pairs:
-        what = "could be encoded into metadata (see set_aside.jsonl); write the `metadata` yourself"
-        raise ValueError(f"not one of {len(seeds)} seeds {what}.")
     return merge_metadata(pairs)
 
 
@@ -104,6 +102,8 @@ def make_metadata(
             raise ValueError(f"{error} before all was asked; the same command with a larger one goes on.") from None
         if failed := [error for error in rejected if error.retryable]:
             raise ValueError(f"{len(failed)} calls failed, at last: {failed[-1]}; the same command makes them again.")
+        if not found:
+            raise ValueError(NO_METADATA)
         write_metadata(output, found)
     return len(found), len(rejected)
 
@@ -121,8 +121,6 @@ async def _propose(
         found = [merged.metadata for merged in merge_metadata(pairs)][:number]
         if len(found) == number:
             break
-    if not found:
-        raise ValueError("no metadata could be read out of the replies: the model is too weak; write them yourself.")
     return [Origin(metadata) for metadata in found]
 
 
