@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from trl_extensions.cli.main import main
 from trl_extensions.cli.method import Method, option_parser, peek
-from trl_extensions.core.options import renamed
+from trl_extensions.core.options import message, renamed
 from trl_extensions.core.runs.run import Run, Stage
 
 
@@ -109,6 +110,16 @@ class TestOldNames:
     def test_an_old_name_with_dashes_works_as_the_parsers_own_do(self, method, tmp_path, capsys, old):
         assert method.parse("show", [old, str(tmp_path)]).args.folder == str(tmp_path)
         assert "`old_folder` is now called `folder`" in capsys.readouterr().err
+
+    def test_old_names_in_files_are_told_and_deprecations_of_libraries_are_not(self, method):
+        def show(run):
+            warnings.warn(message("keep", "selected"), FutureWarning, stacklevel=1)
+            warnings.warn("`x` is deprecated", FutureWarning, stacklevel=1)
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Method("counting", "", method.options, method.make, {"show": show}).main(["show"])
+        assert [str(warning.message).partition(";")[0] for warning in caught] == ["`keep` is now called `selected`"]
 
     def test_a_stage_says_nothing_again(self, method, tmp_path, capsys):
         method.main(["stage", "count", "0", "--old_folder", str(tmp_path)])

@@ -36,8 +36,8 @@ class Method:
         if not argv or argv[0] in ("-h", "--help"):
             print(self.usage)
             return 0 if argv else 2
-        # Deprecations between the libraries below are nothing a user of these commands can act on
-        warnings.filterwarnings("ignore", category=FutureWarning)
+        # Deprecations between the libraries below are nothing a user of these commands can act on, our own are
+        warnings.filterwarnings("ignore", "(?!.*is now called)", FutureWarning)
         command, own = argv[0], list(argv[1:])
         named = {name: partial(self._perform, name) for name in self.commands}
         known = named | self.plain | {"run": self._run, "stage": self._stage}
