@@ -9,7 +9,7 @@ from trl_extensions.codeclm.pipeline.seeds import load_seeds
 from trl_extensions.core.inputs import Query
 
 
-DATA = Path(__file__).resolve().parents[3] / "shared/data"
+DATA = Path(__file__).resolve().parents[4] / "shared/data"
 
 
 def jsonl(tmp_path, rows, name="seeds.jsonl"):

@@ -9,7 +9,7 @@ import pytest
 from trl_extensions.weak_to_strong.data.examples import Example, flatten_chat, load_examples, load_pairs
 
 
-DATA = Path(__file__).resolve().parents[3] / "shared/data"
+DATA = Path(__file__).resolve().parents[4] / "shared/data"
 
 
 def write(path, *rows):

@@ -8,7 +8,7 @@ import pytest
 from trl_extensions.weak_to_strong.data.examples import Example, Pair, load_examples, split_halves, take_slice
 
 
-DATA = Path(__file__).resolve().parents[3] / "shared/data"
+DATA = Path(__file__).resolve().parents[4] / "shared/data"
 
 
 def plain(n, classes=2):

@@ -13,7 +13,7 @@ from trl_extensions.weak_to_strong.labels.learners import bootstrap_chain
 from trl_extensions.weak_to_strong.labels.sklearn_learner import SklearnLearner
 
 
-DATA = Path(__file__).resolve().parents[3] / "shared/data"
+DATA = Path(__file__).resolve().parents[4] / "shared/data"
 WORDS = (["calm", "kind", "mild", "soft"], ["rude", "harsh", "grim", "cruel"])
 
 

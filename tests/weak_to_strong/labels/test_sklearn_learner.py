@@ -13,7 +13,7 @@ from trl_extensions.weak_to_strong.data.examples import Example, Pair, load_exam
 from trl_extensions.weak_to_strong.labels.sklearn_learner import KINDS, SklearnLearner
 
 
-DATA = Path(__file__).resolve().parents[3] / "shared/data"
+DATA = Path(__file__).resolve().parents[4] / "shared/data"
 TEXTS = [
     "the court overruled the earlier case",
     "that decision is hereby overruled",
