@@ -25,7 +25,11 @@ def test_a_small_model_goes_from_metadata_to_an_adapter(tmp_path, monkeypatch):
         assert pair["scores"]["gap"] == pytest.approx(pair["scores"]["strong"] - pair["scores"]["target"])
         assert pair["winner"] == ("strong" if pair["scores"]["gap"] > 0 else "target")
     held_out = json.loads((tmp_path / "held_out.json").read_text())
-    assert held_out["change"]["nats_per_token"] < 0
+    before, after, change = (held_out[name]["nats_per_token"] for name in ("before", "after", "change"))
+    assert change == pytest.approx(after - before)  # of one pair, in either direction
+    log = json.loads((tmp_path / "train" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert sum(losses[len(losses) // 2 :]) < sum(losses[: len(losses) // 2])  # the second epoch against the first
     comparison = json.loads((tmp_path / "comparison.json").read_text())
     # Before training the target is the strong model: greedy answers are equal, and there is nothing to judge
     assert comparison["before"]["equal"] == comparison["before"]["ties"] == 2
