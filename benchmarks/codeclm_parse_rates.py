@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     config = CodecLMConfig(
         seeds=args.seeds, num_seeds=args.num_seeds, num_instructions=args.num_instructions, max_rounds=2,
-        instructions_per_call=3, max_new_tokens=320, max_answer_tokens=128, gap_threshold=9, keep_truncated=True,
+        instructions_per_call=3, max_answer_tokens=128, gap_threshold=9, keep_truncated=True,
     )  # fmt: skip
     never = count_rejected()
     with ExitStack() as stack:
@@ -57,7 +57,7 @@ def main() -> None:
             address = stack.enter_context(server).base_url
             options = {"model": args.gguf.stem, "base_url": address, "concurrency": args.parallel, "timeout": 1800.0}
             # Else small models repeat themselves in a string until the limit cuts them off
-            options["extra_body"] = {"repeat_penalty": 1.1}
+            options["extra_body"] = {"dry_multiplier": 0.8}
             config.strong = options
         else:
             config.strong = args.engine
