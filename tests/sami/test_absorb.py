@@ -1,0 +1,155 @@
+"""Absorbing a constitution: the loss and its gradient against full logits, one unpadded sequence at a time."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+
+from tests.conftest import make_tiny_model
+from tests.sami.test_trainer import LORA, steps, weights
+from trl_extensions.sami.absorb import AbsorbTrainer, desired_constitution
+from trl_extensions.sami.config import SAMIConfig
+from trl_extensions.sami.principles import Principle
+
+
+QUERIES = ["Tell me of eggs.", "空はなぜ青いのですか。", "Why?", "Tell me of the rain, at once.", "茶"]
+ANSWERS = ["Eggs: yes.", "光が散乱するからです。", "No.", "Rain falls, then it stops and the sun is there.", "はい"]
+RULES = "1. Be brief.\n2. 丁寧に答えてください。"
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture
+def rows():
+    return Dataset.from_list(
+        [
+            {"prompts": [user(f"{q}\n{RULES}"), user(q)], "completions": [a, a], "truncated": [i == 2] * 2}
+            for i, (q, a) in enumerate(zip(QUERIES, ANSWERS, strict=True))
+        ]
+    )
+
+
+@pytest.fixture
+def make(tmp_path, tiny_tokenizer, rows):
+    def build(*, model=None, peft_config=None, eval_dataset=None, **settings):
+        defaults = {
+            "output_dir": str(tmp_path / "out"), "use_cpu": True, "bf16": False, "report_to": "none",
+            "per_device_train_batch_size": 5, "max_steps": 1, "logging_steps": 1, "learning_rate": 0.1,
+            "optim": "sgd", "lr_scheduler_type": "constant", "save_strategy": "no", "disable_tqdm": True,
+            "gradient_checkpointing": False, "max_grad_norm": 0.0, "log_kl": False,
+        }  # fmt: skip
+        return AbsorbTrainer(
+            make_tiny_model(384) if model is None else model,
+            SAMIConfig(**(defaults | settings)),
+            train_dataset=rows,
+            eval_dataset=eval_dataset,
+            processing_class=tiny_tokenizer,
+            peft_config=peft_config,
+        )
+
+    return build
+
+
+def plain_kls(teacher, student, dataset):
+    """KL(teacher || student), nats, at every response token of every row, by the definition."""
+    kls = []
+    for row in dataset:
+        ([with_rules, bare], [response]) = row["prompt_input_ids"], row["completion_input_ids"]
+        with torch.no_grad():
+            own = teacher(torch.tensor([with_rules + response])).logits[0, len(with_rules) - 1 : -1].log_softmax(-1)
+        theirs = student(torch.tensor([bare + response])).logits[0, len(bare) - 1 : -1].log_softmax(-1)
+        kls.append((own.exp() * (own - theirs)).sum(-1))
+    return kls
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_the_first_update_is_the_dense_gradient(make, share_prefix):
+    trainer = make(share_prefix=share_prefix)
+    plain = copy.deepcopy(trainer.model)
+    plain.__dict__.pop("forward")
+    kls = plain_kls(make_tiny_model(384), plain, trainer.train_dataset)
+    expected = torch.cat(kls).mean()  # every response token weighs the same, however long its row
+    assert expected > 0.05
+    expected.backward()
+    trainer.train()
+    assert float(steps(trainer)[0]["loss"]) == pytest.approx(expected.item(), abs=1e-5)
+    for (name, after), before in zip(trainer.model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(after, before - 0.1 * before.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_response_that_was_cut_off_has_no_end(make, tiny_tokenizer):
+    responses = {tuple(row["completion_input_ids"][0]) for row in make().train_dataset}
+    end = tiny_tokenizer.eos_token_id
+    assert sorted(ids[-1] == end for ids in responses) == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)])
+def test_gradient_accumulation_is_one_large_batch(make, peft_config):
+    found = []
+    for batch, accumulation in ((4, 1), (1, 4), (3, 2)):  # the last: micro-batches of 3 and 1 rows
+        trainer = make(
+            peft_config=peft_config, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+            dataloader_drop_last=False, max_steps=1, learning_rate=1.0,
+            train_sampling_strategy="sequential",
+        )  # fmt: skip
+        trainer.train_dataset = trainer.train_dataset.select(range(4))
+        trainer.train()
+        found.append((float(steps(trainer)[0]["loss"]), weights(trainer.model)))
+    for loss, own in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-5)
+        for name, value in found[0][1].items():
+            torch.testing.assert_close(own[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+class TestTeacher:
+    """It is the model as it was given, whatever trains."""
+
+    def test_of_an_adapter_that_goes_on_being_trained(self, make, rows):
+        torch.manual_seed(0)
+        model = get_peft_model(make_tiny_model(384), LoraConfig(**LORA, init_lora_weights=False))  # random: it matters
+        before = copy.deepcopy(model)
+        trainer = make(model=model, eval_dataset=rows, max_steps=8, learning_rate=0.3)
+        frozen = {name: value for name, value in weights(model).items() if ".default." not in name}
+        trainer.train()
+        assert float(steps(trainer)[-1]["loss"]) < 0.8 * float(steps(trainer)[0]["loss"])
+        assert all(torch.equal(weights(model)[name], value) for name, value in frozen.items())
+        plain = torch.cat(plain_kls(before, model, trainer.eval_dataset)).mean()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.item(), abs=1e-4)
+
+    @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)])
+    def test_of_full_weights_and_of_a_fresh_adapter(self, make, rows, peft_config):
+        trainer = make(peft_config=peft_config, eval_dataset=rows, max_steps=8, per_device_eval_batch_size=2)
+        trainer.train()
+        plain = torch.cat(plain_kls(make_tiny_model(384), trainer.model, trainer.eval_dataset)).mean()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.item(), abs=1e-4)
+        assert plain < float(steps(trainer)[0]["loss"])
+
+    @pytest.mark.parametrize("adapter", [False, True])
+    def test_after_resuming(self, make, tmp_path, adapter):
+        def fresh():
+            torch.manual_seed(0)
+            model = make_tiny_model(384)
+            return get_peft_model(model, LoraConfig(**LORA, init_lora_weights=False)) if adapter else model
+
+        settings = {"max_steps": 4, "per_device_train_batch_size": 2, "optim": "adamw_torch", "learning_rate": 0.01}
+        whole = make(model=fresh(), save_strategy="steps", save_steps=2, **settings)
+        whole.train()
+        resumed = make(model=fresh(), output_dir=str(tmp_path / "b"), **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+        expected, got = ([float(entry["loss"]) for entry in steps(own)[-2:]] for own in (whole, resumed))
+        assert got == pytest.approx(expected, abs=1e-5)
+
+
+def test_desired_constitutions_have_orders_of_their_own():
+    principles = [Principle(name, name.upper(), f"not {name}") for name in "abc"]
+    for key in map(str, range(30)):
+        sampled = desired_constitution(principles, seed=0, key=key)
+        teacher = desired_constitution(principles, seed=0, key=key, other_than=sampled)
+        assert teacher.text != sampled.text and teacher.choices == {"a": True, "b": True, "c": True}
+        assert sorted(line[3:] for line in teacher.text.splitlines()) == ["A", "B", "C"]
+        assert teacher == desired_constitution(principles, seed=0, key=key, other_than=sampled)
+    assert desired_constitution(principles[:1], seed=0, key="x", other_than=sampled).text == "1. A"
