@@ -97,7 +97,10 @@ def test_a_row_pairs_each_constitution_with_its_own_response(tmp_path):
         assert (row["query"], row["index"], row["kept"], row["reason"]) == (query.text, index, True, None)
         assert row["constitutions"] == [c.text for c in constitutions]
         assert row["choices"] == [c.choices for c in constitutions]
-        assert row["prompts"] == [f"T {c.text} | {query.text}" for c in constitutions]
+        assert row["sampled_prompts"] == [f"T {c.text} | {query.text}" for c in constitutions]
+        redrawn = sample_constitutions(PRINCIPLES, 3, seed=5, key=query.id, purpose="train")
+        assert row["prompts"] == [f"T {c.text} | {query.text}" for c in redrawn]
+        assert [c.choices for c in redrawn] == row["choices"]
         sampled = [f"S {{ {query.text} | {c.text}" for c in constitutions]
         assert row["completions"] == [answer(prompt) for prompt in sampled]
         assert row["num_tokens"] == [len(answer(prompt).split()) for prompt in sampled]

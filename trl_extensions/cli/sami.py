@@ -113,6 +113,6 @@ def principles(argv: Sequence[str]) -> int:
     raw = output.with_name(output.name + ".raw.jsonl")
     save_principles(output, write_principles(engine, args.task, args.num, params=params, raw_path=raw), task=args.task)
     for principle in load_principles(output):
-        print(f"{principle.name}: {principle.definition} | {principle.antithesis}")
+        print(f"{principle.name}: {' / '.join(principle.wordings(True))} | {' / '.join(principle.wordings(False))}")
     print(f"wrote {output}; edit it, then check it: trl-ext principles --check {output}", file=sys.stderr)
     return 0

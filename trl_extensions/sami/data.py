@@ -45,12 +45,14 @@ def load_rows(path: str | os.PathLike, kept_only: bool = True) -> list[dict[str,
     return sorted(rows, key=lambda row: row["index"])
 
 
-def to_dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
-    """Sampled rows as a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`."""
+def to_dataset(rows: Sequence[dict[str, Any]], same_order: bool = False) -> Dataset:
+    """Sampled rows as a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`. With
+    `same_order` the prompts are those with the principles in the order and wording the responses were sampled under."""
     if not rows:
         raise ValueError("no rows to train on; sample more queries or loosen the filters")
-    columns = ("id", "prompts", "completions", "truncated")
-    return Dataset.from_list([{name: row[name] for name in columns} for row in rows])
+    columns = {name: name for name in ("id", "prompts", "completions", "truncated")}
+    columns |= {"prompts": "sampled_prompts"} if same_order else {}
+    return Dataset.from_list([{name: row[source] for name, source in columns.items()} for row in rows])
 
 
 def load_training_rows(source: str, split: str) -> Dataset:
@@ -68,6 +70,7 @@ def prepare_rows(
     max_length: int | None,
     overlong_policy: str,
     prompt_template: str | None = None,
+    score_end: bool = True,
     name: str = "train",
     num_proc: int | None = None,
 ) -> Dataset:
@@ -77,6 +80,9 @@ def prepare_rows(
     `completions[j]` was sampled under `prompts[j]`. Where `truncated` (C bools) is true, the sampler cut a response
     off, which then gets no end token. Rows with `kept` false are left out. A `ValueError` names the row or column,
     of the dataset called `name`, that cannot be used. Settings: see `SAMIConfig`.
+
+    `constitutions` are rendered as they are. Nothing can be drawn anew in them: if the order or wording of principles
+    differs between them and is that of the sampling, it tells them apart, and a log line says so.
     """
     if set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return dataset
@@ -84,6 +90,9 @@ def prepare_rows(
     if "kept" in dataset.column_names:
         marked = "are marked `kept: false` by the sampler's filters"
         dataset = _keep(dataset, [bool(kept) for kept in dataset["kept"]], name, marked)
+    if "prompts" not in dataset.column_names:
+        as_given = "their order and wording of principles is trained on: draw both anew after sampling"
+        logger.warning("The constitutions of the %s dataset are used as they are; %s.", name, as_given)
     template = prompt_template or TRAINING_TEMPLATE
     end_ids = {conversational: end_token_id(tokenizer, conversational) for conversational in (False, True)}
 
@@ -101,7 +110,7 @@ def prepare_rows(
         prompt_ids = [encode_prompt(tokenizer, own, f"{where}: `prompts[{k}]`") for k, own in enumerate(prompts)]
         # Tokenised alone: the same tokens then follow every one of the C prompts
         completion_ids = [
-            encode_completion(tokenizer, text, end_id, truncated=cut)
+            encode_completion(tokenizer, text, end_id, truncated=cut or not score_end)
             for text, cut in zip(texts, truncated, strict=True)
         ]
         longest = max(map(len, prompt_ids))

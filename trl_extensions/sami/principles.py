@@ -13,10 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from ..core.generation.ask import ask_until_read
@@ -27,7 +36,8 @@ from ..core.runs.report import write_atomically
 
 _HEADER = """\
 # Principles for SAMI. Edit freely: each entry needs a short unique `name`, a `definition` (the behaviour you want) and
-# an `antithesis` (its opposite, as clear an instruction as the definition). Training contrasts the two.
+# an `antithesis` (its opposite, as clear an instruction as the definition). Training contrasts the two. Either may be a
+# list of texts that say the same in other words; one is drawn each time.
 # After editing, check the file with: trl-ext principles --check {file}
 """
 _PROMPTS = files("trl_extensions.sami").joinpath("prompts")
@@ -39,21 +49,44 @@ def _one_line(text: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_one_line), Field(min_length=1)]
+if TYPE_CHECKING:
+    Wording = str | tuple[str, ...]
+else:
+    Wording = Annotated[
+        tuple[Line, ...],
+        Field(min_length=1),
+        BeforeValidator(lambda given: given if isinstance(given, (list, tuple)) else (given,)),
+        AfterValidator(lambda lines: lines[0] if len(lines) == 1 else lines),
+    ]
 
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Principle:
-    """A behaviour and its opposite, each an instruction in one line, under a short unique name; checked when made."""
+    """A behaviour and its opposite, each an instruction in one line, under a short unique name; checked when made.
+
+    `definition` and `antithesis` may each be several texts that say the same, of which one is drawn each time."""
 
     name: Line
-    definition: Line
-    antithesis: Line
+    definition: Wording
+    antithesis: Wording
+    check: Any = None
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
-        if self.definition.casefold() == self.antithesis.casefold():
+        opposites = {text.casefold() for text in self.wordings(False)}
+        if any(text.casefold() in opposites for text in self.wordings(True)):
             raise ValueError("`definition` and `antithesis` are the same; write the opposite as the antithesis")
         return self
+
+    def wordings(self, chosen: bool) -> tuple[str, ...]:
+        """The texts of the definition, if that is `chosen`, or of the antithesis."""
+        own = self.definition if chosen else self.antithesis
+        return (own,) if isinstance(own, str) else own
+
+    def as_dict(self) -> dict[str, Any]:
+        """As in the YAML file: without a `check` where there is none, lists for tuples."""
+        own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 class _File(BaseModel, extra="forbid"):
@@ -87,11 +120,22 @@ def constitution_label(choices: Mapping[str, bool]) -> str:
     return " ".join(f"{'+' if choices[name] else '−'}{name}" for name in sorted(choices))
 
 
-def sample_constitutions(principles: Sequence[Principle], num: int, *, seed: int, key: str) -> list[Constitution]:
+def sample_constitutions(
+    principles: Sequence[Principle],
+    num: int,
+    *,
+    seed: int,
+    key: str,
+    purpose: str = "sample",
+    pairs: str = "random",
+) -> list[Constitution]:
     """Draw C = `num` constitutions with different choices (section 3 of the paper builds two a query this way).
 
-    Every set of `num` distinct choice assignments is equally likely, and each constitution has its own random order.
-    The draw depends on the run's `seed` and the `key`, usually the query's id, only: queries can come in any order.
+    Every set of `num` distinct choice assignments is equally likely (`pairs="random"`), or every set that holds the
+    assignment of all definitions, which then comes first (`"desired"`). The choices depend on the run's `seed` and the
+    `key`, usually the query's id, only: queries can come in any order. The order of the principles, of each constitution
+    its own, and the wording of each are drawn anew for every `purpose`. Responses are sampled under one draw and scored
+    under another, so that nothing but the choices can tell constitutions apart.
 
     Raises:
         ValueError: `num` is below 2, there are too few principles for `num` different choices, or two have one name.
@@ -105,15 +149,16 @@ def sample_constitutions(principles: Sequence[Principle], num: int, *, seed: int
         raise ValueError("two principles have the same name; rename one")
     rng = random.Random(f"{seed}:{key}")
     # Rejecting repeats keeps every set of assignments equally likely and never lists all 2**P of them
-    assignments: dict[int, None] = {}
+    assignments: dict[int, None] = {2 ** len(principles) - 1: None} if pairs == "desired" else {}
     while len(assignments) < num:
         assignments.setdefault(rng.getrandbits(len(principles)))
+    rng = random.Random(f"{seed}:{key}:{purpose}")
     constitutions = []
     for bits in assignments:
         choices = {principle.name: bool(bits >> index & 1) for index, principle in enumerate(principles)}
         order = list(principles)
         rng.shuffle(order)
-        picks = [own.definition if choices[own.name] else own.antithesis for own in order]
+        picks = [rng.choice(own.wordings(choices[own.name])) for own in order]
         text = "\n".join(f"{number}. {pick}" for number, pick in enumerate(picks, start=1))
         constitutions.append(Constitution(text, choices))
     return constitutions
@@ -129,7 +174,7 @@ def parse_principles(document: Any, source: str) -> list[Principle]:
         return _File.model_validate(document).principles
     except ValidationError as error:
         [first, *_] = error.errors(include_url=False)
-        place = [f"principle {part + 1}" if isinstance(part, int) else f"`{part}`" for part in first["loc"]]
+        place = [f"principle {part + 1}" if isinstance(part, int) else f"`{part}`" for part in first["loc"][:3]]
         where = ": ".join([source, *(place[1:] if len(place) > 1 else place)])
         form = "the file has the one key `principles`, a list of entries `name`, `definition` and `antithesis`"
         raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')} ({form})") from None
@@ -150,7 +195,7 @@ def load_principles(path: str | os.PathLike) -> list[Principle]:
 def save_principles(path: str | os.PathLike, principles: Sequence[Principle], *, task: str | None = None) -> None:
     """Write principles, checked first, as YAML under a comment that invites people to edit them and names the task."""
     path = Path(path)
-    document = {"principles": [asdict(principle) for principle in principles]}
+    document = {"principles": [principle.as_dict() for principle in principles]}
     parse_principles(document, str(path))
     header = _HEADER.format(file=path.name) + (f"# Task: {_one_line(task)}\n" if task else "")
     body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
@@ -206,10 +251,13 @@ def _add_new(found: list[Principle], draft: _Draft) -> None:
     except ValueError:
         return
     others = [*found, *(principle for example in _examples() for principle in example["principles"])]
-    taken = {text.casefold() for other in others for text in asdict(other).values()}
-    own = {text.casefold() for text in asdict(principle).values()}
-    if len(principle.name.split()) <= _MAX_NAME_WORDS and not own & taken:
+    taken = {text for other in others for text in _texts(other)}
+    if len(principle.name.split()) <= _MAX_NAME_WORDS and not _texts(principle) & taken:
         found.append(principle)
+
+
+def _texts(principle: Principle) -> set[str]:
+    return {text.casefold() for text in (principle.name, *principle.wordings(True), *principle.wordings(False))}
 
 
 def writer_prompt(task: str, num: int, names: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -219,7 +267,7 @@ def writer_prompt(task: str, num: int, names: Sequence[str] = ()) -> list[dict[s
     question = Template(_PROMPTS.joinpath("write_principles.jinja").read_text(encoding="utf-8"))
     messages = []
     for example in _examples():
-        answer = {"principles": [asdict(principle) for principle in example["principles"]]}
+        answer = {"principles": [principle.as_dict() for principle in example["principles"]]}
         messages += [
             {"role": "user", "content": question.render(example, num=len(example["principles"]))},
             {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)},

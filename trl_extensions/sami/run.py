@@ -121,7 +121,7 @@ class SAMIRun(Run):
         moved = ("seed", "prompt_template", "model_name_or_path", "model_revision")
         sampling |= {name: training.pop(name) for name in moved}
         sampling |= {"engine": self.engine_args.engine, "engine_model": self.engine_args.engine_model}
-        sampling["principles_in_file"] = [asdict(principle) for principle in self.principles()]
+        sampling["principles_in_file"] = [principle.as_dict() for principle in self.principles()]
         return {
             "settings.json": (sampling, self.round_folder(0).exists()),
             "training_settings.json": (training, any(self.folder.glob("round_*/model"))),

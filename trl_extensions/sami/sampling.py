@@ -137,6 +137,8 @@ def sample_rows(
     principles: Sequence[Principle],
     *,
     num_constitutions: int = 2,
+    pairs: str = "random",
+    purpose: str = "train",
     sampling_template: str = TRAINING_TEMPLATE,
     training_template: str = TRAINING_TEMPLATE,
     params: GenerationParams,
@@ -149,15 +151,17 @@ def sample_rows(
 ) -> SamplingReport:
     """Sample responses for each query under C constitutions and append one row a query to a JSON-lines file.
 
-    A row holds `id`, `index` (position of the query), `query`, `constitutions`, `choices`, `prompts` (for training),
-    `completions`, `truncated` (hit the generation limit), `num_tokens` (lists of C), `kept` and `reason`. Dropped rows
-    are written too, with `kept` false. Running again with the same settings skips what is there. The rows sampled are
+    A row holds `id`, `index` (position of the query), `query`, `constitutions` (as sampled under), `choices`, `prompts`
+    (to score under: the same choices in an order and wording drawn anew), `sampled_prompts` (as sampled under, in the
+    training template), `completions`, `truncated` (hit the generation limit), `num_tokens` (lists of C), `kept` and
+    `reason`. Dropped rows are written too, with `kept` false. Running again with the same settings skips what is there. The rows sampled are
     those of the shortest run of queries from the start that gives `needed` kept ones, whatever the chunk size, and
     however often the sampling was interrupted.
 
     Args:
         queries, chunk_size: Distinct queries, and how many the engine is given at once.
         principles: What the `num_constitutions` (C, at least 2) of each query are built from, by `seed` and its id.
+        pairs, purpose: See `sample_constitutions`; `purpose` is that of `prompts`, "train" or "eval".
         sampling_template, training_template: Prompts to sample with, and to put into the rows; fields `{query}` and
             `{constitution}`. They are chats if `conversational`, else plain text.
         needed: Stop as soon as this many rows are kept. Defaults to sampling every query.
@@ -168,7 +172,11 @@ def sample_rows(
     """
     check_template(sampling_template, "sampling_template")
     check_template(training_template, "training_template")
-    sample_constitutions(principles, num_constitutions, seed=seed, key="")  # raises before anything is written
+
+    def draw(key: str, purpose: str) -> list[Constitution]:
+        return sample_constitutions(principles, num_constitutions, seed=seed, key=key, purpose=purpose, pairs=pairs)
+
+    draw("", "sample")  # raises before anything is written
     output, padding = Path(output), Padding(engine)
     outcomes: Counter[str | None] = Counter()  # reason, None for rows that are kept -> rows
     tokens = 0
@@ -182,7 +190,7 @@ def sample_rows(
 
     def make(chunk: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         nonlocal tokens
-        drawn = [sample_constitutions(principles, num_constitutions, seed=seed, key=row["id"]) for row in chunk]
+        drawn = [draw(row["id"], "sample") for row in chunk]
         pairs = [(row["query"], one) for row, own in zip(chunk, drawn, strict=True) for one in own]
         prompts = [prompt(sampling_template, query, one) for query, one in pairs]
         found: list[dict[int, Generation]] = [{} for _ in chunk]
@@ -203,7 +211,8 @@ def sample_rows(
         return row | {
             "constitutions": constitutions,
             "choices": [one.choices for one in own],
-            "prompts": [prompt(training_template, row["query"], one) for one in own],
+            "prompts": [prompt(training_template, row["query"], one) for one in draw(row["id"], purpose)],
+            "sampled_prompts": [prompt(training_template, row["query"], one) for one in own],
             "completions": chats if conversational else answers,
             "truncated": [one.finish_reason == "length" for one in responses],
             "num_tokens": [one.num_tokens for one in responses],
@@ -214,7 +223,8 @@ def sample_rows(
     settings = {
         "engine": engine.name, "num_constitutions": num_constitutions, "seed": seed, "conversational": conversational,
         "params": params.as_dict(), "filters": asdict(filters), "sampling_template": sampling_template,
-        "training_template": training_template, "principles": [asdict(principle) for principle in principles],
+        "training_template": training_template, "pairs": pairs, "purpose": purpose,
+        "principles": [principle.as_dict() | {"check": None} for principle in principles],  # checks may change
     }  # fmt: skip
     rows = [{"id": query.id, "index": index, "query": query.text} for index, query in enumerate(queries)]
     # Even if all of a chunk is kept, none of it is one too many
