@@ -9,9 +9,13 @@ from peft import LoraConfig, get_peft_model
 
 from tests.conftest import make_tiny_model
 from tests.sami.test_trainer import LORA, steps, weights
-from trl_extensions.sami.absorb import AbsorbTrainer, desired_constitution
+from trl_extensions.core.generation.sampling import load_outputs
+from trl_extensions.core.generation.types import Generation, GenerationParams
+from trl_extensions.core.inputs import Query
+from trl_extensions.sami.absorb import AbsorbTrainer, absorb_rows, desired_constitutions, sample_desired
 from trl_extensions.sami.config import SAMIConfig
 from trl_extensions.sami.principles import Principle
+from trl_extensions.sami.sampling import ResponseFilters
 
 
 QUERIES = ["Tell me of eggs.", "空はなぜ青いのですか。", "Why?", "Tell me of the rain, at once.", "茶"]
@@ -144,12 +148,47 @@ class TestTeacher:
         assert got == pytest.approx(expected, abs=1e-5)
 
 
-def test_desired_constitutions_have_orders_of_their_own():
-    principles = [Principle(name, name.upper(), f"not {name}") for name in "abc"]
+PRINCIPLES = [Principle(name, name.upper(), f"not {name}") for name in "abc"]
+
+
+def test_the_teachers_order_is_never_the_one_sampled_under():
+    orders = set()
     for key in map(str, range(30)):
-        sampled = desired_constitution(principles, seed=0, key=key)
-        teacher = desired_constitution(principles, seed=0, key=key, other_than=sampled)
-        assert teacher.text != sampled.text and teacher.choices == {"a": True, "b": True, "c": True}
-        assert sorted(line[3:] for line in teacher.text.splitlines()) == ["A", "B", "C"]
-        assert teacher == desired_constitution(principles, seed=0, key=key, other_than=sampled)
-    assert desired_constitution(principles[:1], seed=0, key="x", other_than=sampled).text == "1. A"
+        sampled, teacher = desired_constitutions(PRINCIPLES, seed=0, key=key)
+        assert teacher != sampled and (sampled, teacher) == desired_constitutions(PRINCIPLES, seed=0, key=key)
+        assert sorted(line[3:] for line in teacher.splitlines()) == ["A", "B", "C"]
+        orders |= {sampled, teacher}
+    assert len(orders) == 6
+    assert desired_constitutions(PRINCIPLES[:1], seed=0, key="x") == ("1. A", "1. A")
+
+
+class Engine:
+    """Answers with the length of what it is asked; keeps it."""
+
+    name = "fake"
+
+    def __init__(self):
+        self.asked = []
+
+    def generate(self, prompts, params):
+        self.asked += prompts
+        for place, prompt in enumerate(prompts):
+            yield place, Generation("" if "茶" in str(prompt) else f"{len(str(prompt))} 文字です。", "stop", 5)
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_rows_have_the_teachers_prompt_and_the_bare_query(tmp_path, conversational):
+    engine, queries = Engine(), [Query.from_text(text) for text in QUERIES]
+    how = {"template": "{constitution}\n{query}", "conversational": conversational, "seed": 0}
+    sample_desired(engine, queries, PRINCIPLES, GenerationParams(8), tmp_path / "samples.jsonl", **how)
+    outputs = load_outputs(tmp_path / "samples.jsonl")
+    found = absorb_rows(outputs, queries, PRINCIPLES, filters=ResponseFilters(), **how)
+    assert found["id"] == [query.id for query in queries[:4]]  # the last response is empty
+
+    def text(prompt):
+        return prompt[0]["content"] if conversational else prompt
+
+    for asked, row, query in zip(engine.asked, found, queries, strict=False):
+        *rules, last = text(row["prompts"][0]).splitlines()
+        assert last == query.text == text(row["prompts"][1])
+        assert rules != text(asked).splitlines()[:3] and {rule[3:] for rule in rules} == {"A", "B", "C"}

@@ -7,16 +7,23 @@ rule, an estimate of KL between whole responses, for which the reverse would nee
 """
 
 import copy
-import random
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset
 
+from ..core.generation.sampling import SamplingReport, as_prompt, completion_text, sample_outputs
+from ..core.generation.types import Generation, GenerationEngine, GenerationParams
+from ..core.inputs import Query
 from ..core.modeling.chunked import chunked_kl
 from ..core.modeling.head import output_head
 from ..core.training.load import as_config
 from .config import SAMIConfig
-from .principles import Constitution, Principle
+from .data import render, to_dataset
+from .principles import Principle, sample_constitutions
+from .sampling import ResponseFilters, rejection_reason
 from .scores import matched_states, pair_lengths
 from .trainer import SAMITrainer
 
@@ -57,14 +64,53 @@ class AbsorbTrainer(SAMITrainer):
         return (loss, {"losses": sums}) if return_outputs else loss
 
 
-def desired_constitution(
-    principles: Sequence[Principle], *, seed: int, key: str, other_than: Constitution | None = None
-) -> Constitution:
-    """Every principle's definition, in an order drawn by `seed` and `key`; of two principles or more, never that of
-    `other_than`."""
-    order, rng = list(principles), random.Random(f"{seed}:{key}")
-    while True:
-        rng.shuffle(order)
-        text = "\n".join(f"{number}. {own.definition}" for number, own in enumerate(order, start=1))
-        if len(order) < 2 or other_than is None or text != other_than.text:
-            return Constitution(text, {own.name: True for own in principles})
+def desired_constitutions(principles: Sequence[Principle], *, seed: int, key: str) -> tuple[str, str]:
+    """Every principle's definition in two orders (and wordings), which differ unless there is only one: to sample
+    under, and for the teacher's prompt."""
+    draws = (
+        sample_constitutions(principles, 2, seed=seed, key=key, purpose=f"absorb {n}", pairs="desired")[0].text
+        for n in range(30)
+    )
+    first = next(draws)
+    return first, next((other for other in draws if other != first), first)
+
+
+def sample_desired(
+    engine: GenerationEngine, queries: Sequence[Query], principles: Sequence[Principle], params: GenerationParams,
+    output: Path, *, template: str, conversational: bool, seed: int, model: str | None = None,
+) -> SamplingReport:  # fmt: skip
+    """One response to each query under the desired constitution; see `core.generation.sampling.sample_outputs`."""
+    prompted = []
+    for query in queries:
+        constitution, _ = desired_constitutions(principles, seed=seed, key=query.id)
+        prompted.append(Query(query.id, template.format(query=query.text, constitution=constitution)))
+    return sample_bare(engine, prompted, params, output, conversational=conversational, model=model)
+
+
+def sample_bare(
+    engine: GenerationEngine, queries: Sequence[Query], params: GenerationParams, output: Path, *,
+    conversational: bool, model: str | None = None,
+) -> SamplingReport:  # fmt: skip
+    """One response to each query as it stands, of a chat to its last message."""
+    queries, random_ = [Query(query.id, query.text) for query in queries], bool(params.temperature)
+    how: dict[str, Any] = {"greedy": not random_, "num_samples": int(random_)}
+    return sample_outputs(engine, queries, params, output, conversational=conversational, model=model, **how)
+
+
+def absorb_rows(
+    outputs: Sequence[dict[str, Any]], queries: Sequence[Query], principles: Sequence[Principle], *,
+    template: str, conversational: bool, seed: int, filters: ResponseFilters,
+) -> Dataset:  # fmt: skip
+    """Rows for `AbsorbTrainer` of those outputs of `sample_desired` to `queries` that pass the filters."""
+    rows = []
+    for output in outputs:
+        query, text = queries[output["index"]], completion_text(output["completion"])
+        sampled, other = desired_constitutions(principles, seed=seed, key=query.id)
+        response = Generation(text, "length" if output["truncated"] else "stop", output["num_tokens"])
+        if rejection_reason([response], [sampled], filters):
+            continue
+        with_rules = render(template, query=query.text, constitution=other, conversational=conversational)
+        prompts = [with_rules, as_prompt(Query(query.id, query.text), None, conversational)]
+        row = {"id": query.id, "prompts": prompts, "completions": [output["completion"]] * 2}
+        rows.append(row | {"truncated": [output["truncated"]] * 2})
+    return to_dataset(rows)
