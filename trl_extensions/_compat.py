@@ -17,6 +17,7 @@ PRIVATE_NAMES = {
     "ChunkedDivergenceFunction": "trl.kernels.chunked_divergence",
     "ChunkedLogProbFunction": "trl.kernels.chunked_logprob",
     "ForwardRedirection": "trl.models.utils:_ForwardRedirection",
+    "LANGUAGES": "transformers.models.whisper.tokenization_whisper",
     "add_fused_lm_head": "trl.trainer.utils",
     "addmm_fp32": "trl.kernels.chunked_logprob:_addmm_fp32",
     "chunked_divergence_loss": "trl.trainer.distillation_trainer:_chunked_divergence_loss",

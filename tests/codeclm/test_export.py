@@ -289,7 +289,7 @@ def test_from_seed_to_outcome(folder):
     export(folder, CodecLMConfig(min_words=4))
     said, shown = read(describe(folder, "m000-i0000"))
     assert said == [
-        "m000-i0000: kept in round 2, with the strong model's answer", "exported as row 1 of data.jsonl"
+        "m000-i0000: kept as version 2, with the strong model's answer", "exported as row 1 of data.jsonl"
     ]  # fmt: skip
     assert shown["seed"] == "How are eggs boiled?" and shown["metadata"]["skills"] == ["recipes", "physics"]
     first, second = shown["rounds"]

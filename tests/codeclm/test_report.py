@@ -209,7 +209,7 @@ class TestReport:
         export(folder, CodecLMConfig())
         text = write_codeclm_report(folder).read_text()
         assert text.count("````yaml\n") == 1 and text.count("\n```yaml\n") == 1
-        assert "m0-i0: kept in round 2" in text and "m1-i0: kept in round 1" in text
+        assert "m0-i0: kept as version 2" in text and "m1-i0: kept as version 1" in text
         assert "exported as row 2 of data.jsonl" in text
         # 22 + 2,500 less the last space
         assert "[... 2521 characters]" in text

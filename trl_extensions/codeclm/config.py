@@ -26,6 +26,14 @@ class CodecLMConfig:
     target: str | None = option(None, "The model the data is for: an engine. Default: the model to be trained.")
     scorer: str | None = option(None, "The model that scores answers: an engine. Default: the strong one.")
     prompt_folder: str | None = option(None, "Folder of Jinja files, in place of those of the same name.")
+    language: str | None = option(
+        None,
+        "Language of instructions and answers (ISO 639-1 code, such as ja): every prompt asks for it, and what "
+        "comes in another one is turned back.",
+    )
+    audience: str | None = option(
+        None, "Who gives the instructions and reads the answers, such as `pupils in Osaka`: every prompt says so."
+    )
     num_instructions: int = option(100, "Basic instructions to start from.")
     allocation: str = option(
         "equal", "Instructions of each metadata: `equal`, or `proportional` to its seeds, or `weight` in the file.",
@@ -39,11 +47,13 @@ class CodecLMConfig:
         "rubrics", "evol", "none",
     )  # fmt: skip
     num_rubrics: int = option(4, "Rubrics, and actions, for each metadata.")
-    max_rounds: int = option(4, "Most versions of an instruction that are tried; the basic one is the first.")
+    max_rounds: int = option(
+        4, "Most rounds: an instruction is rewritten in each, by another action, and then looked at by `selection`."
+    )
     selection: str = option(
         "gap",
-        "`gap`: keep the first version on which strong and target differ by more than `gap_threshold` (contrastive "
-        "filtering); `random`: a version drawn at random, `all`: the last version; both with the strong model's "
+        "`gap`: keep the first rewrite on which strong and target differ by more than `gap_threshold` (contrastive "
+        "filtering); `random`: a rewrite drawn at random, `all`: the last one; both with the strong model's "
         "answer, unscored.",
         "gap", "random", "all",
     )  # fmt: skip
@@ -68,7 +78,8 @@ class CodecLMConfig:
         default_factory=list, metadata={"help": "Evaluation prompts: drop what shares 13 words in a row with them."}
     )
     languages: list[str] = field(
-        default_factory=list, metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en)."}
+        default_factory=list,
+        metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en). Default: `language`."},
     )
     safety_classifier: str | None = option(None, "Drop toxic pairs: `profanity`, or a classifier, `model[:label]`.")
     screen_threshold: float = option(0.5, "Drop at this probability or more.")
@@ -96,10 +107,12 @@ class CodecLMConfig:
         for name in ("decontaminate_against", "languages"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
+        if self.language:
+            self.languages = self.languages or [self.language]
+            if self.language not in self.languages:
+                raise ValueError(f"`languages` {self.languages} lack the `language` {self.language!r}: add it.")
         if self.prompt_folder and not Path(self.prompt_folder).is_dir():
             raise ValueError(f"`prompt_folder`: {self.prompt_folder} is no folder.")
-        if self.selection == "gap" and self.rewrite == "none":
-            self.max_rounds = 1  # there is but one version to try
 
 
 # What may change between a kill and the restart: budgets, and what is looked at only when pairs are exported

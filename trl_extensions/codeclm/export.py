@@ -254,7 +254,7 @@ def _outcome(item: dict[str, Any]) -> str:
     if "outcome" not in item:
         return "not finished yet; the same run goes on with it"
     if item["outcome"] == "kept":
-        return f"kept in round {item.get('iteration')}, with the {item.get('winner')} model's answer"
+        return f"kept as version {item.get('iteration')}, with the {item.get('winner')} model's answer"
     return item["outcome"].replace("_", " ") + (f": {item['reason']}" if item.get("reason") else "")
 
 

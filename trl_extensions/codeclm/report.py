@@ -252,8 +252,8 @@ def _tables(counts: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[
     for number, versions in counts["versions"].items():
         scored, kept = (counts[name].get(number, 0) for name in ("scored", "iterations"))
         rows.append([number, versions, scored, kept, _share(kept, versions), _share(kept, total)])
-    header = ["round", "versions", "scored", "kept", "kept of the versions", "of all pairs"]
-    yield "Pairs by round", header, rows, "Round 1 is the basic instruction."
+    header = ["version", "made", "scored", "kept", "kept of the versions", "of all pairs"]
+    yield "Pairs by version", header, rows, "Version 1 is the basic instruction, and each further one a rewrite."
 
     rows = [["basic instruction", *own] for own in counts["basic_drops"].items()]
     rows += [[outcome.replace("_", " "), *own] for outcome, all_ in counts["reasons"].items() for own in all_.items()]
@@ -297,15 +297,15 @@ def _add_samples(report: RunReport, total: int, folder: Path) -> None:
 
 
 def draw_gaps(gaps: Mapping[int, Mapping[int, int]], threshold: float, path: Path, width: float = 1.0) -> Any:
-    """Histogram of S(strong) - S(target) of all scored versions, rounds stacked; what is kept lies outside of the two
-    lines. `gaps`: round -> bin (see `gap_bin`) -> number; returns the figure."""
+    """Histogram of S(strong) - S(target) of all scored versions, stacked; what is kept lies outside of the two
+    lines. `gaps`: version -> bin (see `gap_bin`) -> number; returns the figure."""
     figure, [axes] = panels(width=8, height=4)
     floor: Counter[int] = Counter()
-    for number, (round_, own) in enumerate(sorted(gaps.items())):
+    for number, (version, own) in enumerate(sorted(gaps.items())):
         # A bin lies between multiples of its width; that of no gap at all is a narrow bar on its spot
         centres = [width * (bin - math.copysign(0.5, bin) if bin else 0) for bin in own]
         widths = [width * (0.76 if bin else 0.2) for bin in own]
-        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": f"round {round_}"}
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": f"version {version}"}
         axes.bar(centres, list(own.values()), widths, [floor[bin] for bin in own], **look)
         floor.update(own)
     for side in (-threshold, threshold):

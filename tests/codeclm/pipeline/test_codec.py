@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -152,7 +153,7 @@ BASICS = {
         "Compare three night trains across the country at grade 3.",
     ],
     "poem writing": [
-        "Write a poem about an old bridge at grade 4.",
+        "Write a poem about an old bridge at grade 5.",
         "Invent a rhyme on rain that stands upside down at grade 0.",
         "Compose four lines about a cat that sleeps, when wavering at grade 0.",
     ],
@@ -188,32 +189,33 @@ def test_counts_by_hand(metadata, tmp_path, with_report):
         for id, row in got.items()
     }
     assert outcomes == {
-        "m000-i0000": ("kept", None, "strong", 1, 1),
+        "m000-i0000": ("kept", None, "strong", 2, 2),
         "m000-i0001": ("kept", None, "strong", 2, 2),
         "m000-i0002": ("kept", None, "strong", 4, 4),
-        "m001-i0000": ("dropped", "no gap", None, None, 4),
-        "m001-i0001": ("kept", None, "target", 1, 1),
-        "m001-i0002": ("kept", None, "strong", 1, 1),
-        "m002-i0000": ("set_aside", "score: there are no two scores", None, None, 1),
+        "m001-i0000": ("dropped", "no gap", None, None, 5),
+        "m001-i0001": ("kept", None, "target", 2, 2),
+        "m001-i0002": ("kept", None, "strong", 2, 2),
+        "m002-i0000": ("set_aside", "score: there are no two scores", None, None, 2),
     }
     # The scorer gives a point more to the first: 10 and 3, then 4 and 9
-    (first,) = got["m000-i0000"]["rounds"]
+    basic, first = got["m000-i0000"]["rounds"]
+    assert basic == {"instruction": BASICS["trip planning"][0], "action": None}, "it is rewritten before it is filtered"
     assert first["orders"] == [[10.0, 3.0], [9.0, 4.0]]
     assert first["scores"] == {"strong": 9.5, "target": 3.5, "gap": 6.0}
-    assert [own["scores"]["gap"] for own in got["m000-i0002"]["rounds"]] == [1.0, 1.0, 1.0, 6.0]
-    assert got["m001-i0001"]["rounds"][0]["scores"] == {"strong": 3.5, "target": 9.5, "gap": -6.0}
+    assert [own["scores"]["gap"] for own in got["m000-i0002"]["rounds"][1:]] == [1.0, 1.0, 6.0]
+    assert got["m001-i0001"]["rounds"][1]["scores"] == {"strong": 3.5, "target": 9.5, "gap": -6.0}
     assert got["m002-i0000"]["raw"] == ["Both are great."] * 2
     assert got["m000-i0001"]["rounds"][0]["action"] is None and got["m000-i0001"]["rounds"][1]["action"]
     # Three waves for what is missing of the third metadata: each time the same copy, and one that is too short
     counts = json.loads((folder / "basics.json").read_text())
     assert counts == {"asked": 9, "made": 7, "dropped": {"too short": 3, "near-duplicate": 3}}
-    # 14 rounds: two answers and two scores each, and for two of the rounds both scores again
+    # 12 rounds: a rewrite, two answers and two scores each, and for two of the rounds both scores again
     assert steps_of(folder) == {
-        "decode": 3 + 1 + 1, "answer": 28, "score": 28, "score:again": 4, "rewrite": 1 + 3 + 3, "rubrics": 2,
+        "decode": 3 + 1 + 1, "answer": 24, "score": 24, "score:again": 4, "rewrite": 1 + 1 + 3 + 4 + 3, "rubrics": 3,
     }  # fmt: skip
     rows = read_jsonl(folder / "data.jsonl")
     assert [row["lineage"]["id"] for row in rows] == [id for id in sorted(outcomes) if outcomes[id][0] == "kept"]
-    assert rows[1]["lineage"]["gaps"] == [1.0, 6.0] and rows[1]["iteration"] == 2
+    assert rows[2]["lineage"]["gaps"] == [1.0, 1.0, 6.0] and rows[1]["iteration"] == 2
     assert (
         rows[1]["lineage"]["basic"] == BASICS["trip planning"][1] and "Also mention" in rows[1]["prompt"][0]["content"]
     )
@@ -234,13 +236,13 @@ def test_scores_by_probabilities(metadata, tmp_path):
     with serving(server) as url:
         codec(tmp_path / "run", remote(url), scoring="logprobs", **metadata).run()
     got = items(tmp_path / "run")
-    (first,) = got["m000-i0000"]["rounds"]
+    _, first = got["m000-i0000"]["rounds"]
     assert first["scores"] == pytest.approx({"strong": 9.0, "target": 3.0, "gap": 6.0})
-    assert [own["scores"]["gap"] for own in got["m000-i0001"]["rounds"]] == pytest.approx([1.0, 6.0])
+    assert [own["scores"]["gap"] for own in got["m000-i0002"]["rounds"][1:]] == pytest.approx([1.0, 1.0, 6.0])
     assert got["m001-i0002"]["outcome"] == "kept" and got["m001-i0002"]["scoring"] == "logprobs"
     aside = got["m002-i0000"]
     assert aside["outcome"] == "set_aside" and "of the probability" in aside["reason"] and aside["raw"] == []
-    assert steps_of(tmp_path / "run")["score_one"] == 14 * 4 and set(server.answered.values()) == {1}
+    assert steps_of(tmp_path / "run")["score_one"] == 12 * 4 and set(server.answered.values()) == {1}
     codec(tmp_path / "local", fakes(Rules(BASICS)), scoring="logprobs", **metadata).run()
     assert items(tmp_path / "local") == got and data(tmp_path / "local") == data(tmp_path / "run")
 
@@ -251,17 +253,62 @@ def test_the_threshold_is_not_included(metadata, tmp_path):
     assert outcomes == {"dropped": 6, "set_aside": 1} and read_jsonl(tmp_path / "run" / "data.jsonl") == []
 
 
+class Told(FakeEngine):
+    """Writes down what it is asked, in order, with the instruction it is about."""
+
+    asked: list
+
+    def generate(self, prompts, params, seeds=None):
+        for place, own in super().generate(prompts, params, seeds):
+            step, fields = self.rules._recognise(prompts[place][0]["content"])
+            self.asked.append((step, fields.get("instruction"), fields.get("action")))
+            yield place, own
+
+
+@pytest.mark.parametrize(("rewrite", "step"), [("rubrics", "rewrite"), ("evol", "evol")])
+def test_rewritten_before_it_is_filtered_and_by_another_action_each_time(tmp_path, rewrite, step):
+    """One instruction without a gap: four rounds, in each of which it is rewritten, answered and scored."""
+    (tmp_path / "one.yaml").write_text("- {use_case: poem writing, skills: [rhyme]}\n")
+    rules, asked = Rules({"poem writing": ["Write a poem about an old bridge at grade 5."]}), []
+    engines = [Told(rules, "strong"), Told(rules, "target")]
+    for engine in engines:
+        engine.asked = asked
+    codec(
+        tmp_path / "run", engines, metadata=str(tmp_path / "one.yaml"), num_instructions=1, max_rounds=4,
+        rewrite=rewrite,
+    ).run()  # fmt: skip
+    before = ["decode"] + ["rubrics"] * (rewrite == "rubrics")
+    one_round = [step, "respond", "respond", "score", "score"]
+    assert [name for name, *_ in asked] == before + 4 * one_round
+    texts = [own["instruction"] for own in items(tmp_path / "run")["m000-i0000"]["rounds"]]
+    for number in range(4):
+        name, *others = asked[len(before) + 5 * number : len(before) + 5 * number + 5]
+        assert name[1] == texts[number] and {own[1] for own in others} == {texts[number + 1]}
+    actions = [action for name, _, action in asked if name == step]
+    assert len(set(actions)) == 4 and (rewrite != "evol" or set(actions) < set(ACTIONS))
+
+
+@pytest.mark.parametrize(("selection", "outcome"), [("gap", "dropped"), ("all", "kept"), ("random", "kept")])
+def test_a_chain_ends_with_its_actions(metadata, tmp_path, selection, outcome):
+    """Two rubrics, so two rewrites at most of an instruction that would need five."""
+    settings = metadata | {"num_rubrics": 2, "selection": selection}
+    codec(tmp_path / "run", fakes(Rules(BASICS)), **settings).run()
+    row = items(tmp_path / "run")["m001-i0000"]
+    assert row["outcome"] == outcome and len(row["rounds"]) == 3 - (row["iteration"] == 2)
+    assert selection != "gap" or "no action" in row["reason"]
+
+
 @pytest.mark.parametrize(("rewrite", "step"), [("rubrics", "rewrite"), ("evol", "evol")])
 def test_the_last_version_unscored(metadata, tmp_path, rewrite, step):
-    """Every instruction is rewritten twice and answered once, by the strong model, even if there is no target."""
+    """Every instruction is rewritten three times and answered once, by the strong model, even if there is no target."""
     folder = tmp_path / "run"
     codec(
         folder, fakes(Rules(BASICS))[:1], **(metadata | {"selection": "all", "rewrite": rewrite, "max_rounds": 3})
     ).run()
     got = items(folder).values()
-    assert len(got) == 7 and all(row["outcome"] == "kept" and row["iteration"] == 3 for row in got)
-    assert all(row["scoring"] is None and list(row["rounds"][2]["answers"]) == ["strong"] for row in got)
-    expected = {"decode": 5, "answer": 7, step: 14} | ({"rubrics": 3} if rewrite == "rubrics" else {})
+    assert len(got) == 7 and all(row["outcome"] == "kept" and row["iteration"] == 4 for row in got)
+    assert all(row["scoring"] is None and list(row["rounds"][3]["answers"]) == ["strong"] for row in got)
+    expected = {"decode": 5, "answer": 7, step: 21} | ({"rubrics": 3} if rewrite == "rubrics" else {})
     assert steps_of(folder) == expected
     actions = {own["action"] for row in got for own in row["rounds"][1:]}
     assert (actions <= set(ACTIONS)) is (rewrite == "evol") and len(actions) > 1
@@ -269,13 +316,13 @@ def test_the_last_version_unscored(metadata, tmp_path, rewrite, step):
 
 
 def test_a_version_at_random(seeds, tmp_path):
-    """Sixty draws of one to three: each version comes up, as the seed has it."""
+    """Sixty draws of one to three rewrites: each comes up, as the seed has it."""
     settings = {"seeds": seeds, "selection": "random", "num_instructions": 60}
     codec(tmp_path / "one", fakes()[:1], **settings).run()
     drawn = Counter(row["iteration"] for row in items(tmp_path / "one").values())
-    assert sorted(drawn) == [1, 2, 3] and min(drawn.values()) >= 5
+    assert sorted(drawn) == [2, 3, 4] and min(drawn.values()) >= 5
     rewrites = steps_of(tmp_path / "one")["rewrite"]
-    assert rewrites == drawn[2] + 2 * drawn[3], "what comes after the version is not made"
+    assert rewrites == drawn[2] + 2 * drawn[3] + 3 * drawn[4], "what comes after the version is not made"
     codec(tmp_path / "two", fakes()[:1], **settings).run()
     assert items(tmp_path / "two") == items(tmp_path / "one")
 
@@ -305,7 +352,7 @@ def test_answers_that_were_cut_off(metadata, tmp_path):
     folder = tmp_path / "run"
     settings = metadata | {"max_answer_tokens": 8}
     assert codec(folder, fakes(Rules(BASICS)), **settings).run().pairs == 0
-    assert all(own["truncated"] == {"strong": True, "target": True} for own in items(folder)["m000-i0002"]["rounds"])
+    assert all(own["truncated"] == {"strong": True, "target": True} for own in items(folder)["m000-i0002"]["rounds"][1:])
     engines = fakes(Rules(BASICS))
     assert codec(folder, engines, **settings, keep_truncated=True).run().pairs == 5
     assert engines[0].calls == 0, "a setting of the export asks nothing again"
@@ -317,7 +364,7 @@ def test_a_scorer_of_its_own(metadata, tmp_path):
     scorer = FakeEngine(rules, "judge")
     config = CodecLMConfig(**metadata)
     CodecLM(config, tmp_path / "run", strong=strong, target=target, scorer=scorer).run()
-    assert scorer.calls == 32 and {
+    assert scorer.calls == 28 and {
         row["step"] for row in finished_calls(tmp_path / "run") if row["engine"] == "endpoint:judge"
     } == {"score", "score:again"}
 
@@ -470,7 +517,7 @@ def test_one_instruction_fails(metadata, tmp_path, status):
         if status == 400:
             assert got["m000-i0001"]["outcome"] == "set_aside"
             assert (
-                "answer: " in got["m000-i0001"]["reason"] and "HTTP 400: not this one" in got["m000-i0001"]["reason"]
+                "rewrite: " in got["m000-i0001"]["reason"] and "HTTP 400: not this one" in got["m000-i0001"]["reason"]
             )
             return
         assert len(got) == 6 and "m000-i0001" not in got
@@ -528,6 +575,16 @@ def test_other_settings_are_refused_by_name(seeds, undisturbed, tmp_path):
     assert data(undisturbed) == before
 
 
+def test_a_folder_of_before_rewriting_first_is_refused(seeds, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "old")
+    settings = json.loads((tmp_path / "old" / "settings.json").read_text())
+    del settings["format"]
+    (tmp_path / "old" / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="format was null, now 2") as caught:
+        codec(tmp_path / "old", fakes(), seeds=seeds).run()
+    assert "\n" not in str(caught.value)
+
+
 def test_a_second_process_is_refused(seeds, tmp_path):
     program = (
         "import sys\nfrom filelock import FileLock\n"
@@ -574,15 +631,13 @@ def test_a_model_that_cannot_do_it(seeds, tmp_path, rules, message):
 
 
 def test_rubrics_that_cannot_be_read(metadata, tmp_path):
-    """Asked for twice for a metadata, not for each of its instructions; those that need none are kept."""
+    """Asked for twice for a metadata, not for each of its instructions."""
     rules = Rules(BASICS)
     rules.rubrics = lambda **_: "No idea."
     codec(tmp_path / "run", fakes(rules), **metadata).run()
     reasons = {id: row["reason"] for id, row in items(tmp_path / "run").items()}
-    aside = ["m000-i0001", "m000-i0002", "m001-i0000"]
-    assert all(reasons[id].startswith("rubrics: ") for id in aside)
-    assert steps_of(tmp_path / "run")["rubrics"] == 2 == steps_of(tmp_path / "run")["rubrics:again"]
-    assert items(tmp_path / "run")["m000-i0000"]["outcome"] == "kept"
+    assert len(reasons) == 7 and all(reason.startswith("rubrics: ") for reason in reasons.values())
+    assert steps_of(tmp_path / "run")["rubrics"] == 3 == steps_of(tmp_path / "run")["rubrics:again"]
 
 
 @pytest.mark.parametrize(
@@ -602,7 +657,7 @@ def test_a_prompt_of_the_user(metadata, tmp_path):
     (tmp_path / "prompts" / "answer.jinja").write_text("Be brief. {{ instruction }}")
     codec(tmp_path / "run", fakes(Rules(BASICS)), prompt_folder=str(tmp_path / "prompts"), **metadata).run()
     answers = [row for row in finished_calls(tmp_path / "run") if row["step"] == "answer"]
-    assert all(row["prompt"][0]["content"].startswith("Be brief. ") for row in answers) and len(answers) == 28
+    assert all(row["prompt"][0]["content"].startswith("Be brief. ") for row in answers) and len(answers) == 24
 
 
 def test_inside_an_event_loop(metadata, tmp_path):

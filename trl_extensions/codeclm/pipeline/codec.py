@@ -22,7 +22,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LIVE_LOCAL = 256
+_FORMAT = 2  # of a folder: since 2, instructions are rewritten before they are compared
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,12 @@ class CodecLM:
                 aside.append({"step": error.step, "about": about, "reason": error.reason, "raw": error.raw})
 
         filters = InstructionFilters(self.config)  # before anything is paid for
+        asking = steps.StepClient(client, self.config, self.seed, foreign=filters.foreign)
         if not (self.folder / "basics.jsonl").exists():
             with _progress(client.usage, "metadata and basic instructions", unit="call") as answered:
-                await self._begin(steps.StepClient(client, self.config, self.seed, answered), filters, set_aside)
+                await self._begin(replace(asking, heard=answered), filters, set_aside)
         filters.forget()
-        pipeline = Pipeline(steps.StepClient(client, self.config, self.seed), self.config, filters, self.seed)
+        pipeline = Pipeline(asking, self.config, filters, self.seed)
         await self._run_items(pipeline, client.usage, set_aside)
 
     async def _begin(self, client: steps.StepClient, filters: InstructionFilters, set_aside: SetAside) -> None:
@@ -246,6 +248,7 @@ class CodecLM:
             settings[name] = self.engines[name].name if name in self.engines else None
         prompts = sorted(path.stem for path in steps.PROMPTS.glob("*.jinja") if path.stem != "propose")
         settings |= {
+            "format": _FORMAT,
             "seed": self.seed,
             "content": _digest(source) if Path(source).is_file() else None,
             "decontaminate_against": {path: _digest(path) for path in config.decontaminate_against},
@@ -257,8 +260,9 @@ class CodecLM:
 class Pipeline:
     """What becomes of basic instructions: versions, answers and scores, and one that is kept, or none.
 
-    Self-Rubrics and contrastive filtering (arXiv 2404.05875, sections 3.2 and 3.3). `filters` say what a rewritten
-    instruction must still be, whatever other instructions there are.
+    Self-Rubrics and contrastive filtering (arXiv 2404.05875, sections 3.2 and 3.3): a basic instruction is rewritten
+    once before it is filtered, and again as often as it is turned back, `max_rounds` times at most, by another action
+    each time. `filters` say what a rewritten instruction must still be, whatever other instructions there are.
     """
 
     def __init__(self, client: steps.StepClient, config: CodecLMConfig, filters: InstructionFilters, seed: int):
@@ -291,37 +295,49 @@ class Pipeline:
         return item
 
     async def _by_gap(self, basic: BasicInstruction, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rewrites until the scores of the two models are further apart than the threshold."""
-        for number in range(1, self._config.max_rounds + 1):
-            await self._compare(f"{basic.id}/{number}", rounds[-1])
+        """Rewrites, the first one before anything is compared, until the scores of the two models are further apart
+        than the threshold."""
+        actions = await self._actions_for(basic)
+        for action in actions or [None]:
+            if action and (reason := await self._rewrite_last(basic, rounds, action)):
+                return {"reason": f"rewritten: {reason}"}
+            await self._compare(f"{basic.id}/{len(rounds)}", rounds[-1])
             gap = rounds[-1]["scores"]["gap"]
             if abs(gap) > self._config.gap_threshold:
-                return {"outcome": "kept", "winner": "strong" if gap > 0 else "target", "iteration": number}
-            if number < self._config.max_rounds and (reason := await self._rewrite_last(basic, rounds)):
-                return {"reason": f"rewritten: {reason}"}
-        return {"reason": "no gap"}
+                return {"outcome": "kept", "winner": "strong" if gap > 0 else "target", "iteration": len(rounds)}
+        left = not actions or len(actions) == self._config.max_rounds
+        return {"reason": "no gap" if left else "no gap, and no action that was not taken"}
 
     async def _unscored(self, basic: BasicInstruction, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-        """A version drawn at random, or the last one, with the strong model's answer."""
-        last = self._config.max_rounds if self._config.rewrite != "none" else 1
-        if self._config.selection == "random":
-            last = random.Random(f"{self._seed}/{basic.id}/version").randint(1, last)
-        while len(rounds) < last:
-            if reason := await self._rewrite_last(basic, rounds):
+        """The last of the versions that contrastive filtering may look at, or one of them drawn at random, with the
+        strong model's answer."""
+        actions = await self._actions_for(basic)
+        if actions and self._config.selection == "random":
+            actions = actions[: random.Random(f"{self._seed}/{basic.id}/version").randint(1, len(actions))]
+        for action in actions:
+            if reason := await self._rewrite_last(basic, rounds, action):
                 return {"reason": f"rewritten: {reason}"}
-        answer, truncated = await self._answer_of("strong", f"{basic.id}/{last}", rounds[-1])
+        answer, truncated = await self._answer_of("strong", f"{basic.id}/{len(rounds)}", rounds[-1])
         rounds[-1] |= {"answers": {"strong": answer}, "truncated": {"strong": truncated}}
-        return {"outcome": "kept", "winner": "strong", "iteration": last}
+        return {"outcome": "kept", "winner": "strong", "iteration": len(rounds)}
 
-    async def _rewrite_last(self, basic: BasicInstruction, rounds: list[dict[str, Any]]) -> str | None:
+    async def _actions_for(self, basic: BasicInstruction) -> list[str]:
+        """The actions of an instruction's rewrites in their order: drawn at random, and none twice."""
+        if self._config.rewrite == "none":
+            return []
+        actions = list(steps.ACTIONS)
+        if self._config.rewrite == "rubrics":
+            actions = [rubric.action for rubric in await self._rubrics_for(basic.metadata)]
+        draw = random.Random(f"{self._seed}/{basic.id}/actions")
+        return draw.sample(actions, min(self._config.max_rounds, len(actions)))
+
+    async def _rewrite_last(self, basic: BasicInstruction, rounds: list[dict[str, Any]], action: str) -> str | None:
         """Add the next version with the action that led to it; says why it is of no use, if it is not."""
         about, instruction = f"{basic.id}/{len(rounds) + 1}", rounds[-1]["instruction"]
-        draw = random.Random(f"{self._seed}/{about}/action")
         values, step = {"instruction": instruction}, self._rewrite
         if self._config.rewrite == "evol":
-            step, action = self._evol, draw.choice(steps.ACTIONS)
+            step = self._evol
         else:
-            action = draw.choice(await self._rubrics_for(basic.metadata)).action
             values |= basic.metadata.as_json()
         rewritten, _ = await self._client.generate(step, about, action=action, **values)
         rounds.append({"instruction": rewritten, "action": action})

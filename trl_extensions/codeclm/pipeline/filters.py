@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 import zlib
 from array import array
@@ -19,6 +20,7 @@ from ..config import CodecLMConfig
 REASONS = ("empty", "too short", "too long", "near-duplicate", "contaminated", "language")  # in the order tried
 
 _WORDS_OF_A_LANGUAGE = 5  # below, a language is guessed wrong too often
+_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _PERMUTATIONS = 128
 _RECALL = 0.99
 
@@ -74,12 +76,20 @@ class InstructionFilters:
         if self._benchmarks and (place := self._benchmarks.find(words)):
             self.details[id] = f"{place[0]}, row {place[1]}"
             return "contaminated"
-        if self._language and length >= _WORDS_OF_A_LANGUAGE:
-            language = self._language(instruction)
-            if language not in config.languages:
-                self.details[id] = language
-                return "language"
+        if language := self.foreign(instruction):
+            self.details[id] = language
+            return "language"
         return None
+
+    def foreign(self, text: str) -> str | None:
+        """The language of a text, code in fences aside, where it is none of `languages`; None where it is one of them,
+        or too little is there to tell."""
+        if self._language is None:
+            return None
+        text = _FENCED.sub(" ", text)
+        enough = count_words(plain_words(text)) >= _WORDS_OF_A_LANGUAGE
+        found = self._language(text) if enough else None
+        return None if found in self._config.languages else found
 
 
 class NearDuplicates:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -104,6 +104,7 @@ class Step:
     schema: type[BaseModel] | None = None
     form: str | None = None
     limit, temperature = "max_new_tokens", "temperature"
+    is_text = False  # whether what is read is a text, which has a language
 
     def __init__(self, prompt_folder: str | os.PathLike | None = None):
         self._template = PromptTemplate(self.name, prompt_folder)
@@ -184,6 +185,7 @@ class Rewrite(Step):
     """Instruction and action -> a more demanding instruction (section 3.2)."""
 
     name, schema, form = "rewrite", RewriteReply, '{"new_instruction": "..."}'
+    is_text = True
 
     def parse(self, text, *, truncated=False, instruction="", action="", **_) -> str:
         if truncated:
@@ -214,7 +216,7 @@ class Answer(Step):
     """Instruction -> answer: any text without thoughts, also one that was cut off, but no bare refusal."""
 
     name = "answer"
-    limit, temperature = "max_answer_tokens", "answer_temperature"
+    limit, temperature, is_text = "max_answer_tokens", "answer_temperature", True
 
     def parse(self, text, *, truncated=False, **_) -> str:
         answer = answer_text(text)
@@ -271,12 +273,24 @@ class Rejected(Exception):  # noqa: N818 (it is a row that is)
 
 @dataclass(frozen=True)
 class StepClient:
-    """Asks the engines of a run; `heard` is called with every response that has come."""
+    """Asks the engines of a run; `heard` is called with every response that has come, and `foreign` says of a text
+    which language it is in, if it should not be."""
 
     client: LLMClient
     config: CodecLMConfig
     seed: int
     heard: Callable[[Response], None] = lambda response: None
+    foreign: Callable[[str], str | None] = lambda text: None
+
+    @cached_property
+    def reader(self) -> dict[str, str | None]:
+        """What every prompt may say of those that instructions come from: the language by its name, the audience."""
+        language = self.config.language
+        if language:
+            from ..._compat import LANGUAGES
+
+            language = LANGUAGES.get(language, language).title()
+        return {"language": language, "audience": self.config.audience}
 
     async def generate(self, step: Step, about: str, *, role: str = "strong", **values: Any) -> tuple[Any, bool]:
         """What the engine of a role says of `values`, and whether the token limit cut it off.
@@ -294,10 +308,16 @@ class StepClient:
             responses.append(response)
             self.heard(response)
 
+        def read(text: str, *, truncated: bool = False) -> Any:
+            value = step.parse(text, truncated=truncated, **values)
+            if step.is_text and config.language and (found := self.foreign(value)):
+                raise Unreadable(f"it is in the language {found}, not in {config.language}")
+            return value
+
         try:
             answer = await ask_client(
-                self.client, role, step.messages(**values), params, step.schema, step=step.name, finished=answered,
-                read=partial(step.parse, **values), again=partial(again, step=step, folder=config.prompt_folder),
+                self.client, role, step.messages(**values, **self.reader), params, step.schema, step=step.name,
+                finished=answered, read=read, again=partial(again, step=step, folder=config.prompt_folder),
             )  # fmt: skip
         except CallFailed as error:
             raw = [own.text for own in responses]
@@ -314,7 +334,7 @@ class StepClient:
     async def score(self, step: ScoreOne, **values: Any) -> float:
         """The score by the scorer's probabilities of the ten digits. Raises as `generate`, without asking again."""
         try:
-            question, params = step.messages(**values), GenerationParams(1)
+            question, params = step.messages(**values, **self.reader), GenerationParams(1)
             response = await self.client.call("scorer", step.name, question, params, SCALE)
             self.heard(response)
             return step.expected(response.logprobs or ())
@@ -341,11 +361,16 @@ async def gather(jobs: Iterable[Callable[[], Awaitable[T]]], at_once: int = 1024
 
 
 # What a rewritten instruction is not
-_LABEL = re.compile(r"(?i)\A[\s#*_]*(?:the\s+)?(?:new|rewritten)\s+(?:instruction|prompt)[\s#*_]*[:：][\s*_]*")
-_ABOUT = re.compile(r"(?i)\b(?:the|this) (?:old|new|original|given|rewritten|previous) (?:instruction|prompt)\b")
+_LABEL = re.compile(
+    r"(?i)\A[\s#*_]*(?:(?:the\s+)?(?:new|rewritten)\s+(?:instruction|prompt)|新しい(?:指示文?|プロンプト))[\s#*_]*[:：][\s*_]*"
+)
+_ABOUT = re.compile(
+    r"(?i)\b(?:the|this) (?:old|new|original|given|rewritten|previous) (?:instruction|prompt)\b|(?:元|上記|以前)の指示"
+)
 _ANSWER = re.compile(
     r"(?i)```|def \w+\(|#include|the (?:correct )?answer (?:is|to)|as an ai\b|(?:yes|no)[,.]\s|once upon a time|"
-    r"certainly|sure[,!]|of course|step 1\b|here(?:['’]s| is| are)\b"
+    r"certainly|sure[,!]|of course|step 1\b|here(?:['’]s| is| are)\b|"
+    r"(?:はい|いいえ|もちろん)[、。！]|承知(?:しま|いたしま)した"
 )
 
 # A refusal begins with one of these, says one of those, and is short
@@ -391,6 +416,7 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "propose": (("description",), ("number", "max_skills")),
     "again": ((), ("reason", "form")),
 }
+_READER = ("language", "audience")  # what every prompt may use; None where it is not set
 _SAMPLES: dict[str, Any] = {"skills": ["reading", "writing"], "number": 2, "max_skills": 3, "which": "first"}
 
 
@@ -411,7 +437,7 @@ class PromptTemplate:
         self.path = next(place for own in folders if (place := own / f"{name}.jinja").is_file())
         loader = jinja2.FileSystemLoader(folders)
         needed, optional = _VARIABLES[name]
-        variables = (*needed, *optional)
+        variables = (*needed, *optional, *_READER)
         self._template = load_template(self.path, variables, loader=loader, trim_blocks=True, lstrip_blocks=True)
         self._template.globals = dict(self._template.globals)  # a chain of mappings, slow to copy for every prompt
         # What is wrong with it shows now and not after the first thousand calls
@@ -428,6 +454,6 @@ class PromptTemplate:
         import jinja2
 
         try:
-            return self._template.render(**values)
+            return self._template.render(dict.fromkeys(_READER) | values)
         except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
             raise ValueError(f"{self.path}: cannot be filled in ({one_line(str(error))}); correct the file") from None
