@@ -32,12 +32,13 @@ from ..core.generation.ask import ask_until_read
 from ..core.generation.types import GenerationEngine, GenerationParams
 from ..core.runs.jsonl import JsonlWriter
 from ..core.runs.report import write_atomically
+from .checks import PrincipleCheck
 
 
 _HEADER = """\
 # Principles for SAMI. Edit freely: each entry needs a short unique `name`, a `definition` (the behaviour you want) and
-# an `antithesis` (its opposite, as clear an instruction as the definition). Training contrasts the two. Either may be a
-# list of texts that say the same in other words; one is drawn each time.
+# an `antithesis` (its opposite, as clear an instruction as the definition). Training contrasts the two. Either may be
+# a list of texts that say the same in other words; one is drawn each time.
 # After editing, check the file with: trl-ext principles --check {file}
 """
 _PROMPTS = files("trl_extensions.sami").joinpath("prompts")
@@ -69,7 +70,7 @@ class Principle:
     name: Line
     definition: Wording
     antithesis: Wording
-    check: Any = None
+    check: PrincipleCheck | None = None
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -85,8 +86,13 @@ class Principle:
 
     def as_dict(self) -> dict[str, Any]:
         """As in the YAML file: without a `check` where there is none, lists for tuples."""
-        own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {name: value for name, value in own.items() if value is not None}
+        return _given(asdict(self))
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _given(own) for name, own in value.items() if own is not None and own is not False}
+    return list(value) if isinstance(value, tuple) else value
 
 
 class _File(BaseModel, extra="forbid"):
@@ -132,10 +138,10 @@ def sample_constitutions(
     """Draw C = `num` constitutions with different choices (section 3 of the paper builds two a query this way).
 
     Every set of `num` distinct choice assignments is equally likely (`pairs="random"`), or every set that holds the
-    assignment of all definitions, which then comes first (`"desired"`). The choices depend on the run's `seed` and the
-    `key`, usually the query's id, only: queries can come in any order. The order of the principles, of each constitution
-    its own, and the wording of each are drawn anew for every `purpose`. Responses are sampled under one draw and scored
-    under another, so that nothing but the choices can tell constitutions apart.
+    assignment of all definitions, which then comes first (`"desired"`). The choices depend on the run's `seed` and
+    the `key`, usually the query's id, only: queries can come in any order. The order of the principles, each
+    constitution's own, and their wording are drawn anew for every `purpose`. Responses are sampled under one draw and
+    scored under another, so that nothing but the choices can tell constitutions apart.
 
     Raises:
         ValueError: `num` is below 2, there are too few principles for `num` different choices, or two have one name.
