@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -14,17 +14,23 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .._compat import use_adapter
-from ..core.generation import create_engine, parse_engine
+from ..core.generation import TransformersEngine, create_engine, parse_engine
 from ..core.generation.client import ResponseCache
-from ..core.generation.sampling import completion_text
+from ..core.generation.sampling import as_prompt, completion_text, load_outputs, sample_outputs
 from ..core.generation.types import GenerationParams
+from ..core.inputs import Query, read_rows
 from ..core.judge import pairwise
 from ..core.judge.pairwise import Pair, PairwiseJudge
 from ..core.judge.win_rate import LOSS, TIE, WIN, length_adjusted, length_balanced, win_rate
 from ..core.modeling.batches import eval_mode, in_batches
+from ..core.modeling.chunked import token_logps
+from ..core.modeling.head import ReferenceStates
 from ..core.modeling.shared_prefix import why_not_exact
 from ..core.runs.report import mean_and_error, write_atomically
-from ..core.text import corpus_distinct_2, distinct_2
+from ..core.stats import bootstrap_ratio, wilson
+from ..core.text import corpus_distinct_2, distinct_2, exact_match
+from ..core.training.encoding import encode_completion, encode_prompt, end_token_id
+from .checks import paired_difference
 from .collator import DataCollatorForSAMI
 from .config import SAMIArguments
 from .data import TOKEN_COLUMNS, load_rows, prepare_rows, to_dataset
@@ -36,6 +42,7 @@ CRITERION = (
     "how well the answer follows every principle that the request states, and then how well it answers what is asked. "
     "Length is no merit unless a principle asks for it."
 )
+SCORES = ("mi_bound", "contrast_per_token", "accuracy_columns", "accuracy_rows")
 _OUTCOMES = {"first": WIN, "tie": TIE, "second": LOSS}
 
 
@@ -46,15 +53,18 @@ def score_rows(
     *,
     ref_model: nn.Module | None = None,
     measure_kl: bool = True,
+    same_order: bool = False,
     batch_tokens: int = 8192,
 ) -> list[dict[str, float]]:
     """Score rows of `sample_rows`, longest first, with `batch_tokens` padded tokens in a batch.
 
-    Gives, for each row: `mi_bound` and `mi_bound_sum` (nats; per-token means and sums of log-probabilities),
-    `accuracy_columns`, `accuracy_rows`, and `kl` (nats per response token) to the reference, if there is one:
-    `ref_model`, or a PEFT model's base.
+    Gives, for each row: `mi_bound` (nats; of log-probabilities of whole responses), `contrast_per_token` (nats; of
+    their means over tokens), `accuracy_columns` (which constitution?), `accuracy_rows` (which response, by means?), and
+    `kl` (nats per response token) to the reference, if there is one: `ref_model`, or a PEFT model's base. The
+    principles stand in a fresh order, or with `same_order` in the one the responses were sampled under.
     """
-    dataset = prepare_rows(to_dataset(rows), tokenizer, max_length=None, overlong_policy="error", name="evaluation")
+    dataset = to_dataset(rows, same_order)
+    dataset = prepare_rows(dataset, tokenizer, max_length=None, overlong_policy="error", name="evaluation")
     lengths = [[list(map(len, row[name])) for name in TOKEN_COLUMNS] for row in dataset]
     shared = why_not_exact(model, longest=max(max(prompts) + max(own) for prompts, own in lengths)) is None
     # Sequences of each row, and the tokens of the longest: all responses behind one prompt, or one behind it
@@ -75,19 +85,187 @@ def score_rows(
 def _score_batch(
     model: nn.Module, inputs: dict[str, torch.Tensor], ref_model: nn.Module | None, measure_kl: bool
 ) -> list[dict[str, float]]:
-    reference = None
-    if measure_kl and ref_model is not None:
-        reference = score_matched(ref_model, inputs)
-    elif measure_kl and hasattr(model, "peft_config"):
-        with use_adapter(model, None):
-            reference = score_matched(model, inputs)
+    reference = _reference(model, inputs, ref_model) if measure_kl else None
     sums, kl = score_pairs(model, inputs, "sum", reference)
-    _, by_sum = rows_of(sums, kl, inputs, beta=0.0)
-    _, by_mean = rows_of(sums / pair_lengths(inputs), kl, inputs, beta=0.0)
-    columns = {"mi_bound": by_mean["mi/bound"], "mi_bound_sum": by_sum["mi/bound"]}
-    columns |= {name: by_mean[f"mi/{name}"] for name in ("accuracy_columns", "accuracy_rows")}
-    columns |= {"kl": by_mean["kl"]} if kl is not None else {}
+    _, found = rows_of(sums / pair_lengths(inputs), kl, inputs, beta=0.0, reduction="mean")
+    columns = {name: found[f"mi/{name.removeprefix('mi_')}"] for name in SCORES}
+    columns |= {"kl": found["kl"]} if kl is not None else {}
     return [dict(zip(columns, values, strict=True)) for values in torch.stack([*columns.values()], dim=1).tolist()]
+
+
+def _reference(
+    model: nn.Module, inputs: dict[str, torch.Tensor], ref_model: nn.Module | None
+) -> ReferenceStates | None:
+    if ref_model is not None:
+        return score_matched(ref_model, inputs)
+    if not hasattr(model, "peft_config"):
+        return None
+    with use_adapter(model, None):
+        return score_matched(model, inputs)
+
+
+def score_completions(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    ref_model: nn.Module | None = None,
+    batch_tokens: int = 8192,
+) -> list[dict[str, float]]:
+    """Score rows of one `prompt` and its `completion` (`truncated`: without its end), with no constitution anywhere.
+
+    Gives, for each row: `tokens`, `logp` (nats, of the whole completion) and, where there is a reference as in
+    `score_rows`, its `logp_original` and `kl` to it (nats per token).
+    """
+    encoded = []
+    for number, row in enumerate(rows):
+        prompt = encode_prompt(tokenizer, row["prompt"], f"row {number}: `prompt`")
+        end_id, cut = end_token_id(tokenizer, not isinstance(row["prompt"], str)), bool(row.get("truncated"))
+        ids = encode_completion(tokenizer, completion_text(row["completion"]), end_id, truncated=cut)
+        encoded.append(dict(zip(TOKEN_COLUMNS, ([prompt], [ids]), strict=True)))
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collate, device = DataCollatorForSAMI(pad_id), next(model.parameters()).device
+    lengths = [len(row[TOKEN_COLUMNS[0]][0]) + len(row[TOKEN_COLUMNS[1]][0]) for row in encoded]
+    results: list[dict[str, float]] = [{} for _ in rows]
+    with eval_mode(model), torch.inference_mode():
+        for indices in in_batches(lengths, batch_tokens, "scoring"):
+            inputs = {name: own.to(device) for name, own in collate([encoded[i] for i in indices]).items()}
+            reference = _reference(model, inputs, ref_model)
+            logp, kl = score_pairs(model, inputs, "sum", reference)
+            columns = {"tokens": pair_lengths(inputs).to(logp), "logp": logp}
+            if reference is not None:
+                pairs = inputs["pair_ids"]
+                tokens = token_logps(reference.states, reference.head, inputs["input_ids"][pairs >= 0]).to(logp)
+                original = torch.zeros_like(logp).index_add(0, pairs[pairs >= 0].to(logp.device), tokens)
+                columns |= {"logp_original": original, "kl": kl}
+            for i, values in zip(indices, torch.stack([*columns.values()], dim=1).tolist(), strict=True):
+                results[i] = dict(zip(columns, values, strict=True))
+    return results
+
+
+def side_effects(
+    engine: TransformersEngine,
+    queries: Sequence[Query],
+    output: Path,
+    *,
+    params: GenerationParams,
+    conversational: bool,
+    originals: Path | None = None,
+    references: str | None = None,
+    multiple_choice: str | None = None,
+    ref_model: nn.Module | None = None,
+    batch_tokens: int = 8192,
+) -> dict[str, Any]:
+    """What else moved, the second axis; nothing here has a constitution in its prompt. JSON-ready:
+
+    - `plain_answers`: greedy answers to the `queries`, which go to the file `output`; with the file of the `originals`
+      the share `unchanged` word for word (Wilson's 95 % interval), and `kl` (policy to original, nats per token) on
+      the original's answers.
+    - `references`, of a file of prompts and the answers people gave: `nats_per_token`, and where there is a reference
+      model its own (`original`) and the `relative_change` (positive: less likely than before), 95 % over rows.
+    - `multiple_choice`, of a file of `question`, `choices`, `answer`: share of questions whose right choice has the
+      highest log-probability per token as a reply, as it stands and without an end; `original` and `difference` alike.
+    """
+    model, tokenizer, result = engine.model, engine.tokenizer, {}
+    options: dict[str, Any] = {"ref_model": ref_model, "batch_tokens": batch_tokens}
+    plain = [Query(query.id, query.text) for query in queries]
+    sample_outputs(engine, plain, params, output, num_samples=0, conversational=conversational)
+    result["plain_answers"] = {"n": len(plain)}
+    if originals is not None:
+        before, after = ({row["id"]: row for row in load_outputs(path)} for path in (originals, output))
+        kept = [name for name in before if name in after]
+        texts = [[completion_text(side[name]["completion"]) for name in kept] for side in (before, after)]
+        same = exact_match(*texts)
+        low, high = wilson(round(same * len(kept)), len(kept))
+        result["plain_answers"] |= {"n": len(kept), "unchanged": {"value": same, "low": low, "high": high}}
+        scores = score_completions(model, tokenizer, [row for row in before.values() if _has_text(row)], **options)
+        if scores and "kl" in scores[0]:
+            result["plain_answers"]["kl"] = _per_token([s["kl"] * s["tokens"] for s in scores], scores)
+    if references:
+        scores = score_completions(model, tokenizer, load_references(references, conversational), **options)
+        result["references"] = {"n": len(scores), "nats_per_token": _per_token(_nats(scores), scores)}
+        if "logp_original" in scores[0]:
+            before = [-score["logp_original"] for score in scores]
+            change = [nats - was for nats, was in zip(_nats(scores), before, strict=True)]
+            low, high = bootstrap_ratio(change, before)
+            result["references"] |= {
+                "original": _per_token(before, scores),
+                "relative_change": {"value": sum(change) / sum(before), "low": low, "high": high},
+            }
+    if multiple_choice:
+        questions = load_multiple_choice(multiple_choice, conversational)
+        flat = iter(score_completions(model, tokenizer, [row for own in questions for row in own], **options))
+        scored = [[next(flat) for _ in own] for own in questions]
+        right = [[row["right"] for row in own] for own in questions]
+        found = {name: _right(scored, right, name) for name in ("logp", "logp_original") if name in scored[0][0]}
+        result["multiple_choice"] = {"n": len(questions), "accuracy": _accuracy(found["logp"])}
+        if "logp_original" in found:
+            change = [now - was for now, was in zip(found["logp"], found["logp_original"], strict=True)]
+            original = _accuracy(found["logp_original"])
+            result["multiple_choice"] |= {"original": original, "difference": paired_difference(change)}
+    return result
+
+
+def load_references(source: str, conversational: bool) -> list[dict[str, Any]]:
+    """Rows of `prompt` and `completion` (texts, or chats of one message each) to score answers of people by."""
+    rows = []
+    for number, row in enumerate(read_rows(source), start=1):
+        for name in ("prompt", "completion"):
+            if not row.get(name):
+                raise ValueError(f"{source}: row {number} has no `{name}`; write both, or leave the row out.")
+        prompt = row["prompt"]
+        if isinstance(prompt, str):
+            prompt = as_prompt(Query("", prompt), None, conversational)
+        rows.append({"prompt": prompt, "completion": row["completion"]})
+    if not rows:
+        raise ValueError(f"{source}: no rows; write one a line, with `prompt` and `completion`.")
+    return rows
+
+
+def load_multiple_choice(source: str, conversational: bool) -> list[list[dict[str, Any]]]:
+    """For each row of `question`, `choices` and `answer` (a choice, or its number from 0) a row to score a choice."""
+    questions = []
+    for number, row in enumerate(read_rows(source), start=1):
+        choices, answer, where = row.get("choices"), row.get("answer"), f"{source}: row {number}"
+        if not isinstance(row.get("question"), str) or not isinstance(choices, list) or len(choices) < 2:
+            raise ValueError(f"{where}: needs the text `question` and `choices`, a list of at least 2 texts.")
+        if answer not in choices and not (isinstance(answer, int) and 0 <= answer < len(choices)):
+            raise ValueError(
+                f"{where}: `answer` {answer!r} is none of its {len(choices)} choices, nor a number of one."
+            )
+        right = choices.index(answer) if answer in choices else answer
+        prompt = as_prompt(Query("", row["question"]), None, conversational)
+        shared = {"prompt": prompt, "truncated": True}
+        questions.append([
+            shared | {"completion": own, "right": place == right} for place, own in enumerate(choices)
+        ])  # fmt: skip
+    if not questions:
+        raise ValueError(f"{source}: no rows; write one a line, with `question`, `choices` and `answer`.")
+    return questions
+
+
+def _has_text(row: Mapping[str, Any]) -> bool:
+    return bool(completion_text(row["completion"]).strip())
+
+
+def _nats(scores: Sequence[Mapping[str, float]]) -> list[float]:
+    return [-score["logp"] for score in scores]
+
+
+def _per_token(values: Sequence[float], scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    tokens = [score["tokens"] for score in scores]
+    low, high = bootstrap_ratio(values, tokens)
+    return {"value": sum(values) / sum(tokens), "low": low, "high": high}
+
+
+def _right(scored: Sequence[Sequence[Mapping[str, float]]], right: Sequence[Sequence[bool]], name: str) -> list[bool]:
+    best = [max(range(len(own)), key=lambda k: own[k][name] / own[k]["tokens"]) for own in scored]
+    return [truth[choice] for truth, choice in zip(right, best, strict=True)]
+
+
+def _accuracy(right: Sequence[bool]) -> dict[str, float]:
+    low, high = wilson(sum(right), len(right))
+    return {"value": fmean(right), "low": low, "high": high}
 
 
 def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dict[str, Any]:
@@ -101,6 +279,7 @@ def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dic
     for name in scores[0]:
         mean, error = mean_and_error([score[name] for score in scores])
         means[name] = {"mean": mean, "se": error}
+    means["mi_bound_sum"] = means["mi_bound"]  # its name up to now; goes in the next version
     return means | {
         "num_queries": len(rows),
         "max_bound": math.log(len(rows[0]["prompts"])),
@@ -123,12 +302,15 @@ def evaluate_rows(
     ref_model: nn.Module | None = None,
     is_original: bool = False,
     fixed_rows: list[dict[str, Any]] | None = None,
+    unseen_rows: list[dict[str, Any]] | None = None,
     batch_tokens: int = 8192,
 ) -> dict[str, Any]:
     """Score a model (`is_original`: KL is 0 by definition) on held-out responses, and write the JSON file `output`.
 
-    It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, are counted only), and under
-    `fixed_responses` that of `fixed_rows`, responses of another model: the same texts in every round.
+    It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, are counted only), scored under
+    the principles in a fresh order; and of that the scores alone under `same_order` (as sampled), `fixed_responses`
+    (of `fixed_rows`, responses of another model, the same texts in every round) and `held_out_principles` (of
+    `unseen_rows`, sampled under principles that are not trained).
     """
     scored = [row for row in rows if row["kept"]]
     if not scored:
@@ -138,11 +320,13 @@ def evaluate_rows(
     result = summarise(scored, scores) | {"num_empty": len(rows) - len(scored)}
     if is_original:
         result["kl"] = {"mean": 0.0, "se": 0.0}
-    if fixed_rows:
-        scores = score_rows(model, tokenizer, fixed_rows, measure_kl=False, batch_tokens=batch_tokens)
-        fixed = summarise(fixed_rows, scores)
-        kept = ("mi_bound", "mi_bound_sum", "accuracy_columns", "accuracy_rows")
-        result["fixed_responses"] = {name: fixed[name] for name in kept}
+    unseen = [row for row in unseen_rows or () if row["kept"]]
+    sampled = scored if all("sampled_prompts" in row for row in scored) else []  # not in rows of earlier versions
+    for name, own in {"same_order": sampled, "fixed_responses": fixed_rows, "held_out_principles": unseen}.items():
+        if own:
+            options = {"same_order": name == "same_order", "measure_kl": False, "batch_tokens": batch_tokens}
+            means = summarise(own, score_rows(model, tokenizer, own, **options))
+            result[name] = {score: means[score] for score in (*SCORES, "num_queries", "max_bound")}
     write_atomically(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 

@@ -16,13 +16,14 @@ from ..core.generation.types import Generation, GenerationEngine, GenerationPara
 from ..core.inputs import Query
 from ..core.modeling.batches import Padding, written_in
 from ..core.runs.resumable import map_rows
+from .checks import disobeys
 from .data import TRAINING_TEMPLATE, check_template, render
 from .principles import Constitution, Principle, sample_constitutions
 
 
 logger = logging.getLogger(__name__)
 
-REASONS = ("empty", "equal", "evasive", "too_long", "echo")
+REASONS = ("empty", "equal", "evasive", "too_long", "echo", "disobedient")
 """Reasons for dropping a row, in the order in which they are tried."""
 
 EVASIVE_OPENINGS = (
@@ -41,13 +42,15 @@ _NUMBER = re.compile(r"^\d+\.\s+")
 class ResponseFilters:
     """What makes a row unfit for training: a response that starts with one of the `evasive_openings`, is longer than
     `max_tokens`, hit the generation limit, and so never ended (`drop_truncated`), or repeats its constitution
-    (`drop_echo`), and two equal responses (`drop_equal`)."""
+    (`drop_echo`), two equal responses (`drop_equal`), and one that fails the check of a principle it was sampled under
+    (`drop_disobedient`)."""
 
     evasive_openings: tuple[str, ...] = EVASIVE_OPENINGS
     max_tokens: int | None = None
     drop_truncated: bool = True
     drop_echo: bool = True
     drop_equal: bool = True
+    drop_disobedient: bool = False
 
     def __post_init__(self):
         if isinstance(self.evasive_openings, str):
@@ -151,12 +154,12 @@ def sample_rows(
 ) -> SamplingReport:
     """Sample responses for each query under C constitutions and append one row a query to a JSON-lines file.
 
-    A row holds `id`, `index` (position of the query), `query`, `constitutions` (as sampled under), `choices`, `prompts`
-    (to score under: the same choices in an order and wording drawn anew), `sampled_prompts` (as sampled under, in the
-    training template), `completions`, `truncated` (hit the generation limit), `num_tokens` (lists of C), `kept` and
-    `reason`. Dropped rows are written too, with `kept` false. Running again with the same settings skips what is there. The rows sampled are
-    those of the shortest run of queries from the start that gives `needed` kept ones, whatever the chunk size, and
-    however often the sampling was interrupted.
+    A row holds `id`, `index` (position of the query), `query`, `constitutions` (as sampled under), `choices`,
+    `prompts` (to score under: the same choices, their order and wording drawn anew), `sampled_prompts` (as sampled
+    under, in the training template), `completions`, `truncated` (hit the generation limit), `num_tokens` (lists of C),
+    `kept` and `reason`. Dropped rows are written too, with `kept` false. Running again with the same settings skips
+    what is there. The rows sampled are those of the shortest run of queries from the start that gives `needed` kept
+    ones, whatever the chunk size, and however often the sampling was interrupted.
 
     Args:
         queries, chunk_size: Distinct queries, and how many the engine is given at once.
@@ -204,9 +207,14 @@ def sample_rows(
             tokens += sum(result["num_tokens"])
             yield place, result
 
+    checks = {principle.name: principle.check for principle in principles}
+
     def make_row(row: dict[str, Any], own: list[Constitution], responses: list[Generation]) -> dict[str, Any]:
         constitutions, answers = [one.text for one in own], [one.text for one in responses]
         reason = rejection_reason(responses, constitutions, filters)
+        if reason is None and filters.drop_disobedient:
+            bad = (disobeys(checks, one.choices, text) for one, text in zip(own, answers, strict=True))
+            reason = "disobedient" if any(bad) else None
         chats = [[{"role": "assistant", "content": text}] for text in answers]
         return row | {
             "constitutions": constitutions,
@@ -220,11 +228,12 @@ def sample_rows(
             "reason": reason,
         }
 
+    unchecked = {} if filters.drop_disobedient else {"check": None}  # else they may change
     settings = {
         "engine": engine.name, "num_constitutions": num_constitutions, "seed": seed, "conversational": conversational,
         "params": params.as_dict(), "filters": asdict(filters), "sampling_template": sampling_template,
         "training_template": training_template, "pairs": pairs, "purpose": purpose,
-        "principles": [principle.as_dict() | {"check": None} for principle in principles],  # checks may change
+        "principles": [principle.as_dict() | unchecked for principle in principles],
     }  # fmt: skip
     rows = [{"id": query.id, "index": index, "query": query.text} for index, query in enumerate(queries)]
     # Even if all of a chunk is kept, none of it is one too many
