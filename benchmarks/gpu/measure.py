@@ -1,0 +1,150 @@
+"""Time, memory and FLOPs of steps that run in turn in one process, each number a line of `results.jsonl` at once."""
+
+import gc
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .trainers import Step
+
+
+_GB = 1e9
+
+
+def _product(_into, left, right, *_, **__) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+# Products with a sum, which torch's counter does not know in place or with an `out_dtype`
+_KNOWN = {torch.ops.aten.addmm: _product, torch.ops.aten.addmm_: _product}
+
+
+@dataclass
+class Bench:
+    """Where things run and are written to; `deadline` is in seconds of `time.time`."""
+
+    device: torch.device
+    results: Path
+    deadline: float
+    rounds: int = 5
+
+    @property
+    def cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def left(self) -> float:
+        return self.deadline - time.time()
+
+    def write(self, **row: Any) -> None:
+        with self.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def check(self, case: str, name: str, difference: float, tolerance: float) -> None:
+        """A relative difference and what it may be; nan is too much."""
+        self.write(what="check", case=case, name=name, difference=difference, tolerance=tolerance,
+                   ok=difference <= tolerance)  # fmt: skip
+
+    @contextmanager
+    def guarded(self, case: str, path: str) -> Iterator[None]:
+        """Write an error down and go on; a device that is lost ends the process, which is started anew."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.write(what="error", case=case, path=path, error=shortly(error))
+            if "CUDA error" in str(error) or "device-side" in str(error):
+                raise SystemExit(3) from None
+
+    def sync(self) -> None:
+        if not self.cpu:
+            torch.cuda.synchronize()
+
+    def seconds(self, work: Callable[[], Any]) -> float:
+        self.sync()
+        start = time.perf_counter()
+        work()
+        self.sync()
+        return time.perf_counter() - start
+
+    def peak(self, work: Callable[[], Any]) -> float | None:
+        """GB taken at the peak of some work beyond what was there before; None on a CPU."""
+        if self.cpu:
+            work()
+            return None
+        self.sync()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        self.sync()
+        return (torch.cuda.max_memory_allocated() - before) / _GB
+
+    def compare(self, case: str, builders: dict[str, Callable[[], Step]], *, rounds: int | None = None) -> None:
+        """Build the paths of a case, run them in turn, and write a line for each."""
+        steps: dict[str, Step] = {}
+        first: dict[str, float] = {}
+        for path, build in builders.items():
+            with self.guarded(case, path):
+                step = build()
+                first[path] = self.seconds(step.run)
+                step.run()
+                steps[path] = step
+            clear(steps.get(path))
+        seconds: dict[str, list[float]] = {path: [] for path in steps}
+        for number in range(rounds or self.rounds):
+            if number > 1 and self.left() < 5:
+                break
+            order = list(steps)
+            for path in order[number % len(order) :] + order[: number % len(order)]:
+                with self.guarded(case, path):
+                    seconds[path].append(self.seconds(steps[path].run))
+                clear(steps[path])
+        for path, step in steps.items():
+            with self.guarded(case, path):
+                self._write_step(case, path, step, seconds[path], first[path])
+        steps.clear()
+        free()
+
+    def _write_step(self, case: str, path: str, step: Step, seconds: list[float], first: float) -> None:
+        losses = []
+        gb = self.peak(lambda: losses.append(float(step.run())))
+        clear(step)
+        flops = None
+        try:
+            with FlopCounterMode(display=False, custom_mapping=_KNOWN) as counter:
+                step.run()
+            flops = counter.get_total_flops()
+        except Exception as error:  # modes do not go with every compiled kernel
+            print(f"{case}, {path}: FLOPs were not counted ({shortly(error)})", flush=True)
+        clear(step)
+        row = {
+            "ms": 1e3 * statistics.median(seconds), "low": 1e3 * min(seconds), "high": 1e3 * max(seconds),
+            "first_s": first, "gb": gb, "tokens": step.tokens, "flops": flops, "loss": losses[0],
+        }  # fmt: skip
+        self.write(what="step", case=case, path=path, **row)
+        print(case, path, {name: value for name, value in row.items() if name != "flops"}, flush=True)
+
+
+def shortly(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site" not in frame.filename]
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
+
+
+def clear(step: Step | None) -> None:
+    if step is not None:
+        step.model.zero_grad(set_to_none=True)
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
