@@ -662,7 +662,7 @@ def test_rows_of_every_format_without_empty_ones(tmp_path, name):
     data.to_parquet(path) if name.endswith("parquet") else data.to_json(path, lines=name.endswith("l"))
     rows = load_training_rows(path, "train")
     assert rows["completion"][:] == ["Put the egg here.", "All clean.", "So is this."]
-    assert set(rows.column_names) == {"prompt", "completion", "negative_spans", "truncated"}
+    assert set(rows.column_names) == {"prompt", "completion", "negative_spans", "severities", "truncated"}
     thinned = load_training_rows(path, "train", clean_ratio=1.0)
     assert [bool(spans) for spans in thinned["negative_spans"]] == [True, False]
 

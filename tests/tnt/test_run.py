@@ -13,41 +13,6 @@ from trl_extensions.cli.tnt import METHOD
 from trl_extensions.core.runs.jsonl import read_jsonl
 
 
-@pytest.fixture(scope="module")
-def talkative_dir(_tokenizer_dir, _taught_weights, tmp_path_factory):
-    """A model that writes `tnt_rows` completions, unwanted words included, saved with its tokenizer."""
-    from transformers import AutoTokenizer
-
-    from tests.conftest import make_tiny_model
-
-    path = tmp_path_factory.mktemp("talkative")
-    model = make_tiny_model(384)
-    model.load_state_dict(_taught_weights)
-    model.save_pretrained(path)
-    AutoTokenizer.from_pretrained(_tokenizer_dir).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def arguments(talkative_dir, tmp_path):
-    """Command-line arguments of a small run: seven prompts, two held out."""
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"Tell me of {topic}."}) + "\n" for topic in TOPICS))
-
-    def build(output: str = "run", **changes):
-        settings = {
-            "model_name_or_path": talkative_dir, "output_dir": tmp_path / output, "prompts": prompts,
-            "phrases": "damn",
-            "num_eval_prompts": 3, "max_new_tokens": 24, "temperature": 0.5, "learning_rate": 0.003, "max_steps": 12,
-            "per_device_train_batch_size": 4, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
-            "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_peft": True, "disable_tqdm": True,
-            "lora_target_modules": "all-linear", "lora_dropout": 0.0, "lora_r": 8,
-        } | changes  # fmt: skip
-        return [item for name, value in settings.items() if value is not None for item in (f"--{name}", str(value))]
-
-    return build
-
-
 class TestWholeRun:
     def test_every_stage_leaves_its_file(self, arguments, tmp_path):
         report = METHOD.parse("run", arguments()).execute()

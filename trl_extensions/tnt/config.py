@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trl import SFTConfig
 
@@ -17,6 +17,9 @@ from .loss import SMOOTH_OVER, VARIANTS, check_objective
 
 if TYPE_CHECKING:
     from .annotate import Annotator
+    from .search import Target
+
+DEFAULT_MARKED = 500
 
 
 @dataclass
@@ -41,6 +44,8 @@ class TNTConfig(SFTConfig):
             are longer than their completions. Rows of one prompt are then drawn side by side. Models that cannot do
             this exactly (sliding windows, attention kernels without masks of their own, ...) go on as without it, and
             a log line says why.
+        num_train_epochs (`float`, *optional*, defaults to `0.0`):
+            0: as many as show the model about 300 outputs with something unwanted, but 1 at least and 8 at most.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Switch dropout off, so that the model starts where its original is.
     """
@@ -50,6 +55,7 @@ class TNTConfig(SFTConfig):
     smoothing: float = option(1e-6, "Probability a reverse KL's target gives a banned token.")
     smooth_over: str = option("banned", "What gets it: the banned token, or every entry.", *SMOOTH_OVER)
     share_prefix: bool = option(False, "Compute a prompt once for all its rows of a batch.")
+    num_train_epochs: float = option(0.0, "Epochs; 0: by the number of outputs with something unwanted.")
     disable_dropout: bool = option(True, "Switch dropout off in the policy.")
 
     def __post_init__(self):
@@ -66,6 +72,20 @@ class TNTArguments(PromptArguments):
     dataset_train_split: str = option("train", "Split of a data set on the hub.")
     dataset_test_split: str = option("test", "Split of `eval_dataset_name` on the hub.")
     eval_dataset_name: str | None = option(None, "train: annotated held-out outputs, for `eval_strategy`.")
+    target_reduction: float | None = option(None, "Share of unwanted outputs to take off, of 1: trains until it is.")
+    min_preserved: float | None = option(None, "Least share of clean outputs to leave unchanged word for word, of 1.")
+    max_kl: float | None = option(None, "Most nats per token from the original, on its clean outputs.")
+    max_rounds: int = option(4, "Rounds of training towards these targets, at most.")
+    scales: list[float] = field(
+        default_factory=lambda: [0.5, 0.7, 0.85, 1.0, 1.25],
+        metadata={"help": "Factors on a round's finished adapter that are tried on the validation prompts."},
+    )
+    validation_share: float = option(0.25, "Share of the training prompts held off for that, by a hash of each.")
+    num_validation_prompts: int = option(400, "Use at most this many of them.")
+    min_marked: int | None = option(
+        None, "Sample prompts that showed the unwanted again until so many outputs did; 500 with a target, else 0."
+    )
+    max_more_samples: int = option(4000, "Outputs sampled for `min_marked`, at most.")
     clean_ratio: float | None = option(None, "Clean outputs to train on per unwanted one, at most; all if left out.")
     logs: str | None = option(None, "candidates, annotate: JSONL of deployed outputs with flags or complaints.")
     original_model: str | None = option(None, "evaluate: the model before the patch; an adapter's base if left out.")
@@ -73,9 +93,28 @@ class TNTArguments(PromptArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_least(self, eval_batch_tokens=1)
+        check_least(self, eval_batch_tokens=1, max_rounds=1, num_validation_prompts=2, max_more_samples=1)
+        self.scales = [self.scales] if isinstance(self.scales, (int, float)) else list(self.scales)
+        if not self.scales or not all(0 < scale <= 2 for scale in self.scales):
+            raise ValueError(f"`scales` must be numbers above 0, at most 2, got {self.scales}.")
+        for name, most in (("target_reduction", 1), ("min_preserved", 1), ("max_kl", 1e9), ("validation_share", 0.5)):
+            if (value := getattr(self, name)) is not None and not 0 < value <= most:
+                raise ValueError(f"`{name}` must be above 0 and at most {most:g}, got {value}.")
+        if self.min_marked is not None:
+            check_least(self, min_marked=0)
         if self.clean_ratio is not None and self.clean_ratio < 0:
             raise ValueError(f"`clean_ratio` must be at least 0, got {self.clean_ratio}.")
+
+    def target(self) -> Target | None:
+        """What a run trains to, if anything."""
+        from .search import Target
+
+        asked = (self.target_reduction, self.min_preserved, self.max_kl)
+        return None if asked == (None, None, None) else Target(*asked)
+
+    def least_marked(self) -> int:
+        """`min_marked`, or what it is where nobody said."""
+        return self.min_marked if self.min_marked is not None else DEFAULT_MARKED if self.target() else 0
 
 
 @dataclass
@@ -131,7 +170,9 @@ class AnnotatorArguments:
             options = {name: getattr(self, name) for name in ("ignore_case", "inflections", "first_word")}
             annotators.append(PhraseAnnotator(phrases, self.patterns, **options))
         if with_candidates and self.candidates:
-            annotators.append(PhraseAnnotator(self._candidates(), first_word=self.first_word, name="candidates"))
+            options = {"severities": self._candidates(), "labels": self._candidates("text")}
+            forms = list(options["labels"])
+            annotators.append(PhraseAnnotator(forms, first_word=self.first_word, name="candidates", **options))
         if self.classifier:
             annotators.append(ClassifierAnnotator(self.classifier, self.classifier_label, self.threshold, self.unit))
         if self.profanity:
@@ -143,10 +184,12 @@ class AnnotatorArguments:
             annotators.append(JudgeAnnotator(create_engine(judge), self.judge_task))
         return annotators
 
-    def _candidates(self) -> list[str]:
+    def _candidates(self, field: str = "severity") -> dict[str, Any]:
+        """Every form of the selected candidates, and a field of its candidate."""
         from .logs import load_candidates
 
-        selected = [form for entry in load_candidates(str(self.candidates)) if entry.selected for form in entry.forms]
+        entries = load_candidates(str(self.candidates))
+        selected = {form: getattr(entry, field) for entry in entries if entry.selected for form in entry.forms}
         if not selected:
             raise ValueError(f"{self.candidates}: no candidate is selected; set `selected: true` on what is unwanted")
         return selected

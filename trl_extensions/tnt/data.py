@@ -4,8 +4,9 @@ Offsets count Python characters (code points), start at 0 and are half-open: `te
 """
 
 import logging
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from os.path import commonprefix
 from typing import Any, NamedTuple
@@ -21,31 +22,49 @@ from ..core.training.encoding import encode_prompt, end_token_id
 
 logger = logging.getLogger(__name__)
 
-TEXT_COLUMNS = ["prompt", "completion", "negative_spans", "truncated"]
+TEXT_COLUMNS = ["prompt", "completion", "negative_spans", "severities", "truncated"]
 PRETOKENISED_COLUMNS = ["input_ids", "labels", "negative_mask"]
 TOKEN_COLUMNS = ["input_ids", "token_weights"]
 
+SHOWN = 300  # outputs with something unwanted that training shows the model, if nobody says how long it is
 _PRETOKENISED = "pretokenised rows (`input_ids`, `labels` and `negative_mask`)"
 _COUNTS = "_tnt_counts"
 
 
-def load_training_rows(source: str, split: str, *, clean_ratio: float | None = None, seed: int = 0) -> Dataset:
+def load_training_rows(
+    source: str, split: str, *, clean_ratio: float | None = None, seed: int = 0,
+    more: Sequence[dict[str, Any]] = (), held_off: Callable[[Any], bool] = lambda prompt: False,
+) -> Dataset:  # fmt: skip
     """Annotated outputs, or tokenised rows, of any file or data set that `core.inputs.read_rows` reads.
 
-    At most `clean_ratio` clean rows per row with a span are kept, drawn at random.
+    At most `clean_ratio` clean rows per row with a span are kept, drawn at random. `more` rows count with them; rows
+    whose prompt is `held_off` do not.
     """
-    found = list(read_rows(source)) if is_file(source) else read_dataset(source, split)
+    found = read_annotated(source, split)
     if found and "input_ids" in found[0]:
         if clean_ratio is not None:
             raise ValueError("`clean_ratio` does not apply to tokenised rows: thin them out yourself.")
         return found if isinstance(found, Dataset) else Dataset.from_list(found)
-    for number, row in enumerate(found, start=1):
-        if missing := {"prompt", "completion"} - row.keys():
-            raise ValueError(f"{source}: row {number} has no `{min(missing)}`; run `trl-ext tnt annotate` first.")
-    rows = select_rows(list(found), clean_ratio, seed)
+    rows = select_rows([row for row in [*found, *more] if not held_off(row["prompt"])], clean_ratio, seed)
     if not rows:
         raise ValueError(f"{source}: no rows to train on: sample and annotate more outputs.")
     return Dataset.from_list([{name: row.get(name) for name in TEXT_COLUMNS} for row in rows])
+
+
+def read_annotated(source: str, split: str) -> Any:
+    """The rows of a file or a data set, checked for their columns unless they are tokenised."""
+    found = list(read_rows(source)) if is_file(source) else read_dataset(source, split)
+    for number, row in enumerate(found, start=1):
+        if "input_ids" in row:
+            break
+        if missing := {"prompt", "completion"} - row.keys():
+            raise ValueError(f"{source}: row {number} has no `{min(missing)}`; run `trl-ext tnt annotate` first.")
+    return found
+
+
+def default_epochs(marked: int) -> float:
+    """Epochs over rows of which so many have something unwanted: as many as show `SHOWN` of these, from 1 to 8."""
+    return min(8.0, max(1.0, SHOWN / max(1, marked)))
 
 
 def select_rows(rows: list[dict[str, Any]], clean_ratio: float | None, seed: int) -> list[dict[str, Any]]:
@@ -65,7 +84,7 @@ class EncodedRow(NamedTuple):
     """One row of T tokens, prompt and completion."""
 
     input_ids: list[int]
-    token_weights: list[int]  # signs, each of its token as a target: +1 keep, -1 unwanted, 0 not scored
+    token_weights: list  # each of its token as a target: 1 keep, -1 (or minus a severity) unwanted, 0 not scored
     span_ends: list[int]  # for every span (or marked token) the index of the last scored token it touches, or -1
 
 
@@ -78,8 +97,9 @@ def prepare_rows(
     Args:
         dataset: Rows with `prompt` and `completion` (texts or chat messages) and, optionally, `negative_spans`: pairs
             [start, end) of character offsets into the completion, or into the last assistant message of a chat, whose
-            earlier messages count as prompt; and `truncated` (bool), for completions cut off by the sampler, which get
-            no end token. Or pretokenised rows: `input_ids`, `labels` (the id, or -100 where not scored) and
+            earlier messages count as prompt; `severities`, a factor above 0 on the weight of each of these spans (1
+            where left out); and `truncated` (bool), for completions cut off by the sampler, which get no end token.
+            Or pretokenised rows: `input_ids`, `labels` (the id, or -100 where not scored) and
             `negative_mask` (true where unwanted).
         tokenizer: A fast one, unless the rows are pretokenised.
         max_length: Limit on the tokens of a row, or None. Longer rows are cut on the right; one warning counts them,
@@ -87,8 +107,9 @@ def prepare_rows(
         name: The dataset's name in messages. Only of "train" are tokens of both signs demanded.
 
     Returns:
-        The dataset with `input_ids` and `token_weights` (+1 keep, -1 unwanted, 0 not scored), less the rows in which
-        no token is scored. What cannot be used raises a `ValueError` that names the row and the remedy.
+        The dataset with `input_ids` and `token_weights` (+1 keep, -1 unwanted, 0 not scored; where there are
+        severities they stand in the place of that 1, and all are floats), less the rows in which no token is scored.
+        What cannot be used raises a `ValueError` that names the row and the remedy.
     """
     if set(TOKEN_COLUMNS) <= set(dataset.column_names):
         return dataset
@@ -103,14 +124,15 @@ def prepare_rows(
         raise ValueError(f"{slow}: load the fast one, or give {_PRETOKENISED}.")
     if not len(dataset):
         raise ValueError(f"The {name} dataset has no rows.")
+    kind = float if "severities" in columns and any(dataset["severities"]) else int  # of all rows, as a column has one
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
         where = f"{name} row {index}"
         whole = encode_token_row(row, where) if pretokenised else encode_text_row(row, tokenizer, where)
-        weights = whole.token_weights[:max_length]
+        weights = list(map(kind, whole.token_weights[:max_length]))
         counts = {
             "kept": weights.count(1),
-            "negative": weights.count(-1),
+            "negative": sum(weight < 0 for weight in weights),
             "cut": len(whole.input_ids) > len(weights),
             "vanished": any(whole.token_weights) and not any(weights),
             "spans_cut": sum(end >= len(weights) for end in whole.span_ends),
@@ -130,6 +152,7 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
     prompt, message = _split(row, where)
     text, truncated = message["content"], row.get("truncated")
     spans = check_spans(row.get("negative_spans"), len(text), where)
+    severities = check_severities(row.get("severities"), len(spans), where)
     if truncated not in (None, False, True):
         raise ValueError(f"{where}: `truncated` must be true or false, got {truncated!r:.80}.")
     try:
@@ -143,11 +166,15 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
     text = text.removesuffix(tokenizer.decode([end_id]))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), cover_text(encoded["offset_mapping"], text)
-    signs = [-1 if negative else 1 for negative in negative_tokens(offsets, spans)]
+    signs: list[float] = [1] * len(ids)
+    ends = []
+    for span, severity in zip(spans, severities, strict=True):
+        touched = [i for i, hit in enumerate(negative_tokens(offsets, [span])) if hit]
+        for i in touched:
+            signs[i] = min(signs[i], -severity)  # the worst of the spans it is in
+        ends.append(len(prompt_ids) + touched[-1] if touched else -1)
     if not (truncated and ids):
         ids, signs = [*ids, end_id], [*signs, 1]
-    touched = [[i for i, hit in enumerate(negative_tokens(offsets, [span]), len(prompt_ids)) if hit] for span in spans]
-    ends = [tokens[-1] if tokens else -1 for tokens in touched]
     return EncodedRow(prompt_ids + ids, [0] * len(prompt_ids) + signs, ends)
 
 
@@ -274,6 +301,19 @@ def check_spans(spans: Any, length: int, where: str, column: str = "negative_spa
             )
         checked.append((start, end))
     return checked
+
+
+def check_severities(severities: Any, number: int, where: str) -> list[float]:
+    """The severities of a row's spans, 1 each where there are none; a `ValueError` names `where` what is no list of
+    so many numbers above 0."""
+    if severities is None:
+        return [1] * number
+    values = list(severities) if hasattr(severities, "__len__") and not isinstance(severities, str) else None
+    good = values is not None and all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values)
+    if values is None or not good or len(values) != number:
+        wanted = f"one number above 0 for each of the {number} `negative_spans`"
+        raise ValueError(f"{where}: `severities` must be a list with {wanted}, got {severities!r:.80}.")
+    return values
 
 
 def negative_tokens(offsets: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> list[bool]:

@@ -3,7 +3,7 @@
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def evaluate_patch(
         target) and `kl_clean` (KL(q || p), of outputs without a span), nats per token, 95 % intervals over outputs;
         `prob_negative`, `prob_negative_original`: mean probability of the unwanted tokens that the original wrote,
         None without one. `perplexity` under the original of the greedy outputs: `original` and `patched`.
+        `candidates`: see `residual`.
     """
     settings: dict[str, Any] = {"original": original, "batch_tokens": batch_tokens}
     greedy, patched = _written(original_rows), _written(patched_rows)
@@ -45,6 +46,7 @@ def evaluate_patch(
     result = {
         "original": _by_kind(original_rows),
         "patched": _by_kind(patched_rows),
+        "candidates": residual(greedy, patched),
         "preservation": preservation(original_rows, patched_rows),
         "divergence": {
             "kl_target": _ratio([score["kl_target"] for score in scores], tokens),
@@ -76,7 +78,8 @@ def _by_kind(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How much of the unwanted is in some outputs, the first axis: `n` (outputs), `prompts`, `share` (of outputs with
-    a span, in [0, 1]) and `spans_per_1000_tokens`, both as `{"value", "low", "high"}`, None where it cannot be told.
+    a span, in [0, 1]), `severity` (of what is worst in an output, 1 where nobody said and 0 in a clean one; mean) and
+    `spans_per_1000_tokens`, each as `{"value", "low", "high"}`, None where it cannot be told.
 
     Outputs to one prompt are alike, so both 95 % intervals take prompts as independent, not outputs: Wilson's counts
     prompts, which is exact for one output a prompt and on the safe side for more; the bootstrap draws whole prompts.
@@ -84,9 +87,11 @@ def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     _check(rows, "rows")
     share = sum(bool(row["negative_spans"]) for row in rows) / len(rows)
-    spans: Counter[int] = Counter()
-    tokens: Counter[int] = Counter()
+    spans, tokens, outputs = Counter[int](), Counter[int](), Counter[int]()
+    severity: defaultdict[int, float] = defaultdict(float)
     for row in rows:
+        outputs[row["index"]] += 1
+        severity[row["index"]] += _worst(row)
         spans[row["index"]] += len(row["negative_spans"])
         tokens[row["index"]] += row["num_tokens"]
     prompts = list(tokens)
@@ -94,8 +99,36 @@ def unwanted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "n": len(rows),
         "prompts": len(prompts),
         "share": _estimate(share, *wilson(share * len(prompts), len(prompts))),
+        "severity": _ratio([severity[i] for i in prompts], [outputs[i] for i in prompts]),
         "spans_per_1000_tokens": _ratio([1000 * spans[i] for i in prompts], [tokens[i] for i in prompts]),
     }
+
+
+def _worst(row: dict[str, Any]) -> float:
+    severities = [mark.get("severity") or 1.0 for mark in row.get("annotations") or ()]
+    return max(severities, default=1.0) if row["negative_spans"] else 0.0
+
+
+def residual(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is left of everything unwanted, by label (a phrase, a candidate, a class, as in `annotations`): `label`,
+    `severity`, and the share of outputs with it, `original` and `patched`, as `{"value", "low", "high"}`. First what
+    was worst, by severity times outputs."""
+    found: dict[str, list[int]] = {}
+    severities: dict[str, float] = {}
+    for side, rows in enumerate((original_rows, patched_rows)):
+        for row in rows:
+            marks = {mark["label"]: mark.get("severity") or 1.0 for mark in row.get("annotations") or ()}
+            severities |= marks
+            for label in marks:
+                found.setdefault(label, [0, 0])[side] += 1
+    sizes = len(original_rows), len(patched_rows)
+    shares = {
+        label: [_estimate(k / n, *wilson(k, n)) for k, n in zip(counts, sizes, strict=True)]
+        for label, counts in found.items()
+    }
+    order = sorted(found, key=lambda label: -severities[label] * found[label][0])
+    named = [dict(zip(("original", "patched"), shares[label], strict=True)) for label in order]
+    return [{"label": label, "severity": severities[label], **own} for label, own in zip(order, named, strict=True)]
 
 
 def preservation(original_rows: Sequence[dict[str, Any]], patched_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

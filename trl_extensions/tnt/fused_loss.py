@@ -34,7 +34,7 @@ class TokenScores:
     """Of N scored tokens, `(N,)`, nats; everything but `total` is detached."""
 
     total: torch.Tensor  # the sum of `losses`; carries the gradient
-    losses: torch.Tensor  # multiplied by `alpha` on unwanted tokens
+    losses: torch.Tensor  # multiplied by `alpha` on unwanted tokens, and by the size of their weights
     divergence: torch.Tensor  # KL(d || p) to the ideal target, whatever the variant
     entropy: torch.Tensor  # of the policy
     logps: torch.Tensor  # log p_y of the policy
@@ -45,7 +45,7 @@ def fused_negative_loss(
     states: torch.Tensor, head: OutputHead, ref_states: torch.Tensor, ref_head: OutputHead,
     token_ids: torch.Tensor, weights: torch.Tensor, objective: Objective,
 ) -> TokenScores:  # fmt: skip
-    """`targeted_negative_loss` of N scored tokens, of weights +1 or -1, from the states that predict them.
+    """`targeted_negative_loss` of N scored tokens, whose weights are not 0, from the states that predict them.
 
     Gradients flow to `states` `(N, H)` and their head. Raises `ValueError` where the heads' vocabularies differ.
     """
@@ -83,6 +83,10 @@ class _FusedLoss(torch.autograd.Function):
                 statistics[:, rows], grad = _score_rows(
                     logits, ref_logits, spare, token_ids[rows], sign, objective, head if any(needs) else None
                 )
+                if weights.is_floating_point():  # severities: other sizes than 1
+                    sizes = weights[rows].abs()
+                    statistics[0, rows] *= sizes
+                    grad = grad if grad is None else grad.mul_(sizes[:, None])
                 _accumulate(grads, grad, rows, states, cast, dtypes[0])
         # Not saved for another backward: scaled in place, a gradient as large as the head exists once
         ctx.grads, ctx.dtypes = grads, (states.dtype, weight.dtype, weight.dtype)
@@ -102,7 +106,7 @@ def _chunks(weights: torch.Tensor, vocabulary: int):
     """Row numbers of one sign each, a few at a time."""
     size = max(1, _CHUNK_ELEMENTS // max(1, vocabulary))
     for sign in (-1, 1):
-        for rows in (weights == sign).nonzero(as_tuple=True)[0].split(size):
+        for rows in (weights * sign > 0).nonzero(as_tuple=True)[0].split(size):
             if len(rows):
                 yield rows, sign
 

@@ -24,7 +24,7 @@ from ..core.generation.types import Prompt
 from ..core.options import message, renamed
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import write_atomically
-from .annotate import GIVEN, Span, merge_spans
+from .annotate import GIVEN, Span, merge_spans, severities_of
 from .annotate.phrases import PhraseAnnotator
 from .data import check_spans, is_chat
 
@@ -32,7 +32,7 @@ from .data import check_spans, is_chat
 logger = logging.getLogger(__name__)
 
 FOUND = "logs"  # who marked the spans where a selected candidate was found; those that the log marked are `GIVEN`
-DEFAULT_SEVERITY = 3.0  # the middle of 1 to 5
+DEFAULT_SEVERITY = 1.0  # where nobody said: the factor on a span's weight in training that changes nothing
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ _HEADER = """\
 #   selected  true: remove it from the model, wherever it occurs, flagged or not. false: it is fine as it is.
 #             Set false rather than delete the entry: what a log marks is unwanted unless an entry says that it is not.
 #   text, variants   what is looked for: whole words, any case and white space. Add forms, or delete wrong ones.
-#   severity  1 (a blemish) to 5 (must never happen).
+#   severity  1 (a blemish) to 5 (must never happen): a factor on `alpha` in training.
 # `- text: ...` alone is an entry too. For your information only: kind (span: marked in an output; quote: from a
 # complaint; phrase: more frequent in flagged outputs), count and clean_count (flagged and other outputs with it) and
 # examples. A phrase that only flagged outputs share may be their subject, not their fault: look at the examples.
@@ -465,9 +465,10 @@ def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> l
         marks = sorted(found[place] | given.get(outputs[place], set()))
         if not marks and outputs[place] in given:
             continue
-        annotations = [{"start": m[0], "end": m[1], "by": m[2], "label": m[3]} for m in marks]
+        annotations = [{"start": m[0], "end": m[1], "by": m[2], "label": m[3], "severity": m[4]} for m in marks]
+        spans = merge_spans(marks)
         made = {name: getattr(row, name) for name in ("index", "prompt", "completion", "truncated")}
-        made |= {"negative_spans": merge_spans(marks), "annotations": annotations}
+        made |= {"negative_spans": spans, **severities_of(spans, annotations), "annotations": annotations}
         rows.append({"id": f"log-{row.index}", **made, "severity": max((mark[4] for mark in marks), default=0.0)})
     return rows
 

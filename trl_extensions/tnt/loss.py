@@ -40,7 +40,8 @@ def targeted_negative_loss(
         logits: `(B, T, V)` of the policy, aligned: `logits[:, t]` scores `token_ids[:, t]`.
         ref_logits: `(B, T, V)` of the original; no gradient flows into them.
         token_ids: `(B, T)`, the tokens that were written.
-        weights: `(B, T)`: +1 keep, -1 unwanted, 0 not scored.
+        weights: `(B, T)`: +1 keep, -1 unwanted, 0 not scored. Another size multiplies the token's loss: -3.0 is an
+            unwanted token of severity 3.
         variant, alpha: One of `VARIANTS`; factor on unwanted tokens.
         smoothing: Mass that keeps a reverse KL finite where the target is zero.
         smooth_over: `"banned"` gives the banned token the mass `smoothing` and scales the others by `1 - smoothing`;
@@ -59,10 +60,10 @@ def targeted_negative_loss(
     losses = logits.new_zeros(token_ids.shape, dtype=_at_least_float32(logits))
     unwanted_term, kept_term = VARIANTS[variant]
     for sign, term, factor in ((-1, unwanted_term, alpha), (1, kept_term, 1.0)):
-        rows = weights == sign
+        rows = weights * sign > 0
         if rows.any():
             value = _term(term, logits[rows], ref_logits[rows], token_ids[rows], sign < 0, smoothing, smooth_over)
-            losses = losses.masked_scatter(rows, factor * value)
+            losses = losses.masked_scatter(rows, factor * value * weights[rows].abs().to(value.dtype))
     return losses
 
 

@@ -8,10 +8,12 @@ from ..core.generation.sampling import completion_text
 from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
+from .search import MoreReport
 
 
 SIDES = ("original", "patched")
-SIDE_BY_SIDE = 5
+AXES = ("reduction", "preserved")
+SIDE_BY_SIDE, MOST_CANDIDATES = 5, 20
 LOGGED = ("loss", "prob/negative", "prob/negative_ref", "kl/negative", "kl/kept", "entropy", "tokens/negative")
 
 
@@ -28,6 +30,9 @@ def write_report(folder: Path) -> Path:
     draw_two_axes(evaluation, folder / "two_axes.png")
     report.figure("two_axes.png", caption)
     _write_axes(report, evaluation)
+    search = folder / "search.json"
+    if search.exists():
+        _write_search(report, json.loads(search.read_text(encoding="utf-8")), folder)
     report.heading("How it was made")
     took = [f" in {entry['train_runtime']:.0f} seconds" for entry in state["log_history"] if "train_runtime" in entry]
     report.text(
@@ -38,6 +43,9 @@ def write_report(folder: Path) -> Path:
     if not training["dataset_name"] and annotation.exists():
         made = json.loads(annotation.read_text(encoding="utf-8"))
         report.text(f"{made['with_span']} of {made['rows']} sampled outputs had a span, {made['spans']} spans in all.")
+    more = folder / "original" / "more.json"
+    if more.exists():
+        report.text(MoreReport(**json.loads(more.read_text(encoding="utf-8"))).summary)
     if steps := [entry for entry in state["log_history"] if "loss" in entry]:
         cells = [[f"{float(entry[name]):.4f}" if name in entry else "" for name in LOGGED] for entry in steps]
         rows = [[f"step {steps[place]['step']}", *cells[place]] for place in (0, -1)]
@@ -109,6 +117,13 @@ def _write_axes(report: RunReport, evaluation: dict[str, Any]) -> None:
         if (entry := evaluation[side].get(kind))
     ]
     report.table(["model", "decoding", "outputs", "with a span", "spans per 1,000 tokens"], rows)
+    if named := evaluation.get("candidates"):
+        report.text("What of it is left, on greedy outputs; weighed by severity, 1 where nobody gave one:")
+        cells = [[c["label"], c["severity"], c["original"], c["patched"]] for c in named[:MOST_CANDIDATES]]
+        if any(c["severity"] != 1 for c in named):
+            cells.append(["all, weighed", "", *(evaluation[side]["greedy"]["severity"] for side in SIDES)])
+        header = ["unwanted", "severity", "outputs with it before", "after", "taken off"]
+        report.table(header, [[label, f"{s:g}" if s else "", *_before_after(*own)] for label, s, *own in cells])
     if divergence["prob_negative_original"] is not None:
         report.text(
             f"Where the original wrote an unwanted token, the patched model gives it a probability of "
@@ -132,6 +147,51 @@ def _write_axes(report: RunReport, evaluation: dict[str, Any]) -> None:
             for side, own in ((side, kept[side]) for side in SIDES)
         ],
     )  # fmt: skip
+
+
+def _before_after(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    off = f"{1 - after['value'] / before['value']:.0%}" if before["value"] else ""
+    return [_percent(before), _percent(after), off]
+
+
+def _write_search(report: RunReport, search: dict[str, Any], folder: Path) -> None:
+    """The frontier that the strength was chosen on, what was chosen, and what ended the search."""
+    report.heading("How strong: the validation prompts")
+    report.text(search["words"])
+    report.data["search"] = search
+    draw_frontier(search, folder / "frontier.png")
+    n = "Greedy answers to prompts held off the training ones: a line a round, a mark a scale of its adapter."
+    report.figure("frontier.png", n)
+    rows = [
+        [p["round"], p["steps"], f"{p['alpha']:g}", f"{p['scale']:g}", *(_percent(p[name]) for name in AXES),
+         "" if p["kl"] is None else f"{p['kl']:.4f}", "chosen" if p == search["chosen"] else ""]
+        for p in search["points"]
+    ]  # fmt: skip
+    report.table(["round", "steps", "alpha", "scale", "taken off", "unchanged", "KL", ""], rows)
+
+
+def draw_frontier(search: dict[str, Any], path: Path) -> Any:
+    """Reduction against preservation in percent with their intervals, a line a round, the targets and what was chosen:
+    figure and PNG."""
+    figure, (axes,) = plots.panels(width=6.5, height=4.2)
+    rounds: dict[int, list[dict[str, Any]]] = {}
+    for point in search["points"]:
+        rounds.setdefault(point["round"], []).append(point)
+    for number, own in rounds.items():
+        own = sorted(own, key=lambda point: point["scale"])
+        x, y = ([[100 * p[name][key] for p in own] for key in ("value", "low", "high")] for name in AXES)
+        ends = [[[abs(v - e) for v, e in zip(a[0], a[i], strict=True)] for i in (1, 2)] for a in (x, y)]
+        style = {"marker": "o", "elinewidth": 0.6, "color": plots.COLOURS[(number - 1) % len(plots.COLOURS)]}
+        axes.errorbar(x[0], y[0], ends[1], ends[0], label=f"round {number}, alpha {own[0]['alpha']:g}", **style)
+        for point, *place in zip(own, x[0], y[0], strict=True):
+            axes.annotate(f"{point['scale']:g}", place, (4, 4), textcoords="offset points", fontsize=7)
+    chosen = [100 * search["chosen"][name]["value"] for name in AXES]
+    axes.plot(*chosen, "o", markersize=13, fillstyle="none", color="black", label="chosen")
+    for name, line in (("reduction", axes.axvline), ("preserved", axes.axhline)):
+        if search["target"][name] is not None:
+            line(100 * search["target"][name], color="0.5", linestyle="--", linewidth=1)
+    axes.set(xlabel="unwanted outputs taken off (%)", ylabel="clean outputs unchanged (%)")
+    return plots.save(figure, path)
 
 
 def _write_samples(report: RunReport, folder: Path) -> None:

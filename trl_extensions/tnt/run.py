@@ -6,33 +6,49 @@ A stage leaves a file when it is done, and is skipped when that is there: the sa
     output_dir/original/   outputs.jsonl, annotated.jsonl (training prompts); eval_outputs.jsonl, eval_annotated.jsonl
     output_dir/train/      checkpoints and log;  output_dir/model/  the patched model or adapter
     output_dir/patched/    eval_outputs.jsonl, eval_annotated.jsonl
+
+With `min_marked`: original/more_outputs.jsonl, more_annotated.jsonl, more.json. With a target (see `search`), training
+is in rounds, each of which is validated: validation/original, validation/round_1_scale_0.7, ... (outputs.jsonl,
+annotated.jsonl), search/round_1/model and round.json, search.json.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from datasets import Dataset
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 from trl import ModelConfig
 
 from ..core.generation import EngineArguments, ModelSource
 from ..core.generation.sampling import load_outputs, sample_outputs
-from ..core.generation.types import is_adapter_directory
+from ..core.generation.types import Prompt, is_adapter_directory
 from ..core.inputs import PromptArguments, Query
+from ..core.modeling.batches import free_memory
 from ..core.runs.jsonl import read_jsonl
+from ..core.runs.report import write_atomically
 from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_done, training_settings
 from ..core.training.load import fit, last_checkpoint
 from .annotate import Annotator, annotate_rows
 from .config import AnnotatorArguments, TNTArguments, TNTConfig
-from .data import load_training_rows
+from .data import SHOWN, load_training_rows, read_annotated
 from .evaluation import evaluate_patch
 from .report import write_report
+from .scores import score_rows
+from .search import MoreReport, as_json, can_scale, choose, measure, next_alpha, place_of, scale_adapter
 from .trainer import TNTTrainer
 
 
 _SAMPLING = {f.name for f in fields(PromptArguments)}
+_MORE = {"min_marked", "max_more_samples", "validation_share", "num_validation_prompts"}
 _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs",
 }  # fmt: skip
@@ -77,8 +93,10 @@ class TNTRun(Run):
         sampling = {name: args[name] for name in sorted(_SAMPLING)} | {"seed": self.config.seed}
         sampling |= {name: model[name] for name in ("model_name_or_path", "model_revision")}
         sampling |= {"engine": self.engine_args.engine, "unwanted": self.annotator_args.settings()}
+        if self.args.least_marked() or self.args.target():
+            sampling |= {name: args[name] for name in sorted(_MORE)}
         training = training_settings(self.config, _MUTABLE_ON_RESUME) | model
-        training |= {name: args[name] for name in sorted(args.keys() - _SAMPLING - _MUTABLE_ON_RESUME)}
+        training |= {name: args[name] for name in sorted(args.keys() - _SAMPLING - _MORE - _MUTABLE_ON_RESUME)}
         trained = Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None
         sampled = (self.folder / "original").exists()
         return {"settings.json": (sampling, sampled), "training_settings.json": (training, trained)}
@@ -88,21 +106,36 @@ class TNTRun(Run):
         check_resume(self.folder / "training_settings.json", values, made=self.patched, started=trained)
 
     def stages(self) -> Iterator[Stage]:
+        rounds = range(1, self.args.max_rounds + 1)
+        search = [("validate", 0, "validation/original.json", "answers to the validation prompts")]
+        for number in rounds:
+            search.append(("train", number, f"search/round_{number}/model", f"training, round {number}"))
+            search.append(("validate", number, f"search/round_{number}/round.json", f"validating round {number}"))
+        search.append(("choose", "patched", "model", "choosing the strength"))
         for name, side, done, label in (
             ("sample", "original", "original/sampling.json", "sampling the original's outputs to train on"),
             ("annotate", "original", "original/annotation.json", "marking what is unwanted in them"),
+            ("sample_more", "original", "original/more.json", "sampling what showed it again, if too few did"),
             ("sample_held_out", "original", "original/eval_sampling.json", "sampling answers to the held-out prompts"),
-            ("train", "patched", "model", "training"),
+            *(search if self.args.target() else [("train", "patched", "model", "training")]),
             ("sample_held_out", "patched", "patched/eval_sampling.json", "sampling answers to the held-out prompts"),
             ("evaluate", "patched", "evaluation.json", "comparing the two"),
         ):
-            if not (self.args.dataset_name and name in ("sample", "annotate")):
-                yield Stage(name, side, self.folder / done, f"{side}: {label}")
+            skipped = {"sample", "annotate"} if self.args.dataset_name else set()
+            if name not in skipped | (set() if self.args.least_marked() else {"sample_more"}):
+                yield Stage(name, side, self.folder / done, f"{side}: {label}" if isinstance(side, str) else label)
 
     def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
         if perform is None:  # else every stage has a process of its own, and this one has no use for models
             _ = self.annotators  # loaded now: what they lack is said before anything is sampled
-        return super().execute(perform)
+
+        def needed(name: str, of: Any) -> None:
+            if isinstance(of, int) and (met := self._round_that_met()):
+                print(f"not needed: round {met} met the target")
+            else:
+                (perform or self.perform)(name, of)
+
+        return super().execute(needed)
 
     def write_report(self) -> Path:
         return write_report(self.folder)
@@ -126,19 +159,92 @@ class TNTRun(Run):
         report = self._answer_held_out(self.patched if side == "patched" else self.original, side)
         mark_done(self.folder / side / "eval_sampling.json", report)
 
-    def train(self, side: str = "patched") -> None:
-        """Train on the annotated outputs and leave the model at `output_dir/model`."""
+    def sample_more(self, side: str = "original") -> None:
+        """Sample the prompts that showed something unwanted again, as often as it takes."""
+        folder, least = self.folder / side, self.args.least_marked()
+        shown = [row["prompt"] for row in self._annotated() if row.get("negative_spans")]
+        shown = [prompt for prompt in shown if not self._is_held_off(prompt)]
+        if not shown:
+            raise ValueError("no prompt to train on showed anything unwanted: give more prompts, or more samples.")
+        queries = _queries(shown)
+        outputs, more = folder / "more_outputs.jsonl", folder / "more_annotated.jsonl"
+        samples = max((row["sample"] for row in read_jsonl(outputs)), default=0) if outputs.exists() else 0
+        report = MoreReport(outputs, len(queries), 0, len(shown), len(shown), least)
+        while True:
+            if samples:
+                self._sample_and_mark(self.original, queries, outputs, more, num_samples=samples, again=True)
+                marks = [bool(row["negative_spans"]) for row in read_jsonl(more)]
+                report = replace(report, sampled=len(marks), marked=len(shown) + sum(marks))
+            missing, left = least - report.marked, self.args.max_more_samples // len(queries) - samples
+            if missing <= 0 or left < 1:
+                break
+            a_sample = (report.marked - report.marked_before) / samples if samples else 0
+            samples += min(left, max(1, math.ceil(missing / a_sample) if a_sample else samples))
+        mark_done(folder / "more.json", report)
+
+    def train(self, side: str | int = "patched") -> None:
+        """Train on the annotated outputs and leave the model at `output_dir/model`, or, of a round, in its folder."""
         config = copy.copy(self.config)
         config.output_dir = str(self.folder / "train")
-        source = self.args.dataset_name or str(self.folder / "original" / "annotated.jsonl")
-        split, clean_ratio = self.args.dataset_train_split, self.args.clean_ratio
-        rows = load_training_rows(source, split, clean_ratio=clean_ratio, seed=config.seed)
+        more = self.folder / "original" / "more_annotated.jsonl"
+        rows = load_training_rows(
+            self._source(), self.args.dataset_train_split, clean_ratio=self.args.clean_ratio, seed=config.seed,
+            more=read_jsonl(more) if more.exists() else (), held_off=self._is_held_off,
+        )  # fmt: skip
+        target = Path(self.patched)
+        if isinstance(side, int):
+            target = self.folder / "search" / f"round_{side}" / "model"
+            self._set_round(config, side, rows)
         held_out = None
         if self.args.eval_dataset_name:
             held_out = load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)
         elif config.eval_strategy != "no":
             raise ValueError("`eval_strategy` needs `eval_dataset_name`: annotated outputs, not the final test's.")
-        fit(TNTTrainer, self.model_args, config, rows, held_out, Path(self.patched))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fit(TNTTrainer, self.model_args, config, rows, held_out, target)
+
+    def validate(self, number: int) -> None:
+        """Answer the validation prompts with the original (0), or with every scale of a round's adapter."""
+        folder, queries = self.folder / "validation", self._validation_queries()
+        before = folder / "original" / "annotated.jsonl"
+        if not number:
+            report = self._sample_and_mark(self.original, queries, before.with_name("outputs.jsonl"), before)
+            marks = [bool(row["negative_spans"]) for row in read_jsonl(before)]
+            if not any(marks) or all(marks):
+                what = f"{sum(marks)} of the original's {len(marks)} greedy answers to validation prompts have"
+                raise ValueError(f"{what} something unwanted, so nothing can be compared: give more prompts.")
+            mark_done(folder / "original.json", report)
+            return
+        own = self.folder / "search" / f"round_{number}"
+        model, alpha, points = own / "model", self._alpha_of(number), []
+        steps = json.loads((self.folder / "train" / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        fresh = not is_adapter_directory(self.original)
+        scales = sorted({*self.args.scales, 1.0}) if fresh and can_scale(model) else [1.0]
+        for scale in scales:
+            place = folder / f"round_{number}_scale_{scale:g}"
+            scaled = own / "scaled"
+            scale_adapter(model, scaled, scale)
+            after = place / "annotated.jsonl"
+            self._sample_and_mark(str(scaled), queries, place / "outputs.jsonl", after)
+            point = {"round": number, "steps": steps, "alpha": alpha, "scale": scale, "kl": None}
+            point |= measure(read_jsonl(before), read_jsonl(after))
+            if self.args.max_kl is not None:
+                point["kl"] = self._kl(str(scaled), [row for row in read_jsonl(before) if not row["negative_spans"]])
+            points.append(point)
+            shutil.rmtree(scaled)
+            free_memory()
+        write_atomically(own / "round.json", json.dumps({"points": points}, indent=2) + "\n")
+
+    def choose(self, side: str = "patched") -> None:
+        """Leave the chosen point's model at `output_dir/model`, and all points in `search.json`."""
+        target, points = self.args.target(), self._points()
+        assert target is not None
+        found, chosen = as_json(points, target), choose(points, target)
+        write_atomically(self.folder / "search.json", json.dumps(found, indent=2) + "\n")
+        print(found["words"])
+        partial = self.folder / "model.partial"
+        scale_adapter(self.folder / "search" / f"round_{chosen['round']}" / "model", partial, chosen["scale"])
+        os.replace(partial, self.patched)
 
     def evaluate(self, side: str = "patched") -> dict[str, Any]:
         return self._compare(self.original, self.patched)
@@ -159,6 +265,77 @@ class TNTRun(Run):
 
     def prompts(self) -> tuple[list[Query], list[Query]]:
         return self.args.load_prompts(self.config.seed)
+
+    def _source(self) -> str:
+        return self.args.dataset_name or str(self.folder / "original" / "annotated.jsonl")
+
+    def _annotated(self) -> list[dict[str, Any]]:
+        rows = read_annotated(self._source(), self.args.dataset_train_split)
+        if "input_ids" in rows[0]:
+            raise ValueError(f"{self._source()} holds tokenised rows: a target and `min_marked` need rows of text.")
+        return list(rows)
+
+    def _is_held_off(self, prompt: Prompt) -> bool:
+        return self.args.target() is not None and place_of(prompt) < self.args.validation_share
+
+    def _validation_queries(self) -> list[Query]:
+        tested = {query.text for query in self.prompts()[1]}
+        own = [prompt for row in self._annotated() if self._is_held_off(prompt := row["prompt"])]
+        queries = [query for query in _queries(sorted(own, key=place_of)) if query.text not in tested]
+        if len(queries) < 2:
+            raise ValueError("fewer than 2 prompts are held off for validation: give more, or `validation_share`.")
+        return queries[: self.args.num_validation_prompts]
+
+    def _points(self) -> list[dict[str, Any]]:
+        """All points that were measured, round by round."""
+        paths = [self.folder / "search" / f"round_{i}" / "round.json" for i in range(1, self.args.max_rounds + 1)]
+        return [p for path in paths if path.exists() for p in json.loads(path.read_text(encoding="utf-8"))["points"]]
+
+    def _round_that_met(self) -> int | None:
+        target = self.args.target()
+        return next((point["round"] for point in self._points() if target and target.is_met(point)), None)
+
+    def _alpha_of(self, number: int) -> float:
+        before = [point for point in self._points() if point["round"] == number - 1 and point["scale"] == 1.0]
+        target = self.args.target()
+        return next_alpha(before[0], target) if before and target else self.config.alpha
+
+    def _set_round(self, config: TNTConfig, number: int, rows: Dataset) -> None:
+        """Turn a configuration into a round's: as many steps again, annealed anew, from the last one's checkpoint."""
+        marked = sum(bool(spans) for spans in rows["negative_spans"])
+        processes = PartialState().num_processes
+        batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+        epochs = config.num_train_epochs or SHOWN / max(1, marked)
+        steps = config.max_steps if config.max_steps > 0 else max(1, math.ceil(epochs * len(rows) / batch))
+        config.alpha, config.max_steps = self._alpha_of(number), number * steps
+        if config.lr_scheduler_type in ("linear", "cosine"):
+            config.lr_scheduler_type = SchedulerType("cosine_with_restarts")
+            config.lr_scheduler_kwargs = {"num_cycles": number}
+        if config.save_strategy != "steps":
+            config.save_strategy, config.save_steps = SaveStrategy("steps"), steps
+        config.save_total_limit = config.save_total_limit or 1
+
+    def _kl(self, model: str, clean: list[dict[str, Any]]) -> float:
+        """KL from the original, nats per token, on its clean outputs."""
+        engine = self.models.in_process(model)
+        original = None if self._is_behind(model) else self.models.in_process(self.original).model
+        options = {"original": original, "batch_tokens": self.args.eval_batch_tokens}
+        scores = score_rows(engine.model, engine.tokenizer, clean, **options)
+        return sum(score["kl_kept"] for score in scores) / sum(score["kept_tokens"] for score in scores)
+
+    def _is_behind(self, patched: str) -> bool:
+        """Whether a model is an adapter on the original itself."""
+        return is_adapter_directory(patched) and _base_of(patched) == self.original
+
+    def _sample_and_mark(self, model, queries, outputs: Path, marked: Path, num_samples: int = 0, again: bool = False):
+        """Answers of a model to prompts that are complete, greedy ones or so many random ones each, with marks."""
+        sampler = self.models.sampler(model, is_original=model == self.original)
+        report = sample_outputs(
+            sampler, queries, self.args.params(self.config.seed), outputs, greedy=not again, num_samples=num_samples,
+            conversational=queries[0].messages is not None, model="more" if again else None,
+        )  # fmt: skip
+        annotate_rows(load_outputs(outputs), self.annotators, marked)
+        return report
 
     def sample_to(self, model: str, prompts: list[Query], output: Path, num_samples: int, is_original: bool):
         sampler, args = self.models.sampler(model, is_original=is_original), self.args
@@ -186,6 +363,12 @@ class TNTRun(Run):
             original=None if behind_adapter else self.models.in_process(original).model,
             batch_tokens=self.args.eval_batch_tokens,
         )  # fmt: skip
+
+
+def _queries(prompts: Iterable[Prompt]) -> list[Query]:
+    """Distinct prompts of rows as queries, in their order."""
+    made = (Query.from_text(p) if isinstance(p, str) else Query.from_messages(p) for p in prompts)
+    return list({query.id: query for query in made}.values())
 
 
 def _base_of(model: str) -> str:

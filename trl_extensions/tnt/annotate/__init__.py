@@ -32,8 +32,9 @@ class Span(NamedTuple):
 class Annotator(Protocol):
     """What every annotator offers.
 
-    Two more attributes are read where they exist: `counts` (a `Counter` of what went wrong, by kind, over all calls)
-    and `failures` (of the last call: position of a text that could not be annotated -> the raw answers to it).
+    More attributes are read where they exist: `counts` (a `Counter` of what went wrong, by kind, over all calls),
+    `failures` (of the last call: position of a text that could not be annotated -> the raw answers to it) and
+    `severities` (label of a span -> the factor on its weight in training, 1 where there is none).
     """
 
     name: str  # who marked a span, in the rows and the report
@@ -83,6 +84,14 @@ def merge_spans(spans: Iterable[Sequence[Any]]) -> list[list[int]]:
     return merged
 
 
+def severities_of(spans: Iterable[Sequence[int]], marks: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """`severities` of merged spans: of each the highest of the marks in it. Empty where no mark has one."""
+    if all(mark.get("severity") is None for mark in marks):
+        return {}
+    own = [[mark.get("severity") or 1.0 for mark in marks if start <= mark["start"] < end] for start, end in spans]
+    return {"severities": [max(severities) for severities in own]}
+
+
 def annotate_rows(
     rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator], output: str | os.PathLike, *, chunk_size: int = 64
 ) -> AnnotationReport:
@@ -90,7 +99,8 @@ def annotate_rows(
 
     A row keeps its columns and gets `negative_spans` (sorted and merged [start, end) character offsets into the text
     of the completion, or of the assistant message that ends it) and `annotations` (`start`, `end`, `by` and `label` of
-    each mark, before merging). Spans that a row has already stay, as marked by `"given"`, or by those named in its
+    each mark, before merging, and `severity`, where it has one); then also `severities`, of each span the highest of
+    its marks. Spans that a row has already stay, as marked by `"given"`, or by those named in its
     `annotations` where these make up the same spans. A row that an annotator fails on is no clean row: it goes to
     `<output stem>.failures.jsonl` with the raw answers; delete that file to try such rows again.
 
@@ -154,7 +164,9 @@ def _annotated(
                 if not 0 <= span.start < span.end <= len(texts[place]):
                     where = f"row {chunk[place]['id']!r}, whose text has {len(texts[place])} characters"
                     raise ValueError(f"{who} marked [{span.start}, {span.end}) in {where}; mark some of these only")
-                marks[place].append({**span._asdict(), "by": annotator.name})
+                severity = getattr(annotator, "severities", {}).get(span.label)
+                mark = {**span._asdict(), "by": annotator.name}
+                marks[place].append(mark if severity is None else mark | {"severity": severity})
         for place, answers in getattr(annotator, "failures", {}).items():
             failed.setdefault(place, []).append({"by": annotator.name, "answers": list(answers)})
     for place, row in enumerate(chunk):
@@ -164,14 +176,18 @@ def _annotated(
         else:
             ordered = sorted(marks[place], key=lambda mark: (mark["start"], mark["end"]))
             merged = merge_spans((mark["start"], mark["end"]) for mark in ordered)
-            yield place, {**row, "negative_spans": merged, "annotations": ordered}
+            yield place, {**row, "negative_spans": merged, **severities_of(merged, ordered), "annotations": ordered}
 
 
 def _given(row: dict[str, Any], text: str) -> list[dict[str, Any]]:
     """Marks for the spans a row came with; the recorded ones, if nobody has edited the spans since."""
     spans = check_spans(row.get("negative_spans"), len(text), f"row {row['id']!r}")
     try:
-        recorded = [{key: mark[key] for key in ("start", "end", "by", "label")} for mark in row["annotations"]]
+        recorded = [
+            {key: mark[key] for key in ("start", "end", "by", "label")}
+            | ({"severity": mark["severity"]} if mark.get("severity") is not None else {})
+            for mark in row["annotations"]
+        ]
         if merge_spans((mark["start"], mark["end"]) for mark in recorded) == merge_spans(spans):
             return recorded
     except (TypeError, KeyError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.generation.types import Prompt
@@ -37,6 +37,8 @@ class PhraseAnnotator:
             possessive 's). Ordinary words may be met by accident ("even", "evening"): look at a sample.
         first_word: Whether to mark of a phrase only the word it begins with ("Here" of "Here's"). What is trained
             away is then the step into the phrase, and what follows other words stays as it was.
+        severities: Phrase -> its severity, a factor on the weight of its spans in training.
+        labels: Phrase -> label of its spans, instead of itself: forms of one thing are counted together.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class PhraseAnnotator:
         inflections: bool = False,
         first_word: bool = False,
         name: str = "phrases",
+        severities: Mapping[str, float] | None = None,
+        labels: Mapping[str, str] | None = None,
     ):
         phrases, patterns = _strings(phrases, "phrases"), _strings(patterns, "patterns")
         if not phrases and not patterns:
@@ -59,6 +63,10 @@ class PhraseAnnotator:
             "kind": "phrases", "phrases": phrases, "patterns": patterns, "ignore_case": ignore_case,
             "whole_words": whole_words, "inflections": inflections, "first_word": first_word,
         }  # fmt: skip
+        self._labels = labels or {}
+        self.severities = {self._labels.get(phrase, phrase): value for phrase, value in (severities or {}).items()}
+        if self.severities:
+            self.settings["severities"] = self.severities
         self._phrases = [(phrase, re.compile(_regex(phrase, whole_words, inflections), flags)) for phrase in phrases]
         self._patterns = [(pattern, _compile(pattern, flags)) for pattern in patterns]
 
@@ -75,7 +83,7 @@ class PhraseAnnotator:
                 if self.whole_words and _cuts_a_letter(text, start, end):
                     continue
                 first = _LETTERS.match(text, start, end) if self.first_word else None
-                yield Span(start, first.end() if first else end, phrase)
+                yield Span(start, first.end() if first else end, self._labels.get(phrase, phrase))
         for pattern, regex in self._patterns:
             for match in regex.finditer(text):
                 _reject_empty(match, pattern)
