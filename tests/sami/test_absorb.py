@@ -1,22 +1,28 @@
 """Absorbing a constitution: the loss and its gradient against full logits, one unpadded sequence at a time."""
 
 import copy
+import json
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from tests.conftest import make_tiny_model
+from tests.sami import test_run
 from tests.sami.test_trainer import LORA, steps, weights
-from trl_extensions.core.generation.sampling import load_outputs
+from trl_extensions.cli.sami import METHOD
+from trl_extensions.core.generation.sampling import completion_text, load_outputs
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.inputs import Query
-from trl_extensions.sami.absorb import AbsorbTrainer, absorb_rows, desired_constitutions, sample_desired
+from trl_extensions.sami.absorb import CASES, AbsorbTrainer, absorb_rows, desired_constitutions, sample_desired
 from trl_extensions.sami.config import SAMIConfig
 from trl_extensions.sami.principles import Principle
 from trl_extensions.sami.sampling import ResponseFilters
 
+
+arguments, files = test_run.arguments, test_run.files  # fixtures
 
 QUERIES = ["Tell me of eggs.", "空はなぜ青いのですか。", "Why?", "Tell me of the rain, at once.", "茶"]
 ANSWERS = ["Eggs: yes.", "光が散乱するからです。", "No.", "Rain falls, then it stops and the sun is there.", "はい"]
@@ -192,3 +198,63 @@ def test_rows_have_the_teachers_prompt_and_the_bare_query(tmp_path, conversation
         *rules, last = text(row["prompts"][0]).splitlines()
         assert last == query.text == text(row["prompts"][1])
         assert rules != text(asked).splitlines()[:3] and {rule[3:] for rule in rules} == {"A", "B", "C"}
+
+
+class TestRun:
+    @pytest.mark.parametrize("use_peft", [True, False])
+    def test_a_stage_after_the_last_round(self, arguments, files, use_peft):
+        settings = {
+            "absorb": True,
+            "absorb_epochs": 1,
+            "absorb_learning_rate": 0.05,
+            "use_peft": use_peft,
+            "rounds": 1,
+        }
+        checked = test_run.PRINCIPLES.replace("Be brief.,", "Be brief., check: {regex: e},")
+        (files / "principles.yaml").write_text(checked)
+        METHOD.parse("run", arguments(**settings)).execute()
+        folder = files / "run" / "absorbed"
+        log = json.loads((folder / "train" / "trainer_state.json").read_text())["log_history"]
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        assert len(losses) >= 4 and all(float(loss) > 0 for loss in losses)
+        before, after = (
+            load_file(next(own.glob("*.safetensors"))) for own in (files / "run/round_1/model", folder / "model")
+        )
+        assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+        outputs = load_outputs(folder / "eval_outputs.jsonl")
+        assert sorted({row["model"] for row in outputs}) == ["absorbed", "original", "prompted", "trained"]
+        texts = {name: [row["prompt"][0]["content"] for row in outputs if row["model"] == name] for name in CASES}
+        assert texts["absorbed"] == texts["original"] == texts["trained"]
+        assert all("Be friendly and warm." in text and "Be brief." in text for text in texts["prompted"])
+        data = json.loads((files / "run" / "report.json").read_text())["absorbed"]
+        for case in CASES:
+            texts = {row["index"]: completion_text(row["completion"]) for row in outputs if row["model"] == case}
+            was = {row["index"]: completion_text(row["completion"]) for row in outputs if row["model"] == "original"}
+            obeyed = data[case]["obedience"]["brief"]["definition"]
+            share = sum("e" in text for text in texts.values()) / 4
+            assert obeyed["obeyed"]["value"] == share and data[case]["queries"] == 4
+            assert obeyed["difference"]["value"] == share - sum("e" in text for text in was.values()) / 4
+        assert "warm" not in data["absorbed"]["obedience"]  # it has no check
+        assert (files / "run" / "report.md").read_text().count("| absorbed, no constitution |") == 1
+
+    def test_resumes_and_is_bound_to_its_round(self, arguments, files):
+        settings = {"absorb": True, "absorb_learning_rate": 0.05, "rounds": 1}
+        METHOD.parse("run", arguments("whole", **settings)).execute()
+        for _ in range(20):
+            performed, run = [], METHOD.parse("run", arguments("pieces", **settings))
+
+            def one_stage(name, round_, run=run, performed=performed):
+                if performed:
+                    raise KeyboardInterrupt
+                performed.append(name)
+                run.perform(name, round_)
+
+            try:
+                run.execute(one_stage)
+                break
+            except KeyboardInterrupt:
+                continue
+        whole, pieces = (files / own / "absorbed" / "evaluation.json" for own in ("whole", "pieces"))
+        assert pieces.read_text() == whole.read_text()
+        with pytest.raises(ValueError, match="rounds was 1, now 2"):
+            METHOD.parse("run", arguments("whole", **settings | {"rounds": 2})).execute()

@@ -74,7 +74,7 @@ class Method:
 
         def in_own_process(name: str, of: Any) -> None:
             stage = [self.name, "stage", name, str(of), *own]
-            if launch and name == "train":
+            if launch and name in ("train", "absorb"):
                 launch_module(launch, stage)
             elif code := subprocess.call([sys.executable, "-m", "trl_extensions", *stage]):
                 raise RuntimeError(f"stage `{name} {of}` ended with exit code {code}; the same command resumes there.")

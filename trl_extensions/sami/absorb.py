@@ -7,19 +7,24 @@ rule, an estimate of KL between whole responses, for which the reverse would nee
 """
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from datasets import Dataset
 
-from ..core.generation.sampling import SamplingReport, as_prompt, completion_text, sample_outputs
+from ..core.generation.sampling import SamplingReport, as_prompt, completion_text, load_outputs, sample_outputs
 from ..core.generation.types import Generation, GenerationEngine, GenerationParams
 from ..core.inputs import Query
+from ..core.modeling.batches import free_memory
 from ..core.modeling.chunked import chunked_kl
 from ..core.modeling.head import output_head
+from ..core.runs.report import write_atomically
 from ..core.training.load import as_config
+from .checks import obedience
 from .config import SAMIConfig
 from .data import render, to_dataset
 from .principles import Principle, sample_constitutions
@@ -38,7 +43,7 @@ class AbsorbTrainer(SAMITrainer):
 
     def __init__(self, model, args=None, **kwargs):
         args = copy.copy(as_config(args, SAMIConfig, model, "absorb"))
-        args.log_kl, args.guard_steps, args.guard_max_kl = True, 0, None
+        args.log_kl, args.score_end, args.guard_steps, args.guard_max_kl = True, True, 0, None
         super().__init__(model, args, **kwargs)
 
     def _prepare_dataset(self, *args, **kwargs):
@@ -114,3 +119,39 @@ def absorb_rows(
         row = {"id": query.id, "prompts": prompts, "completions": [output["completion"]] * 2}
         rows.append(row | {"truncated": [output["truncated"]] * 2})
     return to_dataset(rows)
+
+
+CASES = {
+    "original": "original, no constitution", "prompted": "original, desired constitution",
+    "trained": "last round, no constitution", "absorbed": "absorbed, no constitution",
+}  # fmt: skip
+"""What `evaluate_absorbed` samples, and what the report calls it."""
+
+
+def evaluate_absorbed(
+    engine_of: Callable[[str], GenerationEngine], queries: Sequence[Query], principles: Sequence[Principle],
+    params: GenerationParams, folder: Path, *, template: str, conversational: bool, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Answers of each of `CASES` to held-out queries, in `eval_outputs.jsonl`, and what they obey, in
+    `evaluation.json`: by case, mean `length` in tokens and `obedience`, see `checks.obedience`, of the definitions and
+    beside the original's answers without a constitution."""
+    output, result = folder / "eval_outputs.jsonl", {}
+    for name in CASES:
+        how = {"conversational": conversational, "model": name}
+        if name == "prompted":
+            desired = {"template": template, "seed": seed}
+            sample_desired(engine_of(name), queries, principles, params, output, **desired, **how)
+        else:
+            sample_bare(engine_of(name), queries, params, output, **how)
+        free_memory()
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
+    for row in load_outputs(output):
+        query = queries[row["index"]]
+        own = {"id": query.id, "query": query.text, "choices": [{principle.name: True for principle in principles}]}
+        rows[row["model"]].append(row | own | {"completions": [row["completion"]]})
+    for name, own in rows.items():
+        obeyed = obedience(principles, own, rows["original"])
+        length = fmean(row["num_tokens"] for row in own)
+        result[name] = {"what": CASES[name], "queries": len(own), "length": length, "obedience": obeyed}
+    write_atomically(folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result

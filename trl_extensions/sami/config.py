@@ -13,6 +13,9 @@ from ..core.training.load import reject_sft_settings
 from .data import check_template
 
 
+PAIRS = ("random", "desired")
+
+
 @renamed(overflow="overlong_policy")
 @dataclass
 class SAMIConfig(SFTConfig):
@@ -22,8 +25,11 @@ class SAMIConfig(SFTConfig):
 
     Args:
         beta: Weight of KL(policy || original), in nats per response token of the matching pairs, added to the loss.
-        logp_reduction: How token log-probabilities become a response's: `"mean"` per token (the published setting) or
-            `"sum"` (makes the mutual information bound a true one; gradients grow with length).
+        logp_reduction: How token log-probabilities become a response's in the loss: `"mean"` per token (the published
+            setting: a loose bound is raised) or `"sum"` (the tight one; gradients grow with length).
+        length_weight: Weight of log(response tokens), added to the scores that the rows of the loss contrast, which
+            makes long responses less likely (see `sami.loss.sami_loss`). 0 is the published loss.
+        score_end: Score the token that ends a response with it; the released code does not.
         prompt_template: How rows with `query` and `constitutions` become a prompt, with the fields `{query}` and
             `{constitution}`; one user message if the tokenizer has a chat template, else plain text. Default:
             `trl_extensions.sami.data.TRAINING_TEMPLATE`.
@@ -49,6 +55,8 @@ class SAMIConfig(SFTConfig):
 
     beta: float = option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")
     logp_reduction: str = option("mean", "Log-probability of a response: mean per token, or sum.", "mean", "sum")
+    length_weight: float = option(0.0, "Weight of log(response tokens) in the contrast of responses; 0 is off.")
+    score_end: bool = option(True, "Score the token that ends a response.")
     prompt_template: str | None = option(None, "Prompt of rows of parts; fields {query} and {constitution}.")
     overlong_policy: str = option("error", "For rows longer than `max_length`.", "error", "drop", "truncate")
     log_kl: bool = option(True, "Log KL to the original also when `beta` is 0 (without PEFT: keeps a second model).")
@@ -66,8 +74,9 @@ class SAMIConfig(SFTConfig):
     def __post_init__(self):
         super().__post_init__()
         check_choices(self, "logp_reduction", "overlong_policy")
-        if not isinstance(self.beta, (int, float)) or self.beta < 0:
-            raise ValueError(f"`beta` must be a number of at least 0, got {self.beta!r}.")
+        for name in ("beta", "length_weight"):
+            if not isinstance(getattr(self, name), (int, float)) or getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)!r}.")
         if self.prompt_template is not None:
             check_template(self.prompt_template, "prompt_template")
         check_least(self, guard_steps=0, guard_num_queries=1, guard_max_new_tokens=1)
@@ -101,7 +110,10 @@ class SAMIArguments(QueryArguments):
     max_new_tokens: int = option(350, "Longest response, in tokens.")
     temperature: float = option(0.0, "Sampling temperature; 0 is greedy.")
     principles: str | None = option(None, "YAML file of principles.")
+    eval_principles: str | None = option(None, "YAML file of principles that are not trained, to evaluate on too.")
     num_constitutions: int = option(2, "Constitutions per query (C).")
+    num_eval_constitutions: int = option(4, "Constitutions per held-out query; all there are, if those are fewer.")
+    pairs: str = option("random", "Constitutions of a query: any, or the all-definitions one and others.", *PAIRS)
     sampling_template: str | None = option(None, "Prompt of training responses; fields {query} and {constitution}.")
     keep_truncated: bool = option(False, "Train on rows with a response that hit `max_new_tokens` before its end.")
     max_response_tokens: int | None = option(None, "Drop rows with a response longer than this.")
@@ -109,6 +121,11 @@ class SAMIArguments(QueryArguments):
     effective_batch_size: int = option(128, "Queries in one gradient step, over all processes and micro-batches.")
     steps_per_round: int = option(2, "run: gradient steps of the first round.")
     steps_per_round_increment: int = option(2, "run: further steps each round has over the one before.")
+    absorb: bool = option(
+        False, "run: train the last model, without a constitution, towards itself with all definitions."
+    )
+    absorb_epochs: float = option(1.0, "run: epochs of that over the training queries.")
+    absorb_learning_rate: float | None = option(None, "run: its learning rate. Default: `learning_rate`.")
     eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
     original_model: str | None = option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
     judge: str | None = option(None, "For win rates: a model to run here, or YAML as {model: ..., base_url: ...}.")
@@ -119,12 +136,16 @@ class SAMIArguments(QueryArguments):
     def __post_init__(self):
         super().__post_init__()
         check_least(
-            self, num_constitutions=2, rounds=1, effective_batch_size=1, steps_per_round=1,
+            self, num_constitutions=2, num_eval_constitutions=2, rounds=1, effective_batch_size=1, steps_per_round=1,
             steps_per_round_increment=0, eval_batch_tokens=1, judge_max_new_tokens=1,
         )  # fmt: skip
+        for name in ("absorb_epochs", "absorb_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or value <= 0):
+                raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
         if self.sampling_template is not None:
             check_template(self.sampling_template, "sampling_template")
-        check_choices(self, "judge_mode")
+        check_choices(self, "judge_mode", "pairs")
         if self.judge is not None and not parse_engine(self.judge, "judge").arguments.engine_model:
             raise ValueError("`judge` names no model: add `model` to it.")
 

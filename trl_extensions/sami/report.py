@@ -30,6 +30,7 @@ def write_report(folder: Path) -> Path:
     draw_rounds([entry["evaluation"] for entry in rounds], folder / "rounds.png")
     report.figure("rounds.png", "Bound (with standard errors) and response length by round; 0 is the original.")
     report_win_rates(report, rounds)
+    report_absorbed(report, folder / "absorbed")
     _training_table(report, rounds)
     _lengths_table(report, rounds)
     _samples(report, folder / "round_0", folder / f"round_{count - 1}")
@@ -136,6 +137,28 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
         yield f"too few pairs to balance lengths ({', '.join(small)})."
     if adjusted["reason"] is None and adjusted["overlap"] < 0.05:
         yield "one side is nearly always the longer one: the rate at equal length is extrapolated."
+
+
+def report_absorbed(report: RunReport, folder: Path) -> None:
+    """The section on a constitution that was absorbed; nothing where none was."""
+    if not (folder / "evaluation.json").exists():
+        return
+    cases = report.data["absorbed"] = _json(folder / "evaluation.json")
+    log = _json(folder / "train" / "trainer_state.json")["log_history"]
+    losses = [float(entry["loss"]) for entry in log if "loss" in entry]
+    report.heading("Constitution absorbed")
+    names = list(cases["absorbed"]["obedience"])
+    rows = []
+    for case in cases.values():
+        sides = [case["obedience"].get(name, {}).get("definition") for name in names]
+        cells = [own and f"{_rate(own['obeyed'])} ({100 * own['difference']['value']:+.0f})" for own in sides]
+        rows.append([case["what"], f"{case['length']:.0f}", *cells])
+    report.table(["answers by", "tokens", *names], rows)
+    report.text(
+        f"Answers to {cases['absorbed']['queries']} held-out queries that do as a definition says, 95 % intervals, "
+        "and points more than the original without a constitution. In training, KL(last model with the constitution "
+        f"|| the same without) went from {losses[0]:.3f} to {losses[-1]:.3f} nats per response token."
+    )
 
 
 def _training_table(report: RunReport, rounds: list[dict]) -> None:

@@ -6,20 +6,24 @@ is done, and is skipped when that is there. A round has its own folder:
     settings.json, training_settings.json, report.md, report.json, rounds.png; with `judge` judge_calls.sqlite
     round_0/  (the original)  eval_samples.jsonl, evaluation.json
     round_1/  the same, samples.jsonl, train/ (checkpoints, log), model/; with `judge` win_rate.json
+    absorbed/  with `absorb`: samples.jsonl, train/, model/, eval_outputs.jsonl, evaluation.json
 """
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig
 
 from ..core.generation import EngineArguments, ModelSource
+from ..core.generation.sampling import load_outputs
+from ..core.generation.types import is_adapter_directory
 from ..core.inputs import Query
 from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_done, training_settings
 from ..core.training.load import fit, last_checkpoint
+from .absorb import AbsorbTrainer, absorb_rows, evaluate_absorbed, sample_desired
 from .config import SAMIArguments, SAMIConfig
 from .data import TRAINING_TEMPLATE, load_rows, load_training_rows, to_dataset
 from .evaluation import evaluate_rows, forget_other_judges, judge_samples
@@ -34,7 +38,7 @@ _MUTABLE = MUTABLE_ON_RESUME | {
     "guard_num_queries", "guard_max_new_tokens", "guard_stop", "guard_max_kl", "guard_max_length_ratio",
     "guard_min_length_ratio", "guard_min_distinct_2", "rounds", "eval_batch_tokens", "dataset_name",
     "dataset_train_split", "eval_dataset_name", "original_model", "judge", "judge_mode", "judge_max_new_tokens",
-    "judge_against",
+    "judge_against", "absorb", "absorb_epochs", "absorb_learning_rate",
 }  # fmt: skip
 _TRAINING_ARGUMENTS = ("effective_batch_size", "steps_per_round", "steps_per_round_increment")
 
@@ -52,6 +56,10 @@ class SAMIRun(Run):
     def __post_init__(self):
         self.folder = Path(self.config.output_dir)
         self.models = ModelSource(self.model_args, self.engine_args, self.config.trust_remote_code)
+
+    @property
+    def absorbed(self) -> Path:
+        return self.folder / "absorbed"
 
     def round_folder(self, round_: int) -> Path:
         return self.folder / f"round_{round_}"
@@ -122,10 +130,14 @@ class SAMIRun(Run):
         sampling |= {name: training.pop(name) for name in moved}
         sampling |= {"engine": self.engine_args.engine, "engine_model": self.engine_args.engine_model}
         sampling["principles_in_file"] = [principle.as_dict() for principle in self.principles()]
-        return {
+        files = {
             "settings.json": (sampling, self.round_folder(0).exists()),
             "training_settings.json": (training, any(self.folder.glob("round_*/model"))),
         }
+        if self.args.absorb:
+            own = {name: getattr(self.args, name) for name in ("rounds", "absorb_epochs", "absorb_learning_rate")}
+            files["absorb_settings.json"] = own, self.absorbed.exists()
+        return files
 
     def claim(self) -> None:
         super().claim()
@@ -144,6 +156,11 @@ class SAMIRun(Run):
             yield Stage("evaluate", round_, folder / "evaluation.json", f"{of}: scoring those answers")
             if round_ and self.args.judge:
                 yield Stage("judge", round_, folder / "win_rate.json", f"{of}: judging them against the original's")
+        if self.args.absorb:
+            last, of, folder = self.args.rounds, "constitution absorbed", self.absorbed
+            yield Stage("absorb_sample", last, folder / "sampling.json", f"{of}: sampling under all definitions")
+            yield Stage("absorb", last, folder / "model", f"{of}: training towards that without a constitution")
+            yield Stage("absorb_evaluate", last, folder / "evaluation.json", f"{of}: answers without one")
 
     def perform(self, name: str, round_: int) -> None:
         getattr(self, f"_{name}_round")(round_)
@@ -190,6 +207,43 @@ class SAMIRun(Run):
         """Judge this round's held-out responses against the original's to the same prompts."""
         self._judge(self.round_folder(round_), self.round_folder(0) / "eval_samples.jsonl")
 
+    # The constitution absorbed, from the model of the last round
+
+    def _absorb_sample_round(self, round_: int) -> None:
+        engine = self.models.sampler(self.model_of(round_), is_original=False)
+        report = sample_desired(
+            engine, self.queries()[0], self.principles(), self.args.params(self.config.seed),
+            self.absorbed / "samples.jsonl", template=self.args.sampling_template or TRAINING_TEMPLATE,
+            conversational=self.models.is_conversational(), seed=self.config.seed,
+        )  # fmt: skip
+        mark_done(self.absorbed / "sampling.json", report)
+
+    def _absorb_round(self, round_: int) -> None:
+        """Train the last model on, of an adapter that very adapter."""
+        args, config, model = self.args, self._training_config(), self.model_of(round_)
+        rows = absorb_rows(
+            load_outputs(self.absorbed / "samples.jsonl"), self.queries()[0], self.principles(),
+            template=config.prompt_template or TRAINING_TEMPLATE, conversational=self.models.is_conversational(),
+            seed=config.seed, filters=self._filters(),
+        )  # fmt: skip
+        config.output_dir, config.logging_steps = str(self.absorbed / "train"), 1
+        config.num_train_epochs, config.eval_strategy = args.absorb_epochs, "no"
+        config.learning_rate = args.absorb_learning_rate or config.learning_rate
+        model_args = replace(self.model_args, model_name_or_path=model)
+        if is_adapter_directory(model):
+            model_args.use_peft = False
+        fit(AbsorbTrainer, model_args, config, rows, None, self.absorbed / "model")
+
+    def _absorb_evaluate_round(self, round_: int) -> None:
+        models = dict.fromkeys(("original", "prompted"), self.model_of(0))
+        models |= {"trained": self.model_of(round_), "absorbed": str(self.absorbed / "model")}
+        evaluate_absorbed(
+            lambda case: self.models.sampler(models[case], is_original=models[case] == models["original"]),
+            self.queries()[1], self.principles(), self.args.params(self.config.seed), self.absorbed,
+            template=self.config.prompt_template or TRAINING_TEMPLATE,
+            conversational=self.models.is_conversational(), seed=self.config.seed,
+        )  # fmt: skip
+
     # What commands and rounds share
 
     def _sample(
@@ -197,14 +251,16 @@ class SAMIRun(Run):
     ) -> SamplingReport:
         """Held-out responses are sampled with the training prompt, and dropped only if there is nothing to score."""
         args, template = self.args, self.config.prompt_template or TRAINING_TEMPLATE
-        filters = ResponseFilters(max_tokens=args.max_response_tokens, drop_truncated=not args.keep_truncated)
         return sample_rows(
             self.models.sampler(model, is_original=is_original), queries, self.principles(),
             num_constitutions=args.num_constitutions, params=args.params(self.config.seed), seed=self.config.seed,
             sampling_template=template if held_out else args.sampling_template or TRAINING_TEMPLATE,
             training_template=template, conversational=self.models.is_conversational(), output=output, needed=needed,
-            filters=EVERYTHING_BUT_EMPTY if held_out else filters,
+            filters=EVERYTHING_BUT_EMPTY if held_out else self._filters(),
         )  # fmt: skip
+
+    def _filters(self) -> ResponseFilters:
+        return ResponseFilters(max_tokens=self.args.max_response_tokens, drop_truncated=not self.args.keep_truncated)
 
     def _sample_held_out(self, model: str, folder: Path, *, is_original: bool) -> None:
         output = folder / "eval_samples.jsonl"
