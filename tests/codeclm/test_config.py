@@ -6,8 +6,9 @@ from trl_extensions.cli import codeclm
 from trl_extensions.codeclm.config import CodecLMArguments, CodecLMConfig
 
 
-OLD = {"near_duplicates": "dedup_threshold", "benchmarks": "decontaminate_against", "screen": "safety_classifier"}
-VALUES = {"near_duplicates": 0.5, "benchmarks": ["a.jsonl"], "screen": "profanity"}
+OLD = {"near_duplicates": "dedup_threshold", "benchmarks": "decontaminate_against", "screen": "screens"}
+OLD["safety_classifier"] = "screens"
+VALUES = {"near_duplicates": 0.5, "benchmarks": ["a.jsonl"], "screen": ["profanity"], "safety_classifier": ["m:toxic"]}
 
 
 @pytest.mark.parametrize("old", OLD)
@@ -25,7 +26,7 @@ def test_old_names_in_yaml_and_on_the_command_line(tmp_path):
     argv = ["--config", str(tmp_path / "run.yaml"), "--screen", "profanity"]
     _, config, *_ = codeclm.METHOD.parser("run", argv).parse_args_and_config(argv)
     assert config.dedup_threshold == 0.5 and config.decontaminate_against == ["a.jsonl", "b.jsonl"]
-    assert config.safety_classifier == "profanity" and config.strong == "some/model"
+    assert config.screens == ["profanity"] and config.strong == "some/model"
 
 
 @pytest.mark.parametrize(

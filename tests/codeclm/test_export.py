@@ -191,8 +191,8 @@ def test_the_screen(tmp_path):
     rude = {"strong": "You are a fucking idiot.", "target": "-"}
     items = [item(f"i{n:03d}", version(f"{POEM} Take {n} of them.", scores=(9, 1))) for n in range(70)]
     items[66]["rounds"][0]["answers"] = items[5]["rounds"][0]["answers"] = rude
-    report, rows = exported(tmp_path, items, dedup_threshold=1.0, safety_classifier="profanity")
-    assert report.reasons == {"screened": 2}
+    report, rows = exported(tmp_path, items, dedup_threshold=1.0, screens="profanity")
+    assert report.reasons == {"screened: profanity": 2}
     assert ids(rows) == [f"i{n:03d}" for n in range(70) if n not in (5, 66)]
     assert exported(tmp_path, items, dedup_threshold=1.0)[0].reasons == {}
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from ..core.options import check_choices, check_least, option, renamed
 
 
-@renamed(near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="safety_classifier")
+@renamed(
+    near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="screens",
+    safety_classifier="screens",
+)  # fmt: skip
 @dataclass
 class CodecLMConfig:
     """What is made, from what, and what is kept. The defaults are the published ones where there are any.
@@ -81,7 +84,10 @@ class CodecLMConfig:
         default_factory=list,
         metadata={"help": "Keep only instructions in these (ISO 639-1 codes, such as en). Default: `language`."},
     )
-    safety_classifier: str | None = option(None, "Drop toxic pairs: `profanity`, or a classifier, `model[:label]`.")
+    screens: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Drop pairs by these: `profanity`, `pii`, `bias`, or a classifier, `model[:label]`."},
+    )
     screen_threshold: float = option(0.5, "Drop at this probability or more.")
     max_rows: int | None = option(None, "Export at most this many pairs, drawn at random.")
     max_calls: int | None = option(None, "Stop after this many calls of models; run again with more to go on.")
@@ -104,7 +110,8 @@ class CodecLMConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ValueError(f"`{name}` must be between {low:g} and {high:g}, got {value!r}.")
-        for name in ("decontaminate_against", "languages"):
+        self.screens = self.screens or []
+        for name in ("decontaminate_against", "languages", "screens"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
         if self.language:
@@ -117,8 +124,7 @@ class CodecLMConfig:
 
 # What may change between a kill and the restart: budgets, and what is looked at only when pairs are exported
 MUTABLE_FIELDS = {
-    "max_calls", "max_tokens", "max_rows", "max_answer_words", "keep_truncated", "safety_classifier",
-    "screen_threshold",
+    "max_calls", "max_tokens", "max_rows", "max_answer_words", "keep_truncated", "screens", "screen_threshold",
 }  # fmt: skip
 
 

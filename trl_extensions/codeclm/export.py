@@ -17,7 +17,7 @@ from ..core.generation.replies import Unreadable, answer_text
 from ..core.runs.jsonl import encode_row, parse_row, read_jsonl
 from ..core.runs.report import replacing, write_atomically
 from .config import CodecLMConfig
-from .pipeline.filters import InstructionFilters, Screen, count_words, plain_words
+from .pipeline.filters import InstructionFilters, Screens, count_words, plain_words
 
 
 _SCREENED_AT_ONCE = 64
@@ -153,7 +153,7 @@ def _good_offsets(
     drop: Callable[[str, str], None],
 ) -> Iterator[int]:
     """Offset of each kept pair that all filters let pass."""
-    screen = Screen(config) if config.safety_classifier else None
+    screens = Screens(config)
     waiting = iter(places)
     while batch := list(islice(waiting, _SCREENED_AT_ONCE)):
         passed = []
@@ -165,10 +165,10 @@ def _good_offsets(
                 drop(id, reason)
             else:
                 passed.append((id, offset, (version["instruction"], answer)))
-        toxic = screen.drops([pair for *_, pair in passed]) if screen and passed else [False] * len(passed)
-        for (id, offset, _), out in zip(passed, toxic, strict=True):
-            if out:
-                drop(id, "screened")
+        found = screens.find([pair for *_, pair in passed])
+        for (id, offset, _), screen in zip(passed, found, strict=True):
+            if screen:
+                drop(id, f"screened: {screen}")
             else:
                 yield offset
 

@@ -199,7 +199,9 @@ def test_counts_by_hand(metadata, tmp_path, with_report):
     }
     # The scorer gives a point more to the first: 10 and 3, then 4 and 9
     basic, first = got["m000-i0000"]["rounds"]
-    assert basic == {"instruction": BASICS["trip planning"][0], "action": None}, "it is rewritten before it is filtered"
+    assert basic == {"instruction": BASICS["trip planning"][0], "action": None}, (
+        "it is rewritten before it is filtered"
+    )
     assert first["orders"] == [[10.0, 3.0], [9.0, 4.0]]
     assert first["scores"] == {"strong": 9.5, "target": 3.5, "gap": 6.0}
     assert [own["scores"]["gap"] for own in got["m000-i0002"]["rounds"][1:]] == [1.0, 1.0, 6.0]
@@ -300,7 +302,7 @@ def test_a_chain_ends_with_its_actions(metadata, tmp_path, selection, outcome):
 
 @pytest.mark.parametrize(("rewrite", "step"), [("rubrics", "rewrite"), ("evol", "evol")])
 def test_the_last_version_unscored(metadata, tmp_path, rewrite, step):
-    """Every instruction is rewritten three times and answered once, by the strong model, even if there is no target."""
+    """Every instruction is rewritten three times and answered once, by the strong model, also without a target."""
     folder = tmp_path / "run"
     codec(
         folder, fakes(Rules(BASICS))[:1], **(metadata | {"selection": "all", "rewrite": rewrite, "max_rounds": 3})
@@ -352,7 +354,9 @@ def test_answers_that_were_cut_off(metadata, tmp_path):
     folder = tmp_path / "run"
     settings = metadata | {"max_answer_tokens": 8}
     assert codec(folder, fakes(Rules(BASICS)), **settings).run().pairs == 0
-    assert all(own["truncated"] == {"strong": True, "target": True} for own in items(folder)["m000-i0002"]["rounds"][1:])
+    assert all(
+        own["truncated"] == {"strong": True, "target": True} for own in items(folder)["m000-i0002"]["rounds"][1:]
+    )
     engines = fakes(Rules(BASICS))
     assert codec(folder, engines, **settings, keep_truncated=True).run().pairs == 5
     assert engines[0].calls == 0, "a setting of the export asks nothing again"

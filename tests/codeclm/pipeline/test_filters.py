@@ -13,7 +13,7 @@ from trl_extensions.codeclm.pipeline.filters import (
     Benchmarks,
     InstructionFilters,
     NearDuplicates,
-    Screen,
+    Screens,
     count_words,
     plain_words,
     shingles,
@@ -343,20 +343,48 @@ class TestLanguage:
             filters(languages=["en"])
 
 
-class TestScreen:
+class TestScreens:
     RUDE = "You are a fucking idiot."
 
     def test_profanity_in_either_text(self):
         pytest.importorskip("profanity_check")
-        screen = Screen(CodecLMConfig(safety_classifier="profanity"))
+        screens = Screens(CodecLMConfig(screens=["profanity"]))
         kind = "Boil the egg for seven minutes."
         pairs = list(product((kind, self.RUDE), repeat=2))
-        assert screen.drops(pairs) == [False, True, True, True]
-        assert screen.drops([]) == []
+        assert screens.find(pairs) == [None, "profanity", "profanity", "profanity"]
+        assert screens.find([]) == []
+
+    @pytest.mark.parametrize(
+        ("text", "personal"),
+        [
+            ("Write to anna.smith@example.com about the rent.", True),
+            ("大家さんのメールはtaro@example.jpです。", True),
+            ("My phone number is 212-555-0123, so call me.", True),
+            ("Pay it to IBAN DE89370400440532013000.", True),
+            ("Convert 1234567890 seconds to days.", False),
+            ("See https://www.example.com on 3 May 2020.", False),
+            ("十二月三日に三百円を払ってください。", False),
+        ],
+    )
+    def test_personal_data(self, text, personal):
+        pytest.importorskip("presidio_analyzer")
+        screens = Screens(CodecLMConfig(screens="pii"))
+        found = "pii" if personal else None
+        assert screens.find([("Boil an egg.", text), (text, "An egg."), ("Boil it.", "Yes.")]) == [found, found, None]
+
+    def test_missing_package(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+        with pytest.raises(ImportError, match=r"pip install 'trl-extensions\[pii\]'") as error:
+            Screens(CodecLMConfig(screens=["pii"]))
+        assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize(
         ("setting", "arguments"),
-        [("some/model", ("some/model", None)), ("some/model:toxic", ("some/model", "toxic"))],
+        [
+            ("some/model", ("some/model", None)),
+            ("some/model:toxic", ("some/model", "toxic")),
+            ("bias", ("unitary/unbiased-toxic-roberta", "identity_attack")),
+        ],
     )
     def test_a_classifier_and_its_label(self, monkeypatch, setting, arguments):
         asked = []
@@ -366,11 +394,26 @@ class TestScreen:
             return SimpleNamespace(score=lambda texts: [0.1 * len(text) for text in texts])
 
         monkeypatch.setattr("trl_extensions.core.text.TextClassifier", classifier)
-        screen = Screen(CodecLMConfig(safety_classifier=setting, screen_threshold=0.5))
+        screens = Screens(CodecLMConfig(screens=[setting], screen_threshold=0.5))
         assert asked == [arguments]
-        assert screen.drops([("a", "bb"), ("a" * 5, "b"), ("a", "b" * 6), ("a" * 4, "b" * 4)]) == [
-            False, True, True, False
+        assert screens.find([("a", "bb"), ("a" * 5, "b"), ("a", "b" * 6), ("a" * 4, "b" * 4)]) == [
+            None, setting, setting, None
         ]  # fmt: skip
+
+    def test_the_first_that_finds_something_is_named_and_the_next_sees_what_is_left(self, monkeypatch):
+        seen = []
+
+        def classifier(name, label):
+            def score(texts):
+                seen.append((name, list(texts)))
+                return [float(name in text) for text in texts]
+
+            return SimpleNamespace(score=score)
+
+        monkeypatch.setattr("trl_extensions.core.text.TextClassifier", classifier)
+        screens = Screens(CodecLMConfig(screens=["one", "two"]))
+        assert screens.find([("one two", "x"), ("x", "two"), ("x", "y")]) == ["one", "two", None]
+        assert seen[1] == ("two", ["x", "two", "x", "y"])
 
     def test_a_path_with_a_colon_has_no_label(self, monkeypatch, tmp_path):
         (tmp_path / "a:b").mkdir()
@@ -379,12 +422,8 @@ class TestScreen:
             "trl_extensions.core.text.TextClassifier",
             lambda *given: asked.append(given) or SimpleNamespace(score=len),
         )
-        Screen(CodecLMConfig(safety_classifier=str(tmp_path / "a:b")))
+        Screens(CodecLMConfig(screens=[str(tmp_path / "a:b")]))
         assert asked == [(str(tmp_path / "a:b"), None)]
-
-    def test_nothing_to_screen_with(self):
-        with pytest.raises(ValueError, match="`safety_classifier` is not set"):
-            Screen(CodecLMConfig())
 
 
 def test_what_was_forgotten_is_new_again():

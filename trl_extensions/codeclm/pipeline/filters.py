@@ -1,7 +1,8 @@
-"""Which instructions and pairs are worth keeping, beside the gap: length, copies, benchmarks, language, toxicity."""
+"""Which instructions and pairs are worth keeping, beside the gap: length, copies, benchmarks, language, screens."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
@@ -219,29 +220,65 @@ def _load_language_guesser(languages: Sequence[str]) -> Callable[[str], str]:
     return lambda text: py3langid.classify(text)[0]
 
 
-class Screen:
-    """Drops pairs that are toxic to a classifier: "profanity", or a sequence classifier as "model" or "model:label".
+class Screens:
+    """Drops pairs that one of `screens` finds something in: "profanity", "pii" (personal data), "bias" (attacks on
+    groups of people), or a sequence classifier as "model" or "model:label".
 
-    Prompt and completion are judged each for itself: a long prompt must not push the completion out.
+    Prompt and completion are judged each for itself: a long prompt must not push the completion out. Raises an
+    `ImportError` of one line where the extra of a screen is missing.
     """
 
     def __init__(self, config: CodecLMConfig):
-        from ...core.text import TextClassifier, load_profanity_check
+        self._threshold = config.screen_threshold
+        self._scores = {name: _load_screen(name) for name in config.screens}
 
-        name, self._threshold = config.safety_classifier, config.screen_threshold
-        if not name:
-            raise ValueError("`safety_classifier` is not set; name a classifier, or profanity.")
-        if name == "profanity":
-            self._score = load_profanity_check()
-        else:
-            model, separator, label = name.rpartition(":")
-            whole = not separator or Path(name).exists()
-            self._score = TextClassifier(name if whole else model, None if whole else label or None).score
+    def find(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
+        """For each of a batch of (prompt, completion) the first screen that drops it, or None."""
+        found: list[str | None] = [None] * len(pairs)
+        for name, score in self._scores.items():
+            left = [place for place, dropped in enumerate(found) if dropped is None]
+            scores = score([text for place in left for text in pairs[place]]) if left else []
+            for place, own in zip(left, zip(scores[::2], scores[1::2], strict=True), strict=True):
+                found[place] = name if max(own) >= self._threshold else None
+        return found
 
-    def drops(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether each of a batch of (prompt, completion) is to go."""
-        scores = self._score([text for pair in pairs for text in pair])
-        return [max(scores[i : i + 2]) >= self._threshold for i in range(0, len(scores), 2)]
+
+_CLASSIFIERS = {"bias": "unitary/unbiased-toxic-roberta:identity_attack"}
+_NOT_PERSONAL = {"URL", "DATE_TIME"}
+_BESIDE_ASCII = re.compile(r"(?<=[^\x00-\x7f])(?=[!-~])|(?<=[!-~])(?=[^\x00-\x7f])")
+
+
+def _load_screen(name: str) -> Callable[[Sequence[str]], list[float]]:
+    from ...core.text import TextClassifier, load_profanity_check
+
+    if name == "profanity":
+        return load_profanity_check()
+    if name == "pii":
+        return _load_pii_check()
+    name = _CLASSIFIERS.get(name, name)
+    model, separator, label = name.rpartition(":")
+    whole = not separator or Path(name).exists()
+    return TextClassifier(name if whole else model, None if whole else label or None).score
+
+
+def _load_pii_check() -> Callable[[Sequence[str]], list[float]]:
+    """A function from texts to the score of what is most surely personal data, by the patterns and check digits of
+    Presidio: addresses, numbers of phones, cards, accounts and passports; no names, which take a model."""
+    presidio = import_extra("presidio_analyzer", "pii")
+    engines = import_extra("presidio_analyzer.nlp_engine", "pii")
+    for noisy in ("presidio-analyzer", "tldextract"):  # recognizers of other languages; a list that is not fetched
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    nothing = engines.NoOpNlpEngine(models=[{"lang_code": "en", "model_name": "none"}])
+    analyzer = presidio.AnalyzerEngine(nlp_engine=nothing, supported_languages=["en"])
+    entities = sorted(set(analyzer.get_supported_entities("en")) - _NOT_PERSONAL)
+
+    def score(text: str) -> float:
+        # Its patterns begin and end at the bounds of words, which scripts without spaces do not have
+        text = _BESIDE_ASCII.sub(" ", text)
+        found = analyzer.analyze(text, language="en", entities=entities, context=plain_words(text))
+        return max((own.score for own in found), default=0.0)
+
+    return lambda texts: [score(text) for text in texts]
 
 
 # Texts as words that can be compared and counted, in scripts with spaces and without

@@ -1,0 +1,136 @@
+"""A language and an audience: in every prompt, and what comes in another language is turned back and counted."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.codeclm.server import finished_calls
+from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.codeclm.pipeline.seeds import make_metadata
+from trl_extensions.codeclm.pipeline.steps import PromptTemplate, Rewrite
+from trl_extensions.core.generation.replies import Unreadable
+from trl_extensions.core.generation.types import Generation
+from trl_extensions.core.runs.jsonl import read_jsonl
+
+
+TEXTS = {
+    "ja": (
+        "大家さんに家賃の支払いを二週間待ってもらうための手紙を書いてください。",
+        "大家様、いつもお世話になっております。",
+    ),
+    "de": (
+        "Schreibe meinem Vermieter einen Brief, dass ich die Miete später bezahle.",
+        "Sehr geehrter Herr Vermieter, ich schreibe.",
+    ),
+}  # fmt: skip
+ENGLISH = (
+    "Write a letter to my landlord that asks for two more weeks to pay the rent.",
+    "Dear landlord, I am writing.",
+)
+METADATA = {"ja": ("手紙の作成", ["敬語"]), "de": ("Briefe schreiben", ["Höflichkeit"])}
+AUDIENCE = {"ja": "大阪の学生", "de": "Studenten in Graz"}
+LAST = {"ja": "理由も三つ挙げてください。", "de": "Nenne auch drei Gründe dafür, warum es länger dauert."}
+
+
+class Bilingual:
+    """Replies in a language, but for the first rewrite, the target's first answer and one instruction: English."""
+
+    def __init__(self, language, name):
+        self.name, self.language, self.prompts, self.again = name, language, [], 0
+
+    def generate(self, prompts, params, seeds=None):
+        text, answer = TEXTS[self.language]
+        use_case, skills = METADATA[self.language]
+        for place, prompt in enumerate(prompts):
+            self.prompts.append(prompt[0]["content"])
+            first, schema = len(prompt) == 1, params.schema or ""
+            reply = {"use_case": use_case, "skills": skills}
+            if '"metadata"' in schema:
+                reply = {"metadata": [reply]}
+            elif '"instructions"' in schema:
+                reply = {"instructions": [text, ENGLISH[0]]}
+            elif '"rubrics"' in schema:
+                reply = {"rubrics": [{"rubric": use_case, "action": LAST[self.language]}]}
+            elif '"new_instruction"' in schema:
+                reply = {"new_instruction": f"{ENGLISH[0]} Be brief." if first else f"{text}{LAST[self.language]}"}
+            elif '"score_1"' in schema:
+                reply = {"score_1": 9, "score_2": 9}
+            elif not schema:
+                reply = ENGLISH[1] if first and self.name == "target" else answer * 2
+            yield place, Generation(reply if isinstance(reply, str) else json.dumps(reply), "stop", 9, 9)
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr("trl_extensions.codeclm.pipeline.codec.write_codeclm_report", lambda folder, **_: folder)
+
+
+@pytest.mark.parametrize(("language", "name"), [("ja", "Japanese"), ("de", "German")])
+def test_every_prompt_asks_for_it_and_other_languages_are_turned_back(tmp_path, language, name):
+    pytest.importorskip("py3langid")
+    (tmp_path / "seeds.jsonl").write_text(json.dumps({"instruction": "Ask my landlord for a new key."}) + "\n")
+    settings = {"language": language, "audience": AUDIENCE[language]}
+    config = CodecLMConfig(seeds=str(tmp_path / "seeds.jsonl"), num_instructions=2, **settings)
+    strong, target = Bilingual(language, "strong"), Bilingual(language, "target")
+    CodecLM(config, tmp_path / "run", strong=strong, target=target).run()
+    for prompt in strong.prompts + target.prompts:
+        assert name in prompt and AUDIENCE[language] in prompt
+    steps = Counter(row["step"] for row in finished_calls(tmp_path / "run"))
+    # One rewrite by the only action; it and the target's answer are asked for again
+    assert (steps["rewrite"], steps["rewrite:again"], steps["answer"], steps["answer:again"]) == (1, 1, 2, 1)
+    dropped = json.loads((tmp_path / "run" / "basics.json").read_text())["dropped"]
+    assert dropped["language"] >= 1, dropped
+    (row,) = read_jsonl(tmp_path / "run" / "items.jsonl")
+    assert row["rounds"][1]["instruction"] == TEXTS[language][0] + LAST[language]
+    assert row["rounds"][1]["answers"]["target"] == TEXTS[language][1] * 2
+
+
+def test_metadata_for_a_description_too(tmp_path):
+    engine = Bilingual("ja", "strong")
+    config = CodecLMConfig(language="ja", audience="大阪の学生")
+    make_metadata(engine, config, tmp_path / "m.yaml", description="手紙を書く", number=1)
+    assert engine.prompts and all("Japanese" in own and "大阪の学生" in own for own in engine.prompts)
+    assert "手紙の作成" in (tmp_path / "m.yaml").read_text(encoding="utf-8")
+
+
+def test_without_them_prompts_say_nothing_of_it():
+    plain = PromptTemplate("answer").render(instruction="Say it in Latin.")
+    assert plain.strip() == "Say it in Latin."
+    for name in ("decode", "rubrics", "rewrite", "evol"):
+        values = {"use_case": "x", "skills": ["y"], "number": 2, "instruction": "i", "action": "a"}
+        text = PromptTemplate(name).render(**values)
+        assert "anguage" not in text and "None" not in text and "\n\n\n" not in text
+
+
+def test_a_prompt_of_the_user_gets_them(tmp_path):
+    (tmp_path / "answer.jinja").write_text("{{ instruction }} ({{ language }}; {{ audience }})")
+    made = PromptTemplate("answer", tmp_path).render(instruction="i", language="Japanese", audience="大阪の学生")
+    assert made == "i (Japanese; 大阪の学生)"
+
+
+@pytest.mark.parametrize(
+    ("new", "reason"),
+    [
+        ("はい、手紙を書きました。どうぞお使いください。", "answer"),
+        ("元の指示に理由を付け加えてください。", "old instruction"),
+        (LAST["ja"], "change was repeated"),
+    ],
+)
+def test_japanese_rewrites_that_are_none(new, reason):
+    reply = json.dumps({"new_instruction": new})
+    with pytest.raises(Unreadable, match=reason):
+        Rewrite().parse(reply, instruction=TEXTS["ja"][0], action=LAST["ja"])
+    assert (
+        Rewrite().parse(json.dumps({"new_instruction": "新しい指示：" + TEXTS["ja"][0]}), instruction="短い")
+        == TEXTS["ja"][0]
+    )
+
+
+def test_settings_agree():
+    assert CodecLMConfig(language="ja").languages == ["ja"]
+    assert CodecLMConfig(language="ja", languages=["ja", "en"]).languages == ["ja", "en"]
+    with pytest.raises(ValueError, match="`languages`") as error:
+        CodecLMConfig(language="ja", languages=["en"])
+    assert "\n" not in str(error.value)
