@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     }
     report = RunReport(f"SAMI and plain SFT on the responses of round {round_}")
     report.table(
-        ["", "MI bound", "MI bound (sums)", "same responses", "which constitution?", "KL", "tokens", "distinct-2"],
+        ["", "MI bound", "contrast per token", "same responses", "which constitution?", "KL", "tokens", "distinct-2"],
         [[name, *_row(result)] for name, result in results.items()],
     )
     report.data = results
@@ -92,7 +92,7 @@ def _row(result: dict) -> list:
         return f"{value['mean']:.3f} ± {value['se']:.3f}"
 
     fixed = result.get("fixed_responses", result)
-    columns = [pm(result["mi_bound"]), pm(result["mi_bound_sum"]), pm(fixed["mi_bound"])]
+    columns = [pm(result["mi_bound"]), pm(result["contrast_per_token"]), pm(fixed["mi_bound"])]
     columns += [f"{result['accuracy_columns']['mean']:.0%}", result["kl"]["mean"], f"{result['length']:.0f}"]
     return [*columns, result["distinct_2"]]
 

@@ -113,7 +113,8 @@ def test_conversational_rows_hold_messages(tmp_path):
     run(tmp_path, engine, queries=QUERIES[:1], conversational=True)
     [row] = read_jsonl(tmp_path / "rows.jsonl")
     assert [prompt[0]["role"] for prompt in engine.asked] == ["user", "user"]
-    assert row["prompts"] == [
+    assert [[message["role"] for message in prompt] for prompt in row["prompts"]] == [["user"], ["user"]]
+    assert row["sampled_prompts"] == [
         [{"role": "user", "content": f"T {text} | {QUERIES[0].text}"}] for text in row["constitutions"]
     ]
     assert row["completions"] == [[{"role": "assistant", "content": answer(prompt)}] for prompt in engine.asked]

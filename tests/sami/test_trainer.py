@@ -23,8 +23,9 @@ from trl_extensions.sami.loss import mutual_information_bound, sami_loss
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0}
 METRICS = {
-    "loss", "mi/bound", "mi/accuracy_rows", "mi/accuracy_columns", "logps/matched", "logps/mismatched", "kl",
-    "completions/mean_length", "completions/min_length", "completions/max_length", "num_tokens",
+    "loss", "mi/bound", "mi/contrast_per_token", "mi/accuracy_rows", "mi/accuracy_columns", "logps/matched",
+    "logps/mismatched", "kl", "completions/mean_length", "completions/min_length", "completions/max_length",
+    "num_tokens",
 }  # fmt: skip
 
 
@@ -141,8 +142,13 @@ class TestLogs:
         report = trainer.evaluate()
         plain = matrices(trainer, trainer.eval_dataset)
         assert report["eval_loss"] == pytest.approx(torch.stack([sami_loss(m) for m in plain]).mean().item(), abs=1e-5)
-        bound = torch.stack([mutual_information_bound(m) for m in plain]).mean().item()
-        assert report["eval_mi/bound"] == pytest.approx(bound, abs=1e-5)
+        contrast = torch.stack([mutual_information_bound(m) for m in plain]).mean().item()
+        assert report["eval_mi/contrast_per_token"] == pytest.approx(contrast, abs=1e-5)
+        # The scores are means over tokens; the bound is that of the sums
+        lengths = [torch.tensor([len(ids) for ids in row["completion_input_ids"]]) for row in trainer.eval_dataset]
+        sums = [matrix * own for matrix, own in zip(plain, lengths, strict=True)]
+        bound = torch.stack([mutual_information_bound(m) for m in sums]).mean().item()
+        assert report["eval_mi/bound"] == pytest.approx(bound, abs=1e-4)
         matched = torch.stack([m.diagonal().mean() for m in plain]).mean().item()
         assert report["eval_logps/matched"] == pytest.approx(matched, abs=1e-5)
         assert {f"eval_{name}" for name in METRICS} <= set(report)

@@ -48,6 +48,11 @@ class SAMIConfig(SFTConfig):
         guard_max_length_ratio, guard_min_length_ratio: Stop when their mean length, over that before training, is
             beyond these.
         guard_min_distinct_2: Stop when the share of distinct word pairs in them falls below this (repetition).
+        guard_references: Rows of `prompt` and `completion`, what people wrote. To the first `guard_num_queries` of
+            the prompts, without a constitution, answers are sampled too. `run` takes those of `eval_references`.
+        guard_min_unchanged: Stop when fewer of these answers are what they were before training, word for word.
+        guard_max_reference_change: Stop when the nats of the first 4 `guard_num_queries` completions have risen by
+            more than this share (0.02: 2 %).
 
     Raises:
         ValueError: A value outside its range or choices, or a setting of `SFTConfig` that SAMI cannot honour.
@@ -70,6 +75,9 @@ class SAMIConfig(SFTConfig):
     guard_max_length_ratio: float | None = option(None, "Stop above this multiple of the untrained samples' length.")
     guard_min_length_ratio: float | None = option(None, "Stop below this multiple of the untrained samples' length.")
     guard_min_distinct_2: float | None = option(None, "Stop below this share of distinct word pairs in samples.")
+    guard_references: str | None = option(None, "Rows of prompts and human completions that the guard watches.")
+    guard_min_unchanged: float | None = option(None, "Stop below this share of answers unchanged, no constitution.")
+    guard_max_reference_change: float | None = option(None, "Stop above this relative change in their nats.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,7 +88,10 @@ class SAMIConfig(SFTConfig):
         if self.prompt_template is not None:
             check_template(self.prompt_template, "prompt_template")
         check_least(self, guard_steps=0, guard_num_queries=1, guard_max_new_tokens=1)
-        limits = ("guard_max_kl", "guard_max_length_ratio", "guard_min_length_ratio", "guard_min_distinct_2")
+        limits = (
+            "guard_max_kl", "guard_max_length_ratio", "guard_min_length_ratio", "guard_min_distinct_2",
+            "guard_min_unchanged", "guard_max_reference_change",
+        )  # fmt: skip
         for name in limits:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (int, float)) or value <= 0):
@@ -117,6 +128,9 @@ class SAMIArguments(QueryArguments):
     sampling_template: str | None = option(None, "Prompt of training responses; fields {query} and {constitution}.")
     keep_truncated: bool = option(False, "Train on rows with a response that hit `max_new_tokens` before its end.")
     max_response_tokens: int | None = option(None, "Drop rows with a response longer than this.")
+    filter_by_check: bool = option(False, "Drop rows with a response that fails the `check` of its principles.")
+    eval_references: str | None = option(None, "Rows of prompts and human completions, whose likelihood should stay.")
+    eval_multiple_choice: str | None = option(None, "Rows of question, choices and answer, to see accuracy stay.")
     rounds: int = option(3, "run: rounds of expert iteration.")
     effective_batch_size: int = option(128, "Queries in one gradient step, over all processes and micro-batches.")
     steps_per_round: int = option(2, "run: gradient steps of the first round.")

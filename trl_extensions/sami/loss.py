@@ -24,21 +24,31 @@ def _diagonal_cross_entropy(logps: torch.Tensor, dim: int) -> torch.Tensor:
     return -logps.log_softmax(dim).diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
-def sami_loss(logps: torch.Tensor) -> torch.Tensor:
+def sami_loss(logps: torch.Tensor, lengths: torch.Tensor | None = None, length_weight: float = 0.0) -> torch.Tensor:
     """Two-sided contrastive loss `(...)`, least when constitutions and responses determine each other.
 
     The mean of the row-wise cross-entropy (which response belongs to this constitution) and the column-wise one (which
     constitution produced this response), in nats: log C at indifference, 0 at best.
+
+    With `length_weight` w and the `lengths` `(..., C)` of the responses, in tokens, the rows contrast
+    `logps[k, j] + w * log(lengths[j])`: a response n times as long has a lead of w log n nats, which training undoes
+    by making it less likely under all constitutions. Columns compare a response with itself, where a term cancels.
     """
     _check_square(logps)
-    return (_diagonal_cross_entropy(logps, -1) + _diagonal_cross_entropy(logps, -2)) / 2
+    by_row = logps
+    if length_weight:
+        if lengths is None or lengths.shape != logps.shape[:-1]:
+            raise ValueError(f"`length_weight` needs `lengths` of the shape {tuple(logps.shape[:-1])}, in tokens.")
+        by_row = logps + length_weight * lengths.to(logps).log().unsqueeze(-2)
+    return (_diagonal_cross_entropy(by_row, -1) + _diagonal_cross_entropy(logps, -2)) / 2
 
 
 def mutual_information_bound(logps: torch.Tensor) -> torch.Tensor:
     """Lower bound (InfoNCE) `(...)`, nats, on the mutual information of constitution and response given the query.
 
     It is log C minus the column-wise cross-entropy: never above log C, and negative when responses fit the wrong
-    constitution better. A bound in the strict sense needs sums over tokens, not means.
+    constitution better. Any score gives a bound in expectation. Sums over tokens, the log-probabilities of responses,
+    give the tight one; means over tokens a loose one, the contrast per token.
     """
     _check_square(logps)
     return math.log(logps.size(-1)) - _diagonal_cross_entropy(logps, -2)

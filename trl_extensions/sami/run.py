@@ -24,9 +24,18 @@ from ..core.inputs import Query
 from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_done, training_settings
 from ..core.training.load import fit, last_checkpoint
 from .absorb import AbsorbTrainer, absorb_rows, evaluate_absorbed, sample_desired
+from .checks import language_guesser, obedience
 from .config import SAMIArguments, SAMIConfig
 from .data import TRAINING_TEMPLATE, load_rows, load_training_rows, to_dataset
-from .evaluation import evaluate_rows, forget_other_judges, judge_samples
+from .evaluation import (
+    evaluate_rows,
+    forget_other_judges,
+    judge_of_checks,
+    judge_samples,
+    load_multiple_choice,
+    load_references,
+    side_effects,
+)
 from .principles import Principle, load_principles
 from .report import summary_of, write_report
 from .sampling import EVERYTHING_BUT_EMPTY, ResponseFilters, SamplingReport, sample_rows
@@ -36,7 +45,8 @@ from .trainer import SAMITrainer
 _MUTABLE = MUTABLE_ON_RESUME | {
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "overlong_policy", "guard_steps",
     "guard_num_queries", "guard_max_new_tokens", "guard_stop", "guard_max_kl", "guard_max_length_ratio",
-    "guard_min_length_ratio", "guard_min_distinct_2", "rounds", "eval_batch_tokens", "dataset_name",
+    "guard_min_length_ratio", "guard_min_distinct_2", "guard_references", "guard_min_unchanged",
+    "guard_max_reference_change", "rounds", "eval_batch_tokens", "dataset_name",
     "dataset_train_split", "eval_dataset_name", "original_model", "judge", "judge_mode", "judge_max_new_tokens",
     "judge_against", "absorb", "absorb_epochs", "absorb_learning_rate",
 }  # fmt: skip
@@ -70,6 +80,10 @@ class SAMIRun(Run):
 
     def principles(self) -> list[Principle]:
         return load_principles(self.args.principles)
+
+    def eval_principles(self) -> list[Principle]:
+        """Principles that are not trained; none where no file is named."""
+        return load_principles(self.args.eval_principles) if self.args.eval_principles else []
 
     def queries(self) -> tuple[list[Query], list[Query]]:
         """Training and held-out queries."""
@@ -129,7 +143,8 @@ class SAMIRun(Run):
         moved = ("seed", "prompt_template", "model_name_or_path", "model_revision")
         sampling |= {name: training.pop(name) for name in moved}
         sampling |= {"engine": self.engine_args.engine, "engine_model": self.engine_args.engine_model}
-        sampling["principles_in_file"] = [principle.as_dict() for principle in self.principles()]
+        for name in ("principles", "eval_principles"):
+            sampling[f"{name}_in_file"] = [principle.as_dict() for principle in getattr(self, name)()]
         files = {
             "settings.json": (sampling, self.round_folder(0).exists()),
             "training_settings.json": (training, any(self.folder.glob("round_*/model"))),
@@ -247,24 +262,41 @@ class SAMIRun(Run):
     # What commands and rounds share
 
     def _sample(
-        self, model: str, queries: Sequence[Query], output: Path, *, is_original: bool, held_out=False, needed=None
+        self,
+        model: str,
+        queries: Sequence[Query],
+        output: Path,
+        *,
+        is_original: bool,
+        held_out: list[Principle] | None = None,
+        needed: int | None = None,
     ) -> SamplingReport:
-        """Held-out responses are sampled with the training prompt, and dropped only if there is nothing to score."""
+        """Held-out responses are sampled under principles of their own, with the training prompt, and dropped only if
+        there is nothing to score."""
         args, template = self.args, self.config.prompt_template or TRAINING_TEMPLATE
+        # More constitutions than in training, so that the bound does not come to its end at the log of their number
+        num = min(args.num_eval_constitutions, 2 ** len(held_out)) if held_out else args.num_constitutions
         return sample_rows(
-            self.models.sampler(model, is_original=is_original), queries, self.principles(),
-            num_constitutions=args.num_constitutions, params=args.params(self.config.seed), seed=self.config.seed,
+            self.models.sampler(model, is_original=is_original), queries, held_out or self.principles(),
+            num_constitutions=num, pairs=args.pairs, purpose="eval" if held_out else "train",
+            params=args.params(self.config.seed), seed=self.config.seed,
             sampling_template=template if held_out else args.sampling_template or TRAINING_TEMPLATE,
             training_template=template, conversational=self.models.is_conversational(), output=output, needed=needed,
             filters=EVERYTHING_BUT_EMPTY if held_out else self._filters(),
         )  # fmt: skip
 
     def _filters(self) -> ResponseFilters:
-        return ResponseFilters(max_tokens=self.args.max_response_tokens, drop_truncated=not self.args.keep_truncated)
+        return ResponseFilters(
+            max_tokens=self.args.max_response_tokens, drop_truncated=not self.args.keep_truncated,
+            drop_disobedient=self.args.filter_by_check,
+        )  # fmt: skip
 
     def _sample_held_out(self, model: str, folder: Path, *, is_original: bool) -> None:
         output = folder / "eval_samples.jsonl"
-        report = self._sample(model, self.queries()[1], output, is_original=is_original, held_out=True)
+        if unseen := self.eval_principles():
+            other = folder / "eval_principles_samples.jsonl"
+            self._sample(model, self.queries()[1], other, is_original=is_original, held_out=unseen)
+        report = self._sample(model, self.queries()[1], output, is_original=is_original, held_out=self.principles())
         mark_done(folder / "eval_sampling.json", report)
 
     def _score(
@@ -273,9 +305,20 @@ class SAMIRun(Run):
         engine, rows = self.models.in_process(model), load_rows(folder / "eval_samples.jsonl", kept_only=False)
         separate = original not in (None, model) and not hasattr(engine.model, "peft_config")
         ref_model = self.models.in_process(original).model if separate else None
+        args, principles, plain = self.args, self.principles(), "plain_answers.jsonl"
+        originals = self.round_folder(0) / plain if fixed_rows else None
+        judge = judge_of_checks(args, principles, self.folder / "judge_calls.sqlite")
+        more = {"obedience": obedience(principles, rows, fixed_rows or (), judge)}
+        more["side_effects"] = side_effects(
+            engine, self.queries()[1], folder / plain, params=args.params(self.config.seed),
+            conversational=self.models.is_conversational(), ref_model=ref_model,
+            originals=originals if originals and originals.exists() else None, references=args.eval_references,
+            multiple_choice=args.eval_multiple_choice, batch_tokens=args.eval_batch_tokens,
+        )  # fmt: skip
         return evaluate_rows(
-            engine.model, engine.tokenizer, rows, folder / "evaluation.json", ref_model=ref_model,
+            engine.model, engine.tokenizer, rows, folder / "evaluation.json", ref_model=ref_model, more=more,
             is_original=is_original, fixed_rows=fixed_rows, batch_tokens=self.args.eval_batch_tokens,
+            unseen_rows=load_rows(folder / "eval_principles_samples.jsonl") if self.args.eval_principles else None,
         )  # fmt: skip
 
     def _judge(self, folder: Path, originals: Path) -> dict[str, Any]:
@@ -290,6 +333,7 @@ class SAMIRun(Run):
             raise ValueError(f"effective_batch_size={size} is no multiple of {at_once}.")
         config.gradient_accumulation_steps = size // at_once
         config.guard_stop = config.guard_stop or self.args.stop
+        config.guard_references = config.guard_references or self.args.eval_references
         return config
 
     def check_inputs(self) -> None:
@@ -302,7 +346,21 @@ class SAMIRun(Run):
             raise ValueError("`engine_model` would sample from another model every round: leave it out of `run`.")
         if self.config.chat_template_path:
             raise ValueError("`chat_template_path` would apply to training only: put the template into the model.")
-        self.principles()
+        checks = [principle.check for principle in self.principles() if principle.check is not None]
+        for language in (own.language for both in checks for own in (both, both.antithesis) if own is not None):
+            if language is not None:
+                language_guesser(language)
+        if self.args.filter_by_check and not checks:
+            raise ValueError(f"{self.args.principles}: no principle has a `check`: leave `filter_by_check` out.")
+        for load, source in ((load_references, self.args.eval_references),
+                             (load_multiple_choice, self.args.eval_multiple_choice)):  # fmt: skip
+            if source:
+                load(source, False)
+        trained = {text for own in self.principles() for text in own.wordings(True) + own.wordings(False)}
+        for own in self.eval_principles():
+            if shared := trained.intersection(own.wordings(True) + own.wordings(False)):
+                file = self.args.eval_principles
+                raise ValueError(f"{file}: principle {own.name!r} is trained too ({min(shared)!r}): leave it out.")
 
     def check(self) -> None:
         """What is missing, and settings of the trainer that the rounds decide themselves."""

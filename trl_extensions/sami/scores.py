@@ -73,11 +73,19 @@ def _sum_by(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tenso
 
 
 def rows_of(
-    logps: torch.Tensor, kl: torch.Tensor | None, inputs: dict[str, torch.Tensor], beta: float
+    logps: torch.Tensor,
+    kl: torch.Tensor | None,
+    inputs: dict[str, torch.Tensor],
+    beta: float,
+    *,
+    reduction: str | None = None,
+    length_weight: float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """`(B,)` losses of queries, with gradient, and detached `(B,)` statistics by name, of what `score_pairs` gives.
 
-    A query's KL, which the loss has `beta` times, is a mean over the tokens of its matching responses.
+    A query's KL, which the loss has `beta` times, is a mean over the tokens of its matching responses. Told the
+    `reduction` of `logps`, it gives the bound of sums as `mi/bound` and that of means as `mi/contrast_per_token`,
+    else the bound of `logps` as they are.
     """
     sizes = inputs["num_constitutions"].tolist()
     lengths = pair_lengths(inputs)[inputs["matched"]].to(logps.device).split(sizes)
@@ -85,8 +93,12 @@ def rows_of(
     losses, rows = [], []
     for c, block, row_lengths, row_kl in zip(sizes, logps.split([c * c for c in sizes]), lengths, kls, strict=True):
         matrix = block.view(c, c)
-        loss = sami_loss(matrix)
+        loss = sami_loss(matrix, row_lengths, length_weight)
         row = _statistics(matrix.detach(), row_lengths)
+        if reduction is not None:
+            sums, means = matrix.detach() * row_lengths, matrix.detach() / row_lengths
+            row["mi/bound"] = mutual_information_bound(matrix.detach() if reduction == "sum" else sums)
+            row["mi/contrast_per_token"] = mutual_information_bound(matrix.detach() if reduction == "mean" else means)
         if row_kl is not None:
             row_kl = (row_kl * row_lengths).sum() / row_lengths.sum()
             row["kl"] = row_kl.detach()

@@ -44,8 +44,9 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         quantization_config: For a model given by name.
         peft_config: Wraps the model; prompt learning methods are not supported.
 
-    Logged per step, averaged over queries: `mi/bound` (nats), `mi/accuracy_rows`, `mi/accuracy_columns`,
-    `logps/matched`, `logps/mismatched` (nats, after `logp_reduction`), `kl` (nats per response token),
+    Logged per step, averaged over queries: `mi/bound` (nats, of log-probabilities of whole responses),
+    `mi/contrast_per_token` (nats, of means over tokens), `mi/accuracy_rows`, `mi/accuracy_columns`, `logps/matched`,
+    `logps/mismatched` (nats, after `logp_reduction`), `kl` (nats per response token),
     `completions/{mean,min,max}_length` (tokens). `evaluate` reports the same with the prefix `eval_`.
 
     Raises:
@@ -114,7 +115,8 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         with global_then_local_main_first():
             dataset = prepare_rows(
                 dataset, self._tokenizer, max_length=args.max_length, overlong_policy=args.overlong_policy,
-                prompt_template=args.prompt_template, name=dataset_name, num_proc=args.dataset_num_proc,
+                prompt_template=args.prompt_template, score_end=args.score_end, name=dataset_name,
+                num_proc=args.dataset_num_proc,
             )  # fmt: skip
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
@@ -151,7 +153,10 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
 
         def forward(policy):
             logps, kl = score_pairs(policy, inputs, self.args.logp_reduction, reference)
-            losses, statistics = rows_of(logps, kl, inputs, self.args.beta)
+            losses, statistics = rows_of(
+                logps, kl, inputs, self.args.beta, reduction=self.args.logp_reduction,
+                length_weight=self.args.length_weight,
+            )  # fmt: skip
             return losses.sum(), (losses.detach(), statistics)
 
         total, (losses, statistics) = self._policy_forward(model, forward)
