@@ -10,10 +10,22 @@ from peft import LoraConfig, get_peft_model
 from tests.conftest import make_tiny_model
 from tests.sami.conftest import sami_rows
 from tests.sami.test_scores import plain_logps
+from trl_extensions.core.generation import TransformersEngine
+from trl_extensions.core.generation.types import GenerationParams
+from trl_extensions.core.inputs import Query
 from trl_extensions.core.runs.report import mean_and_error
 from trl_extensions.sami.data import prepare_rows, to_dataset
-from trl_extensions.sami.evaluation import evaluate_rows, score_rows, summarise
+from trl_extensions.sami.evaluation import (
+    evaluate_rows,
+    load_multiple_choice,
+    load_references,
+    score_completions,
+    score_rows,
+    side_effects,
+    summarise,
+)
 from trl_extensions.sami.loss import mutual_information_bound
+from trl_extensions.sami.report import verdict
 
 
 def sampled_rows(number=5):
@@ -97,3 +109,90 @@ def test_empty_responses_are_counted_and_a_collapsed_model_is_said_to_be(tiny_mo
     assert (result["num_queries"], result["num_empty"]) == (2, 1)
     with pytest.raises(ValueError, match="every one of 1 held-out queries got an empty response"):
         evaluate_rows(tiny_model, tiny_tokenizer, rows[1:2], tmp_path / "e.json")
+
+
+class TestSecondAxis:
+    def adapted(self):
+        return get_peft_model(make_tiny_model(384), LoraConfig(target_modules="all-linear", init_lora_weights=False))
+
+    def test_completions_equal_the_plain_loop(self, tiny_tokenizer):
+        from trl_extensions.core.training.encoding import encode_completion, encode_prompt, end_token_id
+
+        model, end = self.adapted().eval(), end_token_id(tiny_tokenizer, True)
+        rows = [
+            {"prompt": [{"role": "user", "content": "Eggs?"}], "completion": "Boil them."},
+            {"prompt": [{"role": "user", "content": "卵は？"}], "completion": "十分間ゆでます。", "truncated": True},
+        ]
+        base = make_tiny_model(384)
+        for tokens in (1, 1000):
+            scores = score_completions(model, tiny_tokenizer, rows, batch_tokens=tokens)
+            for row, score in zip(rows, scores, strict=True):
+                prompt = encode_prompt(tiny_tokenizer, row["prompt"], "prompt")
+                ids = encode_completion(tiny_tokenizer, row["completion"], end, truncated=row.get("truncated", False))
+                assert score["tokens"] == len(ids)
+                assert score["logp"] == pytest.approx(plain_logps(model, prompt, ids).sum().item(), abs=1e-3)
+                assert score["logp_original"] == pytest.approx(plain_logps(base, prompt, ids).sum().item(), abs=1e-3)
+                assert score["kl"] > 0
+
+    def test_what_moved(self, tiny_tokenizer, tmp_path):
+        (tmp_path / "people.jsonl").write_text('{"prompt": "Eggs?", "completion": "Boil."}\n' * 3)
+        choice = {"question": "2 + 2?", "choices": ["four", "a much longer wrong one"], "answer": "four"}
+        other = {"question": "卵は？", "choices": ["鳥", "魚"], "answer": 0}
+        (tmp_path / "choices.jsonl").write_text("".join(json.dumps(own) + "\n" for own in (choice, other)))
+        queries, model = [Query.from_text("Eggs?"), Query.from_text("卵は？")], self.adapted()
+        settings = {
+            "params": GenerationParams(6), "conversational": True, "references": str(tmp_path / "people.jsonl"),
+            "multiple_choice": str(tmp_path / "choices.jsonl"),
+        }  # fmt: skip
+        original = TransformersEngine(make_tiny_model(384), tiny_tokenizer)
+        first = side_effects(original, queries, tmp_path / "first.jsonl", **settings)
+        assert "unchanged" not in first["plain_answers"] and "original" not in first["multiple_choice"]
+        again = TransformersEngine(model, tiny_tokenizer)
+        moved = side_effects(again, queries, tmp_path / "second.jsonl", originals=tmp_path / "first.jsonl", **settings)
+        assert (
+            moved["plain_answers"]["unchanged"]["value"] in (0, 0.5, 1) and moved["plain_answers"]["kl"]["value"] > 0
+        )
+        people = moved["references"]
+        assert people["original"]["value"] == pytest.approx(first["references"]["nats_per_token"]["value"], rel=1e-4)
+        change = people["nats_per_token"]["value"] / people["original"]["value"] - 1
+        assert people["relative_change"]["value"] == pytest.approx(change)
+        right = []
+        for own, truth in ((choice, 0), (other, 0)):
+            prompt = [{"role": "user", "content": own["question"]}]
+            rows = [{"prompt": prompt, "completion": text, "truncated": True} for text in own["choices"]]
+            scores = score_completions(model, tiny_tokenizer, rows)
+            each = [score["logp"] / score["tokens"] for score in scores]
+            right.append(each.index(max(each)) == truth)
+        assert moved["multiple_choice"]["accuracy"]["value"] == sum(right) / 2
+        assert moved["multiple_choice"]["original"] == first["multiple_choice"]["accuracy"]
+
+    @pytest.mark.parametrize(
+        ("load", "row", "named"),
+        [
+            (load_references, {"prompt": "a"}, "row 2 has no `completion`"),
+            (load_multiple_choice, {"question": "a", "choices": ["b"]}, "`choices`"),
+            (load_multiple_choice, {"question": "a", "choices": ["b", "c"], "answer": "d"}, "`answer` 'd'"),
+        ],
+    )
+    def test_bad_rows_are_named(self, load, row, named, tmp_path):
+        good = {"prompt": "a", "completion": "b", "question": "a", "choices": ["b", "c"], "answer": 1}
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(own) + "\n" for own in (good, row)))
+        with pytest.raises(ValueError, match="row 2") as error:
+            load(str(tmp_path / "rows.jsonl"), True)
+        assert named in str(error.value)
+
+
+def test_the_verdict_names_both_axes():
+    def change(value):
+        return {"all": {"original": {"value": 0.5}, "obeyed": {"value": 0.5 + value},
+                        "difference": {"value": value, "se": 0.1}}}  # fmt: skip
+
+    words = verdict({
+        "obedience": {"rose": change(0.3), "fell": change(-0.3), "stayed": change(0.1)},
+        "side_effects": {"plain_answers": {"unchanged": {"value": 0.7}},
+                         "references": {"relative_change": {"value": 0.015}}},
+    })  # fmt: skip
+    assert "more often" in words[0] and "rose (50% → 80%)" in words[0]
+    assert "less often" in words[1] and "fell" in words[1] and "stayed" in words[2]
+    assert "70%" in words[3] and "less likely" in words[4] and "1.5%" in words[4]
+    assert verdict({}) == []

@@ -166,10 +166,10 @@ def obedience(
 ) -> dict[str, Any]:
     """How often responses (rows of `sample_rows`) do what each principle asked of them, and the original's.
 
-    JSON-ready, by name and by `definition` or `antithesis`, where the principle has a check that can be made: `n`
-    (responses), `queries`, `unread` (by the judge), `obeyed` (share with Wilson's 95 % interval) and, with
-    `originals`, their share `original` and the paired `difference`, see `paired_difference`. Responses to one query
-    are alike, so intervals count queries.
+    JSON-ready, by name and by `definition`, `antithesis` and `all` of both, where the principle has a check that can
+    be made: `n` (responses), `queries`, `unread` (by the judge), `obeyed` (share with Wilson's 95 % interval) and,
+    with `originals`, their share `original` and the paired `difference`, see `paired_difference`. Responses to one
+    query are alike, so intervals count queries.
     """
     now, before = (_followed(principles, own, judge) for own in (rows, originals))
     result: dict[str, Any] = {}
@@ -218,13 +218,14 @@ def _followed(
                 for number, (choices, completion) in enumerate(zip(row["choices"], row["completions"], strict=True)):
                     if choices.get(principle.name) is not definition:
                         continue
-                    text = completion_text(completion)
-                    own[row["id"], number] = obeyed = principle.check.obeyed(definition, text)
-                    if obeyed is None:
-                        asked.append(
-                            (own, (row["id"], number), (principle.wordings(definition)[0], row["query"], text))
-                        )
+                    text, place = completion_text(completion), (row["id"], number)
+                    # An empty response would be a very short one
+                    own[place] = principle.check.obeyed(definition, text) if text.strip() else False
+                    if own[place] is None:
+                        asked.append((own, place, (principle.wordings(definition)[0], row["query"], text)))
     if judge is not None and asked:
         for (own, place, _), answer in zip(asked, judge([question for *_, question in asked]), strict=True):
             own[place] = answer
+    for name in dict.fromkeys(name for name, _ in found):
+        found[name, "all"] = found[name, "definition"] | found[name, "antithesis"]
     return found

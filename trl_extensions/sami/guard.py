@@ -14,8 +14,9 @@ from .._compat import unwrap_model_for_generation
 from ..core.generation import TransformersEngine
 from ..core.generation.types import Generation, GenerationParams
 from ..core.runs.jsonl import JsonlWriter, read_jsonl
-from ..core.text import distinct_2
+from ..core.text import distinct_2, exact_match
 from ..core.training.encoding import encode_completion, end_token_id
+from .evaluation import load_references, score_completions
 
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,11 @@ class OverOptimizationGuard(TrainerCallback):
 
     Limits come from the config of the `SAMITrainer` it watches, prompts from its `eval_dataset`. Each check is a line
     of `guard.jsonl` in the output folder: step, `kl` (nats per token to the original), `length` (mean tokens),
-    `distinct_2`, `texts`, and `stopped` with the reason once a limit is passed; and in the log as `guard/...`. Under
-    FSDP, where the sharded policy cannot generate here, and without held-out prompts it raises a `ValueError`.
+    `distinct_2`, `texts`, and `stopped` with the reason once a limit is passed; and in the log as `guard/...`. With
+    `guard_references` also what else moved: `plain_texts`, answers to their prompts without a constitution, the share
+    of them `unchanged` since before the first step, `reference_nats` (per token) and their relative
+    `reference_change`. Under FSDP, where the sharded policy cannot generate here, and without held-out prompts it
+    raises a `ValueError`.
     """
 
     def __init__(self, trainer):
@@ -39,12 +43,20 @@ class OverOptimizationGuard(TrainerCallback):
             raise ValueError("`guard_steps` does not work with FSDP yet: set it to 0 and evaluate between rounds.")
         self.trainer = trainer
         self.rows = [dataset[i] for i in range(min(trainer.args.guard_num_queries, len(dataset)))]
-        self.baseline_length = None
+        self.first: dict = {}
+        self.references, args = [], trainer.args
+        if args.guard_references:
+            conversational = trainer._tokenizer.chat_template is not None
+            self.references = load_references(args.guard_references, conversational)[: 4 * args.guard_num_queries]
+        elif args.guard_min_unchanged is not None or args.guard_max_reference_change is not None:
+            raise ValueError(
+                "`guard_min_unchanged` and `guard_max_reference_change` need `guard_references`: name it."
+            )
         self.path = Path(trainer.args.output_dir) / "guard.jsonl"
 
     def on_train_begin(self, args, state, control, **kwargs):
         first = broadcast_object_list([self._first_record(state.global_step)])[0]
-        self.baseline_length = (first or self._check(state.global_step))["length"]
+        self.first = first or self._check(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.guard_steps:
@@ -69,7 +81,8 @@ class OverOptimizationGuard(TrainerCallback):
         if step and (reason := self._limit_passed(record)):
             record["stopped"] = reason
         record = broadcast_object_list([record])[0]  # all processes must agree on whether to stop
-        for name in (name for name in ("kl", "length", "distinct_2") if record.get(name) is not None):
+        watched = ("kl", "length", "distinct_2", "unchanged", "reference_change")
+        for name in (name for name in watched if record.get(name) is not None):
             self.trainer._metrics["train"][f"guard/{name}"] = [record[name]]
         if self.trainer.is_world_process_zero():
             with JsonlWriter(self.path) as writer:
@@ -79,14 +92,19 @@ class OverOptimizationGuard(TrainerCallback):
     def _measure(self, step: int) -> dict:
         trainer, args = self.trainer, self.trainer.args
         prompts = [prompt for row in self.rows for prompt in row["prompts"]]
+        plain = [row["prompt"] for row in self.references[: args.guard_num_queries]]
         params = GenerationParams(max_new_tokens=args.guard_max_new_tokens, stop=tuple(args.guard_stop or ()))
         checkpointing = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **checkpointing) as model:
-            generated = dict(TransformersEngine(model, trainer._tokenizer).generate(prompts, params))
+            generated = dict(TransformersEngine(model, trainer._tokenizer).generate([*prompts, *plain], params))
+            # Scored while the parameters of a sharded model are gathered
+            scores = score_completions(model, trainer._tokenizer, self.references) if plain else []
         answers = [generated[i] for i in range(len(prompts))]
         texts = [answer.text for answer in answers]
         length = fmean(answer.num_tokens for answer in answers)
         record = {"step": step, "length": length, "distinct_2": distinct_2(texts), "texts": texts}
+        if plain:
+            record |= self._second_axis([generated[len(prompts) + i].text for i in range(len(plain))], scores)
         if trainer.reference is not None:
             kl = self._kl(iter(answers))
             record["kl"] = kl if math.isfinite(kl) else None
@@ -105,6 +123,13 @@ class OverOptimizationGuard(TrainerCallback):
             values.append(trainer.row_statistics(trainer.model_wrapped, inputs)["kl"].item())
         return fmean(values)
 
+    def _second_axis(self, texts: list[str], scores: list[dict[str, float]]) -> dict:
+        nats = -sum(score["logp"] for score in scores) / sum(score["tokens"] for score in scores)
+        before = self.first.get("plain_texts", texts), self.first.get("reference_nats") or nats
+        moved = {"unchanged": exact_match(before[0], texts), "reference_change": nats / before[1] - 1}
+        known = {name: value if math.isfinite(value) else None for name, value in moved.items()}
+        return {"plain_texts": texts, "reference_nats": nats if math.isfinite(nats) else None} | known
+
     def _limit_passed(self, record: dict) -> str | None:
         args, kl, distinct = self.trainer.args, record.get("kl"), record["distinct_2"]
         most, least = args.guard_max_kl, args.guard_min_distinct_2
@@ -115,7 +140,16 @@ class OverOptimizationGuard(TrainerCallback):
             return f"KL of fresh samples is {shown:.3f} nats per token, above guard_max_kl={most}."
         if least is not None and distinct < least:
             return f"distinct-2 of fresh samples is {distinct:.2f}, below guard_min_distinct_2={least}."
-        ratio = record["length"] / self.baseline_length if self.baseline_length else math.nan
+        same, least = record.get("unchanged"), args.guard_min_unchanged
+        if same is not None and least is not None and same < least:
+            return (
+                f"{same:.0%} of the answers without a constitution are unchanged, below guard_min_unchanged={least}."
+            )
+        change, most = record.get("reference_change", 0.0), args.guard_max_reference_change
+        if most is not None and (change is None or change > most):
+            shown = math.nan if change is None else change
+            return f"nats of the references changed by {shown:+.1%}, above guard_max_reference_change={most}."
+        ratio = record["length"] / self.first["length"] if self.first.get("length") else math.nan
         for name, sign in (("guard_max_length_ratio", 1), ("guard_min_length_ratio", -1)):
             limit = getattr(args, name)
             if limit is not None and sign * ratio > sign * limit:

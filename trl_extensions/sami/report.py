@@ -19,7 +19,7 @@ SIDE_BY_SIDE, _MOST_LABELS, _LINES = 6, 16, 4  # held-out queries shown; constit
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.md`, `report.json` and `rounds.png` into a run's folder; returns the path of the first."""
+    """Write `report.md`, `report.json`, `axes.png` and `rounds.png` into a run's folder; returns the first's path."""
     model = _json(folder / "settings.json")["model_name_or_path"]
     count = len(list(folder.glob("round_*/evaluation.json")))
     rounds = [_round_data(folder / f"round_{number}", number) for number in range(count)]
@@ -27,10 +27,15 @@ def write_report(folder: Path) -> Path:
     report.data = {"model": model, "rounds": rounds}
     _verdict(report, rounds)
     _rounds_table(report, rounds)
+    last = rounds[-1]["evaluation"]
+    _obedience_table(report, last.get("obedience"))
+    _side_effects_table(report, rounds)
+    if any("difference" in own["all"] for own in (last.get("obedience") or {}).values()):
+        draw_axes(last, folder / "axes.png")
+        report.figure("axes.png", "Both axes after the last round: what was asked for, and what else moved (95 %).")
     draw_rounds([entry["evaluation"] for entry in rounds], folder / "rounds.png")
     report.figure("rounds.png", "Bound (with standard errors) and response length by round; 0 is the original.")
     report_win_rates(report, rounds)
-    report_absorbed(report, folder / "absorbed")
     _training_table(report, rounds)
     _lengths_table(report, rounds)
     _samples(report, folder / "round_0", folder / f"round_{count - 1}")
@@ -62,16 +67,48 @@ def _verdict(report: RunReport, rounds: list[dict]) -> None:
     error = math.hypot(last["mi_bound"]["se"], first["mi_bound"]["se"])
     report.data["rise"] = {"mi_bound": rise, "se": error}
     clarity = f", {'clear of' if abs(rise) > 2 * error else 'within'} twice its standard error" if error else ""
+    orders = ""
+    if "same_order" in last and "same_order" in first:
+        was, now = (e["same_order"]["accuracy_columns"]["mean"] for e in (first, last))
+        orders = f" ({was:.0%} to {now:.0%} in the order they were written under)"
     report.text(
-        f"On {last['num_queries']} held-out queries the mutual information bound went from "
-        f"{_pm(first['mi_bound'])} to {_pm(last['mi_bound'])} nats (at most {last['max_bound']:.2f}): a change of "
-        f"{rise:+.3f} ± {error:.3f}{clarity}. KL to the original is {last['kl']['mean']:.3f} nats per token, "
-        f"responses went from {first['length']:.0f} to {last['length']:.0f} tokens, distinct-2 from "
+        f"On {last['num_queries']} held-out queries the tight bound on mutual information went from "
+        f"{_pm(first['mi_bound'])} to {_pm(last['mi_bound'])} nats (at most {last['max_bound']:.2f}), principles in a "
+        f"fresh order: a change of {rise:+.3f} ± {error:.3f}{clarity}. Which constitution a response was written for, "
+        f"the model could tell {first['accuracy_columns']['mean']:.0%} of the time before and "
+        f"{last['accuracy_columns']['mean']:.0%} after{orders}. KL to the original is {last['kl']['mean']:.3f} nats "
+        f"per token, responses went from {first['length']:.0f} to {last['length']:.0f} tokens, distinct-2 from "
         f"{first['distinct_2']:.2f} to {last['distinct_2']:.2f}."
     )
+    report.data["verdict"] = words = verdict(last)
+    if words:
+        report.text(f"**{' '.join(words)}**")
     for entry in rounds[1:]:
         for check in (check for check in entry["guard"] if check.get("stopped")):
             report.text(f"**Round {entry['round']} was stopped at step {check['step']}:** {check['stopped']}")
+
+
+def verdict(evaluation: dict[str, Any]) -> list[str]:
+    """Both axes of a trained model's `evaluation.json` in sentences: which principles it obeys more often, less often
+    or no differently (by twice the standard error), and how much else stayed; nothing where that was not measured."""
+    ways: dict[str, list[str]] = {
+        "more often": [],
+        "less often": [],
+        "no more and no less often, as far as can be told": [],
+    }
+    for name, own in (evaluation.get("obedience") or {}).items():
+        if change := own["all"].get("difference"):
+            clear = abs(change["value"]) > 2 * change["se"]
+            way = list(ways)[(0 if change["value"] > 0 else 1) if clear else 2]
+            ways[way].append(f"{name} ({own['all']['original']['value']:.0%} → {own['all']['obeyed']['value']:.0%})")
+    words = [f"Obeyed {way} than before: {', '.join(names)}." for way, names in ways.items() if names]
+    moved = evaluation.get("side_effects") or {}
+    if same := moved.get("plain_answers", {}).get("unchanged"):
+        words.append(f"Without a constitution {same['value']:.0%} of its answers are what they were, word for word.")
+    if change := moved.get("references", {}).get("relative_change"):
+        how = "less" if change["value"] > 0 else "more"
+        words.append(f"Answers that people wrote are {how} likely by {abs(change['value']):.1%} of their nats.")
+    return words
 
 
 def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
@@ -80,16 +117,70 @@ def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
     for entry in rounds:
         e = entry["evaluation"]
         queries = f"{e['num_queries']} ({e['num_empty']} empty)" if e["num_empty"] else e["num_queries"]
+        same = e.get("same_order")
         rows.append([
-            entry["round"], queries, _pm(e["mi_bound"]), _pm(e["mi_bound_sum"]),
-            _pm(e.get("fixed_responses", e)["mi_bound"]), f"{e['accuracy_columns']['mean']:.0%}", e["kl"]["mean"],
-            f"{e['length']:.0f}", f"{e['truncated']:.0%}", e["distinct_2"],
+            entry["round"], queries, _pm(e["mi_bound"]), _pm(same["mi_bound"]) if same else "",
+            f"{e['accuracy_columns']['mean']:.0%}", f"{same['accuracy_columns']['mean']:.0%}" if same else "",
+            _pm(e.get("fixed_responses", e)["mi_bound"]), _pm(e.get("contrast_per_token", e["mi_bound"])),
+            e["kl"]["mean"], f"{e['length']:.0f}", f"{e['truncated']:.0%}", e["distinct_2"],
         ])  # fmt: skip
-    header = ["round", "queries", "MI bound", "MI bound (sums)", "same responses*", "which constitution?", "KL"]
-    report.table([*header, "tokens", "cut off", "distinct-2"], rows)
+    header = ["round", "queries", "tight bound", "same order", "which constitution?", "same order", "same responses*"]
+    report.table([*header, "contrast per token", "KL", "tokens", "cut off", "distinct-2"], rows)
     report.text(
-        '*The bound on the original\'s responses, the same texts in every round. "Which constitution?": how often a '
-        "response has the highest probability under the constitution it was written for."
+        'The tight bound (nats) is of log-probabilities of whole responses; "which constitution?" is how often a '
+        "response has the highest one under the constitution it was written for. Principles stand in an order drawn "
+        'anew; "same order": as the response was sampled under, which tells constitutions apart by itself. *The bound '
+        "on the original's responses, the same texts in every round."
+    )
+    unseen = [(entry["round"], entry["evaluation"].get("held_out_principles")) for entry in rounds]
+    if any(own for _, own in unseen):
+        report.heading("Principles that were not trained")
+        rows = [[n, _pm(own["mi_bound"]), f"{own['accuracy_columns']['mean']:.0%}"] for n, own in unseen if own]
+        report.table(["of round", "tight bound", "which constitution?"], rows)
+
+
+def _obedience_table(report: RunReport, obedience: dict[str, Any] | None) -> None:
+    """How often each principle is obeyed, by side; nothing without checks."""
+    if not obedience:
+        return
+    report.heading("Obedience, by principle")
+    rows = []
+    for name, sides in obedience.items():
+        for side, own in sides.items():
+            change = own.get("difference")
+            shown = f"{change['value']:+.0%} [{change['low']:+.0%}, {change['high']:+.0%}]" if change else ""
+            unread = f" ({own['unread']} unread)" if own["unread"] else ""
+            rows.append([name, side, f"{own['n']}{unread}", _rate(own.get("original")), _rate(own["obeyed"]), shown])
+    report.table(["principle", "chosen", "responses", "obeyed before", "after", "difference"], rows)
+    report.text(
+        "The share of held-out responses that pass the `check` of the principle, where its definition or its "
+        "antithesis was chosen. 95 % intervals by query (Wilson; the paired difference after Agresti and Min)."
+    )
+
+
+def _side_effects_table(report: RunReport, rounds: list[dict]) -> None:
+    """The second axis; nothing in folders of earlier versions."""
+    rows = []
+    for entry in rounds[1:]:
+        moved = entry["evaluation"].get("side_effects") or {}
+        plain, people, choices = (moved.get(name, {}) for name in ("plain_answers", "references", "multiple_choice"))
+        change, kl = people.get("relative_change"), plain.get("kl")
+        rows.append([
+            entry["round"], _rate(plain.get("unchanged")), f"{kl['value']:.4f}" if kl else "not measured",
+            f"{people['original']['value']:.3f} → {people['nats_per_token']['value']:.3f} ({change['value']:+.1%} "
+            f"[{change['low']:+.1%}, {change['high']:+.1%}])" if change else "not measured",
+            f"{_rate(choices['original'])} → {_rate(choices['accuracy'])}" if "original" in choices else
+            "not measured",
+        ])  # fmt: skip
+    if not any(entry["evaluation"].get("side_effects") for entry in rounds[1:]):
+        return
+    report.heading("What else moved")
+    header = ["round", "answers unchanged", "KL on them", "people's answers, nats per token", "multiple choice"]
+    report.table(header, rows)
+    report.text(
+        "Nothing here has a constitution in its prompt. Unchanged: greedy answers to the held-out queries that are "
+        "the original's word for word; KL to the original in nats per token. People's answers: `eval_references`; "
+        "multiple choice: `eval_multiple_choice`, by log-probability per token of the choices."
     )
 
 
@@ -118,6 +209,10 @@ def report_win_rates(report: RunReport, rounds: list[dict]) -> None:
         f"the mean over responses that are shorter, equal (within a factor {EQUAL_WITHIN}) and longer than the "
         "original's; at equal length: by a logistic regression."
     )
+    breakdown = judged[-1][1].get("breakdown") or {}
+    if lines := [[kind, name, own["n"], _rate(own)] for kind, of in breakdown.items() for name, own in of.items()]:
+        report.text(f"Round {judged[-1][0]} in parts; the desired constitution is that of all definitions:")
+        report.table(["by", "where the prompt had", "pairs", "win rate"], lines)
     for round_, own in judged:
         for remark in _remarks(own):
             report.text(f"Round {round_}: {remark}")
@@ -197,6 +292,33 @@ def _samples(report: RunReport, first: Path, last: Path) -> None:
         report.table(["constitution", "original", last.name.replace("_", " ")], rows)
 
 
+def draw_axes(evaluation: dict[str, Any], path: Path) -> None:
+    """Two panels: obedience by principle and side, before and after; and the second axis in percent."""
+    figure, (first, second) = plots.panels(2)
+    sides = [
+        (f"{name}\n{side}", own) for name, sides in evaluation["obedience"].items() for side, own in sides.items()
+        if side != "all" and "original" in own
+    ]  # fmt: skip
+    series = {"before": [own["original"] for _, own in sides], "after": [own["obeyed"] for _, own in sides]}
+    colours = {"before": plots.BEFORE, "after": plots.COLOURS[0]}
+    plots.bar_plot(first, [name for name, _ in sides], series, unit=100, colours=colours, digits="%.0f")
+    first.set(ylabel="responses that obey (%)", ylim=(0, 115))
+    moved = evaluation.get("side_effects") or {}
+    people, choices = moved.get("references", {}), moved.get("multiple_choice", {})
+    bars = {
+        "answers\nunchanged": (1.0, moved.get("plain_answers", {}).get("unchanged")),
+        "multiple\nchoice": (choices.get("original"), choices.get("accuracy")),
+    }
+    if change := people.get("relative_change"):
+        name, value = "nats of people's\nanswers", {key: 1 + own for key, own in change.items()}
+        bars[name] = 1.0, value
+    shown = {name: own for name, own in bars.items() if own[1] is not None}
+    series = {side: [own[i] for own in shown.values()] for i, side in enumerate(("before", "after"))}
+    plots.bar_plot(second, list(shown), series, unit=100, colours=colours, digits="%.1f")
+    second.set(ylabel="of the original (%); accuracy (%)", ylim=(0, 115))
+    plots.save(figure, path)
+
+
 def draw_rounds(evaluations: list[dict[str, Any]], path: Path) -> None:
     """Two panels by round: the bound with standard errors under its ceiling log C, and mean length in tokens."""
     rounds = range(len(evaluations))
@@ -205,7 +327,7 @@ def draw_rounds(evaluations: list[dict[str, Any]], path: Path) -> None:
     fixed = [_estimate(e.get("fixed_responses", e)["mi_bound"]) for e in evaluations]
     plots.line_plot(bounds, {"own responses": (rounds, own), "the original's responses": (rounds, fixed)})
     bounds.axhline(evaluations[0]["max_bound"], color=plots.BEFORE, linestyle=":", label="log C")
-    bounds.set(xlabel="round", ylabel="MI bound (nats)", xticks=rounds)
+    bounds.set(xlabel="round", ylabel="tight bound (nats)", xticks=rounds)
     by_label = [e["length_by_constitution"] for e in evaluations]
     means = {label: [own.get(label, {}).get("mean") for own in by_label] for label in list(by_label[0])[:_LINES]}
     means["all"] = [e["length"] for e in evaluations]
