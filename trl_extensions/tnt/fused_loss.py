@@ -14,6 +14,7 @@ from .loss import LOWEST, VARIANTS, check_objective, smooth_logps, target_logps
 
 
 _CHUNK_ELEMENTS = 2**24  # rows x vocabulary of one chunk: 64 MB for each of four float32 buffers
+_CUDA_CHUNK_ELEMENTS = 2**26  # takes half to three quarters of the time there (docs/speed.md)
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,19 @@ class _FusedLoss(torch.autograd.Function):
 
 def _chunks(weights: torch.Tensor, vocabulary: int):
     """Row numbers of one sign each, a few at a time."""
-    size = max(1, _CHUNK_ELEMENTS // max(1, vocabulary))
+    size = max(1, _chunk_elements(weights.device) // max(1, vocabulary))
     for sign in (-1, 1):
         for rows in (weights * sign > 0).nonzero(as_tuple=True)[0].split(size):
             if len(rows):
                 yield rows, sign
+
+
+def _chunk_elements(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CHUNK_ELEMENTS
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + held
+    return max(_CHUNK_ELEMENTS, min(_CUDA_CHUNK_ELEMENTS, free // 64))  # a quarter of it for the buffers
 
 
 def _accumulate(grads, grad, rows, states, weight, dtype) -> None:
