@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num_eval_prompts", type=int, default=100)
     parser.add_argument("--num_references", type=int, default=200)
     parser.add_argument("--max_new_tokens", type=int, default=80)
-    parser.add_argument("--generation_tokens", type=int, default=131072, help="padded tokens in a batch that samples")
+    parser.add_argument("--generation_tokens", type=int, default=65536, help="padded tokens in a batch that samples")
     parser.add_argument("--scoring_tokens", type=int, default=32768)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=42)
@@ -211,7 +211,7 @@ def run_point(args: argparse.Namespace, point: dict) -> dict:
         layers_to_transform=list(range(layers - layers // 3, layers)) if point["layers"] == "third" else None,
     )  # fmt: skip
     set_seed(args.seed)
-    micro = args.batch_size if torch.cuda.is_available() else 2
+    micro = 4 if torch.cuda.is_available() else 2  # so that eight processes fit on one GPU
     config = SAMIConfig(
         str(output / "train"), beta=point["beta"], learning_rate=point["learning_rate"], max_steps=point["steps"],
         lr_scheduler_type="cosine", per_device_train_batch_size=micro,
@@ -224,6 +224,7 @@ def run_point(args: argparse.Namespace, point: dict) -> dict:
     )
     trainer.train()
     trained = time.perf_counter() - begin
+    torch.cuda.empty_cache()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     model = trainer.accelerator.unwrap_model(trainer.model)
     engine = TransformersEngine(model, engine.tokenizer, batch_tokens=args.generation_tokens)

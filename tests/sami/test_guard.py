@@ -5,6 +5,7 @@ import pytest
 from trl_extensions.core.generation.types import Generation
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.core.text import corpus_distinct_2, distinct_2
+from trl_extensions.sami.guard import OverOptimizationGuard
 
 
 GUARD = {"guard_steps": 1, "guard_num_queries": 2, "guard_max_new_tokens": 6}
@@ -86,6 +87,38 @@ class TestGuard:
     def test_held_out_prompts_are_needed(self, rows, make_trainer):
         with pytest.raises(ValueError, match="needs held-out prompts"):
             make_trainer(rows, **GUARD)
+
+
+class TestSecondAxis:
+    @pytest.fixture
+    def people(self, tmp_path):
+        path = tmp_path / "people.jsonl"
+        path.write_text(
+            '{"prompt": "Eggs?", "completion": "Boil them."}\n{"prompt": "卵は？", "completion": "ゆで卵。"}\n'
+        )
+        return str(path)
+
+    def test_both_measures_start_from_the_untrained_model(self, rows, make_trainer, tmp_path, people):
+        trainer = make_trainer(rows, eval_dataset=rows, learning_rate=1.0, guard_references=people, **GUARD)
+        trainer.train()
+        first, *_, last = records(tmp_path)
+        assert (first["unchanged"], first["reference_change"]) == (1, 0) and len(first["plain_texts"]) == 2
+        same = [a.split() == b.split() for a, b in zip(first["plain_texts"], last["plain_texts"], strict=True)]
+        assert last["unchanged"] == sum(same) / 2
+        assert last["reference_change"] == pytest.approx(last["reference_nats"] / first["reference_nats"] - 1)
+
+    def test_limits_stop(self, rows, make_trainer, tmp_path, people):
+        settings = GUARD | {"guard_references": people, "guard_min_unchanged": 0.6, "guard_max_reference_change": 0.02}
+        guard = OverOptimizationGuard(make_trainer(rows, eval_dataset=rows, **settings))
+        fine = {"distinct_2": 1.0, "length": 6.0, "texts": ["a"], "unchanged": 0.7, "reference_change": 0.01}
+        assert guard._limit_passed(fine) is None
+        assert "guard_min_unchanged=0.6" in guard._limit_passed(fine | {"unchanged": 0.5})
+        for change in (0.03, None):  # None is what is not finite
+            assert "guard_max_reference_change=0.02" in guard._limit_passed(fine | {"reference_change": change})
+
+    def test_a_limit_needs_references(self, rows, make_trainer):
+        with pytest.raises(ValueError, match="guard_references"):
+            make_trainer(rows, eval_dataset=rows, guard_min_unchanged=0.5, **GUARD)
 
 
 class TestTextMetrics:

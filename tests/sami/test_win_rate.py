@@ -28,6 +28,7 @@ def row(id_, *responses):
         "prompts": [[{"role": "user", "content": f"Under {j}: {id_}?"}] for j in range(len(responses))],
         "completions": [[{"role": "assistant", "content": text}] for text in responses],
         "num_tokens": [len(text) for text in responses],
+        "choices": [{"brief": j == 0} for j in range(len(responses))],
         "truncated": [False] * len(responses),
         "kept": True,
     }
@@ -57,6 +58,15 @@ class TestComparison:
         }
         assert result["length_balanced"]["value"] == 0.5  # length alone decided
         assert result["length_adjusted"]["slope"] < 0 and result["length_adjusted"]["value"] < 4 / 6
+
+    def test_breakdown_by_hand(self):
+        # the first response of each query has the definition: three wins; of the others, two ties and a loss
+        found = compared(shorter)["breakdown"]
+        assert found["desired"]["desired"]["value"] == 1.0 and found["desired"]["desired"]["n"] == 3
+        assert found["principle"]["brief: antithesis"]["value"] == pytest.approx(1 / 3)
+        assert found["constitution"] == {
+            "+brief": found["desired"]["desired"], "−brief": found["principle"]["brief: antithesis"]
+        }  # fmt: skip
 
     def test_intervals_are_by_query(self):
         # three queries that are won throughout: Wilson's of 3, not of 6
@@ -161,12 +171,12 @@ class TestRun:
         result = json.loads((folder / "round_1" / "win_rate.json").read_text())
         assert {name: result[name] for name in ("wins", "losses", "ties")} == expected(folder)
         assert result["wins"] + result["losses"] > 0  # or this shows nothing
-        assert result["pairs"] == 8 and result["queries"] == 4 and result["judge"]["model"] == "some/judge"
+        assert result["pairs"] == 16 and result["queries"] == 4 and result["judge"]["model"] == "some/judge"
         assert "## Win rate against the original" in report.read_text()
         assert json.loads((folder / "report.json").read_text())["rounds"][1]["win_rate"] == result
         with ResponseCache(folder / "judge_calls.sqlite") as cache:
             calls = len(cache)
-        assert calls == len(judges[0].questions) == 2 * (8 - result["equal"])
+        assert calls == len(judges[0].questions) == 2 * (16 - result["equal"])
         after = digests(folder)
         own = {"round_1/win_rate.json", "judge_calls.sqlite", "report.md", "report.json"}
         assert {name: after[name] for name in before if name not in own} == {
@@ -196,8 +206,8 @@ class TestRun:
         assert "not judged: set `judge_against`" in capsys.readouterr().out
         against = str(files / "one" / "eval_samples.jsonl")
         assert main(["sami", "evaluate", *arguments("two", judge="some/judge", judge_against=against)]) == 0
-        assert "0 wins, 8 ties, 0 losses" in capsys.readouterr().out  # the same model twice, greedily
-        assert json.loads((files / "two" / "win_rate.json").read_text())["equal"] == 8
+        assert "0 wins, 16 ties, 0 losses" in capsys.readouterr().out  # the same model twice, greedily
+        assert json.loads((files / "two" / "win_rate.json").read_text())["equal"] == 16
         assert judges[0].questions == []
 
 

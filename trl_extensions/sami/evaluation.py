@@ -65,8 +65,8 @@ def score_rows(
     """Score rows of `sample_rows`, longest first, with `batch_tokens` padded tokens in a batch.
 
     Gives, for each row: `mi_bound` (nats; of log-probabilities of whole responses), `contrast_per_token` (nats; of
-    their means over tokens), `accuracy_columns` (which constitution?), `accuracy_rows` (which response, by means?), and
-    `kl` (nats per response token) to the reference, if there is one: `ref_model`, or a PEFT model's base. The
+    their means over tokens), `accuracy_columns` (which constitution?), `accuracy_rows` (which response, by means?),
+    and `kl` (nats per response token) to the reference, if there is one: `ref_model`, or a PEFT model's base. The
     principles stand in a fresh order, or with `same_order` in the one the responses were sampled under.
     """
     dataset = to_dataset(rows, same_order)
@@ -314,8 +314,8 @@ def evaluate_rows(
 ) -> dict[str, Any]:
     """Score a model (`is_original`: KL is 0 by definition) on held-out responses, and write the JSON file `output`.
 
-    It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, are counted only), scored under
-    the principles in a fresh order; and of that the scores alone under `same_order` (as sampled), `fixed_responses`
+    It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, are counted only), scored
+    under the principles in a fresh order; and of that the scores alone under `same_order` (as sampled), `fixed_responses`
     (of `fixed_rows`, responses of another model, the same texts in every round) and `held_out_principles` (of
     `unseen_rows`, sampled under principles that are not trained); and what is in `more`.
     """

@@ -1,0 +1,60 @@
+"""One small run with checks, references and questions: what its folder and its report then hold."""
+
+import json
+
+import pytest
+
+from tests.sami.test_run import arguments, files  # noqa: F401 (fixtures)
+from trl_extensions.cli.sami import METHOD
+
+
+PRINCIPLES = """\
+principles:
+  - {name: brief, definition: Be brief., antithesis: Explain at length., check: {words: {at_most: 3}}}
+  - {name: 箇条書き, definition: 箇条書きで答える。, antithesis: 一つの段落で答える。, check: {list_items: {at_least: 2}}}
+  - {name: warm, definition: Be friendly and warm., antithesis: Be cold and plain., check: {judge: true}}
+"""
+
+
+def test_both_axes_are_in_the_report(arguments, files):  # noqa: F811
+    (files / "principles.yaml").write_text(PRINCIPLES, encoding="utf-8")
+    (files / "people.jsonl").write_text('{"prompt": "卵は？", "completion": "ゆでる。"}\n' * 4, encoding="utf-8")
+    question = {"question": "2 + 2?", "choices": ["four", "five"], "answer": "four"}
+    (files / "choices.jsonl").write_text(json.dumps(question) + "\n")
+    extra = {"rounds": 1, "eval_references": files / "people.jsonl", "eval_multiple_choice": files / "choices.jsonl"}
+    report = METHOD.parse("run", arguments(**extra)).execute()
+    first, last = (json.loads((files / f"run/round_{n}/evaluation.json").read_text()) for n in (0, 1))
+    # what only a judge can tell is left out, and the run goes on
+    assert list(last["obedience"]) == ["brief", "箇条書き"]
+    assert "difference" in last["obedience"]["brief"]["all"] and "difference" not in first["obedience"]["brief"]["all"]
+    moved = last["side_effects"]
+    assert moved["plain_answers"]["n"] == 4 and 0 <= moved["plain_answers"]["unchanged"]["value"] <= 1
+    was = first["side_effects"]["references"]["nats_per_token"]["value"]
+    assert moved["references"]["original"]["value"] == pytest.approx(was, rel=1e-4)
+    assert moved["multiple_choice"]["original"] == first["side_effects"]["multiple_choice"]["accuracy"]
+    text = report.read_text(encoding="utf-8")
+    assert text.index("tight bound") < text.index("## Obedience") < text.index("## What else moved")
+    assert "| 箇条書き | antithesis |" in text and (files / "run" / "axes.png").stat().st_size > 0
+    assert json.loads((files / "run" / "report.json").read_text())["verdict"]
+
+
+def test_only_responses_that_obey_are_trained_on(arguments, files):  # noqa: F811
+    # an answer of 8 tokens of the tiny model has at most 8 words, and none is a list
+    checked = PRINCIPLES.replace("at_most: 3", "at_least: 0").replace("{judge: true}", "{list_items: 0}")
+    (files / "principles.yaml").write_text(checked, encoding="utf-8")
+    run = METHOD.parse("sample", arguments(filter_by_check=True))
+    report = run.sample()
+    assert report.dropped.get("disobedient", 0) == report.sampled - report.kept > 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"filter_by_check": True}, "no principle has a `check`"),
+        ({"eval_references": "people.jsonl"}, "people.jsonl: no such file"),
+    ],
+)
+def test_refused_before_anything_is_loaded(extra, message, arguments, files):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        METHOD.parse("run", arguments(**extra)).execute()
+    assert not (files / "run" / "round_0").exists()
