@@ -168,18 +168,18 @@ class TNTRun(Run):
             raise ValueError("no prompt to train on showed anything unwanted: give more prompts, or more samples.")
         queries = _queries(shown)
         outputs, more = folder / "more_outputs.jsonl", folder / "more_annotated.jsonl"
-        samples = max((row["sample"] for row in read_jsonl(outputs)), default=0) if outputs.exists() else 0
-        report = MoreReport(outputs, len(queries), 0, len(shown), len(shown), least)
-        while True:
-            if samples:
-                self._sample_and_mark(self.original, queries, outputs, more, num_samples=samples, again=True)
-                marks = [bool(row["negative_spans"]) for row in read_jsonl(more)]
-                report = replace(report, sampled=len(marks), marked=len(shown) + sum(marks))
-            missing, left = least - report.marked, self.args.max_more_samples // len(queries) - samples
-            if missing <= 0 or left < 1:
-                break
-            a_sample = (report.marked - report.marked_before) / samples if samples else 0
-            samples += min(left, max(1, math.ceil(missing / a_sample) if a_sample else samples))
+        report, copies, calls = MoreReport(outputs, len(queries), 0, len(shown), len(shown), least), 0, 0
+        while (missing := least - report.marked) > 0 and (left := self.args.max_more_samples // len(queries) - copies):
+            found = report.marked - report.marked_before
+            new = range(copies, copies + min(left, math.ceil(missing * copies / found) if found else max(1, copies)))
+            calls, copies = calls + 1, new.stop
+            # A prompt so often in one call, which fills batches; a resumed run makes the same calls again
+            again = [replace(query, id=f"{query.id}-{copy}") for copy in new for query in queries]
+            self._sample_and_mark(self.original, again, outputs, more, part=f"more{calls}")
+            marks = [
+                bool(r["negative_spans"]) for r in read_jsonl(more) if int(r["model"].removeprefix("more")) <= calls
+            ]
+            report = replace(report, sampled=len(marks), marked=len(shown) + sum(marks))
         mark_done(folder / "more.json", report)
 
     def train(self, side: str | int = "patched") -> None:
@@ -327,12 +327,12 @@ class TNTRun(Run):
         """Whether a model is an adapter on the original itself."""
         return is_adapter_directory(patched) and _base_of(patched) == self.original
 
-    def _sample_and_mark(self, model, queries, outputs: Path, marked: Path, num_samples: int = 0, again: bool = False):
-        """Answers of a model to prompts that are complete, greedy ones or so many random ones each, with marks."""
-        sampler = self.models.sampler(model, is_original=model == self.original)
+    def _sample_and_mark(self, model: str, queries: list[Query], outputs: Path, marked: Path, part: str | None = None):
+        """One answer of a model to each prompt, which is complete, with marks: greedy, or in a `part` random."""
         report = sample_outputs(
-            sampler, queries, self.args.params(self.config.seed), outputs, greedy=not again, num_samples=num_samples,
-            conversational=queries[0].messages is not None, model="more" if again else None,
+            self.models.sampler(model, is_original=model == self.original), queries,
+            self.args.params(self.config.seed), outputs, greedy=part is None, num_samples=int(part is not None),
+            conversational=queries[0].messages is not None, model=part,
         )  # fmt: skip
         annotate_rows(load_outputs(outputs), self.annotators, marked)
         return report
