@@ -1,5 +1,6 @@
 """Rows with weak labels: read from a file or a data set, then tokenised with their soft labels for the trainers."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..._compat import get_config_model_id
 from ...core import inputs
 from ...core.inputs import is_file, read_dataset
 from ..labels.calibrate import confidence
@@ -239,9 +241,9 @@ def _encode(
     elif isinstance(value, str):
         if not value.strip():
             raise ValueError(f"{where}: `{source}` is empty: drop the row.")
-        ids = tokenizer(value, truncation=False)["input_ids"]
-        if max_length is not None and len(ids) > max_length:  # cut so that special tokens at the end stay
-            return tokenizer(value, truncation=True, max_length=max_length)["input_ids"], True
+        ids, overlong = encode_text(tokenizer, value, max_length)
+        if overlong:
+            return ids, True
     elif source == "prompt" and isinstance(value, list) and value:
         if not tokenizer.chat_template:
             raise ValueError(f"{where}: `prompt` is a chat, but the tokenizer has no chat template: give texts.")
@@ -257,6 +259,48 @@ def _encode(
     if not ids:
         raise ValueError(f"{where}: `{source}` has no tokens: drop the row.")
     return list(ids[:max_length]), max_length is not None and len(ids) > max_length
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None = None
+) -> tuple[list[int], bool]:
+    """Token ids of a text, at most `max_length`, cut so that special tokens at its end stay; and whether it was cut. A
+    rendered chat template that wrote the beginning-of-sequence token does not get a second one."""
+    ids = tokenizer(text, truncation=False)["input_ids"]
+    again = int(ids[:2] == [tokenizer.bos_token_id] * 2)
+    if max_length is None or len(ids) - again <= max_length:
+        return ids[again:], False
+    return tokenizer(text, truncation=True, max_length=max_length + again)["input_ids"][again:], True
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that ends a text; of a tokenizer without one (GPT-1) its unknown token, which is in the vocabulary. A
+    `ValueError` where there is neither."""
+    token = tokenizer.eos_token or tokenizer.unk_token
+    if token is None:
+        raise ValueError("The tokenizer has no end-of-sequence token: set `tokenizer.eos_token`, or `eos_token`.")
+    return token
+
+
+def with_end_token(args: Any, model: Any, processing_class: Any) -> Any:
+    """The arguments of a trainer of TRL, which cannot do without an end token: a copy that names one, for a tokenizer
+    that has none. The trainer tells the model, and pads with it where there is no padding token either."""
+    if args.eos_token is not None:
+        return args
+    if processing_class is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+        try:
+            processing_class = AutoTokenizer.from_pretrained(
+                name, revision=revision or "main", trust_remote_code=args.trust_remote_code
+            )
+        except (OSError, ValueError):  # TRL says what is wrong, or finds a processor
+            return args
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if tokenizer.eos_token is None:
+        args = copy.copy(args)
+        args.eos_token = end_token(tokenizer)
+    return args
 
 
 def _soft_labels(values: Any, label: int | None, num_labels: int, where: str) -> list[float]:

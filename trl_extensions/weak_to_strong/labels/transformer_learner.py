@@ -27,6 +27,7 @@ from ...core.training.load import build_trainer, last_checkpoint
 from ...embedded import resolve_model_name
 from ..arguments import split_layers
 from ..data.examples import Pair
+from ..data.prepare import encode_text, end_token
 from ..trainers.classification import (
     WeakToStrongTrainer,
     load_classifier,
@@ -150,7 +151,7 @@ def _token_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int | None
 ) -> list[list[int]]:
     limit = longest_input(model, tokenizer, max_length)
-    return tokenizer(texts, truncation=limit is not None, max_length=limit)["input_ids"]
+    return [encode_text(tokenizer, text, limit)[0] for text in texts]
 
 
 def saved_class_names(name: str, model_args: ModelConfig, trust_remote_code: bool) -> list[str] | None:
@@ -210,6 +211,7 @@ def load_saved(
             raise ValueError(f"{misfit}: set `task`, or `class_names` to the classes it was trained on.")
         model = create_model_from_path(name, AutoModelForSequenceClassification, **options)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), **source)
+    tokenizer.pad_token = tokenizer.pad_token or end_token(tokenizer)
     if model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.to(device) if quantization is None else model, tokenizer

@@ -39,7 +39,14 @@ from ...core.modeling.batches import keep_trainable
 from ...core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream
 from ...core.training.step_average import StepAverage
 from ..data.collator import DataCollatorForWeakLabels
-from ..data.prepare import ROW_COLUMNS, classes_of, mean_soft_label, prepare_rows, weigh_by_confidence
+from ..data.prepare import (
+    ROW_COLUMNS,
+    classes_of,
+    end_token,
+    mean_soft_label,
+    prepare_rows,
+    weigh_by_confidence,
+)
 from .configs import WeakToStrongConfig
 from .features import features, head_logits, head_of
 from .objective import PAPER, LearnsFromWeakLabels, WeakSupervision
@@ -293,7 +300,7 @@ def settle_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
         else:
             tokenizer.chat_template = AutoTokenizer.from_pretrained(args.chat_template_path).chat_template
-    pad_token = args.pad_token or tokenizer.pad_token or tokenizer.eos_token
+    pad_token = args.pad_token or tokenizer.pad_token or end_token(tokenizer)
     if pad_token not in tokenizer.get_vocab():
         raise ValueError(f"The padding token {pad_token!r} is not in the vocabulary: set `tokenizer.pad_token`.")
     tokenizer.pad_token = pad_token

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...core.modeling.batches import eval_mode, in_batches
 from ...core.training.encoding import pad_rows
 from ..data.examples import Pair
+from ..data.prepare import end_token
 
 
 _CHUNK = 1024
@@ -120,7 +121,8 @@ def pair_probabilities(
     Texts end as in training; longer ones than `max_length` tokens are cut at the end, where training drops them.
     """
     texts = [row.chosen for row in rows] + [row.rejected for row in rows]
-    ended = [text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token for text in texts]
+    end = end_token(tokenizer)
+    ended = [text if text.endswith(end) else text + end for text in texts]
     token_ids = tokenizer(ended, truncation=max_length is not None, max_length=max_length)["input_ids"]
     rewards = sequence_logits(model, token_ids).squeeze(-1).double()
     return torch.stack([rewards[: len(rows)], rewards[len(rows) :]], dim=1).softmax(dim=1)

@@ -23,7 +23,7 @@ from ...core.modeling.batches import keep_trainable
 from ...core.training.load import as_config, reject_stream
 from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values
-from ..data.prepare import confidence_weights
+from ..data.prepare import confidence_weights, with_end_token
 from .configs import WeakToStrongRewardConfig
 from .objective import PAPER, LearnsFromWeakLabels, WeakSupervision
 
@@ -84,8 +84,9 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
+        args = as_config(args, WeakToStrongRewardConfig, model, "WeakToStrongReward")
         super().__init__(
-            model=model, args=as_config(args, WeakToStrongRewardConfig, model, "WeakToStrongReward"),
+            model=model, args=with_end_token(args, model, processing_class),
             data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processing_class, compute_metrics=compute_metrics, callbacks=callbacks,
             optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,

@@ -31,6 +31,7 @@ from ...core.training.load import (
 )
 from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values, columns_of
+from ..data.prepare import with_end_token
 from ..labels.weak_model import narrow, weak_reference
 from .configs import WeakToStrongSFTConfig
 from .objective import PAPER
@@ -95,6 +96,7 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
         weak_processing_class: PreTrainedTokenizerBase | None = None,
     ):
         args = as_config(args, WeakToStrongSFTConfig, model, "WeakToStrongSFT")
+        args = with_end_token(args, model, processing_class)
         self._learns_tokens = weak_model is not None
         self.reference = None
         if self._learns_tokens:
