@@ -8,14 +8,16 @@ from functools import partial
 import torch
 from torch import nn
 
+from trl_extensions.core.generation.transformers import TransformersEngine
+from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.modeling import chunked
 from trl_extensions.core.modeling.head import OutputHead
 from trl_extensions.tnt import fused_loss
 
 from . import trainers as make
-from .checks import definitions, kernels
+from .checks import definitions, inference, kernels
 from .measure import Bench, free
-from .models import SIZES, Size, lora, make_model, quantise, twin
+from .models import SIZES, Size, lora, make_model, make_tokenizer, quantise, twin
 from .trainers import Step, step_of
 
 
@@ -44,6 +46,7 @@ def cases(sizes: list[str]) -> list[Case]:
         Case("ceilings", ceilings),
         Case("kernels", lambda bench: kernels(bench, size)),
         Case("definitions", lambda bench: definitions(bench, size)),
+        Case("inference", inference),
         Case(f"{name} full", lambda bench: full(bench, f"{name} full", size), 15),
         Case("train", train_and_evaluate, 15),
         Case(f"{name} LoRA", lambda bench: adapters(bench, f"{name} LoRA", size, weak), 12),
@@ -52,6 +55,7 @@ def cases(sizes: list[str]) -> list[Case]:
         Case(f"{name} chunks", lambda bench: chunks(bench, f"{name} chunks", size)),
         Case(f"{name} checkpointing", lambda bench: checkpointing(bench, f"{name} checkpointing", size)),
     ]
+    own.append(Case(f"{name} sampling", lambda bench: sampling(bench, f"{name} sampling", size)))
     for other in sizes[1:]:
         large = SIZES[other]
         own += [
@@ -169,6 +173,7 @@ def shared(bench: Bench, case: str, size: Size, attention: str) -> None:
         own.set_attn_implementation(kind)
         return own
 
+    plainly = attention == "sdpa"  # counting does not go with every compiled kernel
     kinds = {"apart": (False, "sdpa"), f"shared, {attention}": (True, attention)}
     for constitutions in (2, 4):
         data = make.queries(size, constitutions, max(1, size.queries // constitutions), size.shared_prompt)
@@ -177,14 +182,14 @@ def shared(bench: Bench, case: str, size: Size, attention: str) -> None:
                 lambda share, kind, data: step_of(
                     make.sami(model(kind), size, cpu, data, share_prefix=share, log_kl=False)), share, kind, data
             ) for name, (share, kind) in kinds.items()
-        })  # fmt: skip
+        }, count=plainly)  # fmt: skip
     rows = make.samples(size, size.shared_prompt, size.response)
     data = make.signed(rows, size.shared_prompt)
     bench.compare(case, {
         f"TNT, 4 of a prompt, {name}": partial(
             lambda share, kind: step_of(make.tnt(model(kind), size, cpu, data, share_prefix=share)), share, kind
         ) for name, (share, kind) in kinds.items()
-    })  # fmt: skip
+    }, count=plainly)  # fmt: skip
 
 
 def chunks(bench: Bench, case: str, size: Size) -> None:
@@ -214,7 +219,7 @@ def chunks(bench: Bench, case: str, size: Size) -> None:
         return Step(run, holder, number)
 
     def tnt(elements: int, states, head, other) -> torch.Tensor:
-        with _set(fused_loss, _CHUNK_ELEMENTS=elements):
+        with _set(fused_loss, _CHUNK_ELEMENTS=elements, _CUDA_CHUNK_ELEMENTS=elements):
             return fused_loss.fused_negative_loss(
                 states, head, ref_states, other, ids, signs, fused_loss.Objective("ff")
             ).total
@@ -271,6 +276,24 @@ def checkpointing(bench: Bench, case: str, size: Size) -> None:
         }, rounds=3)  # fmt: skip
 
 
+def sampling(bench: Bench, case: str, size: Size) -> None:
+    """Tokens a second of the engine in this process: prompts of one length, no end before the limit."""
+    tokenizer = make_tokenizer()
+    model = make_model(size, bench.device, torch.bfloat16).eval()
+    model.generation_config.eos_token_id = None
+    prompts = [" ".join("abc"[(i * j) % 3] for j in range(size.prompt)) for i in range(8 * size.rows)]
+    engine = TransformersEngine(model, tokenizer, batch_tokens=2**20)
+    params = GenerationParams(max_new_tokens=max(8, size.prompt // 2), temperature=1.0)
+    written: list[int] = []
+
+    def run() -> None:
+        written.append(sum(generation.num_tokens for _, generation in engine.generate(prompts, params)))
+
+    bench.seconds(run)
+    seconds = bench.seconds(run)
+    bench.write(what="ceiling", name=f"{case}, {len(prompts)} prompts, tokens a second", value=written[-1] / seconds)
+
+
 def compiled(bench: Bench, case: str, size: Size) -> None:
     """`torch.compile` of each decoder layer, in place; `first_s` is the time of the first step, compilation in it."""
     base = make_model(size, bench.device, torch.bfloat16)
@@ -285,7 +308,7 @@ def compiled(bench: Bench, case: str, size: Size) -> None:
     for name, trainer in (("TRL SFT", make.sft), ("TNT", make.tnt)):
         bench.compare(case, {
             f"{name}, {'compiled' if on else 'eager'}": partial(build, trainer, on) for on in (False, True)
-        }, rounds=3)  # fmt: skip
+        }, rounds=3, count=False)  # fmt: skip
 
 
 def train_and_evaluate(bench: Bench) -> None:

@@ -7,12 +7,16 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from trl_extensions.core.generation.transformers import TransformersEngine
+from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.modeling import chunked
 from trl_extensions.core.modeling.head import OutputHead
+from trl_extensions.tnt.scores import score_rows
+from trl_extensions.weak_to_strong.trainers.features import features
 
 from ..speed import paths_sami, paths_tnt, paths_w2s
 from .measure import Bench
-from .models import Size, make_model
+from .models import SIZES, Size, make_model, make_tokenizer
 
 
 # Relative, by norms. Float32 products differ in the order of their sums; bfloat16 has eight bits.
@@ -98,6 +102,39 @@ def definitions(bench: Bench, size: Size) -> None:
             _compare(bench, f"{method} / CPU, float32", there, here, EXACT)
             half = _run(policy, original, ours, bench.device, torch.bfloat16)
             _compare(bench, f"{method} bfloat16 / CPU float32", half, here, HALF, gradient=0.1)
+
+
+def inference(bench: Bench) -> None:
+    """What is sampled, scored and read out of models on the device against the CPU, in float32."""
+    tokenizer = make_tokenizer()
+    size = replace(SIZES["tiny"], vocabulary=len(tokenizer))
+    model, original = (make_model(size, torch.device("cpu"), torch.float32, seed=seed) for seed in (0, 1))
+    classifier = make_model(size, torch.device("cpu"), torch.float32, labels=2)
+    prompts = ["a b c", "c", "b b a a c c", "a"]
+    rows = [{"prompt": prompt, "completion": "c b a", "negative_spans": [[2, 3]]} for prompt in prompts]
+
+    def run(device: torch.device) -> dict[str, torch.Tensor | list[str]]:
+        own, other, pooled = (copy.deepcopy(m).to(device).eval() for m in (model, original, classifier))
+        found: dict[str, torch.Tensor | list[str]] = {}
+        for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+            params = GenerationParams(max_new_tokens=12, temperature=temperature)
+            written = dict(
+                TransformersEngine(own, tokenizer).generate(prompts, params, seeds=list(range(len(prompts))))
+            )
+            found[name] = [written[number].text for number in range(len(prompts))]
+        scores = score_rows(own, tokenizer, rows, original=other)
+        found["scores"] = torch.tensor([list(score.values()) for score in scores])
+        token_ids = tokenizer(prompts)["input_ids"]
+        found["features"] = torch.from_numpy(features(pooled, token_ids, progress=False))
+        return found
+
+    with bench.guarded("inference", "all"):
+        there, here = run(bench.device), run(torch.device("cpu"))
+        for name in ("greedy", "sampled"):
+            different = sum(one != other for one, other in zip(there[name], here[name], strict=True))
+            bench.check("inference", f"texts / CPU: {name}", different / len(prompts), 0.0)
+        for name in ("scores", "features"):
+            bench.check("inference", f"numbers / CPU: {name}", distance(there[name], here[name]), EXACT)
 
 
 def _on(batch: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -74,7 +74,7 @@ def _checks(rows: list[dict[str, Any]]) -> str:
         groups[row["case"], row["name"].partition(":")[0] if row["case"] != "kernels" else _kernel(row)].append(row)
     lines = []
     for (case, name), own in groups.items():
-        worst = max(own, key=lambda row: (not row["ok"], row["difference"] / row["tolerance"]))
+        worst = max(own, key=lambda row: (not row["ok"], row["difference"] / max(row["tolerance"], 1e-9)))
         state = "ok" if worst["ok"] else "NO"
         lines.append(f"- {state} {case}, {name}: {worst['difference']:.1e} of {worst['tolerance']:.0e} "
                      f"({worst['name'].rpartition(': ')[2]}; {len(own)} checks)")  # fmt: skip
