@@ -303,19 +303,20 @@ def _change(own: dict) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Both axes by learning rate, a line for each beta (and other setting): the least rise of a principle's obedience,
-    unchanged answers, and the relative change in nats of people's answers."""
+    """Both axes by learning rate, a line for each beta, of the principles, filter, layers and steps that have the most
+    points: least rise of a principle's obedience, unchanged answers, relative change in nats of people's answers."""
     from trl_extensions.core.runs import plots
 
     if not rows:
         return
-    figure, axes = plots.panels(3)
-    lines: dict[str, list[dict]] = {}
+    groups: dict[str, list[dict]] = {}
     for row in rows:
-        point = row["point"]
-        other = {key: Path(value).stem if key == "principles" else value for key, value in point.items()}
-        names = [key for key in AXES if key != "learning_rate" and len({str(r["point"][key]) for r in rows}) > 1]
-        lines.setdefault(", ".join(f"{key} {other[key]}" for key in names) or "all points", []).append(row)
+        others = [str(value) for key, value in row["point"].items() if key not in ("beta", "learning_rate")]
+        groups.setdefault(" ".join(others), []).append(row)
+    lines: dict[str, list[dict]] = {}
+    for row in sorted(max(groups.values(), key=len), key=lambda row: row["point"]["beta"]):
+        lines.setdefault(f"beta {row['point']['beta']:g}", []).append(row)
+    figure, axes = plots.panels(3)
     measures = [
         ("least rise of obedience", lambda row: min(
             (own["all"]["difference"] for own in row["obedience"].values()), key=lambda d: d["value"])),
@@ -329,6 +330,9 @@ def draw(rows: list[dict], path: Path) -> None:
             series[name] = [row["point"]["learning_rate"] for row in own], [measure(row) for row in own]
         plots.line_plot(panel, series)
         panel.set(xlabel="learning rate", ylabel=label, xscale="log")
+        rates = sorted({rate for line, _ in series.values() for rate in line})
+        panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        panel.minorticks_off()
     axes[0].axhline(0, color=plots.BEFORE, linestyle=":")
     axes[1].axhline(0.6, color=plots.BEFORE, linestyle=":")
     axes[2].axhline(0.02, color=plots.BEFORE, linestyle=":")

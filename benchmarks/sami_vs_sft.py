@@ -79,9 +79,10 @@ def main(argv: list[str]) -> None:
     }
     report = RunReport(f"SAMI and plain SFT on the responses of round {round_}")
     report.table(
-        ["", "MI bound", "contrast per token", "same responses", "which constitution?", "KL", "tokens", "distinct-2"],
+        ["", "tight bound", "same order", "which constitution?", "same order", "same responses", "obeyed", "unchanged",
+         "people's answers", "KL", "tokens", "distinct-2"],
         [[name, *_row(result)] for name, result in results.items()],
-    )
+    )  # fmt: skip
     report.data = results
     path = report.write(folder)
     print(path.read_text())
@@ -91,10 +92,15 @@ def _row(result: dict) -> list:
     def pm(value):
         return f"{value['mean']:.3f} ± {value['se']:.3f}"
 
-    fixed = result.get("fixed_responses", result)
-    columns = [pm(result["mi_bound"]), pm(result["contrast_per_token"]), pm(fixed["mi_bound"])]
-    columns += [f"{result['accuracy_columns']['mean']:.0%}", result["kl"]["mean"], f"{result['length']:.0f}"]
-    return [*columns, result["distinct_2"]]
+    same, moved = result["same_order"], result["side_effects"]
+    obeyed = ", ".join(f"{name} {own['all']['obeyed']['value']:.0%}" for name, own in result["obedience"].items())
+    unchanged = moved["plain_answers"].get("unchanged")
+    people = moved.get("references", {}).get("relative_change")
+    columns = [pm(result["mi_bound"]), pm(same["mi_bound"])]
+    columns += [f"{own['accuracy_columns']['mean']:.0%}" for own in (result, same)]
+    columns += [pm(result.get("fixed_responses", result)["mi_bound"]), obeyed]
+    columns += [f"{unchanged['value']:.0%}" if unchanged else "", f"{people['value']:+.1%}" if people else ""]
+    return [*columns, result["kl"]["mean"], f"{result['length']:.0f}", result["distinct_2"]]
 
 
 if __name__ == "__main__":

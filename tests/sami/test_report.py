@@ -11,7 +11,7 @@ from trl_extensions.cli.sami import METHOD
 PRINCIPLES = """\
 principles:
   - {name: brief, definition: Be brief., antithesis: Explain at length., check: {words: {at_most: 3}}}
-  - {name: 箇条書き, definition: 箇条書きで答える。, antithesis: 一つの段落で答える。, check: {list_items: {at_least: 2}}}
+  - {name: 箇条書き, definition: 箇条書きで書く。, antithesis: 一つの段落で書く。, check: {list_items: {at_least: 2}}}
   - {name: warm, definition: Be friendly and warm., antithesis: Be cold and plain., check: {judge: true}}
 """
 

@@ -172,7 +172,8 @@ def side_effects(
     - `multiple_choice`, of a file of `question`, `choices`, `answer`: share of questions whose right choice has the
       highest log-probability per token as a reply, as it stands and without an end; `original` and `difference` alike.
     """
-    model, tokenizer, result = engine.model, engine.tokenizer, {}
+    model, tokenizer = engine.model, engine.tokenizer
+    result: dict[str, dict[str, Any]] = {}
     options: dict[str, Any] = {"ref_model": ref_model, "batch_tokens": batch_tokens}
     plain = [Query(query.id, query.text) for query in queries]
     sample_outputs(engine, plain, params, output, num_samples=0, conversational=conversational)
@@ -191,12 +192,12 @@ def side_effects(
         scores = score_completions(model, tokenizer, load_references(references, conversational), **options)
         result["references"] = {"n": len(scores), "nats_per_token": _per_token(_nats(scores), scores)}
         if "logp_original" in scores[0]:
-            before = [-score["logp_original"] for score in scores]
-            change = [nats - was for nats, was in zip(_nats(scores), before, strict=True)]
-            low, high = bootstrap_ratio(change, before)
+            were = [-score["logp_original"] for score in scores]
+            change = [nats - was for nats, was in zip(_nats(scores), were, strict=True)]
+            low, high = bootstrap_ratio(change, were)
             result["references"] |= {
-                "original": _per_token(before, scores),
-                "relative_change": {"value": sum(change) / sum(before), "low": low, "high": high},
+                "original": _per_token(were, scores),
+                "relative_change": {"value": sum(change) / sum(were), "low": low, "high": high},
             }
     if multiple_choice:
         questions = load_multiple_choice(multiple_choice, conversational)
@@ -315,9 +316,9 @@ def evaluate_rows(
     """Score a model (`is_original`: KL is 0 by definition) on held-out responses, and write the JSON file `output`.
 
     It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, are counted only), scored
-    under the principles in a fresh order; and of that the scores alone under `same_order` (as sampled), `fixed_responses`
-    (of `fixed_rows`, responses of another model, the same texts in every round) and `held_out_principles` (of
-    `unseen_rows`, sampled under principles that are not trained); and what is in `more`.
+    under the principles in a fresh order; and of that the scores alone under `same_order` (as sampled),
+    `fixed_responses` (of `fixed_rows`, responses of another model, the same texts in every round) and
+    `held_out_principles` (of `unseen_rows`, sampled under principles that are not trained); and what is in `more`.
     """
     scored = [row for row in rows if row["kept"]]
     if not scored:
@@ -331,7 +332,11 @@ def evaluate_rows(
     sampled = scored if all("sampled_prompts" in row for row in scored) else []  # not in rows of earlier versions
     for name, own in {"same_order": sampled, "fixed_responses": fixed_rows, "held_out_principles": unseen}.items():
         if own:
-            options = {"same_order": name == "same_order", "measure_kl": False, "batch_tokens": batch_tokens}
+            options: dict[str, Any] = {
+                "same_order": name == "same_order",
+                "measure_kl": False,
+                "batch_tokens": batch_tokens,
+            }
             means = summarise(own, score_rows(model, tokenizer, own, **options))
             result[name] = {score: means[score] for score in (*SCORES, "num_queries", "max_bound")}
     result |= more or {}

@@ -181,7 +181,8 @@ def parse_principles(document: Any, source: str) -> list[Principle]:
     except ValidationError as error:
         [first, *_] = error.errors(include_url=False)
         names = [f"`{part}`" for part in first["loc"] if isinstance(part, str)]
-        place = [names[0], f"principle {first['loc'][1] + 1}", *names[1:]] if len(first["loc"]) > 1 else names
+        number = next((part for part in first["loc"] if isinstance(part, int)), None)
+        place = names if number is None else [names[0], f"principle {number + 1}", *names[1:]]
         where = ": ".join([source, *(place[1:] if len(place) > 1 else place)])
         form = "the file has the one key `principles`, a list of entries `name`, `definition` and `antithesis`"
         raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')} ({form})") from None
