@@ -5,9 +5,9 @@
         --layers all third --response_filter none check --steps 12 --jobs 8 --output runs/sami_sweep
 
 Responses of the original are sampled once a file of principles; every point trains a fresh LoRA adapter on the same
-rows (`check`: only those whose responses pass the checks of what they were sampled under) and answers the same
-held-out queries. A point is a line of `points.jsonl`; one that is there already is not made again. `--grid FILE` takes
-a JSON list of settings in place of the product of the lists. Prints a table and draws `tradeoff.png`.
+rows (`check`: responses that pass the checks of what they are contrasted on, out of several samples) and answers the
+same held-out queries. A point is a line of `points.jsonl`; one that is there already is not made again. `--grid FILE`
+takes a JSON list of settings in place of the product of the lists. Prints a table and draws `tradeoff.png`.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--grid", type=Path, help="JSON list of settings, in place of the product of the lists above")
     parser.add_argument("--batch_size", type=int, default=16, help="queries a step")
     parser.add_argument("--num_prompts", type=int, default=600, help="training queries to sample for")
+    parser.add_argument("--samples", type=int, default=3, help="a training query: greedy, then at temperature 0.8")
     parser.add_argument("--num_eval_prompts", type=int, default=100)
     parser.add_argument("--num_references", type=int, default=200)
     parser.add_argument("--max_new_tokens", type=int, default=80)
@@ -153,10 +154,12 @@ def prepare(args: argparse.Namespace, file: str) -> dict:
 
     folder, engine, principles = folder_of(args, file), engine_of(args), load_principles(file)
     folder.mkdir(exist_ok=True)
-    report = sample_rows(
-        engine, queries_of(args)[0], principles, params=GenerationParams(args.max_new_tokens), seed=args.seed,
-        output=folder / "samples.jsonl", filters=ResponseFilters(drop_truncated=False), chunk_size=1000,
-    )  # fmt: skip
+    for number in range(args.samples):
+        params = GenerationParams(args.max_new_tokens, 0.8 if number else 0.0, seed=number)
+        report = sample_rows(
+            engine, queries_of(args)[0], principles, params=params, seed=args.seed, chunk_size=1000,
+            output=folder / f"samples_{number}.jsonl", filters=ResponseFilters(drop_truncated=False),
+        )  # fmt: skip
     rows = [row for row in sample_held_out(args, engine, principles, folder / "eval_samples.jsonl") if row["kept"]]
     if not (folder / "evaluation.json").exists():
         result = {"side_effects": second_axis(args, engine, folder / "plain.jsonl", None)}
@@ -165,21 +168,38 @@ def prepare(args: argparse.Namespace, file: str) -> dict:
             scores = score_rows(engine.model, engine.tokenizer, rows, same_order=same, **options)
             result[name] = summarise(rows, scores)
         (folder / "evaluation.json").write_text(json.dumps(result))
-    kept = len(filtered(folder / "samples.jsonl", principles))
-    return {"kept": report.kept, "of": report.sampled, "kept by check": kept}
+    kept = [len(training_rows(args, folder, principles, name)) for name in ("none", "check")]
+    return {"of": report.sampled, "kept": kept[0], "kept by check": kept[1]}
 
 
-def filtered(path: Path, principles: list) -> list[dict]:
+def training_rows(args: argparse.Namespace, folder: Path, principles: list, response_filter: str) -> list[dict]:
+    """The greedy responses that the usual filters keep; or by `check`, for each constitution the first of all samples
+    that is no echo and passes the checks of the principles the row contrasts."""
     from trl_extensions.core.generation.sampling import completion_text
     from trl_extensions.sami.checks import disobeys
     from trl_extensions.sami.data import load_rows
+    from trl_extensions.sami.sampling import is_echo, is_evasive
 
-    checks = {own.name: own.check for own in principles}
-    return [
-        row for row in load_rows(path)
-        if not any(disobeys(checks, chosen, completion_text(text))
-                   for chosen, text in zip(row["choices"], row["completions"], strict=True))
-    ]  # fmt: skip
+    if response_filter == "none":
+        return load_rows(folder / "samples_0.jsonl")
+    files = [load_rows(folder / f"samples_{number}.jsonl", kept_only=False) for number in range(args.samples)]
+    checks, kept = {own.name: own.check for own in principles}, []
+    for samples in zip(*files, strict=True):
+        row = dict(samples[0])
+        for name in ("completions", "truncated", "num_tokens"):
+            row[name] = []
+        for j, constitution in enumerate(row["constitutions"]):
+            for own in samples:
+                text = completion_text(own["completions"][j])
+                bad = not text.strip() or is_echo(text, constitution) or is_evasive(text)
+                if not bad and not disobeys(checks, row["choices"], j, text):
+                    for name in ("completions", "truncated", "num_tokens"):
+                        row[name].append(own[name][j])
+                    break
+        texts = [completion_text(completion) for completion in row["completions"]]
+        if len(set(texts)) == len(row["constitutions"]):
+            kept.append(row)
+    return kept
 
 
 def run_point(args: argparse.Namespace, point: dict) -> dict:
@@ -202,8 +222,7 @@ def run_point(args: argparse.Namespace, point: dict) -> dict:
     name = "-".join(str(Path(value).stem if key == "principles" else value) for key, value in point.items())
     output = args.output / name
     output.mkdir(exist_ok=True)
-    samples = folder / "samples.jsonl"
-    rows = filtered(samples, principles) if point["response_filter"] == "check" else load_rows(samples)
+    rows = training_rows(args, folder, principles, point["response_filter"])
     engine = engine_of(args)
     layers = engine.model.config.num_hidden_layers
     lora = LoraConfig(

@@ -108,8 +108,11 @@ class TestChecks:
 
     def test_a_filter_lets_pass_what_only_a_judge_can_tell(self):
         checks = {"a": principle(words=1).check, "b": principle(judge=True).check, "c": None}
-        assert not disobeys(checks, {"a": True, "b": True, "c": True}, "one")
-        assert disobeys(checks, {"a": False, "b": True, "c": True}, "one")
+        choices = [{"a": True, "b": True, "c": True}, {"a": False, "b": False, "c": True}]
+        assert not disobeys(checks, choices, 0, "one") and disobeys(checks, choices, 0, "one two")
+        assert disobeys(checks, choices, 1, "one")
+        # chosen alike in both: nothing to contrast
+        assert not disobeys(checks, [choices[0], choices[0] | {"b": False}], 0, "one two")
 
 
 def row(id, *texts, sides=(True, False)):

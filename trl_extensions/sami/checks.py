@@ -152,10 +152,16 @@ def language_guesser(language: str) -> Callable[[str], bool]:
     return lambda text: py3langid.classify(text)[0] == language
 
 
-def disobeys(checks: Mapping[str, PrincipleCheck | None], choices: Mapping[str, bool], text: str) -> bool:
-    """Whether a response fails a check that can be counted, of the principles chosen for it (by name: whether the
-    definition)."""
-    return any(own is not None and own.obeyed(choices[name], text) is False for name, own in checks.items())
+def disobeys(
+    checks: Mapping[str, PrincipleCheck | None], choices: Sequence[Mapping[str, bool]], number: int, text: str
+) -> bool:
+    """Whether the response of a row with that `number` fails a check that can be counted. `choices` are those of the
+    row: principles chosen alike in all of its constitutions do not count, for they contrast nothing."""
+    return any(
+        own is not None and own.obeyed(choices[number][name], text) is False
+        for name, own in checks.items()
+        if len({one[name] for one in choices}) > 1
+    )
 
 
 def obedience(

@@ -42,8 +42,8 @@ _NUMBER = re.compile(r"^\d+\.\s+")
 class ResponseFilters:
     """What makes a row unfit for training: a response that starts with one of the `evasive_openings`, is longer than
     `max_tokens`, hit the generation limit, and so never ended (`drop_truncated`), or repeats its constitution
-    (`drop_echo`), two equal responses (`drop_equal`), and one that fails the check of a principle it was sampled under
-    (`drop_disobedient`)."""
+    (`drop_echo`), two equal responses (`drop_equal`), and one that fails the check of a principle that tells its
+    constitution from another of the row (`drop_disobedient`)."""
 
     evasive_openings: tuple[str, ...] = EVASIVE_OPENINGS
     max_tokens: int | None = None
@@ -213,7 +213,8 @@ def sample_rows(
         constitutions, answers = [one.text for one in own], [one.text for one in responses]
         reason = rejection_reason(responses, constitutions, filters)
         if reason is None and filters.drop_disobedient:
-            bad = (disobeys(checks, one.choices, text) for one, text in zip(own, answers, strict=True))
+            choices = [one.choices for one in own]
+            bad = (disobeys(checks, choices, number, text) for number, text in enumerate(answers))
             reason = "disobedient" if any(bad) else None
         chats = [[{"role": "assistant", "content": text}] for text in answers]
         return row | {
