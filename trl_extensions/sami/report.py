@@ -43,10 +43,10 @@ def write_report(folder: Path) -> Path:
 
 
 def summary_of(report: Path) -> str:
-    """What a report says first: the paragraph under its title, and the table by round."""
-    paragraphs = report.read_text(encoding="utf-8").split("\n\n")
-    table = next(paragraph for paragraph in paragraphs if paragraph.startswith("| round"))
-    return f"{paragraphs[1]}\n\n{table}"
+    """What a report says first: all under its title up to the first heading, and the table by round."""
+    text = report.read_text(encoding="utf-8")
+    table = next(paragraph for paragraph in text.split("\n\n") if paragraph.startswith("| round"))
+    return text.partition("\n## ")[0].partition("\n")[2].strip() + f"\n\n{table}"
 
 
 def _round_data(folder: Path, number: int) -> dict[str, Any]:
