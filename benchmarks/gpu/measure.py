@@ -24,8 +24,22 @@ def _product(_into, left, right, *_, **__) -> int:
     return 2 * left[0] * left[1] * right[1]
 
 
-# Products with a sum, which torch's counter does not know in place or with an `out_dtype`
+def _attention(query, key, value, *_, **__) -> int:
+    """The scores and their product with the values, a full square whatever is masked; heads may share keys."""
+    return 2 * query[0] * query[1] * query[2] * key[2] * (query[3] + value[3])
+
+
+def _attention_backward(_gradient, query, key, value, *_, **__) -> int:
+    """The scores again, and the gradients of values, scores, queries and keys."""
+    return query[0] * query[1] * query[2] * key[2] * (6 * query[3] + 4 * value[3])
+
+
+# Products with a sum, which torch's counter does not know in place or with an `out_dtype`, and attention, of which it
+# takes no grouped heads
 _KNOWN = {torch.ops.aten.addmm: _product, torch.ops.aten.addmm_: _product}
+for _kind in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu"):
+    for _suffix, _formula in (("", _attention), ("_backward", _attention_backward)):
+        _KNOWN[getattr(torch.ops.aten, f"_scaled_dot_product_{_kind}{_suffix}")] = _formula
 
 
 @dataclass
@@ -121,9 +135,8 @@ class Bench:
         clear(step)
         flops = None
         if count:
-            with FlopCounterMode(display=False, custom_mapping=_KNOWN) as counter:
-                step.run()
-            flops = counter.get_total_flops()
+            with self.guarded(case, f"{path}, counted"):
+                flops = counted_flops(step.run)
             clear(step)
         row = {
             "ms": 1e3 * statistics.median(seconds), "low": 1e3 * min(seconds), "high": 1e3 * max(seconds),
@@ -131,6 +144,13 @@ class Bench:
         }  # fmt: skip
         self.write(what="step", case=case, path=path, **row)
         print(case, path, {name: value for name, value in row.items() if name != "flops"}, flush=True)
+
+
+def counted_flops(work: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products of some work; a multiplication and an addition are two."""
+    with FlopCounterMode(display=False, custom_mapping=_KNOWN) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def shortly(error: BaseException) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import measure
 from benchmarks.gpu.cases import cases
-from benchmarks.gpu.measure import Bench
+from benchmarks.gpu.measure import Bench, counted_flops
 from benchmarks.gpu.models import SIZES, make_model, twin
 from benchmarks.gpu.report import write_report
 from benchmarks.gpu.trainers import Step
@@ -64,6 +65,20 @@ def test_a_path_that_fails_leaves_the_others(tmp_path):
     error, step = rows_of(tmp_path)
     assert (error["what"], error["path"]) == ("error", "bad") and "out of luck" in error["error"]
     assert step["flops"] == 2 * 2 * 3 * 5 and step["low"] <= step["ms"] <= step["high"]
+
+
+def test_flops_of_attention_by_hand():
+    query, key, value = (torch.randn(1, 4, 8, 16, requires_grad=True) for _ in range(3))
+
+    def attention() -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    product = 2 * 4 * 8 * 8 * 16  # of four heads
+    assert counted_flops(attention) == 2 * product
+    assert counted_flops(lambda: attention().sum().backward()) == (2 + 5) * product
+    own, shared = (1, 4, 8, 16), (1, 2, 8, 16)  # two heads to a key: as much work
+    assert measure._attention(own, shared, shared) == 2 * product
+    assert measure._attention_backward(own, own, shared, shared) == 5 * product
 
 
 WORKER = """
