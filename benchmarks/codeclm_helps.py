@@ -51,7 +51,7 @@ from trl_extensions.core.judge.pairwise import Pair, PairwiseJudge
 from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
 from trl_extensions.core.runs.report import write_atomically
 from trl_extensions.core.runs.run import check_resume
-from trl_extensions.embedded import EMBEDDED_ALIAS
+from trl_extensions.embedded import EMBEDDED_ALIAS, resolve_model_name
 
 
 ARMS = {
@@ -228,7 +228,7 @@ def train_point(args: argparse.Namespace, arm: str, seed: int) -> None:
             bf16=False, use_cpu=not cuda, save_strategy="no", logging_steps=1000, report_to="none", disable_tqdm=True,
         )  # fmt: skip
         lora = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": ["all-linear"]}
-        own = ModelConfig(model_name_or_path=args.target, dtype="float32", **lora)
+        own = ModelConfig(model_name_or_path=resolve_model_name(args.target), dtype="float32", **lora)
         if not Path(model).exists():
             train_on_data(own, config, folder / "data.jsonl", Path(model))
     engine = TransformersEngine(model, dtype="float32", batch_tokens=args.batch_tokens)

@@ -374,9 +374,10 @@ class TestScreens:
 
     def test_missing_package(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-        with pytest.raises(ImportError, match=r"pip install 'trl-extensions\[pii\]'") as error:
-            Screens(CodecLMConfig(screens=["pii"]))
-        assert "\n" not in str(error.value)
+        for build in (InstructionFilters, Screens):  # the one when a run begins, the other when it exports
+            with pytest.raises(ImportError, match=r"pip install 'trl-extensions\[pii\]'") as error:
+                build(CodecLMConfig(screens=["pii"]))
+            assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize(
         ("setting", "arguments"),

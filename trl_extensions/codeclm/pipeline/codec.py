@@ -298,7 +298,7 @@ class Pipeline:
         """Rewrites, the first one before anything is compared, until the scores of the two models are further apart
         than the threshold."""
         actions = await self._actions_for(basic)
-        for action in actions or [None]:
+        for action in actions or [""]:
             if action and (reason := await self._rewrite_last(basic, rounds, action)):
                 return {"reason": f"rewritten: {reason}"}
             await self._compare(f"{basic.id}/{len(rounds)}", rounds[-1])
@@ -306,7 +306,7 @@ class Pipeline:
             if abs(gap) > self._config.gap_threshold:
                 return {"outcome": "kept", "winner": "strong" if gap > 0 else "target", "iteration": len(rounds)}
         left = not actions or len(actions) == self._config.max_rounds
-        return {"reason": "no gap" if left else "no gap, and no action that was not taken"}
+        return {"reason": "no gap" if left else "no gap, and no action left"}
 
     async def _unscored(self, basic: BasicInstruction, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         """The last of the versions that contrastive filtering may look at, or one of them drawn at random, with the

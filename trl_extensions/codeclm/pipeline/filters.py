@@ -44,6 +44,8 @@ class InstructionFilters:
         self._config = config
         self._benchmarks = Benchmarks(config.decontaminate_against) if config.decontaminate_against else None
         self._language = _load_language_guesser(config.languages) if config.languages else None
+        for name in _PACKAGES.keys() & set(config.screens):  # those are asked last, when all is paid for
+            import_extra(*_PACKAGES[name])
         self.forget()
 
     def add(self, id: str, text: str) -> None:
@@ -243,6 +245,7 @@ class Screens:
         return found
 
 
+_PACKAGES = {"profanity": ("profanity_check", "profanity"), "pii": ("presidio_analyzer", "pii")}  # and their extras
 _CLASSIFIERS = {"bias": "unitary/unbiased-toxic-roberta:identity_attack"}
 _NOT_PERSONAL = {"URL", "DATE_TIME"}
 _BESIDE_ASCII = re.compile(r"(?<=[^\x00-\x7f])(?=[!-~])|(?<=[!-~])(?=[^\x00-\x7f])")
@@ -264,7 +267,7 @@ def _load_screen(name: str) -> Callable[[Sequence[str]], list[float]]:
 def _load_pii_check() -> Callable[[Sequence[str]], list[float]]:
     """A function from texts to the score of what is most surely personal data, by the patterns and check digits of
     Presidio: addresses, numbers of phones, cards, accounts and passports; no names, which take a model."""
-    presidio = import_extra("presidio_analyzer", "pii")
+    presidio = import_extra(*_PACKAGES["pii"])
     engines = import_extra("presidio_analyzer.nlp_engine", "pii")
     for noisy in ("presidio-analyzer", "tldextract"):  # recognizers of other languages; a list that is not fetched
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
