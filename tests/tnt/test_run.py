@@ -131,6 +131,7 @@ class TestCommands:
             ("run", {"no_such": 1}, "no_such"),
             ("train", {"dataset_name": "nowhere.jsonl"}, "no such file"),
             ("train", {}, "`train` needs `dataset_name`"),
+            ("train", {"dataset_name": "rows.jsonl", "max_kl": 0.1}, "`train` knows no target"),
             ("annotate", {}, "`annotate` needs `dataset_name`"),
             ("candidates", {}, "`candidates` needs `logs`"),
             ("annotate", {"logs": "logs.jsonl"}, "`logs` needs `candidates`"),

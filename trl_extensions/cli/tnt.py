@@ -80,6 +80,8 @@ def _annotate(run: Any) -> None:
 def _train(run: Any) -> None:
     if not run.args.dataset_name or not run.original:
         raise ValueError("`train` needs `dataset_name` (annotated outputs) and `model_name_or_path`.")
+    if run.args.target():
+        raise ValueError("`train` knows no target: give `target_reduction`, `min_preserved` and `max_kl` to `run`.")
     run.claim_training()
     run.train()
     print(f"model saved to {run.patched}")

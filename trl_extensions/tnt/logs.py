@@ -466,9 +466,9 @@ def rows_from_logs(logs: Sequence[LogRow], candidates: Sequence[Candidate]) -> l
         if not marks and outputs[place] in given:
             continue
         annotations = [{"start": m[0], "end": m[1], "by": m[2], "label": m[3], "severity": m[4]} for m in marks]
-        spans = merge_spans(marks)
+        merged = merge_spans(marks)
         made = {name: getattr(row, name) for name in ("index", "prompt", "completion", "truncated")}
-        made |= {"negative_spans": spans, **severities_of(spans, annotations), "annotations": annotations}
+        made |= {"negative_spans": merged, **severities_of(merged, annotations), "annotations": annotations}
         rows.append({"id": f"log-{row.index}", **made, "severity": max((mark[4] for mark in marks), default=0.0)})
     return rows
 

@@ -174,17 +174,14 @@ def draw_frontier(search: dict[str, Any], path: Path) -> Any:
     """Reduction against preservation in percent with their intervals, a line a round, the targets and what was chosen:
     figure and PNG."""
     figure, (axes,) = plots.panels(width=6.5, height=4.2)
-    rounds: dict[int, list[dict[str, Any]]] = {}
-    for point in search["points"]:
-        rounds.setdefault(point["round"], []).append(point)
-    for number, own in rounds.items():
-        own = sorted(own, key=lambda point: point["scale"])
+    for number in dict.fromkeys(point["round"] for point in search["points"]):
+        own = sorted((p for p in search["points"] if p["round"] == number), key=lambda point: point["scale"])
         x, y = ([[100 * p[name][key] for p in own] for key in ("value", "low", "high")] for name in AXES)
         ends = [[[abs(v - e) for v, e in zip(a[0], a[i], strict=True)] for i in (1, 2)] for a in (x, y)]
-        style = {"marker": "o", "elinewidth": 0.6, "color": plots.COLOURS[(number - 1) % len(plots.COLOURS)]}
-        axes.errorbar(x[0], y[0], ends[1], ends[0], label=f"round {number}, alpha {own[0]['alpha']:g}", **style)
-        for point, *place in zip(own, x[0], y[0], strict=True):
-            axes.annotate(f"{point['scale']:g}", place, (4, 4), textcoords="offset points", fontsize=7)
+        label, colour = f"round {number}, alpha {own[0]['alpha']:g}", plots.COLOURS[(number - 1) % len(plots.COLOURS)]
+        axes.errorbar(x[0], y[0], ends[1], ends[0], label=label, color=colour, marker="o", elinewidth=0.6)
+        for point, at, height in zip(own, x[0], y[0], strict=True):
+            axes.annotate(f"{point['scale']:g}", (at, height), (4, 4), textcoords="offset points", fontsize=7)
     chosen = [100 * search["chosen"][name]["value"] for name in AXES]
     axes.plot(*chosen, "o", markersize=13, fillstyle="none", color="black", label="chosen")
     for name, line in (("reduction", axes.axvline), ("preserved", axes.axhline)):

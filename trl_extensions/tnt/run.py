@@ -106,18 +106,21 @@ class TNTRun(Run):
         check_resume(self.folder / "training_settings.json", values, made=self.patched, started=trained)
 
     def stages(self) -> Iterator[Stage]:
-        rounds = range(1, self.args.max_rounds + 1)
-        search = [("validate", 0, "validation/original.json", "answers to the validation prompts")]
-        for number in rounds:
-            search.append(("train", number, f"search/round_{number}/model", f"training, round {number}"))
-            search.append(("validate", number, f"search/round_{number}/round.json", f"validating round {number}"))
-        search.append(("choose", "patched", "model", "choosing the strength"))
+        training: list[tuple[str, Any, str, str]] = [("train", "patched", "model", "training")]
+        if self.args.target():
+            training = [("validate", 0, "validation/original.json", "original: answering the validation prompts")]
+            for number in range(1, self.args.max_rounds + 1):
+                training.append(("train", number, f"search/round_{number}/model", f"training, round {number}"))
+                training.append(
+                    ("validate", number, f"search/round_{number}/round.json", f"validating round {number}")
+                )
+            training.append(("choose", "patched", "model", "choosing the strength"))
         for name, side, done, label in (
             ("sample", "original", "original/sampling.json", "sampling the original's outputs to train on"),
             ("annotate", "original", "original/annotation.json", "marking what is unwanted in them"),
             ("sample_more", "original", "original/more.json", "sampling what showed it again, if too few did"),
             ("sample_held_out", "original", "original/eval_sampling.json", "sampling answers to the held-out prompts"),
-            *(search if self.args.target() else [("train", "patched", "model", "training")]),
+            *training,
             ("sample_held_out", "patched", "patched/eval_sampling.json", "sampling answers to the held-out prompts"),
             ("evaluate", "patched", "evaluation.json", "comparing the two"),
         ):
@@ -222,8 +225,9 @@ class TNTRun(Run):
         scales = sorted({*self.args.scales, 1.0}) if fresh and can_scale(model) else [1.0]
         for scale in scales:
             place = folder / f"round_{number}_scale_{scale:g}"
-            scaled = own / "scaled"
-            scale_adapter(model, scaled, scale)
+            scaled = model if scale == 1.0 else own / "scaled"
+            if scale != 1.0:
+                scale_adapter(model, scaled, scale)
             after = place / "annotated.jsonl"
             self._sample_and_mark(str(scaled), queries, place / "outputs.jsonl", after)
             point = {"round": number, "steps": steps, "alpha": alpha, "scale": scale, "kl": None}
@@ -231,8 +235,8 @@ class TNTRun(Run):
             if self.args.max_kl is not None:
                 point["kl"] = self._kl(str(scaled), [row for row in read_jsonl(before) if not row["negative_spans"]])
             points.append(point)
-            shutil.rmtree(scaled)
             free_memory()
+        shutil.rmtree(own / "scaled", ignore_errors=True)
         write_atomically(own / "round.json", json.dumps({"points": points}, indent=2) + "\n")
 
     def choose(self, side: str = "patched") -> None:
@@ -317,15 +321,15 @@ class TNTRun(Run):
 
     def _kl(self, model: str, clean: list[dict[str, Any]]) -> float:
         """KL from the original, nats per token, on its clean outputs."""
-        engine = self.models.in_process(model)
-        original = None if self._is_behind(model) else self.models.in_process(self.original).model
-        options = {"original": original, "batch_tokens": self.args.eval_batch_tokens}
-        scores = score_rows(engine.model, engine.tokenizer, clean, **options)
+        engine, original = self.models.in_process(model), self._apart_from(model, self.original)
+        batch_tokens = self.args.eval_batch_tokens
+        scores = score_rows(engine.model, engine.tokenizer, clean, original=original, batch_tokens=batch_tokens)
         return sum(score["kl_kept"] for score in scores) / sum(score["kept_tokens"] for score in scores)
 
-    def _is_behind(self, patched: str) -> bool:
-        """Whether a model is an adapter on the original itself."""
-        return is_adapter_directory(patched) and _base_of(patched) == self.original
+    def _apart_from(self, patched: str, original: str) -> Any:
+        """The original, unless it is what a patched model's adapter lies on."""
+        behind_adapter = is_adapter_directory(patched) and _base_of(patched) == original
+        return None if behind_adapter else self.models.in_process(original).model
 
     def _sample_and_mark(self, model: str, queries: list[Query], outputs: Path, marked: Path, part: str | None = None):
         """One answer of a model to each prompt, which is complete, with marks: greedy, or in a `part` random."""
@@ -356,12 +360,10 @@ class TNTRun(Run):
 
     def _compare(self, original: str, patched: str) -> dict[str, Any]:
         engine = self.models.in_process(patched)
-        behind_adapter = is_adapter_directory(patched) and _base_of(patched) == original
         before, after = (read_jsonl(self.folder / side / "eval_annotated.jsonl") for side in ("original", "patched"))
         return evaluate_patch(
             engine.model, engine.tokenizer, before, after, self.folder / "evaluation.json",
-            original=None if behind_adapter else self.models.in_process(original).model,
-            batch_tokens=self.args.eval_batch_tokens,
+            original=self._apart_from(patched, original), batch_tokens=self.args.eval_batch_tokens,
         )  # fmt: skip
 
 
