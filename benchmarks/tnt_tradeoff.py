@@ -1,20 +1,28 @@
 """The trade-off of targeted negative training: how much of a phrase goes, against how much else stays, by variant.
 
     python benchmarks/tnt_tradeoff.py --annotated runs/tnt/annotated.jsonl --phrases "here's" "here is" "here are" \
-        --points ff:1 ff:5 rr:1 ul:1 sft --output runs/tnt_tradeoff
+        --points ff:1 ff:5 rr:1 ul:1 npo:5 simnpo:5 ftpo:2 sft --output runs/tnt_tradeoff
 
 Every point trains a fresh LoRA adapter on the same rows of the annotated outputs (`trl-ext tnt annotate`), in the same
 order, and answers the same held-out prompts greedily. `sft` is plain SFT (TRL's) on the clean rows alone, with as many
-steps. Points are appended to `points.jsonl` as they are made; a point that is there already is not made again.
+steps, `ftpo` (its number is the margin in logits, 2 as published) on the rows with a span alone; see `npo_losses` and
+`ftpo_losses`. Points are appended to `points.jsonl` as they are made, `--jobs` of them at a time, in processes that
+share one GPU where there is one; a point that is there already is not made again.
 """
 
 import argparse
 import json
+import math
+import multiprocessing
+import os
 import random
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -24,6 +32,7 @@ from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.generation import TransformersEngine
 from trl_extensions.core.generation.sampling import completion_text
 from trl_extensions.core.generation.types import GenerationParams
+from trl_extensions.core.modeling.chunked import dense_kl
 from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
 from trl_extensions.core.runs.run import check_resume
 from trl_extensions.embedded import resolve_model_name
@@ -31,7 +40,58 @@ from trl_extensions.tnt.annotate import merge_spans
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.data import prepare_rows
 from trl_extensions.tnt.evaluation import preservation, unwanted
-from trl_extensions.tnt.scores import score_rows
+from trl_extensions.tnt.scores import score_rows, scored_states
+
+
+def npo_losses(
+    logits: torch.Tensor, ref_logits: torch.Tensor, token_ids: torch.Tensor, weights: torch.Tensor, *,
+    alpha: float, beta: float, reference: bool,
+) -> torch.Tensor:  # fmt: skip
+    """Negative preference optimisation at the level of tokens: losses `(N,)` of N scored tokens, nats.
+
+    On unwanted tokens (`weights` below 0) alpha * 2 / beta * log(1 + (p / q)^beta) with probabilities p of the policy
+    and q of the original (NPO, arXiv 2404.05868, equation 3), or without `reference` 2 / beta * log(1 + p^beta)
+    (SimNPO, arXiv 2410.07163, at gamma 0 and a length of one token). On the others KL(q || p), which retains the rest.
+    """
+    index = token_ids[:, None]
+    logp, ref_logp = (own.log_softmax(-1).gather(-1, index)[:, 0] for own in (logits, ref_logits))
+    ratio = logp - ref_logp if reference else logp
+    unwanted = alpha * 2 / beta * torch.nn.functional.softplus(beta * ratio)
+    return torch.where(weights < 0, unwanted, dense_kl(logits, ref_logits, reverse=False))
+
+
+def ftpo_losses(
+    logits: torch.Tensor, ref_logits: torch.Tensor, rejected: torch.Tensor, banned: torch.Tensor, *,
+    margin: float, min_p: float = 0.01, most: int = 20, target_weight: float = 0.25, grace: float = 1.0,
+    other_weight: float = 0.4,
+) -> torch.Tensor:  # fmt: skip
+    """Final token preference optimisation (FTPO, arXiv 2510.15061): losses `(N,)` at N places where something unwanted
+    begins, with the token `rejected` `(N,)`; the defaults are the released configuration.
+
+    Chosen are the tokens c that the original gives at least `min_p` of the best one's probability, `most` at the most,
+    without those that unwanted spans begin with (`banned` `(V,)`). With logits y and d_c = y_c - y_rejected, the mean
+    of softplus(margin - d_c) is weighted by clamp((margin - d_c) / margin, 0, 1), all alike where those are all 0.
+    Added are mean squared distances of the logits to the original's: `target_weight` times that of chosen and rejected
+    ones beyond a `grace`, and `other_weight` times that of all others.
+    """
+    places = torch.arange(len(rejected), device=logits.device)
+    open_ = ref_logits.masked_fill(banned, -torch.inf)
+    open_[places, rejected] = -torch.inf
+    best, order = open_.topk(most, dim=-1)
+    kept = torch.zeros_like(open_).scatter_(
+        -1, order, (best >= ref_logits.amax(-1, keepdim=True) + math.log(min_p)).float()
+    )
+    kept[places, order[:, 0]] = 1.0  # at least one
+    ahead = margin - (logits - logits[places, rejected][:, None])
+    weights = (ahead / margin).clamp(0, 1) * kept
+    weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, kept)
+    preference = (weights * torch.nn.functional.softplus(ahead)).sum(-1) / weights.sum(-1)
+    target = kept.clone()
+    target[places, rejected] = 1.0
+    moved = logits - ref_logits
+    beyond = ((moved.abs() - grace).clamp(min=0) ** 2 * target).sum(-1) / target.sum(-1)
+    others = (moved**2 * (1 - target)).sum(-1) / (1 - target).sum(-1)
+    return preference + target_weight * beyond + other_weight * others
 
 
 class CachingTrainer(TNTTrainer):
@@ -40,10 +100,52 @@ class CachingTrainer(TNTTrainer):
     states: ClassVar[dict] = {}
 
     def _reference_states(self, model, states_of, inputs):
-        key = inputs["input_ids"].numpy().tobytes()
+        key = inputs["input_ids"].cpu().numpy().tobytes()
         if key not in self.states:
             self.states[key] = super()._reference_states(model, states_of, inputs)
         return self.states[key]
+
+
+class BaselineTrainer(CachingTrainer):
+    """`npo`, `simnpo` and `ftpo`, from full logits."""
+
+    def __init__(self, *args, baseline: str, strength: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.baseline, self.strength = baseline, strength
+        tokens = [
+            pair for row in self.train_dataset for pair in zip(row["input_ids"], row["token_weights"], strict=True)
+        ]
+        first = {own for before, (own, sign) in zip([(0, 1), *tokens], tokens, strict=False) if sign < 0 <= before[1]}
+        self.banned = torch.zeros(self.model.config.vocab_size, dtype=torch.bool, device=self.args.device)
+        self.banned[list(first)] = True
+
+    def chosen_places(self, batch) -> torch.Tensor:
+        """Of the scored tokens of a batch, in order, those with a loss: of FTPO the first of each span."""
+        weights = batch["token_weights"]
+        first = (weights[:, 1:] < 0) & (weights[:, :-1] >= 0)
+        return (first if self.baseline == "ftpo" else weights[:, 1:] != 0)[weights[:, 1:] != 0]
+
+    def count_items(self, batch):
+        return int(self.chosen_places(batch).sum())
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        reference, places = self._reference_states(model, scored_states, inputs), self.chosen_places(inputs)
+        scored = inputs["token_weights"][:, 1:] != 0
+        token_ids, weights = (inputs[name][:, 1:][scored][places] for name in ("input_ids", "token_weights"))
+
+        def forward(policy):
+            logits = policy.get_output_embeddings()(scored_states(policy, inputs)[places]).float()
+            ref_logits = (reference.states[places] @ reference.head.weight.T).float()
+            if self.baseline == "ftpo":
+                losses = ftpo_losses(logits, ref_logits, token_ids, self.banned, margin=self.strength)
+            else:
+                own = {"beta": 0.1, "reference": True} if self.baseline == "npo" else {"beta": 2.5, "reference": False}
+                losses = npo_losses(logits, ref_logits, token_ids, weights, alpha=self.strength, **own)
+            return losses.sum(), losses.detach()
+
+        total, losses = self._policy_forward(model, forward)
+        self.record({"loss": (losses, torch.ones_like(losses))}, tokens=inputs["attention_mask"])
+        return self.step_loss(total, len(losses))
 
 
 def main() -> None:
@@ -51,22 +153,62 @@ def main() -> None:
     train, held_out = split(read_jsonl(args.annotated), args)
     print(f"{len(train)} rows to train on, {sum(bool(row['negative_spans']) for row in train)} with spans; "
           f"{len(held_out)} held-out prompts", flush=True)  # fmt: skip
-    path = resolve_model_name(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path)
     points = args.output / "points.jsonl"
-    settings = {name: value for name, value in vars(args).items() if name not in ("points", "output", "save")}
+    settings = {name: value for name, value in vars(args).items() if name not in ("points", "output", "save", "jobs")}
     check_resume(args.output / "settings.json", settings, made=str(points), started=points.exists())
     done = {row["point"] for row in read_jsonl(points)} if points.exists() else set()
     with JsonlWriter(points) as writer:
-        for point in args.points:
-            if point not in done:
-                model, result = measure(point, model, tokenizer, train, held_out, args)
-                writer.append(result)
-                print(json.dumps(result), flush=True)
+        for result in in_processes(measure, [point for point in args.points if point not in done], prepare, args):
+            writer.append(result)
+            print(json.dumps(result), flush=True)
     rows = read_jsonl(points)
     reduced = [row for row in rows if row["reduction"] is not None]
     draw_tradeoff(reduced, args.output / "tradeoff.png")
+    print(
+        "| point | unwanted rate | removed | clean answers unchanged | KL on them | seconds |\n" + "| --- " * 6 + "|"
+    )
+    for row in sorted(rows, key=lambda row: (row["variant"], row["alpha"])):
+        share, kept = row["after"]["share"], row["preservation_interval"]
+        removed = "" if row["reduction"] is None else f"{row['reduction']:.0%}"
+        print(
+            f"| {row['point']} | {share['value']:.1%} ({share['low']:.0%} to {share['high']:.0%}) | {removed} | "
+            f"{row['preservation']:.0%} ({kept[0]:.0%} to {kept[1]:.0%}) | {row['kl_clean']:.4f} | "
+            f"{row['training_seconds']:.0f} |"
+        )
+
+
+def in_processes(work: Any, items: list, initialise: Any, args) -> Iterator:
+    """Results of `work(item)` as they come, in `args.jobs` processes that `initialise(args)` prepares."""
+    if args.jobs < 2 or len(items) < 2:
+        if items:
+            initialise(args)
+        yield from map(work, items)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(args.jobs, len(items)), spawn, initialise, (args,)) as pool:
+        waiting = {pool.submit(work, item): item for item in items}
+        for future in as_completed(waiting):
+            try:
+                yield future.result()
+            except Exception as error:  # one bad point must not cost the others
+                print(f"{waiting[future]}: {error!r}", flush=True)
+
+
+def load(args) -> tuple[Any, Any]:
+    """Model and tokenizer, where this process is one of `args.jobs`."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    path = resolve_model_name(args.model)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(path)
+
+
+process: dict[str, Any] = {}
+
+
+def prepare(args) -> None:
+    train, held_out = split(read_jsonl(args.annotated), args)
+    model, tokenizer = load(args)
+    process.update(args=args, train=train, held_out=held_out, model=model, tokenizer=tokenizer)
 
 
 def parse() -> argparse.Namespace:
@@ -88,6 +230,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lora_target_modules", default="all-linear", help="or a regular expression")
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--save", action="store_true", help="keep the adapters")
+    parser.add_argument("--jobs", type=int, default=1, help="points at a time, each in a process")
     return parser.parse_args()
 
 
@@ -109,8 +252,11 @@ def split(rows: list[dict], args) -> tuple[list[dict], list[dict]]:
     return train, greedy[: args.eval_limit]
 
 
-def measure(point: str, model, tokenizer, train: list[dict], held_out: list[dict], args):
-    """Train one point and answer the held-out prompts; returns the bare model and the result."""
+def measure(point: str) -> dict[str, Any]:
+    """Train one point and answer the held-out prompts."""
+    args, train, held_out, model, tokenizer = (
+        process[name] for name in ("args", "train", "held_out", "model", "tokenizer")
+    )
     variant, _, alpha = point.partition(":")
     alpha = float(alpha or 1)
     start = time.perf_counter()
@@ -147,13 +293,15 @@ def measure(point: str, model, tokenizer, train: list[dict], held_out: list[dict
     with JsonlWriter(saved) as writer:
         for row in outputs:
             writer.append(row)
-    return patched.unload(), result
+    process["model"] = patched.unload()
+    return result
 
 
 def build(variant: str, alpha: float, model, tokenizer, train: list[dict], args):
     steps = round(args.epochs * len(train) / args.batch)
     settings = {
-        "output_dir": str(args.output / "train"), "use_cpu": True, "bf16": False, "report_to": "none",
+        "output_dir": str(args.output / "train"), "use_cpu": not torch.cuda.is_available(), "bf16": False,
+        "report_to": "none",
         "per_device_train_batch_size": args.batch, "max_steps": steps, "learning_rate": args.learning_rate,
         "lr_scheduler_type": "cosine", "warmup_steps": max(1, steps // 20), "save_strategy": "no", "logging_steps": 5,
         "gradient_checkpointing": False, "seed": 0, "max_length": 512,
@@ -176,9 +324,12 @@ def build(variant: str, alpha: float, model, tokenizer, train: list[dict], args)
         return SFTTrainer(
             get_peft_model(model, lora), config, train_dataset=Dataset.from_list(tokens), processing_class=tokenizer
         )
-    rows = Dataset.from_list([{name: row[name] for name in columns} for row in train])
-    config = TNTConfig(**settings, variant=variant, alpha=alpha)
-    return CachingTrainer(model, config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    rows = [{name: row[name] for name in columns} for row in train if row["negative_spans"] or variant != "ftpo"]
+    how = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer, "peft_config": lora}
+    if variant in ("npo", "simnpo", "ftpo"):
+        config = TNTConfig(**settings, share_prefix=False)
+        return BaselineTrainer(model, config, **how, baseline=variant, strength=alpha)
+    return CachingTrainer(model, TNTConfig(**settings, variant=variant, alpha=alpha), **how)
 
 
 def answer(model, tokenizer, held_out: list[dict], args) -> list[dict]:
@@ -199,8 +350,9 @@ def answer(model, tokenizer, held_out: list[dict], args) -> list[dict]:
 STYLES = {
     "ff": ("#0072B2", "o"), "rr": ("#D55E00", "s"), "rf": ("#009E73", "^"), "fll": ("#CC79A7", "D"),
     "rll": ("#56B4E9", "v"), "ul": ("#E69F00", "P"), "nl": ("#000000", "X"), "sft": ("#808080", "*"),
+    "ftpo": ("#B22222", "h"), "npo": ("#6A5ACD", "<"), "simnpo": ("#8B6914", ">"),
 }  # fmt: skip
-BASELINES = ("ul", "nl", "sft")
+BASELINES = ("ul", "nl", "sft", "ftpo", "npo", "simnpo")
 
 
 def draw_tradeoff(points: list[dict], path: Path) -> None:
@@ -224,7 +376,9 @@ def draw_tradeoff(points: list[dict], path: Path) -> None:
                 axes.annotate(f"{point['alpha']:g}", place, (5, 5), textcoords="offset points", fontsize=7.5)
     axes.set(xlabel="unwanted rate removed (% of the original's)", ylabel="clean greedy outputs unchanged (%)")
     axes.grid(color="0.9", linewidth=0.6)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9, title="loss; numbers: alpha")
+    figure.legend(
+        loc="outside right upper", frameon=False, fontsize=9, title="loss; numbers: alpha, of ftpo the margin"
+    )
     figure.savefig(path, dpi=150, format="png")
 
 
