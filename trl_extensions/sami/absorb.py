@@ -56,6 +56,7 @@ class AbsorbTrainer(SAMITrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         teacher = self._reference_states(model, matched_states, inputs)
+        assert teacher is not None  # as `log_kl` is set
         lengths = pair_lengths(inputs)[inputs["matched"]]
 
         def forward(policy):
@@ -135,23 +136,34 @@ def evaluate_absorbed(
     """Answers of each of `CASES` to held-out queries, in `eval_outputs.jsonl`, and what they obey, in
     `evaluation.json`: by case, mean `length` in tokens and `obedience`, see `checks.obedience`, of the definitions and
     beside the original's answers without a constitution."""
-    output, result = folder / "eval_outputs.jsonl", {}
+    output, result = folder / "eval_outputs.jsonl", dict[str, Any]()
     for name in CASES:
-        how = {"conversational": conversational, "model": name}
+        how: dict[str, Any] = {"conversational": conversational, "model": name}
         if name == "prompted":
-            desired = {"template": template, "seed": seed}
-            sample_desired(engine_of(name), queries, principles, params, output, **desired, **how)
+            how |= {"template": template, "seed": seed}
+            sample_desired(engine_of(name), queries, principles, params, output, **how)
         else:
             sample_bare(engine_of(name), queries, params, output, **how)
         free_memory()
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
-    for row in load_outputs(output):
-        query = queries[row["index"]]
-        own = {"id": query.id, "query": query.text, "choices": [{principle.name: True for principle in principles}]}
-        rows[row["model"]].append(row | own | {"completions": [row["completion"]]})
-    for name, own in rows.items():
-        obeyed = obedience(principles, own, rows["original"])
+    outputs = load_outputs(output)
+    by_case = {name: [row for row in outputs if row["model"] == name] for name in CASES}
+    for name, own in by_case.items():
+        obeyed = desired_obedience(own, by_case["original"], queries, principles)
         length = fmean(row["num_tokens"] for row in own)
         result[name] = {"what": CASES[name], "queries": len(own), "length": length, "obedience": obeyed}
     write_atomically(folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
+
+
+def desired_obedience(
+    outputs: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], queries: Sequence[Query],
+    principles: Sequence[Principle],
+) -> dict[str, Any]:  # fmt: skip
+    """`checks.obedience` of rows of `sample_bare` or `sample_desired`, beside others `before`, to every definition."""
+
+    def as_rows(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked = [{principle.name: True for principle in principles}]
+        found = [(queries[row["index"]], row["completion"]) for row in outputs]
+        return [{"id": q.id, "query": q.text, "choices": asked, "completions": [own]} for q, own in found]
+
+    return obedience(principles, as_rows(outputs), as_rows(before))
