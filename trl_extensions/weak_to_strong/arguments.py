@@ -98,7 +98,8 @@ class WeakToStrongArguments:
 
 @dataclass
 class GenerationArguments(PromptArguments):
-    """Weak models answer `prompts`, a scorer chooses among the answers, the strong model learns the chosen ones.
+    """Weak models answer `prompts`, the strong model learns their answers (all, or those that a scorer chooses), and
+    one or two scorers measure on held-out prompts what came of it.
 
     Raises:
         ValueError: A value outside its range, naming the field.
@@ -106,8 +107,14 @@ class GenerationArguments(PromptArguments):
 
     scorer: str = option(
         "profanity",
-        "What scores answers: profanity, or YAML such as {kind: classifier, model: ..., label: toxic}; kinds: "
-        "profanity, classifier, judge, evaluate, phrases.",
+        "What measures answers (and chooses, by `threshold`, `best_of` or `budget`): profanity, or YAML such as "
+        "{kind: classifier, model: ..., label: toxic}; kinds: profanity, classifier, judge, evaluate, phrases.",
+    )
+    confirm_scorer: str | None = option(
+        None, "A second scorer, as `scorer`, that only measures: what is chosen by one scorer flatters it."
+    )
+    writer_dataset_name: str | None = option(
+        None, "Clean answers (`prompt`, `completion`) that the weak models are fine-tuned on before they write."
     )
     threshold: float | None = option(None, "Keep answers with a score at least this good; which way is the scorer's.")
     best_of: int | None = option(None, "Keep only so many answers a prompt, the best.")
@@ -117,11 +124,6 @@ class GenerationArguments(PromptArguments):
     ceiling_dataset_name: str | None = option(
         None, "Trusted answers (`prompt`, `completion`) that the ceiling is trained on; none, no PGR."
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.threshold is None and self.best_of is None and self.budget is None:
-            self.best_of = 1
 
 
 def parse_variant(variant: str) -> tuple[str, bool, bool]:

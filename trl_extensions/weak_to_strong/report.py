@@ -211,6 +211,7 @@ def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
         f"{evaluation['threshold']:g} or more. Both numbers grow with the samples a prompt. Intervals are "
         f"{100 * evaluation['confidence']:g} %, over prompts; differences are paired by prompt."
     )
+    _overview(report, evaluation)
     draw_toxicity(evaluation, folder / "toxicity.png")
     report.figure("toxicity.png", "Expected maximum toxicity and toxicity probability on held-out prompts.")
     for kind, own in evaluation["kinds"].items():
@@ -223,7 +224,7 @@ def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
 
 def generation_verdict(evaluation: dict[str, Any]) -> str:
     """Toxicity before and after, and against the teacher, in a few sentences."""
-    kind = "sampled" if "sampled" in evaluation["kinds"] else next(iter(evaluation["kinds"]))
+    kind = _headline_kind(evaluation)
     own = evaluation["kinds"][kind]
     trained = [name for name in own["models"] if name not in (ORIGINAL, CEILING) and not name.startswith(WEAK)]
     what = f"{own['samples']} samples" if kind == "sampled" else "the greedy answer"
@@ -242,6 +243,28 @@ def generation_verdict(evaluation: dict[str, Any]) -> str:
             text += f" The probability is {side} that of {called}: {number(difference, 3, sign='+')}."
     gap = own["pgr"]["probability"].get(name)
     return f"{text} {recovered(gap)}" if gap else text
+
+
+def _overview(report: RunReport, evaluation: dict[str, Any]) -> None:
+    """One row a model: harm by each scorer, and how likely its answers are to the model before training."""
+    kind, fluency = _headline_kind(evaluation), evaluation.get("fluency")
+    scored = [own for own in (evaluation, evaluation.get("confirmed")) if own]
+    header = ["", *(f"{title}, `{own['scorer']['name']}`" for own in scored for title in MEASURE_TITLES.values())]
+    header += ["perplexity under the original", "times the original's", "empty answers"] if fluency else []
+    roles = {ORIGINAL: "before", WEAK: "teacher", STRONG: "after"}
+    rows = []
+    for name in evaluation["models"]:
+        models = [own["kinds"][kind]["models"][name] for own in scored]
+        cells = [number(own[measure], 3) for own in models for measure in MEASURE_TITLES]
+        if fluency:
+            own = fluency[kind][name]
+            cells += [number(own, 1), number(own["ratio"]) if "ratio" in own else "", f"{own['empty']:.0%}"]
+        rows.append([f"{name} ({roles[name]})" if name in roles else name, *cells])
+    report.table(header, rows)
+
+
+def _headline_kind(evaluation: dict[str, Any]) -> str:
+    return "sampled" if "sampled" in evaluation["kinds"] else next(iter(evaluation["kinds"]))
 
 
 def _toxicity_tables(report: RunReport, kind: str, own: dict[str, Any]) -> None:

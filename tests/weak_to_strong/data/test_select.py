@@ -69,6 +69,14 @@ def kept(**options):
     return [entry["id"] for entry in rows], report
 
 
+def test_without_a_limit_no_score_decides():
+    ids, report = kept()
+    assert ids[:4] == ["1", "2", "3", "6"] and ids[4] in ("7", "8") and ids[5:] == ["9"]
+    assert report.dropped["unscored"] == 0 and report.dropped["empty"] == report.dropped["duplicate"] == 1
+    # .1 .9 .5 .2 .8; the one without a score counts for nothing
+    assert report.mean_kept == pytest.approx(0.5)
+
+
 def test_every_reason_is_counted_once():
     ids, report = kept(threshold=0.5)
     assert ids[:2] == ["1", "3"] and ids[2:] in (["7"], ["8"])  # at the threshold is kept; one of the equal answers
@@ -159,7 +167,7 @@ def test_chats_and_rows_without_a_model():
         ({"rows": [row("1", "p", 7, 0.1)]}, "row '1': a completion must be"),
         ({"rows": [{"id": "1", "completion": "x", "scores": {"tox": 1.0}}]}, "row '1' has no `prompt`"),
         ({"rows": [row("1", "p", "x", 0.1, truncated=True)]}, "1 truncated .*`keep_truncated`"),
-        ({"rows": [row("1", "p", "x", None)]}, "1 unscored; look at `failures`"),
+        ({"rows": [row("1", "p", "x", None)], "best_of": 1}, "1 unscored; look at `failures`"),
     ],
 )
 def test_what_cannot_be_kept(options, message):

@@ -1,6 +1,7 @@
 """The generation form: its stages, what may change between two calls, and what it refuses."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -88,21 +89,66 @@ def test_generation_run(tiny_model_dir, tmp_path):
         "--task", "generation", "--model_name_or_path", str(tiny_model_dir), "--weak_models", str(tiny_model_dir),
         "--prompts", prompts, "--num_eval_prompts", "3", "--plain_prompts", "true", "--max_new_tokens", "6",
         "--num_samples", "2", "--num_eval_samples", "2", "--scorer", "{kind: phrases, patterns: ['[0-9]']}",
-        "--best_of", "1", "--keep_truncated", "true", "--ceiling_dataset_name", trusted, "--max_steps", "1",
+        "--keep_truncated", "true", "--ceiling_dataset_name", trusted, "--writer_dataset_name", trusted,
+        "--confirm_scorer", "{kind: phrases, phrases: [fox], name: foxes}", "--max_steps", "1",
         "--per_device_train_batch_size", "2", "--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing",
         "false", "--report_to", "none", "--save_strategy", "no", "--output_dir", str(tmp_path / "out"),
     ]  # fmt: skip
     assert main(["w2s", "run", *arguments]) == 0
     out = tmp_path / "out"
-    kept = read_jsonl(out / "answers" / "kept.jsonl")
-    assert len({row["prompt"] for row in kept}) == len(kept) <= 7
+    # The scorer only measures: every different answer teaches
+    answers, kept = (read_jsonl(out / "answers" / f"{name}.jsonl") for name in ("answers", "kept"))
+    different = {(row["prompt"], " ".join(row["completion"].split())) for row in answers if row["completion"].strip()}
+    assert len(answers) == 7 * 3 and len(kept) == len(different)
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["models"] == ["original", "weak", "w2s", "ceiling"]
-    # Weak and strong are the same model here, asked with the same seed for greedy answers
-    greedy = evaluation["kinds"]["greedy"]["models"]
-    assert greedy["weak"]["probability"]["value"] == greedy["original"]["probability"]["value"]
+    [writer] = [path for path in (out / "writers").iterdir() if not path.name.startswith("train_")]
+    assert (writer / "config.json").is_file()
     for side in ("original", "weak", "w2s", "ceiling"):
         assert len(read_jsonl(out / "held_out" / f"{side}_scored.jsonl")) == 3 * 3
+        answers = read_jsonl(out / "held_out" / f"{side}.jsonl")
+        nats = [row["scores"]["nats_per_token"] for row in read_jsonl(out / "held_out" / f"{side}_fluency.jsonl")]
+        sampled = [row["sample"] > 0 for row in sorted(answers, key=lambda r: (r["index"], r["model"], r["sample"]))]
+        given = [value for value, is_sample in zip(nats, sampled, strict=True) if is_sample and value is not None]
+        expected = math.exp(sum(given) / len(given))
+        assert evaluation["fluency"]["sampled"][side]["value"] == pytest.approx(expected)
+        shares = [row["scores"]["foxes"] for row in read_jsonl(out / "held_out" / f"{side}_confirmed.jsonl")]
+        assert {score for score in shares if score is not None} <= {0.0, 1.0}
+    assert evaluation["confirmed"]["scorer"]["name"] == "foxes"
+    header = next(line for line in (out / "report.md").read_text().splitlines() if "perplexity" in line)
+    assert "`phrases`" in header and "`foxes`" in header
+
+
+def test_writers_learn_nothing_that_they_will_be_asked(make_run, tmp_path):
+    training, held_out = ([query.text for query in part] for part in make_run()._prompts())
+    rows = [{"prompt": text, "completion": "good"} for text in (training[0], held_out[0], "猫が")]
+    run = make_run(writer_dataset_name=write(tmp_path / "clean.jsonl", rows))
+    assert run.trusted_rows(run.generation_args.writer_dataset_name, also_training=True) == rows[2:]
+    assert Path(run.sides["weak"]).parent == run.folder / "writers" and run.existing_sides() == ["original"]
+    with pytest.raises(ValueError, match="the prompts of all 2 rows"):
+        make_run(writer_dataset_name=write(tmp_path / "known.jsonl", rows[:2])).check()
+
+
+def test_a_writer_has_settings_of_its_own_which_bind_once_it_is_trained(make_run, tmp_path):
+    rows = [{"prompt": "A fox", "completion": " jumps"}]
+    own = {"writer_dataset_name": write(tmp_path / "clean.jsonl", rows)}
+    run = make_run(args={"weak_learning_rate": 0.5}, **own)
+    config, model_args = run._writer_settings("some/model[:2]")
+    assert config.learning_rate == 0.5 != run.config.learning_rate
+    assert config.model_init_kwargs == {"num_hidden_layers": 2} and model_args.model_name_or_path == "some/model"
+    run.claim()
+    make_run(args={"weak_learning_rate": 0.25}, **own).claim()
+    (run.folder / "writers").mkdir()
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.25, now 0\.5"):
+        run.claim()
+    with pytest.raises(ValueError, match="`weak_learning_rate` has no effect without `writer_dataset_name`"):
+        make_run(args={"weak_learning_rate": 0.5})
+
+
+def test_a_scorer_does_not_confirm_itself(make_run):
+    run = make_run(confirm_scorer="{kind: phrases, phrases: [x]}")
+    with pytest.raises(ValueError, match="`confirm_scorer` is `scorer` itself"):
+        run.check()
 
 
 class Recording(Engine):
@@ -231,7 +277,7 @@ def test_trusted_answers_to_held_out_prompts_are_left_out(make_run, tmp_path, ca
     chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": held_out[1]}]
     rows += [{"prompt": chat, "completion": [{"role": "assistant", "content": "good"}]}]
     run = make_run(ceiling_dataset_name=write(tmp_path / "good.jsonl", rows))
-    assert run.trusted_rows() == [rows[1]]
+    assert run.trusted_rows(run.generation_args.ceiling_dataset_name) == [rows[1]]
     assert "2 of 3 rows have a held-out prompt" in caplog.text
     run = make_run(ceiling_dataset_name=write(tmp_path / "known.jsonl", [rows[0], rows[2]]))
     with pytest.raises(ValueError, match="the prompts of all 2 rows are held out"):
@@ -251,7 +297,7 @@ def test_held_out_chats_are_found_among_trusted_prompts(make_run, tmp_path):
     trusted = [{"prompt": chat, "completion": [{"role": "assistant", "content": "good"}]} for chat in chats]
     run = make_run(prompts=prompts, ceiling_dataset_name=write(tmp_path / "good.jsonl", trusted))
     held_out = [query.messages for query in run._prompts()[1]]
-    left = [row["prompt"] for row in run.trusted_rows()]
+    left = [row["prompt"] for row in run.trusted_rows(run.generation_args.ceiling_dataset_name)]
     assert len(left) == 2 and not [prompt for prompt in left if prompt in held_out]
 
 

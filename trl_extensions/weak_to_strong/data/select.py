@@ -103,7 +103,8 @@ def keep_rows(
 ) -> tuple[list[dict[str, Any]], KeepReport]:
     """Choose the answers to train on.
 
-    The answers of all models to a prompt compete with each other; of answers to one prompt that are equal but for
+    Without `threshold`, `best_of` and `budget` no score decides anything, and all answers with text are kept. The
+    answers of all models to a prompt compete with each other; of answers to one prompt that are equal but for
     white space only one is kept. Rows of equal score are put in an order that depends on their ids alone, so that no
     model and no prompt has the advantage of coming first.
 
@@ -132,6 +133,7 @@ def keep_rows(
     if not rows:
         raise ValueError("no rows to choose from; sample and score answers first")
     sign = 1.0 if higher_is_better else -1.0
+    chooses = any(limit is not None for limit in (threshold, best_of, budget))
     dropped = Counter(dict.fromkeys(_REMEDIES, 0))
     given: list[float] = []
     ranked: list[tuple[float, str, int]] = []  # the best first, equal ones by their ids
@@ -145,12 +147,12 @@ def keep_rows(
             dropped["truncated"] += 1
         elif min_tokens and row["num_tokens"] < min_tokens:
             dropped["short"] += 1
-        elif score is None:
+        elif score is None and chooses:
             dropped["unscored"] += 1
-        elif threshold is not None and sign * score < sign * threshold:
+        elif threshold is not None and score is not None and sign * score < sign * threshold:
             dropped["beyond_threshold"] += 1
         else:
-            ranked.append((-sign * score, hashlib.sha256(str(row["id"]).encode()).hexdigest(), place))
+            ranked.append((-sign * (score or 0.0), hashlib.sha256(str(row["id"]).encode()).hexdigest(), place))
     if not ranked:
         seen = f" ({scorer!r} gave {min(given):.3g} to {max(given):.3g})" if given else ""
         counts, remedy = _listed(dropped), _REMEDIES[dropped.most_common(1)[0][0]]
@@ -178,10 +180,14 @@ def keep_rows(
             model: {"rows": by_model[model], "kept": chosen[model], "share": chosen[model] / len(kept)}
             for model in sorted(by_model)
         },
-        mean_before=sum(given) / len(given),
-        mean_kept=sum(row["scores"][scorer] for row in kept) / len(kept),
+        mean_before=_mean(given),
+        mean_kept=_mean([score for row in kept if (score := row["scores"][scorer]) is not None]),
     )
     return kept, report
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def _text_and_score(row: dict[str, Any], scorer: str, min_tokens: int) -> tuple[str, float | None]:
@@ -243,16 +249,19 @@ def to_continuations(rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokeni
     """
     from datasets import Dataset
 
+    from ...core.training.encoding import encode_prompt
+    from .prepare import end_token
+
     rows = _training_rows(rows)
     weighted = any("weight" in row for row in rows)
     records = []
     for row in rows:
         if not isinstance(row["prompt"], str) or not isinstance(row["completion"], str):
             raise ValueError(f"row {row.get('id')!r} is a chat; continuations are of plain texts: drop truncated rows")
-        prompt = tokenizer(row["prompt"])["input_ids"]
+        prompt = encode_prompt(tokenizer, row["prompt"], f"prompt of row {row.get('id')!r}")
         completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
         if not row.get("truncated", True):
-            completion = [*completion, tokenizer.eos_token_id]
+            completion = [*completion, tokenizer.convert_tokens_to_ids(end_token(tokenizer))]
         record = {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
         records.append(record | ({"weight": row.get("weight")} if weighted else {}))
     return Dataset.from_list(records)

@@ -1,13 +1,18 @@
 """From weak models' answers to a strong model: sample, score, keep, train, and compare on held-out prompts.
 
+As in arXiv 2410.12621 the weak models may first be fine-tuned on clean text (`writer_dataset_name`), and the scorers
+only measure. Without `threshold`, `best_of` and `budget` the strong model learns all that they wrote.
+
 Every stage leaves a file when it is done and is skipped when that file is there, so the same command resumes a run
 that was killed anywhere:
 
     output_dir/settings.json, training_settings.json, report.md, report.json, evaluation.json, figures
+    output_dir/writers/    the weak models, fine-tuned on clean text; train_* beside them their logs
     output_dir/answers/    answers.jsonl, scored.jsonl, kept.jsonl: the weak models' own, and the best (delete the
                            last one to choose anew, before anything is trained on it)
     output_dir/model/      the strong model trained on those; ceiling/ on the trusted answers; train_*/ logs
-    output_dir/held_out/   <side>.jsonl and <side>_scored.jsonl: original, weak, w2s and ceiling on held-out prompts
+    output_dir/held_out/   <side>.jsonl, with scores in <side>_scored.jsonl, by a second scorer in
+                           <side>_confirmed.jsonl, nats per token in <side>_fluency.jsonl: original, weak, w2s, ceiling
 
 `label`, `train` and `evaluate` below are the parts on their own.
 """
@@ -15,8 +20,8 @@ that was killed anywhere:
 import copy
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +38,7 @@ from ...core.runs.report import write_atomically
 from ...core.runs.run import Run, Stage, check_resume, folder_lock, mark_done, run_stages, training_settings
 from ...core.training.load import fit, last_checkpoint
 from ...embedded import resolve_model_name
-from ..arguments import GenerationArguments, WeakToStrongArguments, refuse_unused
+from ..arguments import GenerationArguments, WeakToStrongArguments, refuse_unused, split_layers
 from ..data.prepare import read_rows
 from ..data.select import keep_rows, to_continuations, to_sft_dataset
 from ..evaluation import CEILING, ORIGINAL, STRONG, WEAK, evaluate_toxicity, harm_of
@@ -50,7 +55,8 @@ logger = logging.getLogger(__name__)
 _MODELS = {STRONG: "model", CEILING: "ceiling"}
 _TRAINING = "training"  # the weak models' answers to learn from, where a side's are meant to compare
 _KEEPING = ("threshold", "best_of", "budget", "min_tokens", "keep_truncated")
-_USED = ("task", "weak_models", "dataset_name", "dataset_train_split")  # the other arguments belong to labels
+_WRITER = ("weak_learning_rate", "weak_num_train_epochs")
+_USED = ("task", "weak_models", "dataset_name", "dataset_train_split", *_WRITER)  # the others belong to labels
 
 
 @dataclass
@@ -67,6 +73,8 @@ class GenerationRun(Run):
         self.folder = Path(self.config.output_dir)
         unused = [f.name for f in fields(self.args) if f.name not in _USED]
         refuse_unused(self.args, unused, "with `task: generation`")
+        if not self.generation_args.writer_dataset_name:
+            refuse_unused(self.args, _WRITER, "without `writer_dataset_name`")
         refuse_unused(self.config, ["token_loss"], "without a `weak_model`, which only the trainer's class takes")
 
     @property
@@ -76,11 +84,17 @@ class GenerationRun(Run):
     @property
     def sides(self) -> dict[str, str]:
         """What is compared: its name -> its model."""
-        weak = {f"{WEAK}-{place + 1}" if place else WEAK: name for place, name in enumerate(self.args.weak_models)}
+        writers = map(self.writer, self.args.weak_models)
+        weak = {f"{WEAK}-{place + 1}" if place else WEAK: model for place, model in enumerate(writers)}
         trained = {STRONG: str(self.folder / _MODELS[STRONG])}
         if self.generation_args.ceiling_dataset_name:
             trained[CEILING] = str(self.folder / _MODELS[CEILING])
         return {ORIGINAL: str(self.model_args.model_name_or_path)} | weak | trained
+
+    def writer(self, name: str) -> str:
+        """The model that writes for a weak one: itself, or what fine-tuning it on clean text makes of it."""
+        own = self.folder / "writers" / folder_name(name)
+        return str(own) if self.generation_args.writer_dataset_name else name
 
     @property
     def kept(self) -> Path:
@@ -92,15 +106,27 @@ class GenerationRun(Run):
         """What scores answers, loaded once."""
         return plan_scorer(self.generation_args.scorer).build()
 
+    @cached_property
+    def confirm_scorer(self) -> Scorer | None:
+        """What confirms it, if anything does."""
+        own = self.generation_args.confirm_scorer
+        return plan_scorer(own).build() if own else None
+
     def existing_sides(self) -> list[str]:
         """Those whose model was not left for later."""
-        return [side for side, model in self.sides.items() if side not in (STRONG, CEILING) or Path(model).exists()]
+        given = {self.model_args.model_name_or_path, *self.args.weak_models}
+        return [side for side, model in self.sides.items() if model in given or Path(model).exists()]
 
     def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
         """What only training depends on may change as long as nothing is trained, and what only choosing depends on
         as long as nothing is chosen (see `claim`). The range of the scorer may always change: no score depends on it.
         """
         sampling = asdict(self.generation_args)
+        sampling.pop("confirm_scorer")  # of which only the report speaks
+        writing = {}
+        for name in self.args.weak_models if self.generation_args.writer_dataset_name else ():
+            config, model_args = self._writer_settings(name)
+            writing[name] = training_settings(config) | asdict(model_args)
         training = training_settings(self.config) | asdict(self.model_args)
         training["ceiling_dataset_name"] = sampling.pop("ceiling_dataset_name")
         for name in _KEEPING:
@@ -112,7 +138,7 @@ class GenerationRun(Run):
         return {
             "settings.json": (sampling, any((self.folder / name).exists() for name in ("answers", "held_out"))),
             "training_settings.json": (training, any(map(self._is_trained, (STRONG, CEILING)))),
-        }
+        } | ({"writer_settings.json": (writing, (self.folder / "writers").exists())} if writing else {})
 
     def claim(self) -> None:
         """As every run's; those of the choice bind as soon as there is one."""
@@ -134,6 +160,9 @@ class GenerationRun(Run):
 
     def stages(self) -> Iterator[Stage]:
         """Every stage in order: its method's name, the side it is about, and the file that says it is done."""
+        if self.generation_args.writer_dataset_name:
+            for name in self.args.weak_models:
+                yield Stage("teach", name, Path(self.writer(name)), f"{name}: fine-tuning on clean text")
         yield Stage("sample", _TRAINING, self._files(_TRAINING)[2], "weak models: answering the training prompts")
         yield Stage("score", _TRAINING, self._files(_TRAINING)[3], "scoring those answers")
         yield Stage("keep", _TRAINING, self.kept, "choosing among them")
@@ -142,13 +171,18 @@ class GenerationRun(Run):
                 yield Stage("train", side, Path(model), f"{side}: training the strong model")
             yield Stage("sample", side, self._files(side)[2], f"{side}: held-out prompts")
             yield Stage("score", side, self._files(side)[3], f"{side}: scoring those answers")
+            if self.generation_args.confirm_scorer:
+                yield Stage("confirm", side, self._files(side)[5], f"{side}: scoring them a second time")
+            if self.engine_args.engine != "endpoint":
+                yield Stage("fluency", side, self._files(side)[7], f"{side}: their perplexity under the original")
 
     def _files(self, of: str) -> list[Path]:
-        """Answers, scored answers, and what says that each is done."""
+        """Answers, scored answers, and what says that each is done; of a side the same of two more measurements."""
         if of == _TRAINING:
             names = ("answers.jsonl", "scored.jsonl", "sampling.json", "scoring.json")
             return [self.folder / "answers" / name for name in names]
-        ends = (".jsonl", "_scored.jsonl", "_sampling.json", "_scoring.json")
+        ends = [".jsonl", "_scored.jsonl", "_sampling.json", "_scoring.json"]
+        ends += ["_confirmed.jsonl", "_confirming.json", "_fluency.jsonl", "_perplexity.json"]
         return [self.folder / "held_out" / f"{of}{end}" for end in ends]
 
     def check(self) -> None:
@@ -160,19 +194,29 @@ class GenerationRun(Run):
         if not self.model_args.model_name_or_path or not self.args.weak_models:
             raise ValueError("`model_name_or_path` (the strong model) and `weak_models` are needed.")
         for name in self.args.weak_models:
-            if name.startswith("sklearn:") or name.endswith("]"):
-                raise ValueError(f"`weak_models`: {name} cannot write answers: give whole language models.")
+            if name.startswith("sklearn:"):
+                raise ValueError(f"`weak_models`: {name} cannot write answers: give language models.")
+            if split_layers(name)[1] and (self.model_args.use_peft or not own.writer_dataset_name):
+                needed = "needs `writer_dataset_name` to become a language model again, without `use_peft`"
+                raise ValueError(f"`weak_models`: {name} {needed}: set it, or give whole models.")
         if own.num_eval_samples < 1 and not own.greedy:
             raise ValueError("`num_eval_samples: 0` and `greedy: false` leave nothing to compare.")
+        if own.confirm_scorer:
+            second = plan_scorer(own.confirm_scorer).settings
+            if second == plan_scorer(own.scorer).settings:
+                raise ValueError("`confirm_scorer` is `scorer` itself, which confirms nothing: give another one.")
         if own.ceiling_dataset_name:
-            self.trusted_rows()
+            self.trusted_rows(own.ceiling_dataset_name)
+        if own.writer_dataset_name:
+            self.trusted_rows(own.writer_dataset_name, also_training=True)
         if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
             raise ValueError("`engine_model` would answer in place of every model compared: leave it out.")
         self._prompts()
 
     def make_answers(self) -> Path:
         """Carry out the stages before training that are not done yet; returns the file of answers to train on."""
-        run_stages([stage for stage in self.stages() if stage.of == _TRAINING], self.perform)
+        own = [stage for stage in self.stages() if stage.of == _TRAINING or stage.name == "teach"]
+        run_stages(own, self.perform)
         return self.kept
 
     # The stages
@@ -180,8 +224,9 @@ class GenerationRun(Run):
     def sample(self, of: str = _TRAINING) -> None:
         """Let the weak models answer the training prompts, or one side the held-out ones, into one file."""
         own, reports, held_out = self.generation_args, {}, of != _TRAINING
-        models = {of: self.sides[of]} if held_out else {folder_name(name): name for name in self.args.weak_models}
-        answers, _, done, _ = self._files(of)
+        writers = {folder_name(name): self.writer(name) for name in self.args.weak_models}
+        models = {of: self.sides[of]} if held_out else writers
+        answers, _, done = self._files(of)[:3]
         for name, model in models.items():
             report = sample_outputs(
                 self._engine(model),
@@ -191,7 +236,7 @@ class GenerationRun(Run):
                 greedy=own.greedy,
                 num_samples=own.num_eval_samples if held_out else own.num_samples,
                 system_prompt=own.system_prompt,
-                conversational=not own.plain_prompts and self.models.is_conversational(),
+                conversational=self.is_conversational,
                 model=name,
             )
             print(f"{name}: {report.summary}")
@@ -199,14 +244,36 @@ class GenerationRun(Run):
             free_memory()
         write_atomically(done, json.dumps(reports, default=str, indent=2) + "\n")
 
+    def teach(self, name: str) -> None:
+        """Fine-tune a weak model on clean text that continues none of the prompts it will answer."""
+        config, model_args = self._writer_settings(name)
+        folder = self.folder / "writers"
+        rows = self.trusted_rows(str(self.generation_args.writer_dataset_name), also_training=True)
+        self.train_on(rows, folder / f"train_{folder_name(name)}", Path(self.writer(name)), config, model_args)
+
     def score(self, of: str = _TRAINING) -> None:
         """Score those answers."""
-        source, scored, _, done = self._files(of)
-        answers = read_jsonl(source, required=(*COLUMNS, "model"))
+        self._score(of, self.scorer, 1)
+
+    def confirm(self, side: str) -> None:
+        """Score held-out answers by the second scorer."""
+        assert self.confirm_scorer is not None  # or there is no such stage
+        self._score(side, self.confirm_scorer, 4)
+
+    def fluency(self, side: str) -> None:
+        """Measure how likely held-out answers are to the original model."""
+        from .fluency import FluencyScorer
+
+        self._score(side, FluencyScorer(self.models.in_process(str(self.model_args.model_name_or_path))), 6)
+
+    def _score(self, of: str, scorer: Scorer, place: int) -> None:
+        """Score answers into the file at that place of `_files`; the one that says it is done comes behind it."""
+        files = self._files(of)
+        answers = read_jsonl(files[0], required=(*COLUMNS, "model"))
         answers.sort(key=lambda row: (row["index"], row["model"], row["sample"]))
-        report = score_rows(answers, self.scorer, scored)
-        check_scores(read_jsonl(scored), self.scorer)
-        mark_done(done, report)
+        report = score_rows(answers, scorer, files[place])
+        check_scores(read_jsonl(files[place]), scorer)
+        mark_done(files[3 if place == 1 else place + 1], report)
 
     def keep(self, of: str = _TRAINING) -> None:
         """Choose the answers to train on, unless a model was trained on what was chosen before."""
@@ -225,33 +292,63 @@ class GenerationRun(Run):
 
     def train(self, side: str = STRONG) -> None:
         """Fine-tune the strong model on the answers that were kept, or the ceiling on the trusted ones."""
-        rows = self.trusted_rows() if side == CEILING else read_jsonl(self.kept)
+        ceiling = self.generation_args.ceiling_dataset_name
+        rows = self.trusted_rows(str(ceiling)) if side == CEILING else read_jsonl(self.kept)
         self.train_on(rows, self.folder / f"train_{side}", Path(self.sides[side]))
 
-    def train_on(self, rows: Sequence[dict[str, Any]], folder: Path, target: Path) -> None:
-        """Fine-tune the strong model on answers, into `target`, with checkpoints and logs in `folder`; plain texts
-        without `truncated` count as cut off with `keep_truncated`."""
-        config = copy.copy(self.config)
+    def train_on(
+        self,
+        rows: Sequence[dict[str, Any]],
+        folder: Path,
+        target: Path,
+        config: WeakToStrongSFTConfig | None = None,
+        model_args: ModelConfig | None = None,
+    ) -> None:
+        """Fine-tune the strong model, or the one of `model_args`, on answers, into `target`, with checkpoints and logs
+        in `folder`; plain texts without `truncated` count as cut off with `keep_truncated`."""
+        config, model_args = copy.copy(config or self.config), model_args or self.model_args
         config.output_dir = str(folder)
         if self.generation_args.keep_truncated and rows and isinstance(rows[0].get("prompt"), str):
             config.completion_only_loss = True
-            dataset = to_continuations(rows, self.models.tokenizer())
+            dataset = to_continuations(rows, replace(self.models, model_args=model_args).tokenizer())
         else:
             dataset = to_sft_dataset(rows)
-        fit(WeakToStrongSFTTrainer, self.model_args, config, dataset, None, target)
+        fit(WeakToStrongSFTTrainer, model_args, config, dataset, None, target)
+
+    def _writer_settings(self, name: str) -> tuple[WeakToStrongSFTConfig, ModelConfig]:
+        """What a weak model is fine-tuned with: as the strong one, but for a learning rate and epochs of its own."""
+        config = copy.copy(self.config)
+        for field in _WRITER:
+            if getattr(self.args, field) is not None:
+                setattr(config, field.removeprefix("weak_"), getattr(self.args, field))
+        path, layers = split_layers(name)
+        if layers:
+            given: Any = config.model_init_kwargs or {}
+            config.model_init_kwargs = given | {"num_hidden_layers": layers}
+        return config, replace(self.model_args, model_name_or_path=resolve_model_name(path), model_revision="main")
 
     def write_report(self) -> Path:
         """Compare all sides on the held-out prompts and write the report."""
-        evaluation = evaluate_toxicity({side: self._harm_of(side) for side in self.existing_sides()})
+        sides = self.existing_sides()
+        evaluation = evaluate_toxicity({side: self._harm_of(side) for side in sides})
         evaluation |= {"model": self.model_args.model_name_or_path, "scorer": self._about_scorer()}
+        if self.confirm_scorer and all(self._files(side)[5].exists() for side in sides):
+            second = evaluate_toxicity({side: self._harm_of(side, self.confirm_scorer, 4) for side in sides})
+            evaluation["confirmed"] = second | {"scorer": self._about_scorer(self.confirm_scorer)}
+        if all(self._files(side)[7].exists() for side in sides):
+            from .fluency import compare_fluency
+
+            nats = {side: self._values(side, 6, lambda row: row["scores"]["nats_per_token"]) for side in sides}
+            kinds = {kind: {side: own[kind] for side, own in nats.items()} for kind in evaluation["kinds"]}
+            evaluation["fluency"] = {kind: compare_fluency(own, ORIGINAL) for kind, own in kinds.items()}
         write_atomically(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
         return write_generation_report(self.folder, evaluation)
 
     # What the stages share
 
-    def trusted_rows(self) -> list[dict[str, Any]]:
-        """What the ceiling is trained on: no prompt that models are compared on."""
-        source = str(self.generation_args.ceiling_dataset_name)
+    def trusted_rows(self, source: str, *, also_training: bool = False) -> list[dict[str, Any]]:
+        """What the ceiling is trained on: no prompt that models are compared on; and, `also_training`, what the weak
+        models are fine-tuned on: nor one that they will answer."""
         rows: list[dict[str, Any]] = [
             {name: row[name] for name in ("prompt", "completion", "weight", "truncated") if name in row}
             for row in read_rows(source, "train")
@@ -259,12 +356,14 @@ class GenerationRun(Run):
         for place, row in enumerate(rows, start=1):
             if missing := {"prompt", "completion"} - set(row):
                 raise ValueError(f"{source}: row {place} has no column `{min(missing)}`, which the ceiling needs.")
-        held_out = {_content(query.messages or query.text) for query in self._prompts()[1]}
+        training, compared = self._prompts()
+        held_out = {_content(query.messages or query.text) for query in [*compared, *training * also_training]}
         left = [row for row in rows if _content(row["prompt"]) not in held_out]
         if not left:
             raise ValueError(f"{source}: the prompts of all {len(rows)} rows are held out: give more prompts.")
         if out := len(rows) - len(left):
-            logger.warning("%s: %d of %d rows have a held-out prompt and are left out", source, out, len(rows))
+            what = "prompt that is asked" if also_training else "held-out prompt"
+            logger.warning("%s: %d of %d rows have a %s and are left out", source, out, len(rows), what)
         return left
 
     def _prompts(self) -> tuple[list[Query], list[Query]]:
@@ -273,17 +372,34 @@ class GenerationRun(Run):
     def _engine(self, model: str) -> GenerationEngine:
         return self.models.sampler(resolve_model_name(model), is_original=model == self.model_args.model_name_or_path)
 
-    def _about_scorer(self) -> dict[str, Any]:
-        return {name: getattr(self.scorer, name) for name in ("name", "range", "higher_is_better")}
+    @cached_property
+    def is_conversational(self) -> bool:
+        """Whether prompts are chats: where every model has a chat template, or else plain text for all of them."""
+        if self.generation_args.plain_prompts or not self.models.is_conversational():
+            return False
+        for name in self.args.weak_models:
+            if not replace(self.models, model_args=self._writer_settings(name)[1]).is_conversational():
+                logger.warning("%s has no chat template: all models get the prompts as plain text", name)
+                return False
+        return True
 
-    def _harm_of(self, side: str) -> dict[str, list[list[float | None]]]:
+    def _about_scorer(self, scorer: Scorer | None = None) -> dict[str, Any]:
+        return {name: getattr(scorer or self.scorer, name) for name in ("name", "range", "higher_is_better")}
+
+    def _harm_of(self, side: str, scorer: Scorer | None = None, place: int = 1) -> dict[str, list[list[float | None]]]:
         """Harm of the held-out answers by kind, prompts in their order."""
-        rows = read_jsonl(self._files(side)[1])
-        check_scores(rows, self.scorer)
+        check_scores(read_jsonl(self._files(side)[place]), scorer or self.scorer)
+        return self._values(side, place, lambda row: harm_of(row, self._about_scorer(scorer)))
+
+    def _values(
+        self, side: str, place: int, value: Callable[[dict[str, Any]], float | None]
+    ) -> dict[str, list[list[float | None]]]:
+        """A number of each row in one of a side's files, by kind, prompts in their order."""
+        rows = read_jsonl(self._files(side)[place])
         table: dict[str, dict[int, list[float | None]]] = {"greedy": {}, "sampled": {}}
         for row in sorted(rows, key=lambda row: (row["index"], row["sample"])):
             kind = "sampled" if row["sample"] else "greedy"
-            table[kind].setdefault(row["index"], []).append(harm_of(row, self._about_scorer()))
+            table[kind].setdefault(row["index"], []).append(value(row))
         return {kind: list(prompts.values()) for kind, prompts in table.items() if prompts}
 
 
@@ -320,7 +436,8 @@ def train(run: GenerationRun) -> Path:
 def evaluate(run: GenerationRun) -> str:
     """Compare the models there are on held-out prompts; returns where the report is, for a person."""
     run.check()
-    for side in run.existing_sides():
-        run.sample(side)
-        run.score(side)
+    sides = run.existing_sides()
+    for stage in run.stages():
+        if stage.of in sides and stage.name != "train":
+            run.perform(stage.name, stage.of)
     return f"report: {run.write_report()}"
