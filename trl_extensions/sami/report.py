@@ -107,7 +107,7 @@ def verdict(evaluation: dict[str, Any]) -> list[str]:
         words.append(f"Without a constitution {same['value']:.0%} of its answers are what they were, word for word.")
     if change := moved.get("references", {}).get("relative_change"):
         how = "less" if change["value"] > 0 else "more"
-        words.append(f"Answers that people wrote are {how} likely by {abs(change['value']):.1%} of their nats.")
+        words.append(f"Answers that people wrote are {how} likely than before ({change['value']:+.1%} nats).")
     return words
 
 
