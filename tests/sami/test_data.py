@@ -44,6 +44,22 @@ class TestTokens:
         ends = [ids[-1] == tiny_tokenizer.eos_token_id for ids in first["completion_input_ids"]]
         assert ends == [False, True]
 
+    def test_ends_can_be_left_unscored(self, tiny_tokenizer):
+        completions = ["Yes.", "はい。<|im_end|>"]
+        scored, bare = (
+            prepare([row(completions=completions)], tiny_tokenizer, score_end=end)[0] for end in (True, False)
+        )
+        assert bare["prompt_input_ids"] == scored["prompt_input_ids"]
+        for with_end, without in zip(scored["completion_input_ids"], bare["completion_input_ids"], strict=True):
+            assert with_end == [*without, tiny_tokenizer.eos_token_id]
+
+    def test_constitutions_that_cannot_be_drawn_anew_are_said_so_once(self, tiny_tokenizer, caplog):
+        given = {"query": "Eggs?", "constitutions": ["Be brief.", "Be long."], "completions": ["Yes.", "Well."]}
+        prepare([given] * 3, tiny_tokenizer)
+        assert caplog.text.count("are used as they are") == 1
+        prepare([row()], tiny_tokenizer)
+        assert caplog.text.count("are used as they are") == 1
+
     def test_an_end_that_is_there_is_not_doubled(self, tiny_tokenizer):
         first = prepare([row(completions=["Yes.<|im_end|>", "Well."])], tiny_tokenizer)[0]
         assert first["completion_input_ids"][0].count(tiny_tokenizer.eos_token_id) == 1

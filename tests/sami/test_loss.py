@@ -79,6 +79,30 @@ class TestSamiLoss:
         expected = (rows + columns - 2 * torch.eye(2)) / 4
         torch.testing.assert_close(logps.grad, expected.double())
 
+    def test_length_term_by_hand(self):
+        # Rows with weight 2 and lengths 1 and 3: the second column counts 3 ** 2 = 9 times as much,
+        # 1/(1+27) and 18/(6+18) = 3/4; columns as they were, 1/7 and 2/5
+        logps, lengths = log([[1.0, 3.0], [6.0, 2.0]]).requires_grad_(), torch.tensor([1, 3])
+        loss = sami_loss(logps, lengths, 2.0)
+        rows, columns = -(math.log(1 / 28) + math.log(3 / 4)) / 2, -(math.log(1 / 7) + math.log(2 / 5)) / 2
+        assert loss.item() == pytest.approx((rows + columns) / 2, abs=1e-12)
+        loss.backward()
+        by_row = torch.tensor([[1 / 28, 27 / 28], [1 / 4, 3 / 4]], dtype=torch.float64)
+        by_column = torch.tensor([[1 / 7, 3 / 5], [6 / 7, 2 / 5]], dtype=torch.float64)
+        torch.testing.assert_close(logps.grad, (by_row + by_column - 2 * torch.eye(2)) / 4)
+        # Under all constitutions alike, only rows push: (sum of the column - 1) / 4, up for the short response (a
+        # negative gradient), down for the long one
+        push = (by_row.sum(0) - 1) / 4
+        torch.testing.assert_close(logps.grad.sum(0), push)
+        assert push[0] < 0 < push[1]
+
+    def test_length_term_of_equal_lengths_or_weight_0_is_none(self):
+        logps = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(sami_loss(logps, torch.full((2, 3), 7), 1.5), sami_loss(logps))
+        assert torch.equal(sami_loss(logps, torch.tensor([[1, 2, 3]] * 2), 0.0), sami_loss(logps))
+        with pytest.raises(ValueError, match=r"`lengths` of the shape \(2, 3\)"):
+            sami_loss(logps, None, 1.0)
+
     def test_half_precision_is_computed_in_float32(self):
         logps = torch.tensor([[-20.0, -20.125], [-20.125, -20.0]], dtype=torch.bfloat16)
         assert sami_loss(logps).item() == pytest.approx(math.log(1 + math.exp(-0.125)), abs=1e-6)

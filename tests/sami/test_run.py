@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -115,6 +116,32 @@ class TestWholeRun:
         assert data["rounds"][1]["evaluation"]["kl"]["mean"] > 0
 
 
+class TestHeldOut:
+    def test_more_constitutions_and_unseen_principles(self, arguments, files):
+        unseen = "{name: 丁寧, definition: 敬語で答える。, antithesis: ぞんざいに答える。, check: {regex: です}}"
+        (files / "unseen.yaml").write_text(f"principles: [{unseen}]", encoding="utf-8")
+        METHOD.parse("run", arguments(rounds=1, eval_principles=files / "unseen.yaml", pairs="desired")).execute()
+        for folder in (files / "run" / "round_0", files / "run" / "round_1"):
+            rows = read_jsonl(folder / "eval_samples.jsonl")
+            # 4, which is all that two principles give; 2 of one
+            assert {len(row["completions"]) for row in rows} == {4}
+            others = read_jsonl(folder / "eval_principles_samples.jsonl")
+            assert [list(choices) for choices in others[0]["choices"]] == [["丁寧"], ["丁寧"]]
+            result = json.loads((folder / "evaluation.json").read_text())
+            assert result["max_bound"] == pytest.approx(math.log(4))
+            assert result["held_out_principles"]["max_bound"] == pytest.approx(math.log(2))
+            assert {"mi_bound", "accuracy_columns"} <= set(result["same_order"])
+            obeyed = result["obedience_held_out_principles"]["丁寧"]["definition"]
+            assert obeyed["n"] == len([row for row in others if row["kept"]])
+            assert ("original" in obeyed) == (folder.name == "round_1")
+        training = read_jsonl(files / "run" / "round_1" / "samples.jsonl")
+        assert all(len(row["choices"]) == 2 and all(row["choices"][0].values()) for row in training)
+
+    def test_principles_that_are_trained_are_no_held_out_ones(self, arguments, files):
+        with pytest.raises(ValueError, match=r"principles\.yaml: principle 'brief' is trained too"):
+            METHOD.parse("run", arguments(eval_principles=files / "principles.yaml")).check()
+
+
 class TestResuming:
     def test_done_stages_are_left_alone_and_a_run_can_grow(self, arguments, files):
         METHOD.parse("run", arguments(rounds=1)).execute()
@@ -190,6 +217,17 @@ class TestResuming:
         (folder / "train" / "checkpoint-3" / "trainer_state.json").write_text('{"half')
         METHOD.parse("run", arguments("pieces", **settings)).execute()
         assert results(files / "pieces")["report"]["rise"] == results(files / "whole")["report"]["rise"]
+
+    def test_a_folder_of_an_earlier_version_is_refused_in_one_line(self, arguments, files):
+        _until(METHOD.parse("run", arguments()), "sample", 1)
+        path = files / "run" / "settings.json"
+        settings = json.loads(path.read_text())
+        path.write_text(
+            json.dumps({k: v for k, v in settings.items() if k not in ("pairs", "num_eval_constitutions")})
+        )
+        with pytest.raises(ValueError, match=r"num_eval_constitutions.*pairs|pairs.*num_eval_constitutions") as error:
+            METHOD.parse("run", arguments()).execute()
+        assert "\n" not in str(error.value)
 
     def test_edited_principles_are_refused(self, arguments, files):
         _until(METHOD.parse("run", arguments()), "sample", 1)

@@ -48,9 +48,10 @@ def _train(run: Any) -> None:
 def _evaluate(run: Any) -> None:
     result = run.evaluate()
     bound = "MI bound {mean:.3f} ± {se:.3f} nats".format_map(result["mi_bound"])
+    right = f"which constitution? {result['accuracy_columns']['mean']:.0%}"
     rest = "of {max_bound:.2f} on {num_queries} queries, {length:.0f} tokens per response".format_map(result)
     kl = f"{result['kl']['mean']:.3f} nats per token" if "kl" in result else "not measured (set `original_model`)"
-    print(f"{run.folder / 'evaluation.json'}: {bound} {rest}, KL to the original {kl}")
+    print(f"{run.folder / 'evaluation.json'}: {bound} {rest}, {right}, KL to the original {kl}")
     if judged := result.get("win_rate"):
         counts = "{wins} wins, {ties} ties, {losses} losses, {unread} unread".format_map(judged)
         print(f"{run.folder / 'win_rate.json'}: {counts}, against {run.args.judge_against}")

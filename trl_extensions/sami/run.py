@@ -305,10 +305,15 @@ class SAMIRun(Run):
         engine, rows = self.models.in_process(model), load_rows(folder / "eval_samples.jsonl", kept_only=False)
         separate = original not in (None, model) and not hasattr(engine.model, "peft_config")
         ref_model = self.models.in_process(original).model if separate else None
-        args, principles, plain = self.args, self.principles(), "plain_answers.jsonl"
+        args, principles, unseen, plain = self.args, self.principles(), self.eval_principles(), "plain_answers.jsonl"
         originals = self.round_folder(0) / plain if fixed_rows else None
-        judge = judge_of_checks(args, principles, self.folder / "judge_calls.sqlite")
+        judge = judge_of_checks(args, principles + unseen, self.folder / "judge_calls.sqlite")
         more = {"obedience": obedience(principles, rows, fixed_rows or (), judge)}
+        unseen_rows: list[dict[str, Any]] = []
+        if unseen:
+            own, first = (of / "eval_principles_samples.jsonl" for of in (folder, self.round_folder(0)))
+            unseen_rows, before = load_rows(own), load_rows(first) if fixed_rows else ()
+            more["obedience_held_out_principles"] = obedience(unseen, unseen_rows, before, judge)
         more["side_effects"] = side_effects(
             engine, self.queries()[1], folder / plain, params=args.params(self.config.seed),
             conversational=self.models.is_conversational(), ref_model=ref_model,
@@ -318,7 +323,7 @@ class SAMIRun(Run):
         return evaluate_rows(
             engine.model, engine.tokenizer, rows, folder / "evaluation.json", ref_model=ref_model, more=more,
             is_original=is_original, fixed_rows=fixed_rows, batch_tokens=self.args.eval_batch_tokens,
-            unseen_rows=load_rows(folder / "eval_principles_samples.jsonl") if self.args.eval_principles else None,
+            unseen_rows=unseen_rows,
         )  # fmt: skip
 
     def _judge(self, folder: Path, originals: Path) -> dict[str, Any]:
