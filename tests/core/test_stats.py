@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from trl_extensions.core.stats import bootstrap, bootstrap_ratio, group_index, wilson
+from trl_extensions.core.stats import Spread, bootstrap, bootstrap_ratio, group_index, wilson
 
 
 class TestWilson:
@@ -145,3 +146,51 @@ class TestRatio:
     def test_unequal_lengths(self):
         with pytest.raises(ValueError, match="2 numerators but 3 denominators"):
             bootstrap_ratio([1, 2], [1, 2, 3])
+
+
+class TestSpread:
+    """Values of S seeds on U rows, whose mean over rows they are: influence is the rows themselves."""
+
+    def of(self, rows, **options):
+        rows = np.asarray(rows, float)[..., None]
+        return Spread.of(rows.mean(axis=1), rows, **options)
+
+    def test_rows_alone_are_the_textbooks_t(self):
+        rows = np.random.default_rng(0).random(30)
+        low, high = self.of(rows[None], fixed_seeds=True).interval(np.ones(1))
+        expected = stats.t.interval(0.95, 29, rows.mean(), stats.sem(rows))
+        assert (low, high) == pytest.approx(expected)
+
+    def test_seeds_alone_are_the_textbooks_t(self):
+        # Rows are all alike, so that nothing of the error is theirs
+        means = np.array([0.6, 0.7, 0.75])
+        low, high = self.of(np.repeat(means[:, None], 20, axis=1)).interval(np.ones(1))
+        assert (low, high) == pytest.approx(stats.t.interval(0.95, 2, means.mean(), stats.sem(means)))
+
+    def test_parts_by_hand(self):
+        # Two seeds, two rows: a = (0, 1), b = (0, 3). Variance of the rows' means (0, 2) over 2 rows: 1; of the seeds'
+        # own rows, 1 / 2 and 9 / 2, mean 5 / 2 over 2 rows: 5 / 4; the difference, 1 / 4, is in the seeds' variance,
+        # that of (1 / 2, 3 / 2) over 2 seeds: 1 / 4.
+        own = self.of([[0, 1], [0, 3]])
+        assert own.rows == pytest.approx(0.75) and own.seeds == pytest.approx(0.25)
+        t = math.tan(0.95 * math.pi / 2)  # one degree of freedom
+        assert own.half_width(np.ones(1)) == pytest.approx(t * (0.75 + 0.25) / 1)
+
+    def test_repeated_seeds_add_nothing(self):
+        rows = np.random.default_rng(1).random(25)
+        once, thrice = self.of(rows[None], fixed_seeds=True), self.of(np.stack([rows] * 3))
+        assert thrice.interval(np.ones(1)) == pytest.approx(once.interval(np.ones(1)))
+
+    def test_ratio_without_error_and_without_bounds(self):
+        ones, two = np.ones((2, 10)), np.full((2, 10), 2.0)
+        both = np.stack([ones, two], axis=2)
+        own = Spread.of(both.mean(axis=1), both)
+        assert own.ratio(np.array([1.0, 0]), np.array([0, 1.0])) == (0.5, 0.5)
+        noisy = np.random.default_rng(2).normal(size=(2, 10, 2))
+        assert Spread.of(noisy.mean(axis=1), noisy).ratio(np.array([1.0, 0]), np.array([0, 1.0])) is None
+
+    def test_too_little(self):
+        with pytest.raises(ValueError, match="at least two seeds"):
+            self.of([[0, 1]])
+        with pytest.raises(ValueError, match=r"at least two rows \(or groups of rows\), got 1"):
+            self.of([[0], [1]])

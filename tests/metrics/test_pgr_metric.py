@@ -13,16 +13,16 @@ def metric():
     return evaluate.load(metric_path("pgr"))
 
 
-TEN = {
-    "references": [1] * 10,
-    "weak_predictions": [1] * 6 + [0] * 4,
-    "predictions": [1] * 7 + [0] * 3,
-    "ceiling_predictions": [1] * 8 + [0] * 2,
+HUNDRED = {
+    "references": [1] * 100,
+    "weak_predictions": [1] * 60 + [0] * 40,
+    "predictions": [1] * 70 + [0] * 30,
+    "ceiling_predictions": [1] * 80 + [0] * 20,
 }
 
 
 def test_by_hand(metric):
-    result = metric.compute(**TEN)
+    result = metric.compute(**HUNDRED)
     assert result["pgr"] == pytest.approx(0.5)
     assert (result["weak"], result["strong"], result["ceiling"]) == (0.6, 0.7, 0.8)
     assert result["reason"] is None
@@ -30,9 +30,9 @@ def test_by_hand(metric):
 
 def test_batches_and_options(metric):
     random = np.random.default_rng(0)
-    columns = {name: random.integers(3, size=60) for name in TEN}
+    columns = {name: random.integers(3, size=60) for name in HUNDRED}
     columns["ceiling_predictions"] = columns["references"].copy()
-    options = {"groups": [i // 3 for i in range(60)], "resamples": 100, "confidence": 0.8, "seed": 7}
+    options = {"groups": [i // 3 for i in range(60)], "confidence": 0.8}
     for part in (slice(0, 25), slice(25, 60)):
         metric.add_batch(**{name: own[part] for name, own in columns.items()})
     result = metric.compute(**options)
@@ -44,15 +44,20 @@ def test_batches_and_options(metric):
     assert (result["pgr"], result["low"], result["high"]) == (expected["value"], expected["low"], expected["high"])
 
 
+def test_options_of_the_bootstrap_are_gone_with_a_line(metric):
+    with pytest.warns(FutureWarning, match="no effect"):
+        assert metric.compute(**HUNDRED, resamples=100, seed=1)["pgr"] == pytest.approx(0.5)
+
+
 def test_undefined(metric):
-    result = metric.compute(**TEN | {"ceiling_predictions": [1] * 6 + [0] * 4})
+    result = metric.compute(**HUNDRED | {"ceiling_predictions": [1] * 60 + [0] * 40})
     assert result["pgr"] is result["low"] is result["high"] is None
     assert result["reason"] == "the ceiling (0.600) is not above the weak model (0.600)"
 
 
 def test_says_what_it_is(metric):
     assert metric.name == "pgr" and "2312.09390" in metric.citation
-    assert set(metric.features) == set(TEN)
+    assert set(metric.features) == set(HUNDRED)
 
 
 def test_unknown_metric():

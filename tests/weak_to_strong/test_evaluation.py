@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from trl_extensions.weak_to_strong.evaluation import (
     Predictions,
+    _auroc,
     _row_sums,
     _scores_of_sums,
     agreement_with_weak,
@@ -22,6 +24,13 @@ def predicting(classes, labels, k=2, sure=0.8, prefix="r"):
     probs = np.full((len(classes), k), (1 - sure) / (k - 1))
     probs[np.arange(len(classes)), classes] = sure
     return Predictions(tuple(f"{prefix}{i}" for i in range(len(classes))), np.array(labels), probs)
+
+
+def flat(own):
+    """The numbers of nested estimates."""
+    if isinstance(own, dict):
+        return [number for value in own.values() for number in flat(value)]
+    return [float(value) for value in (own if isinstance(own, list) else [own]) if value is not None]
 
 
 def random_run(accuracies, n=60, seeds=2, k=2):
@@ -70,6 +79,14 @@ class TestPredictions:
         with pytest.raises(ValueError, match=f"weak.jsonl: .*{message}"):
             Predictions.from_rows([self.row(), self.row(id="b") | changes], "weak.jsonl")
 
+    def test_without_labels(self):
+        own = Predictions.from_rows([self.row(label=None), self.row(id="b", label=None)])
+        assert not own.labelled and own.labels.tolist() == [-1, -1]
+        with pytest.raises(ValueError, match="label 1 is not one of"):
+            Predictions.from_rows([self.row(label=None), self.row(id="b")])
+        with pytest.raises(ValueError, match="no true labels"):
+            evaluate_run({0: {"weak": own, "soft_ce": own}})
+
     def test_files(self, tmp_path):
         for seed, label in ((10, 1), (2, 0)):
             for model in ("weak", "soft_ce+weights"):
@@ -114,13 +131,72 @@ class TestScores:
                 probs[:, -1] = 0
                 probs /= probs.sum(axis=1, keepdims=True)
             own = Predictions(tuple(map(str, range(30))), labels, probs)
-            expected = [value for name, value in scores(own).items() if name != "ece"]
+            expected = [value for name, value in scores(own).items() if name not in ("ece", "auroc")]
             np.testing.assert_allclose(_scores_of_sums(_row_sums(own).sum(axis=0)), expected, rtol=1e-9)
 
     def test_a_class_nobody_says(self):
         own = predicting([0, 0, 0], [0, 0, 0])
-        expected = [value for name, value in scores(own).items() if name != "ece"]
+        expected = [value for name, value in scores(own).items() if name not in ("ece", "auroc")]
         np.testing.assert_allclose(_scores_of_sums(_row_sums(own).sum(axis=0)), expected)
+
+
+class TestAuroc:
+    @pytest.mark.parametrize("k", [2, 3])
+    def test_scikit_learn_has_the_same(self, k):
+        random = np.random.default_rng(k)
+        probs = random.dirichlet(np.ones(k), size=60).round(1) + 1e-3  # ties
+        own = Predictions(tuple(map(str, range(60))), np.arange(60) % k, probs / probs.sum(axis=1, keepdims=True))
+        given = own.probs[:, 1] if k == 2 else own.probs
+        expected = roc_auc_score(own.labels, given, multi_class="ovr")
+        assert scores(own)["auroc"] == pytest.approx(expected)
+
+    def test_influence_is_that_of_leaving_a_row_out(self):
+        random = np.random.default_rng(0)
+        own = Predictions(tuple(map(str, range(200))), np.arange(200) % 2, random.dirichlet(np.ones(2), size=200))
+        area, influence = _auroc(own)
+        without = np.array([_auroc(own.take(np.delete(np.arange(200), i)))[0] for i in range(200)])
+        assert influence.mean() == pytest.approx(0, abs=1e-12)
+        # The jackknife's values are those of a sum to first order, 1 / N
+        np.testing.assert_allclose(influence, 199 * (area - without), atol=0.02)
+
+    def test_one_class_has_none(self):
+        assert "auroc" not in scores(predicting([0, 1, 0], [0, 0, 0]))
+
+
+class TestParts:
+    def test_classes_and_subgroups_by_hand(self):
+        # Class 0: rows 0-3, class 1: rows 4-5; weak is wrong on 0 and 4
+        labels = [0, 0, 0, 0, 1, 1]
+        models = {
+            "weak": predicting([1, 0, 0, 0, 0, 1], labels),
+            "soft_ce": predicting([0, 0, 0, 0, 0, 1], labels),
+            "ceiling": predicting([0, 0, 0, 0, 1, 1], labels),
+        }
+        dialects = {f"r{i}": "青" if i in (0, 4) else "b" for i in range(6)}
+        own = evaluate_run({0: models, 1: models}, subgroups=dialects, class_names=["safe", "危険"])
+        recalls = {name: own["by_class"][name]["scores"]["weak"]["value"] for name in ("safe", "危険")}
+        assert recalls == {"safe": 0.75, "危険": 0.5} and own["by_class"]["safe"]["rows"] == 4
+        assert (
+            own["confusion"]["weak"] == confusion_matrix(labels, models["weak"].predicted).tolist() == [[3, 1], [1, 1]]
+        )
+        assert own["by_subgroup"]["青"]["rows"] == 2 and list(own["by_subgroup"]) == ["b", "青"]
+        assert own["by_subgroup"]["青"]["scores"]["soft_ce"]["value"] == 0.5
+        # 青: weak 0 of 2, soft_ce 1, ceiling 2; both rows have a gap of 1
+        assert own["by_subgroup"]["青"]["pgr"]["soft_ce"]["value"] == 0.5
+        assert own["worst"]["soft_ce"]["subgroup"] == "青" and own["worst"]["soft_ce"]["value"] == 0.5
+
+    def test_the_worst_of_two_is_taken_at_half_the_error(self):
+        run = random_run(FOUR, n=400, seeds=2)
+        ids = run[0]["weak"].ids
+        own = evaluate_run(run, subgroups={row_id: str(i % 2) for i, row_id in enumerate(ids)})
+        for name, worst in own["worst"].items():
+            plain = own["by_subgroup"][worst["subgroup"]]["scores"][name]
+            assert worst["value"] == plain["value"] and worst["low"] < plain["low"]
+
+    def test_too_many_subgroups(self):
+        run = random_run(FOUR)
+        with pytest.raises(ValueError, match="60 subgroups: name a column of at most 30 different values"):
+            evaluate_run(run, subgroups={row_id: row_id for row_id in run[0]["weak"].ids})
 
 
 class TestAgreement:
@@ -155,7 +231,7 @@ class TestAgreement:
 
 class TestRun:
     def test_order_and_shape_of_the_result(self):
-        result = evaluate_run(random_run(FOUR), resamples=50, costs={"soft_ce": {"seconds": [1.0, 2.0]}})
+        result = evaluate_run(random_run(FOUR), costs={"soft_ce": {"seconds": [1.0, 2.0]}})
         assert result["models"] == ["weak", "weak:nb", "soft_ce", "ceiling"]
         assert result["strong"] == ["soft_ce"] and result["rows"] == [60, 60] and result["classes"] == 2
         assert set(result["pgr"]["accuracy"]) == {"soft_ce"} and set(result["agreement"]) == {"soft_ce", "ceiling"}
@@ -163,7 +239,7 @@ class TestRun:
 
     def test_values_are_means_over_seeds(self):
         run = random_run(FOUR, seeds=3)
-        result = evaluate_run(run, resamples=50)
+        result = evaluate_run(run)
         per_seed = {name: [scores(run[seed][name]) for seed in run] for name in FOUR}
         for name in FOUR:
             for score, own in result["scores"][name].items():
@@ -176,7 +252,7 @@ class TestRun:
             assert result["gap"][score]["value"] == pytest.approx(ceiling - weak)
 
     def test_intervals_enclose_their_value_except_that_of_ece(self):
-        for own in evaluate_run(random_run(FOUR, n=200), resamples=300)["scores"].values():
+        for own in evaluate_run(random_run(FOUR, n=200))["scores"].values():
             for score, estimate in own.items():
                 if score == "ece":
                     assert estimate["low"] is estimate["high"] is None
@@ -184,24 +260,25 @@ class TestRun:
                     assert estimate["low"] < estimate["value"] < estimate["high"]
 
     def test_the_gap_is_a_ratio_of_means_not_a_mean_of_ratios(self):
-        # Seed A: .2, .4, 1.0 (ratio 1/4); seed B: .6, .8, .8 (ratio 1); differences .2 + .2 over .8 + .2 = .4
+        # Seed A: .2, .4, 1.0 (ratio 1/4); seed B: .3, .8, .8 (ratio 1); differences .2 + .5 over .8 + .5 = 7 / 13
         run = {}
-        for seed, shares in enumerate(((0.2, 0.4, 1.0), (0.6, 0.8, 0.8))):
-            guesses = [(np.arange(10) >= 10 * share).astype(int) for share in shares]
+        for seed, shares in enumerate(((0.2, 0.4, 1.0), (0.3, 0.8, 0.8)) * 4):
+            guesses = [(np.arange(100) >= 100 * share).astype(int) for share in shares]
             run[seed] = dict(
-                zip(("weak", "soft_ce", "ceiling"), (predicting(g, [0] * 10) for g in guesses), strict=True)
+                zip(("weak", "soft_ce", "ceiling"), (predicting(g, [0] * 100) for g in guesses), strict=True)
             )
-        gap = evaluate_run(run, resamples=50)["pgr"]["accuracy"]["soft_ce"]
-        assert gap["value"] == pytest.approx(0.4) and gap["per_seed"] == pytest.approx([0.25, 1.0])
+        gap = evaluate_run(run)["pgr"]["accuracy"]["soft_ce"]
+        assert gap["value"] == pytest.approx(7 / 13) and gap["per_seed"] == pytest.approx([0.25, 1.0] * 4)
 
     def test_agrees_with_the_interval_of_the_rows_right_or_wrong(self):
         from trl_extensions.weak_to_strong.evaluation import pgr_interval
 
+        # A seed repeated says that seeds do not matter, which leaves the rows
         run = random_run(FOUR, n=100, seeds=1)
         right = {name: (run[0][name].predicted == run[0][name].labels).astype(float) for name in FOUR}
-        alone = pgr_interval(right["weak"], right["soft_ce"], right["ceiling"], resamples=400)
-        own = evaluate_run(run, resamples=400)["pgr"]["accuracy"]["soft_ce"]
-        for name in ("value", "low", "high", "undefined_share"):
+        alone = pgr_interval(right["weak"], right["soft_ce"], right["ceiling"])
+        own = evaluate_run({0: run[0], 1: run[0]})["pgr"]["accuracy"]["soft_ce"]
+        for name in ("value", "low", "high"):
             assert own[name] == pytest.approx(alone[name], abs=1e-9)
 
     def test_groups_by_id(self):
@@ -215,15 +292,16 @@ class TestRun:
                 )
                 for name, wrong in guesses.items()
             }
-            return {0: own}
+            return {0: own, 1: own}
 
-        plain = evaluate_run(of(1), resamples=200)
-        grouped = evaluate_run(of(2), groups={f"r{i}": f"q{i // 2}" for i in range(80)}, resamples=200)
-        assert grouped["groups"] == [40]
+        plain = evaluate_run(of(1))
+        grouped = evaluate_run(of(2), groups={f"r{i}": f"q{i // 2}" for i in range(80)})
+        assert grouped["groups"] == [40, 40]
         for part in ("pgr", "differences", "gap"):
-            assert grouped[part] == plain[part]
-        partly = evaluate_run(of(2), groups={"r0": "q", "r1": "q"}, resamples=5)
-        assert partly["groups"] == [79]
+            for score in ("accuracy", "balanced_accuracy", "auroc"):
+                assert flat(grouped[part][score]) == pytest.approx(flat(plain[part][score]), abs=1e-9)
+        partly = evaluate_run(of(2), groups={"r0": "q", "r1": "q"})
+        assert partly["groups"] == [79, 79]
 
     def test_the_order_of_rows_does_not_matter(self):
         run = random_run(FOUR)
@@ -231,20 +309,20 @@ class TestRun:
         turned = {0: run[0], 1: {name: own.in_order(ids) for name, own in run[1].items()}}
         turned[0] = run[0] | {"soft_ce": run[0]["soft_ce"].in_order(ids)}
         assert turned[0]["soft_ce"].labels.tolist() == run[0]["soft_ce"].labels.tolist()[::-1]
-        assert evaluate_run(turned, resamples=50) == evaluate_run(run, resamples=50)
+        assert evaluate_run(turned) == evaluate_run(run)
 
     def test_no_gap_is_said(self):
         labels = np.arange(20) % 2
         models = {"weak": 4, "product": 2, "ceiling": 5}
         own = {name: predicting(np.where(np.arange(20) < n, 1 - labels, labels), labels) for name, n in models.items()}
-        gap = evaluate_run({0: own}, resamples=50)["pgr"]["accuracy"]["product"]
+        gap = evaluate_run({0: own})["pgr"]["accuracy"]["product"]
         assert gap["value"] is gap["low"] is None and gap["per_seed"] == [None]
         assert gap["reason"] == "the ceiling (0.750) is not above the weak model (0.800)"
 
     def test_without_a_ceiling(self):
-        result = evaluate_run(random_run({"weak": 0.6, "soft_ce": 0.8}), resamples=50)
+        result = evaluate_run(random_run({"weak": 0.6, "soft_ce": 0.8}))
         assert result["pgr"]["accuracy"]["soft_ce"]["reason"] == "there is no ceiling model"
-        assert result["gap"] == {"accuracy": None, "balanced_accuracy": None}
+        assert result["gap"] == dict.fromkeys(("accuracy", "balanced_accuracy", "auroc"))
         assert result["differences"]["accuracy"]["soft_ce"]["value"] > 0
 
     def test_what_cannot_be_compared(self):

@@ -1,30 +1,18 @@
-"""Performance gap recovered and its bootstrap, against hand calculation and normal theory."""
+"""Performance gap recovered and its interval, against hand calculation and Fieller's quadratic."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from trl_extensions.weak_to_strong.evaluation import (
+    Comparison,
     performance_gap_recovered,
     pgr_interval,
-    resampled_scores,
-    summarise_difference,
-    summarise_pgr,
     sums_by_group,
     why_undefined,
 )
-
-
-def means(sums):
-    return sums[..., :1] / sums[..., 1:]
-
-
-def units_of(*models):
-    """`(N, M, 2)` of one seed: values and ones."""
-    values = np.stack([np.asarray(own, float) for own in models], axis=1)
-    return np.stack([values, np.ones_like(values)], axis=2)
 
 
 def accuracies(n, *shares):
@@ -61,50 +49,59 @@ class TestValue:
 
 class TestInterval:
     def test_two_rows_by_hand(self):
-        # Row 1: only the ceiling is right; row 2: strong and ceiling are. Draws of two rows: 1/4 twice row 1: 0 / 1;
-        # 1/2 one of each: .5 / 1; 1/4 twice row 2: 1 / 1. All defined; the middle 40 % are .5, 95 % reach the ends.
-        rows = ([0, 0], [0, 1], [1, 1])
-        assert pgr_interval(*rows, confidence=0.4) == {
-            "value": 0.5, "low": 0.5, "high": 0.5, "reason": None, "undefined_share": 0.0, "reliable": True,
-        }  # fmt: skip
-        wide = pgr_interval(*rows)
-        assert (wide["low"], wide["high"]) == (0.0, 1.0)
+        # Row 1: only the ceiling is right; row 2: strong and ceiling are. The gap is 1 in both rows, so its error is 0
+        # and the ratio is the mean of 0 and 1, with standard error 1 / 2 and one degree of freedom: t = 1 at 50 %.
+        own = pgr_interval([0, 0], [0, 1], [1, 1], confidence=0.5)
+        assert own == {"value": 0.5, "low": pytest.approx(0, abs=1e-8), "high": pytest.approx(1), "reason": None}
 
-    def test_share_of_resamples_without_a_gap(self):
-        # The gap lies in one row of two: without it (1/4 of draws) there is none; with it the strong model has it all
-        result = pgr_interval([0, 1], [1, 1], [1, 1], resamples=20000)
-        # four standard errors of a share of 20,000
-        assert result["undefined_share"] == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 20000))
-        assert not result["reliable"]
-        assert (result["value"], result["low"], result["high"]) == (1.0, 1.0, 1.0)
+    def test_fieller_by_his_quadratic(self):
+        # Bounds are the roots of (A - rB)^2 = t^2 (vaa - 2 r vab + r^2 vbb), over N rows with N - 1 degrees of freedom
+        rows = (np.random.default_rng(0).random((3, 150)) < [[0.5], [0.65], [0.85]]).astype(float)
+        own = pgr_interval(*rows)
+        above, below = rows[1] - rows[0], rows[2] - rows[0]
+        (vaa, vab), (_, vbb) = np.cov(above, below) / 150
+        t2 = stats.t.ppf(0.975, 149) ** 2
+        roots = np.roots(
+            [
+                below.mean() ** 2 - t2 * vbb,
+                -2 * (above.mean() * below.mean() - t2 * vab),
+                above.mean() ** 2 - t2 * vaa,
+            ]
+        )
+        assert (own["low"], own["high"]) == pytest.approx(sorted(roots), abs=1e-7)
+        assert own["value"] == pytest.approx(above.mean() / below.mean())
 
-    def test_five_per_cent_is_the_limit(self):
-        draws = np.array([[0.0, 0.5, 1.0]] * 95 + [[1.0, 0.5, 1.0]] * 5)
-        point = np.array([0.0, 0.5, 1.0])
-        assert summarise_pgr(point, draws)["reliable"]
-        draws[0] = [1.0, 0.5, 0.9]
-        assert not summarise_pgr(point, draws)["reliable"]
+    def test_a_gap_that_is_not_clear_of_zero(self):
+        # Gap .02 of 100 rows: 8 rows gained, 6 lost, standard error sqrt(.14 - .0004) / sqrt(99) = .0375
+        weak, ceiling = np.ones(100), np.ones(100)
+        weak[:8], ceiling[8:14] = 0, 0
+        result = pgr_interval(weak, ceiling, ceiling)
+        assert (result["value"], result["low"], result["high"]) == (None, None, None)
+        assert "+0.020 ± 0.075" in result["reason"]
 
     def test_undefined_says_why_and_has_no_interval(self):
         result = pgr_interval(*accuracies(100, 0.6, 0.7, 0.55))
         assert (result["value"], result["low"], result["high"]) == (None, None, None)
         assert result["reason"] == "the ceiling (0.550) is not above the weak model (0.600)"
-        assert result["undefined_share"] == 1.0  # the weak model is right wherever the ceiling is
 
     def test_lower_is_better_mirrors(self):
-        draws = np.random.default_rng(0).random((500, 3)) * 0.1 + [0.3, 0.2, 0.1]
-        low = summarise_pgr(draws.mean(axis=0), draws, higher_is_better=False)
-        high = summarise_pgr(-draws.mean(axis=0), -draws)
-        for name in ("value", "low", "high", "undefined_share"):
-            assert low[name] == pytest.approx(high[name], abs=1e-12)
+        values = np.random.default_rng(0).random((1, 40, 3)) * 0.1 + [0.3, 0.2, 0.1]
+        names, mean = ("weak", "w2s", "ceiling"), values.mean(axis=1)
+        low = Comparison(names, mean, values, fixed_seeds=True).pgr("w2s", higher_is_better=False)
+        high = Comparison(names, -mean, -values, fixed_seeds=True).pgr("w2s")
+        for name in ("value", "low", "high"):
+            assert low[name] == pytest.approx(high[name], abs=1e-9)
         assert low["value"] is not None
 
     def test_doubled_rows_in_groups_change_nothing(self):
         rows = (np.random.default_rng(1).random((3, 40)) < [[0.5], [0.6], [0.8]]).astype(float)
         twice = np.repeat(rows, 2, axis=1)
-        plain = pgr_interval(*rows, resamples=300)
-        assert pgr_interval(*twice, groups=[f"question {i // 2}" for i in range(80)], resamples=300) == plain
-        alone = pgr_interval(*twice, resamples=300)
+        plain = pgr_interval(*rows)
+        grouped = pgr_interval(*twice, groups=[f"question {i // 2}" for i in range(80)])
+        assert [grouped[n] for n in ("value", "low", "high")] == pytest.approx(
+            [plain[n] for n in ("value", "low", "high")]
+        )
+        alone = pgr_interval(*twice)
         assert alone["high"] - alone["low"] < plain["high"] - plain["low"]
 
     @pytest.mark.parametrize(
@@ -121,7 +118,6 @@ class TestInterval:
                 r"at least two rows \(or groups of rows\), got 1",
             ),
             ([1, 0, 0], [1, 1, 1], {"confidence": 95}, "confidence = 95 must lie between 0 and 1"),
-            ([1, 0, 0], [1, 1, 1], {"resamples": 0}, "resamples = 0 must be at least 1"),
         ],
     )
     def test_bad_input(self, weak, ceiling, options, message):
@@ -129,50 +125,19 @@ class TestInterval:
             pgr_interval(weak, [1, 1, 0], ceiling, **options)
 
 
-class TestBootstrap:
-    def test_all_draws_of_two_seeds_and_two_rows(self):
-        # Row values 0, 1 in seed A and 2, 6 in seed B, the same rows in both. 4 draws of rows times 4 of seeds.
-        units = [units_of([0, 1]), units_of([2, 6])]
-        exact = sorted(
-            (units[s][list(rows), 0, 0].mean() + units[t][list(rows), 0, 0].mean()) / 2
-            for rows in itertools.product(range(2), repeat=2)
-            for s, t in itertools.product(range(2), repeat=2)
-        )
-        draws = resampled_scores(units, means, resamples=40000)[:, 0, 0]
-        values, counts = np.unique(draws, return_counts=True)
-        expected, times = np.unique(exact, return_counts=True)
-        np.testing.assert_allclose(values, expected)
-        # five standard errors of a share
-        np.testing.assert_allclose(counts / 40000, times / 16, atol=5 * math.sqrt(0.25 / 40000))
+class TestComparison:
+    def test_models_are_paired(self):
+        values = np.random.default_rng(4).random((1, 50, 1))
+        both = np.concatenate([values, values + 0.1], axis=2)
+        own = Comparison(("a", "b"), both.mean(axis=1), both, fixed_seeds=True)
+        assert own.estimate({"b": 1, "a": -1}) == {n: pytest.approx(0.1) for n in ("value", "low", "high")}
+        assert own.estimate({"a": 1})["low"] < own.estimate({"a": 1})["value"]
 
-    def test_standard_error_of_one_seed_is_the_textbooks(self):
-        values = np.random.default_rng(2).random(400)
-        draws = resampled_scores([units_of(values)], means, resamples=4000)
-        # The error of a standard deviation of 4000 draws is 1.1 % of it
-        assert draws.std() == pytest.approx(values.std() / 20, rel=0.06)
-
-    def test_rows_that_are_hard_in_every_seed_do_not_average_out(self):
-        values = np.random.default_rng(3).random(200)
-        together = resampled_scores([units_of(values)] * 4, means, resamples=3000).std()
-        assert together == pytest.approx(values.std() / math.sqrt(200), rel=0.08)
-
-    def test_models_share_their_draws(self):
-        values = np.random.default_rng(4).random(50)
-        draws = resampled_scores([units_of(values, values + 0.1)], means, resamples=100)[:, :, 0]
-        np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 0.1)
-        assert draws[:, 0].std() > 0
-        assert summarise_difference(0.1, draws[:, 1] - draws[:, 0])["above_zero"] == 1.0
-        assert summarise_difference(0.0, draws[:, 0] - draws[:, 0]) == {
-            "value": 0.0, "low": 0.0, "high": 0.0, "above_zero": 0.0,
-        }  # fmt: skip
-
-    def test_blocks_of_draws_fit_together(self, monkeypatch):
-        units = [units_of(np.arange(10))]
-        # 7 draws at a time, the last block of 6
-        monkeypatch.setattr("trl_extensions.weak_to_strong.evaluation.BLOCK", 70)
-        draws = resampled_scores(units, means, resamples=20)
-        assert draws.shape == (20, 1, 1)
-        assert len(np.unique(draws)) > 10  # no block repeats another
+    def test_one_seed_and_one_row_have_no_interval(self):
+        values = np.random.default_rng(4).random((2, 50, 1))
+        assert Comparison(("a",), values[:1].mean(axis=1), values[:1]).estimate({"a": 1})["low"] is None
+        assert Comparison(("a",), values[:, 0], values[:, :1]).estimate({"a": 1})["low"] is None
+        assert Comparison(("a",), values.mean(axis=1), values).estimate({"a": 1})["low"] is not None
 
 
 class TestGroups:

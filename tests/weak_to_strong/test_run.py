@@ -213,3 +213,60 @@ def test_form_is_read_from_the_yaml(tmp_path, capsys):
     assert main(["w2s", "run", "--config", str(path)]) == 2
     assert "linear_probe" in capsys.readouterr().err  # an option of the other form
     assert not os.path.exists("x")
+
+
+@pytest.fixture
+def unlabelled(arguments, tmp_path):
+    """The same without true labels for the student's rows and the test rows."""
+    texts = [{"text": row["text"]} for row in requests(48, "more")]
+    held_out = [{"text": row["text"]} for row in requests(80, "test")]
+    arguments[arguments.index("--test_examples") + 1] = write(tmp_path / "held_out.jsonl", held_out)
+    arguments[arguments.index("--seeds") + 1 : arguments.index("--seeds") + 2] = ["0", "1"]
+    checks = ["--check_models", "sklearn:tfidf-logreg", "sklearn:char-logreg", "--test_labels", "false"]
+    return [*arguments, "--unlabelled", write(tmp_path / "more.jsonl", texts), *checks]
+
+
+def test_a_run_without_true_labels_forecasts(unlabelled, tmp_path):
+    assert main(["w2s", "run", *unlabelled, "--variants", "soft_ce"]) == 0
+    out = tmp_path / "out"
+    assert not list(out.glob("predictions/*/ceiling.jsonl"))
+    labelled = read_jsonl(out / "seed_0" / "labels" / "stage_0" / "weak_labels.jsonl")
+    assert len(labelled) == 48 and all(", more " in row["text"] for row in labelled)
+    own = json.loads((out / "evaluation.json").read_text())
+    assert set(own) == {"forecast"} and set(own["forecast"]["soft_ce"]["by_checker"]) == {
+        "sklearn:tfidf-logreg", "sklearn:char-logreg",
+    }  # fmt: skip
+    teacher, student = (
+        [int(np.argmax(row["probs"])) for row in read_jsonl(out / f"predictions/seed_0/{name}.jsonl")]
+        for name in ("weak", "soft_ce")
+    )
+    assert len(teacher) == 80 and own["forecast"]["soft_ce"]["disagreement"]["value"] <= 1
+    assert "Forecast without true labels" in (out / "report.md").read_text()
+    # `evaluate` says the same of one seed's predictions
+    said = out / "predictions" / "seed_0"
+    files = ["--predictions", str(said / "soft_ce.jsonl"), "--weak_predictions", str(said / "weak.jsonl")]
+    checks = [str(path) for path in said.glob("check*")]
+    rest = ["--output_dir", str(tmp_path / "alone"), "--use_cpu", "true", "--bf16", "false"]
+    assert main(["w2s", "evaluate", *files, "--check_predictions", *checks, *rest]) == 0
+    alone = json.loads((tmp_path / "alone" / "evaluation.json").read_text())["forecast"]["w2s"]
+    assert alone["disagreement"]["value"] == pytest.approx(np.mean(np.array(teacher) != student))
+
+
+def test_what_a_forecast_needs(unlabelled, arguments, tmp_path, capsys):
+    at = unlabelled.index("--unlabelled")
+    assert main(["w2s", "run", *unlabelled[:at], *unlabelled[at + 2 :]]) == 2
+    assert "`check_models` needs `unlabelled`" in capsys.readouterr().err
+    assert main(["w2s", "run", *arguments, "--test_labels", "false"]) == 2
+    assert "`test_labels`" in capsys.readouterr().err
+
+
+def test_scores_by_subgroup(arguments, tmp_path):
+    extra = ["--subgroup_column", "label", "--variants", "soft_ce", "--seeds", "0", "1"]
+    assert main(["w2s", "run", *arguments, *extra]) == 0
+    own = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    # Subgroups that are the classes: what is accuracy there is recall
+    for name in ("safe", "unsafe"):
+        assert own["by_subgroup"][name]["scores"] == own["by_class"][name]["scores"]
+    assert own["class_names"] == ["safe", "unsafe"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "By subgroup" in report and "Worst subgroup" in report

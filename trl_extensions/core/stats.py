@@ -1,7 +1,10 @@
-"""Confidence intervals: Wilson's for a share, the percentile bootstrap for everything else."""
+"""Confidence intervals: Wilson's for a share, Cochran's t for means over seeds and rows and for their ratios, the
+percentile bootstrap for everything else."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -68,6 +71,92 @@ def bootstrap(
     found = np.concatenate(values)
     found = found[~np.isnan(found)]
     return percentiles(found, confidence) if len(found) else (None, None)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far means over seeds of F scores, measured on the same U test rows, lie from what further seeds and rows
+    would give: the mean, and two parts of its covariance.
+
+    Rows that every seed finds hard make an error that more seeds do not lessen; `rows` `(F, F)` is that part, known to
+    U - 1 degrees of freedom. `seeds` `(F, F)`, what seeds differ by, the rows that only one finds hard among it, is
+    known to S - 1 only; None where seeds are left out, and `rows` then is all there is.
+    """
+
+    mean: np.ndarray
+    rows: np.ndarray
+    seeds: np.ndarray | None
+    row_df: int
+    seed_df: int = 0
+
+    @classmethod
+    def of(cls, values: np.ndarray, influence: np.ndarray, *, fixed_seeds: bool = False) -> "Spread":
+        """From values `(S, F)` and what each of U rows (or groups of rows) adds to them, `(S, U, F)`, in units of one
+        row: of a mean, the row's own value. `fixed_seeds`: say nothing of other seeds; else S is at least 2."""
+        number, units = influence.shape[:2]
+        if units < 2:
+            raise ValueError(f"an interval needs at least two rows (or groups of rows), got {units}: test on more")
+        if number < 2 and not fixed_seeds:
+            raise ValueError("an interval needs at least two seeds: one does not show what another would change")
+        rows = _covariance(influence.mean(axis=0)) / units
+        if fixed_seeds:
+            return cls(values.mean(axis=0), rows, None, units - 1)
+        # What a seed's own hard rows add to `rows` is in the differences between seeds already
+        own = (sum(map(_covariance, influence)) / number / units - rows) / (number - 1)
+        return cls(values.mean(axis=0), rows - own, _covariance(values) / number, units - 1, number - 1)
+
+    def half_width(self, weights: np.ndarray, confidence: float = 0.95) -> float:
+        """Half the interval of a weighted sum `(F,)` of the scores: Cochran's t (Cochran 1964), the mean of the two
+        parts' t quantiles weighted by their variances. It errs on the wide side where neither part is small."""
+        rows = max(float(weights @ self.rows @ weights), 0.0)
+        if self.seeds is None:
+            return _t(confidence, self.row_df) * math.sqrt(rows)
+        seeds = max(float(weights @ self.seeds @ weights), 0.0)
+        if rows + seeds == 0:
+            return 0.0
+        return (_t(confidence, self.row_df) * rows + _t(confidence, self.seed_df) * seeds) / math.sqrt(rows + seeds)
+
+    def interval(self, weights: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+        """Low and high bound of a weighted sum `(F,)` of the scores."""
+        value, half = float(weights @ self.mean), self.half_width(weights, confidence)
+        return value - half, value + half
+
+    def ratio(
+        self, numerator: np.ndarray, denominator: np.ndarray, confidence: float = 0.95
+    ) -> tuple[float, float] | None:
+        """Interval of a ratio of two weighted sums after Fieller (1940): all r for which 0 lies in the interval of
+        numerator - r * denominator. None where the denominator's own interval holds 0: no bounds follow then."""
+        _check_confidence(confidence)
+        below = float(denominator @ self.mean)
+        if abs(below) <= self.half_width(denominator, confidence):
+            return None
+        value = float(numerator @ self.mean) / below
+
+        def outside(r: float) -> float:
+            weights = numerator - r * denominator
+            return abs(float(weights @ self.mean)) - self.half_width(weights, confidence)
+
+        if outside(value) >= 0:  # no error at all
+            return value, value
+        bounds = []
+        for side in (-1, 1):
+            step = 0.5
+            while outside(value + side * step) < 0:
+                step *= 2
+            bounds.append(import_extra("scipy.optimize").brentq(outside, value, value + side * step, xtol=1e-9))
+        return bounds[0], bounds[1]
+
+
+def _covariance(rows: np.ndarray) -> np.ndarray:
+    """`(F, F)` of `(N, F)`, by N - 1."""
+    centred = rows - rows.mean(axis=0)
+    return centred.T @ centred / (len(rows) - 1)
+
+
+@cache
+def _t(confidence: float, df: int) -> float:
+    _check_confidence(confidence)
+    return float(import_extra("scipy.special").stdtrit(df, (1 + confidence) / 2))
 
 
 def bootstrap_ratio(

@@ -30,8 +30,11 @@ class WeakToStrongArguments:
     examples_split: str = option("train", "Split of a data set on the hub.")
     examples_where: str | None = option(None, "Take only rows with this value in a column, as `split=train`.")
     num_examples: int | None = option(None, "Use at most this many examples, drawn once.")
-    unlabelled: str | None = option(None, "label: rows to label, if not the other half of `examples`.")
+    unlabelled: str | None = option(
+        None, "label, or run with `check_models`: rows to label, if not the other half of `examples`."
+    )
     test_examples: str | None = option(None, "Held-out examples with true labels.")
+    test_labels: bool = option(True, "Whether they have any; without, `run` with `check_models` only forecasts.")
     test_split: str = option("test", "Split of a data set on the hub.")
     test_where: str | None = option(None, "As `examples_where`, for `test_examples`.")
     num_test_examples: int | None = option(None, "Use at most this many of them.")
@@ -39,6 +42,7 @@ class WeakToStrongArguments:
     text_template: str | None = option(None, "classification: text made of columns, as `{question}\\n{text}`.")
     label_column: str = option("label", "classification: column of the true label.")
     group_column: str | None = option(None, "Rows with the same value (a question, a document) stay on one side.")
+    subgroup_column: str | None = option(None, "Column of the test rows that scores are broken down by; few values.")
     weak_models: list[str] = field(
         default_factory=list,
         metadata={
@@ -48,6 +52,13 @@ class WeakToStrongArguments:
     )
     bootstrap_models: list[str] = field(
         default_factory=list, metadata={"help": "Models between weak and strong; each learns from the one before it."}
+    )
+    check_models: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "run: train on weak labels of `unlabelled` and forecast what was gained, without a ceiling, by "
+            "these models: two or more, of other kinds than `weak_models`, which learn from the rest of `examples`."
+        },
     )
     weak_share: float = option(0.5, "Share of the examples the weak models learn from.")
     ensemble: Literal["soft", "hard", "accuracy"] = option(
@@ -71,6 +82,10 @@ class WeakToStrongArguments:
         None, "evaluate: predictions of the strong model; made from the model if left out."
     )
     weak_predictions: str | None = option(None, "evaluate: those of the weak one, for PGR.")
+    check_predictions: list[str] = field(
+        default_factory=list,
+        metadata={"help": "evaluate: those of models or annotators that check, for a forecast without true labels."},
+    )
     ceiling_predictions: str | None = option(
         None, "evaluate: those of the strong model trained on true labels, for PGR."
     )

@@ -18,7 +18,7 @@ from .evaluation import CEILING, GAP_SCORES, ORIGINAL, STRONG, WEAK, harm_of
 SIDE_BY_SIDE = 5
 TITLES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "macro F1", "f1_positive": "F1, class 1",
-    "nll": "nll, nats", "ece": "ECE",
+    "nll": "nll, nats", "auroc": "AUROC", "ece": "ECE",
 }  # fmt: skip
 MEASURE_TITLES = {"expected_maximum": "expected maximum toxicity", "probability": "toxicity probability"}
 # Which of a pair is the better one is written in an arbitrary order, so scores by class say nothing.
@@ -27,6 +27,7 @@ PAIR_SCORES = ("accuracy", "nll", "ece")
 SHOWN = (
     "task", "model_name_or_path", "weak_models", "bootstrap_models", "ensemble", "calibrate", "examples",
     "examples_where", "num_examples", "test_examples", "test_where", "num_test_examples", "group_column",
+    "subgroup_column", "unlabelled", "check_models",
     "weak_share", "keep_share", "linear_probe", "use_peft", "lora_r", "load_in_4bit", "learning_rate",
     "weak_learning_rate", "num_train_epochs", "weak_num_train_epochs", "max_steps", "lr_scheduler_type", "max_length",
     "confidence_coef", "product_alpha", "product_beta", "loss_warmup_ratio",
@@ -41,62 +42,20 @@ def write_label_report(
 ) -> Path:
     """Write `report.md`, `report.json`, `scores.png` and `pgr.png` of a classification or reward run.
 
-    Of the settings those of `SHOWN` are listed; `weak_reports` are the fields of `learners.LabelReport`, and `seed`.
+    The evaluation is that of `evaluate_run`, of `forecast` by strong model under "forecast", or both. Of the settings
+    those of `SHOWN` are listed; `weak_reports` are the fields of `learners.LabelReport`, and `seed`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = Path(str(settings.get("model_name_or_path", "strong model"))).name
-    scores = evaluation["scores"]
-    names = [name for name in TITLES if name in scores[WEAK]]
-    if settings.get("task") == "reward":
-        names = [name for name in names if name in PAIR_SCORES]
     report = RunReport(f"Weak-to-strong: {model}")
     report.data = {"settings": dict(settings), "weak_labels": [dict(own) for own in weak_reports]} | evaluation
-    report.text(verdict(evaluation))
-    report.text(_reading(evaluation))
-    draw_scores(evaluation, folder / "scores.png")
-    report.figure("scores.png", "Accuracy on the test rows; dots are seeds, lines the weak model and the ceiling.")
-    if evaluation["strong"]:
-        draw_pgr(evaluation, folder / "pgr.png")
-        report.figure("pgr.png", "Share of the gap between the weak model (0) and the ceiling (1) that was recovered.")
-
-    rows = [[model, *(number(scores[model][name], 3) for name in names)] for model in evaluation["models"]]
-    note = "Means over seeds. No interval is given for ECE, which resampling rows inflates."
-    _section(report, "Scores on the test rows", ["model", *(TITLES[name] for name in names)], rows, note)
-
-    rows, gaps = [], {f"PGR, {TITLES[name]}": evaluation["pgr"][name] for name in GAP_SCORES if name in names}
-    for name in evaluation["strong"]:
-        difference = evaluation["differences"]["accuracy"][name]
-        above = f"{difference['above_zero']:.1%} of resamples"
-        seeds = evaluation["pgr"]["accuracy"][name]["per_seed"]
-        by_seed = ", ".join("-" if value is None else f"{value:.2f}" for value in seeds)
-        cells = [pgr_cell(own[name]) for own in gaps.values()]
-        rows.append([name, number(difference, 3, sign="+"), above, *cells, by_seed])
-    columns = ["model", "accuracy over the weak model", "above it in", *gaps, "by seed"]
-    note = ""
-    if gap := evaluation["gap"]["accuracy"]:
-        note = (
-            f"The ceiling is {number(gap, 3, sign='+')} above the weak model in accuracy, and above it in "
-            f"{gap['above_zero']:.1%} of resamples. PGR is (strong - weak) / (ceiling - weak), of means over seeds; a "
-            "dash is a seed without a gap, a question mark an interval that more than 5 % of resamples without a gap "
-            "make unreliable."
-        )
-    _section(report, "What was recovered", columns, rows, note)
-
-    rows = []
-    for name, own in evaluation["agreement"].items():
-        right, wrong = own["right"], own["wrong"]
-        rows.append([name, number(right), number(wrong), number(wrong["corrected"])])
-        note = (
-            f"Shares of the {right['n']} test rows on which the weak model is right and the {wrong['n']} on which it "
-            "is wrong (summed over seeds), with Wilson's intervals. A model that only imitates agrees as often on "
-            "both; the ceiling, which saw no weak label, shows what agreement comes without imitation."
-        )
-    columns = ["model", "agrees where weak is right", "agrees where weak is wrong", "corrects what is wrong"]
-    _section(report, "What became of the weak model's errors", columns, rows, note)
-
+    if "scores" in evaluation:
+        _evaluation_tables(report, folder, evaluation, settings)
+    if "forecast" in evaluation:
+        _forecast_tables(report, evaluation)
     _weak_tables(report, weak_reports)
-    costs = {model: own for model, own in (evaluation["costs"] or {}).items() if own}
+    costs = {model: own for model, own in (evaluation.get("costs") or {}).items() if own}
     names = list(dict.fromkeys(name for own in costs.values() for name in own))
     columns = ["model", *(name.replace("_", " ") for name in names)]
     rows = [
@@ -111,6 +70,125 @@ def write_label_report(
     return report.write(folder)
 
 
+def _evaluation_tables(
+    report: RunReport, folder: Path, evaluation: dict[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """What true labels of the test rows say."""
+    scores, pairs = evaluation["scores"], settings.get("task") == "reward"
+    names = [name for name in TITLES if name in scores[WEAK] and (not pairs or name in PAIR_SCORES)]
+    report.text(verdict(evaluation))
+    report.text(_reading(evaluation))
+    draw_scores(evaluation, folder / "scores.png")
+    report.figure("scores.png", "Accuracy on the test rows; dots are seeds, lines the weak model and the ceiling.")
+    if evaluation["strong"]:
+        draw_pgr(evaluation, folder / "pgr.png")
+        report.figure("pgr.png", "Share of the gap between the weak model (0) and the ceiling (1) that was recovered.")
+
+    rows = [[model, *(number(scores[model][name], 3) for name in names)] for model in evaluation["models"]]
+    note = "Means over seeds. No interval is given for ECE, a sum of absolute values."
+    _section(report, "Scores on the test rows", ["model", *(TITLES[name] for name in names)], rows, note)
+
+    rows, gaps = [], {f"PGR, {TITLES[name]}": evaluation["pgr"][name] for name in GAP_SCORES if name in names}
+    for name in evaluation["strong"]:
+        difference = evaluation["differences"]["accuracy"][name]
+        seeds = evaluation["pgr"]["accuracy"][name]["per_seed"]
+        by_seed = ", ".join("-" if value is None else f"{value:.2f}" for value in seeds)
+        cells = [pgr_cell(own[name]) for own in gaps.values()]
+        rows.append([name, number(difference, 3, sign="+"), *cells, by_seed])
+    columns = ["model", "accuracy over the weak model", *gaps, "by seed"]
+    note = ""
+    if gap := evaluation["gap"]["accuracy"]:
+        note = (
+            f"The ceiling is {number(gap, 3, sign='+')} above the weak model in accuracy. PGR is (strong - weak) / "
+            "(ceiling - weak), of means over seeds, and undefined where that gap is not clear of 0; a dash is a seed "
+            "without a gap."
+        )
+    _section(report, "What was recovered", columns, rows, note)
+    _part_tables(report, evaluation, pairs)
+
+    rows = []
+    for name, own in evaluation["agreement"].items():
+        right, wrong = own["right"], own["wrong"]
+        rows.append([name, number(right), number(wrong), number(wrong["corrected"])])
+        note = (
+            f"Shares of the {right['n']} test rows on which the weak model is right and the {wrong['n']} on which it "
+            "is wrong (summed over seeds), with Wilson's intervals. A model that only imitates agrees as often on "
+            "both; the ceiling, which saw no weak label, shows what agreement comes without imitation."
+        )
+    columns = ["model", "agrees where weak is right", "agrees where weak is wrong", "corrects what is wrong"]
+    _section(report, "What became of the weak model's errors", columns, rows, note)
+
+
+def _part_tables(report: RunReport, evaluation: dict[str, Any], pairs: bool) -> None:
+    """Accuracy by subgroup and class, and which classes are taken for which; pairs have no classes of their own."""
+    models, strong = evaluation["models"], evaluation["strong"]
+    columns = ["rows", *models, *(f"PGR, {name}" for name in strong)]
+    for title, parts, first in (
+        ("By subgroup", evaluation.get("by_subgroup", {}), "subgroup"),
+        ("By class: recall", {} if pairs else evaluation.get("by_class", {}), "class"),
+    ):
+        rows = [
+            [
+                part,
+                own["rows"],
+                *(number(own["scores"][n], 3) for n in models),
+                *(pgr_cell(own["pgr"][n]) for n in strong),
+            ]
+            for part, own in parts.items()
+        ]
+        _section(report, title, [first, *columns], rows)
+    if worst := evaluation.get("worst"):
+        listed = [f"{name}: {own['subgroup']}, {number(own, 3)}" for name, own in worst.items()]
+        note = "Intervals allow for the subgroup having been picked as the worst (Bonferroni)."
+        report.text(f"Worst subgroup by accuracy: {'; '.join(listed)}. {note}")
+    if pairs or "confusion" not in evaluation:
+        return
+    names = evaluation["class_names"]
+    best = max(strong, key=lambda name: evaluation["scores"][name]["accuracy"]["value"], default=WEAK)
+    for name in dict.fromkeys((WEAK, best)):
+        rows = [
+            [true, *(f"{value:.1f}" for value in own)]
+            for true, own in zip(names, evaluation["confusion"][name], strict=True)
+        ]
+        _section(report, f"Confusion: {name}", ["true class", *(f"called {called}" for called in names)], rows)
+
+
+def _forecast_tables(report: RunReport, evaluation: dict[str, Any]) -> None:
+    """What can be said without true labels."""
+    if "scores" not in evaluation:
+        report.text("The test rows have no true labels: what follows is a forecast, not a measurement.")
+    rows = []
+    for name, own in evaluation["forecast"].items():
+        report.text(f"`{name}`: {forecast_text(own)}")
+        checks = "; ".join(f"{checker}: {number(each)}" for checker, each in own["by_checker"].items())
+        cells = [number(own["disagreement"], 3), number(own["ratio"]), number(own["gain"], 3, sign="+"), checks]
+        rows.append([name, *cells])
+    columns = ["model", "disagrees with its teacher", "informedness over the teacher's", "forecast gain", "by checker"]
+    note = (
+        "Informedness is 2 x balanced accuracy - 1; the gain is in balanced accuracy. Both rest on teacher, student "
+        "and checkers erring independently of each other: a checker like the teacher makes the forecast too low, one "
+        "like the student too high, and no number here shows it."
+    )
+    _section(report, "Forecast without true labels", columns, rows, note)
+
+
+def forecast_text(own: dict[str, Any]) -> str:
+    """A result of `forecast` as a sentence or two."""
+    ratio, gain = own["ratio"], own["gain"]
+    if ratio["value"] is None:
+        return f"the forecast is worth nothing: {ratio['reason']}."
+    text = f"forecast informedness {number(ratio)} times the teacher's"
+    text += (
+        f"; {gain['reason']}."
+        if gain["value"] is None
+        else f", a gain of {number(gain, 3, sign='+')} in balanced accuracy."
+    )
+    if ratio["low"] is None:
+        return f"{text} One seed has no interval."
+    side = "above" if ratio["low"] > 1 else "below" if ratio["high"] < 1 else "not clear of"
+    return f"{text} It is {side} the teacher's."
+
+
 def verdict(evaluation: dict[str, Any]) -> str:
     """Whether the strong models beat their teacher and what was recovered, in a few sentences."""
     strong, scores = evaluation["strong"], evaluation["scores"]
@@ -121,18 +199,25 @@ def verdict(evaluation: dict[str, Any]) -> str:
     best = max(strong, key=lambda name: scores[name]["accuracy"]["value"])
     reached = percent(scores[best]["accuracy"])
     ceiling = f" (ceiling: {percent(scores[CEILING]['accuracy'])})" if CEILING in scores else ""
-    clear = [name for name in strong if differences[name]["low"] > 0]
+    alone = len(evaluation["seeds"]) == 1
+    clear = [name for name in strong if not alone and differences[name]["low"] > 0]
     if len(strong) == 1:
         beats = "beats its teacher" if clear else "is not clear of its teacher"
+        beats = "has one seed, which settles nothing" if alone else beats
         return (
             f"Trained on weak labels (`{best}`), the strong model {beats}: {reached} accuracy against {weak}{ceiling}."
             f" {recovered(gaps[best])}"
         )
     others = [gaps[name]["value"] for name in strong if name != best and gaps[name]["value"] is not None]
     span = f" PGR of the others: {min(others):.2f} to {max(others):.2f}." if others else ""
-    return (
+    first = (
         f"{len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher (the interval "
-        f"of the difference lies above 0). The most accurate, `{best}`, has {reached} accuracy against {weak}"
+        "of the difference lies above 0)."
+    )
+    if alone:
+        first = "One seed settles nothing: what another would change is not known, and no interval is given."
+    return (
+        f"{first} The most accurate, `{best}`, has {reached} accuracy against {weak}"
         f"{ceiling}. {recovered(gaps[best])} `{best}` was picked out of {len(strong)} by these very test rows, which "
         f"flatters it: to choose a loss, compare them on other rows.{span}"
     )
@@ -141,15 +226,15 @@ def verdict(evaluation: dict[str, Any]) -> str:
 def _reading(evaluation: dict[str, Any]) -> str:
     """How to take the intervals."""
     seeds, groups = len(evaluation["seeds"]), evaluation["groups"]
-    grouped, whole = (f" in {groups[0]} groups", "whole groups of ") if groups else ("", "")
-    text = (
-        f"{evaluation['rows'][0]} test rows{grouped}, {seeds} seed{'s' * (seeds > 1)}. Intervals are "
-        f"{100 * evaluation['confidence']:g} %, by a bootstrap over {whole}test rows and over seeds; models are "
-        "compared on the same draws."
-    )
+    grouped, whole = (f" in {groups[0]} groups", "groups of ") if groups else ("", "")
+    text = f"{evaluation['rows'][0]} test rows{grouped}, {seeds} seed{'s' * (seeds > 1)}."
     if seeds == 1:
-        return f"{text} With one seed they do not cover what another seed would change."
-    return f"{text} So few seeds understate what another one could change." if seeds < 5 else text
+        return f"{text} One seed has no intervals: it does not show what another would change. Add `seeds`."
+    text += (
+        f" Intervals are {100 * evaluation['confidence']:g} %, and allow for other {whole}test rows and other seeds "
+        "(Cochran's t; Fieller's for PGR); models are compared row by row and seed by seed."
+    )
+    return f"{text} They are wide for want of seeds: five or more make them narrower." if seeds < 5 else text
 
 
 def _section(
@@ -348,20 +433,15 @@ def _listed(values: Sequence[float | None]) -> str:
 
 
 def recovered(gap: dict[str, Any]) -> str:
-    """A result of `summarise_pgr` as a sentence."""
+    """A result of `Comparison.pgr` as a sentence."""
     if gap["value"] is None:
         return f"The performance gap recovered is undefined: {gap['reason']}."
-    text = f"Performance gap recovered: {number(gap)}"
-    if gap["reliable"]:
-        return f"{text}."
-    return f"{text}; the interval is unreliable, as {gap['undefined_share']:.0%} of resamples have no gap at all."
+    return f"Performance gap recovered: {number(gap)}."
 
 
 def pgr_cell(gap: dict[str, Any]) -> str:
-    """The same in a table; a question mark says that the interval is unreliable."""
-    if gap["value"] is None:
-        return f"undefined: {gap['reason']}"
-    return number(gap) if gap["reliable"] else f"{number(gap)} ?"
+    """The same in a table."""
+    return f"undefined: {gap['reason']}" if gap["value"] is None else number(gap)
 
 
 # Figures
@@ -383,11 +463,10 @@ def draw_scores(evaluation: dict[str, Any], path: str | Path) -> Any:
 
 
 def draw_pgr(evaluation: dict[str, Any], path: str | Path) -> Any:
-    """Bars of the gap recovered by loss, with intervals; a question mark says that one is unreliable."""
+    """Bars of the gap recovered by loss, with intervals."""
     gaps = {name: evaluation["pgr"]["accuracy"][name] for name in evaluation["strong"]}
-    names = [name if gap["value"] is None or gap["reliable"] else f"{name} ?" for name, gap in gaps.items()]
     figure, [axes] = panels(width=max(4.5, 1.2 + 0.8 * len(gaps)))
-    bar_plot(axes, names, {"": list(gaps.values())}, digits="%.2f")
+    bar_plot(axes, list(gaps), {"": list(gaps.values())}, digits="%.2f")
     for height, style, name in ((0, ":", WEAK), (1, "--", CEILING)):
         axes.axhline(height, color="0.35", linestyle=style, linewidth=1, label=name)
     low, high = axes.get_ylim()

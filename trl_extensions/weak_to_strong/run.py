@@ -10,6 +10,9 @@ skipped when that file is there, so the same command resumes a run that was kill
     output_dir/seed_0/         labels/ of the weak models, and a folder for the training of each strong one
     output_dir/predictions/    seed_0/weak.jsonl, ceiling.jsonl, soft_ce.jsonl, ...: what each said of the test rows
 
+With `check_models` there is no ceiling: weak models label the rows of `unlabelled`, those that check learn from the
+other half of the examples, and what was gained is forecast from how far they agree (`forecast`).
+
 `label`, `train` and `evaluate` below are the parts on their own, for people who bring the others themselves.
 """
 
@@ -34,10 +37,21 @@ from .arguments import WeakToStrongArguments, filter_of, parse_variant, refuse_u
 from .data.examples import Example, Pair, load_examples, load_pairs, split_halves
 from .data.prepare import source_settings, training_set
 from .data.select import keep_confident
-from .evaluation import CEILING, STRONG, TEACHER_PREFIX, WEAK, Predictions, evaluate_run, load_run, scores
+from .evaluation import (
+    CEILING,
+    MOST_SUBGROUPS,
+    STRONG,
+    TEACHER_PREFIX,
+    WEAK,
+    Predictions,
+    evaluate_run,
+    load_run,
+    scores,
+)
+from .forecast import forecast
 from .labels.learners import Learner, Rows, StageLabels, bootstrap_chain, fingerprint, folder_name, prediction_rows
 from .labels.transformer_learner import TransformerLearner, predict_saved, saved_class_names
-from .report import recovered, write_label_report
+from .report import forecast_text, recovered, write_label_report
 from .trainers.classification import WeakToStrongTrainer
 from .trainers.configs import WeakToStrongConfig, WeakToStrongRewardConfig
 from .trainers.features import FeatureStore
@@ -47,11 +61,14 @@ from .trainers.reward import WeakToStrongRewardTrainer
 logger = logging.getLogger(__name__)
 
 _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
-    "seed", "seeds", "variants", "save_models",
+    "seed", "seeds", "variants", "save_models", "subgroup_column",
     "dataset_name", "dataset_train_split", "unlabelled", "predictions", "weak_predictions", "ceiling_predictions",
+    "check_predictions", "check_models", "test_labels",
 }  # fmt: skip
+# What a run depends on that forecasts; folders of earlier versions have no word of it
+_OF_FORECASTS = ("unlabelled", "check_models", "test_labels")
 
-SKLEARN = "sklearn:"
+SKLEARN, CHECK = "sklearn:", "check:"
 
 
 @dataclass
@@ -72,6 +89,11 @@ class WeakToStrongRun(Run):
     def is_pairs(self) -> bool:
         return self.args.task == "reward"
 
+    @property
+    def trained(self) -> list[str]:
+        """The strong models: the ceiling, where there are true labels to train it on, and one a variant."""
+        return list(self.args.variants) if self.args.check_models else [CEILING, *self.args.variants]
+
     def needs_processes(self) -> bool:
         return super().needs_processes() and not getattr(self.config, "linear_probe", False)
 
@@ -79,7 +101,7 @@ class WeakToStrongRun(Run):
         """Every stage in order: its method's name, its seed and variant, and the file that says it is done."""
         for seed in self.args.seeds:
             yield Stage("label", f"{seed}", self._predictions(seed, WEAK), f"seed {seed}: weak labels")
-            for variant in (CEILING, *self.args.variants):
+            for variant in self.trained:
                 label = f"seed {seed}: strong model, {'true labels' if variant == CEILING else variant}"
                 yield Stage("train", f"{seed}/{variant}", self._predictions(seed, variant), label)
 
@@ -87,6 +109,8 @@ class WeakToStrongRun(Run):
         """What labels and models depend on, beside seeds and variants, of which more may be added."""
         settings = training_settings(self.config, _MUTABLE_ON_RESUME)
         settings |= {name: value for name, value in asdict(self.args).items() if name not in _MUTABLE_ON_RESUME}
+        if self.args.check_models:
+            settings |= {name: getattr(self.args, name) for name in _OF_FORECASTS}
         for name, rows in (("examples", self.examples), ("test_examples", self.test_examples)):
             if getattr(self.args, name):
                 settings[f"{name}_in_file"] = fingerprint(rows())
@@ -103,7 +127,13 @@ class WeakToStrongRun(Run):
             raise ValueError("`model_name_or_path` (the strong model) and `weak_models` are needed.")
         if not args.variants:
             raise ValueError("`variants` is empty: name at least one loss, such as soft_ce.")
-        for name in (model_args.model_name_or_path, *args.weak_models, *args.bootstrap_models):
+        if args.check_models and not args.unlabelled:
+            raise ValueError(
+                "`check_models` needs `unlabelled`: rows for the student, since they learn from the rest."
+            )
+        if not args.check_models:
+            refuse_unused(args, ("test_labels",), "without `check_models`: true labels say what was gained")
+        for name in (model_args.model_name_or_path, *args.weak_models, *args.bootstrap_models, *args.check_models):
             split_layers(name)
         if model_args.model_name_or_path.startswith(SKLEARN):
             raise ValueError("`model_name_or_path` must be a transformer: scikit-learn models are weak ones.")
@@ -123,13 +153,25 @@ class WeakToStrongRun(Run):
     def label(self, of: str) -> None:
         """Train the weak models on one half of the examples and let them label the other, and the test rows."""
         seed, test = int(of), self.test_examples()
-        labelled, target = split_halves(self.examples(), share=self.args.weak_share, seed=seed)
+        labelled, rest = split_halves(self.examples(), share=self.args.weak_share, seed=seed)
+        target: Rows = rest
+        if self.args.check_models:
+            self._check(rest, seed)
+            target = self.unlabelled_rows()
         *earlier, last = self.make_labels(labelled, target, seed, self._label_folder(seed), {"test": test})
         shown = {f"{TEACHER_PREFIX}stage-{number}": stage.soft for number, stage in enumerate(earlier)}
         if len(last.by_learner) > 1:
             shown |= {f"{TEACHER_PREFIX}{folder_name(name)}": own for name, own in last.by_learner.items()}
         for name, own in (shown | {WEAK: last.soft}).items():  # the student's teacher is the last of the chain
             write_jsonl(self._predictions(seed, name), prediction_rows(test, own["test"]))
+
+    def _check(self, rows: Rows, seed: int) -> None:
+        """Let the models that check learn from rows the teacher has not seen, and predict the test rows."""
+        for name in self.args.check_models:
+            learner, path = self.learner(name, weak=True), self._predictions(seed, f"{CHECK}{folder_name(name)}")
+            truth = np.eye(len(self.class_names))[np.array([row.label for row in rows], dtype=int)]
+            learner.fit(rows, truth, seed=seed, folder=self.folder / f"seed_{seed}" / "checks" / folder_name(name))
+            write_jsonl(path, prediction_rows(self.test_examples(), learner.predict(self.test_examples())))
 
     def train(self, of: str) -> None:
         """Train the strong model on the weak labels, or the true ones, and ask it about the test rows."""
@@ -158,18 +200,41 @@ class WeakToStrongRun(Run):
 
     def write_report(self) -> Path:
         """Compare all models over the seeds and write the report."""
-        wanted, everything = (WEAK, CEILING, *self.args.variants), load_run(self.folder / "predictions")
+        wanted, everything = (WEAK, *self.trained), load_run(self.folder / "predictions")
         predictions = {
             seed: {n: own for n, own in everything[seed].items() if n in wanted or n.startswith(TEACHER_PREFIX)}
             for seed in self.args.seeds
         }
-        evaluation = evaluate_run(predictions, groups=self._groups(), costs=self._costs())
+        evaluation: dict[str, Any] = {}
+        if self.args.test_labels:
+            evaluation = evaluate_run(
+                predictions,
+                groups=self._groups(),
+                subgroups=self._subgroups(),
+                costs=self._costs(),
+                class_names=self.class_names,
+            )
+        if self.args.check_models:
+            evaluation["forecast"] = self._forecast({seed: everything[seed] for seed in self.args.seeds})
         write_atomically(self.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
         weak_reports = [
             {"seed": seed} | json.loads((self._label_folder(seed) / "report.json").read_text(encoding="utf-8"))
             for seed in self.args.seeds
         ]
         return write_label_report(self.folder, evaluation, self.settings()["settings.json"][0], weak_reports)
+
+    def _forecast(self, predictions: dict[int, dict[str, Predictions]]) -> dict[str, dict[str, Any]]:
+        """What each strong model gained, by how far the models that check agree with it and with its teacher."""
+        ids = next(iter(predictions.values()))[WEAK].ids
+        names = {name: f"{CHECK}{folder_name(name)}" for name in self.args.check_models}
+        said = {
+            name: [own[name].in_order(ids).predicted for own in predictions.values()]
+            for name in (WEAK, *self.args.variants, *names.values())
+        }
+        checkers = {name: said[own] for name, own in names.items()}
+        groups = self._groups()
+        own_groups = None if groups is None else [groups[row_id] for row_id in ids]
+        return {name: forecast(said[WEAK], said[name], checkers, groups=own_groups) for name in self.args.variants}
 
     # What the stages share
 
@@ -230,7 +295,7 @@ class WeakToStrongRun(Run):
         """The rows the weak models labelled, with their true labels, and the soft labels `(N, K)` they gave."""
         path = self._label_folder(seed) / f"stage_{len(self.args.bootstrap_models)}" / "weak_labels.jsonl"
         given = read_jsonl(path, required=("id", "soft_labels"))
-        rows = {row.id: row for row in self.examples()}
+        rows = {row.id: row for row in (self.unlabelled_rows() if self.args.check_models else self.examples())}
         return [rows[row["id"]] for row in given], np.array([row["soft_labels"] for row in given])
 
     def examples(self) -> Rows:
@@ -247,7 +312,9 @@ class WeakToStrongRun(Run):
         own = self.args
         examples = self.examples() if own.examples else []
         known = {_content(row) for row in examples}
-        rows = self._load(own.test_examples, own.test_split, own.test_where, own.num_test_examples)
+        rows = self._load(
+            own.test_examples, own.test_split, own.test_where, own.num_test_examples, labelled=own.test_labels
+        )
         new = [row for row in rows if _content(row) not in known]
         if not new:
             remedy = "use `examples_where` and `test_where`, or other files"
@@ -261,6 +328,7 @@ class WeakToStrongRun(Run):
 
     def unlabelled_rows(self) -> Rows:
         """Rows to label; their true labels, if they have any, are not looked at."""
+        self.examples()  # which say what the classes are called
         return self._load(self.args.unlabelled, self.args.examples_split, labelled=False)
 
     @property
@@ -271,11 +339,18 @@ class WeakToStrongRun(Run):
         return self._class_names
 
     def _load(
-        self, source: str, split: str, where: str | None = None, limit: int | None = None, *, labelled: bool = True
+        self,
+        source: str,
+        split: str,
+        where: str | None = None,
+        limit: int | None = None,
+        *,
+        labelled: bool = True,
+        groups: str | None = None,
     ) -> Rows:
         own = self.args
         options: dict[str, Any] = {"split": split, "limit": limit, "where": filter_of(where, "where")}
-        options |= {"group_column": own.group_column}
+        options |= {"group_column": groups or own.group_column}
         if self.is_pairs:
             pairs, names = load_pairs(source, **options), ["chosen", "rejected"]
             rows: Rows = pairs if labelled else [replace(pair, label=None) for pair in pairs]
@@ -303,10 +378,21 @@ class WeakToStrongRun(Run):
             raise ValueError("`group_column` needs `test_examples`, which says what group each prediction belongs to.")
         return {row.id: row.group for row in self.test_examples()}
 
+    def _subgroups(self) -> dict[str, str | None] | None:
+        """What scores of test rows are broken down by: a column of its own, or that of groups if they are few."""
+        own = self.args
+        if own.subgroup_column is None:
+            groups = self._groups()
+            return groups if groups and 1 < len(set(groups.values()) - {None}) <= MOST_SUBGROUPS else None
+        rows = self._load(
+            own.test_examples, own.test_split, own.test_where, own.num_test_examples, groups=own.subgroup_column
+        )
+        return {row.id: row.group for row in rows}
+
     def _costs(self) -> dict[str, dict[str, Any]]:
         """What training each strong model took: a value for each seed."""
         costs = {}
-        for variant in (CEILING, *self.args.variants):
+        for variant in self.trained:
             paths = [self.folder / f"seed_{seed}" / variant / "cost.json" for seed in self.args.seeds]
             own = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
             costs[variant] = {name: [cost[name] for cost in own] for name in own[0]}
@@ -384,15 +470,40 @@ def evaluate(run: WeakToStrongRun) -> str:
         write_jsonl(run.args.predictions, _ask(run))
     paths = {STRONG: run.args.predictions, WEAK: run.args.weak_predictions, CEILING: run.args.ceiling_predictions}
     models = {name: Predictions.load(path) for name, path in paths.items() if path}
-    if WEAK in models:
+    checked = _checked(run, models)
+    evaluation: dict[str, Any]
+    if not models[STRONG].labelled:
+        evaluation = {"scores": {STRONG: {}}}
+    elif WEAK in models:
         evaluation = evaluate_run({run.config.seed: models}, groups=run._groups())
     else:
         evaluation = {"scores": {STRONG: {name: {"value": value} for name, value in scores(models[STRONG]).items()}}}
+    if checked:
+        evaluation["forecast"] = {STRONG: checked}
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     own = ", ".join(f"{name} {value['value']:.3f}" for name, value in evaluation["scores"][STRONG].items())
-    text = f"{run.folder / 'evaluation.json'}: {own}"
-    return f"{text}. {recovered(evaluation['pgr']['accuracy'][STRONG])}" if WEAK in models else text
+    texts = [f"{run.folder / 'evaluation.json'}: {own or 'no true labels, no scores'}."]
+    texts += [recovered(evaluation["pgr"]["accuracy"][STRONG])] if "pgr" in evaluation else []
+    return " ".join([*texts, forecast_text(checked)] if checked else texts)
+
+
+def _checked(run: WeakToStrongRun, models: dict[str, Predictions]) -> dict[str, Any] | None:
+    """The forecast by `check_predictions`, where there are any."""
+    paths = run.args.check_predictions
+    if not paths:
+        if not models[STRONG].labelled:
+            raise ValueError("the test rows have no true labels: name `weak_predictions` and `check_predictions`.")
+        return None
+    if WEAK not in models:
+        raise ValueError("`check_predictions` needs `weak_predictions`, those of the teacher.")
+    everything = models | {path: Predictions.load(path) for path in paths}
+    ids = models[STRONG].ids
+    for name, own in everything.items():
+        if odd := set(own.ids) ^ set(ids):
+            raise ValueError(f"{name}: only it or the predictions have row {min(odd)!r}; let all predict one file")
+    said = {name: [own.in_order(ids).predicted] for name, own in everything.items()}
+    return forecast(said[WEAK], said[STRONG], {path: said[path] for path in paths})
 
 
 def _ask(run: WeakToStrongRun) -> list[dict]:
