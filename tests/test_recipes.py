@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import SFTTrainer
@@ -26,7 +27,7 @@ from trl_extensions.codeclm.pipeline.seeds import load_seeds
 from trl_extensions.codeclm.pipeline.steps import PROMPTS, PromptTemplate
 from trl_extensions.codeclm.run import CodecLMRun
 from trl_extensions.core.training.load import build_trainer
-from trl_extensions.sami.principles import sample_constitutions
+from trl_extensions.sami.principles import load_principles, sample_constitutions
 from trl_extensions.sami.run import SAMIRun
 from trl_extensions.tnt.run import TNTRun
 from trl_extensions.weak_to_strong.arguments import split_layers
@@ -74,6 +75,72 @@ def test_recipes_are_found():
         "benchmarks/codeclm_smollm2.yaml",
     } <= names
     assert names == {name_of(path) for path in RECIPES}
+
+
+# Recipe -> (where the values are published, what they are). Learning rates of adapters are ours, and not here
+SAMI = "github.com/janphilippfranken/sami: experiments/tldr/conf/train_sami.yaml, generate.yaml; sami_trainer.py"
+WTS = "github.com/yeruimeng/WTS (arXiv 2410.12621): safety/train.py, legal/train.py"
+SAMI_FULL = {
+    "model_name_or_path": "mistralai/Mistral-7B-v0.1", "optim": "rmsprop", "learning_rate": 5e-7, "beta": 0.0,
+    "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "logp_reduction": "mean", "score_end": False,
+    "num_constitutions": 2, "pairs": "desired", "max_new_tokens": 350, "temperature": 0.0,
+    # 16 accumulated on each of 8 GPUs; checkpoints after 0.12, 0.25 and 0.38 of 2,000 rows
+    "effective_batch_size": 128, "rounds": 3, "steps_per_round": 2, "steps_per_round_increment": 2,
+}  # fmt: skip
+SAMI_QLORA = {
+    name: value
+    for name, value in SAMI_FULL.items()
+    if name not in ("optim", "learning_rate", "max_grad_norm", "lr_scheduler_type")
+}
+W2S = {
+    "model_name_or_path": "openai-community/gpt2-medium", "weak_models": ["openai-community/gpt2"],
+    "learning_rate": 5e-5, "num_train_epochs": 3, "per_device_train_batch_size": 16, "max_length": 512,
+    # github.com/openai/weak-to-strong (arXiv 2312.09390): weak_to_strong/loss.py
+    "confidence_coef": 0.5, "loss_warmup_ratio": 0.1,
+}  # fmt: skip
+PUBLISHED = {
+    "recipes/mistral-7b/sami/config_full.yaml": (SAMI, SAMI_FULL),
+    "recipes/mistral-7b/sami/config_full_tldr.yaml": (SAMI, SAMI_FULL),
+    "recipes/mistral-7b/sami/config_qlora.yaml": (SAMI, SAMI_QLORA),
+    "recipes/mistral-7b/sami/config_qlora_tldr.yaml": (SAMI, SAMI_QLORA),
+    "recipes/gpt2-medium/w2s/config_safety.yaml": (WTS, W2S | {"weight_decay": 0.1, "warmup_steps": 100}),
+    "recipes/gpt2-medium/w2s/config_legal.yaml": (WTS, W2S | {"weight_decay": 0.01}),
+    "recipes/gpt2-medium/w2s/config_toxicity.yaml": (
+        "github.com/yeruimeng/WTS (arXiv 2410.12621): toxicity/train.py, generation.py, generation_circle.py",
+        {
+            "weak_models": ["openai-community/openai-gpt"],
+            "learning_rate": 5e-5,
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 16,
+            "weight_decay": 0.01,
+            "warmup_steps": 0.1,
+            "max_length": 512,
+            "lr_scheduler_type": "linear",
+            "temperature": 0.7,
+            "top_p": 0.95,
+            "num_eval_samples": 25,
+            "greedy": True,
+        },
+    ),
+    "recipes/llama-3.1-8b/codeclm/config_lora.yaml": (
+        "arXiv 2404.05875, section on experiments (no code is released)",
+        {"rewrite": "rubrics", "selection": "gap", "gap_threshold": 3.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings_are_those_published(name):
+    where, values = PUBLISHED[name]
+    recipe = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    assert {field: recipe.get(field) for field in values} == values, where
+
+
+def test_principle_sets_beside_the_published_recipe_are_sound():
+    sets = {path.stem: load_principles(path) for path in ROOT.glob("recipes/mistral-7b/sami/principles_*.yaml")}
+    assert len(sets) == 6
+    unseen = {own.name for own in sets.pop("principles_tldr_unseen")}
+    assert not unseen & {own.name for others in sets.values() for own in others}
 
 
 def check_trainer(trainer, model_args):
