@@ -194,7 +194,7 @@ def measure(point: tuple[str, int, int]) -> dict[str, Any]:
         output, variant="ff", alpha=args.alpha, max_steps=steps, seed=seed,
         per_device_train_batch_size=args.batch, learning_rate=args.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 20), use_cpu=not torch.cuda.is_available(), bf16=False, report_to="none",
-        save_strategy="no", gradient_checkpointing=False, max_length=256, overlong_policy="drop", logging_steps=10,
+        save_strategy="no", gradient_checkpointing=False, max_length=256, logging_steps=10,
     )  # fmt: skip
     lora = LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.0, target_modules=args.lora_target_modules, task_type="CAUSAL_LM"
