@@ -36,6 +36,7 @@ def write_report(folder: Path) -> Path:
     draw_rounds([entry["evaluation"] for entry in rounds], folder / "rounds.png")
     report.figure("rounds.png", "Bound (with standard errors) and response length by round; 0 is the original.")
     report_win_rates(report, rounds)
+    report_absorbed(report, folder / "absorbed")
     _training_table(report, rounds)
     _lengths_table(report, rounds)
     _samples(report, folder / "round_0", folder / f"round_{count - 1}")
