@@ -41,7 +41,7 @@ def test_fused_is_dense(variant):
     for fused in (True, False):
         own = states.clone().requires_grad_()
         if fused:
-            head, ref_head = OutputHead(weight, None), OutputHead(weight, None)
+            head = ref_head = OutputHead(weight, None, 1.0, None)
             scores = fused_negative_loss(own, head, other, ref_head, token_ids, weights, Objective(variant, alpha=3.0))
             total, losses = scores.total, scores.losses
         else:

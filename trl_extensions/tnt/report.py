@@ -8,7 +8,7 @@ from ..core.generation.sampling import completion_text
 from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import RunReport
-from .search import MoreReport
+from .search import MoreReport, describe
 
 
 SIDES = ("original", "patched")
@@ -157,7 +157,7 @@ def _before_after(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def _write_search(report: RunReport, search: dict[str, Any], folder: Path) -> None:
     """The frontier that the strength was chosen on, what was chosen, and what ended the search."""
     report.heading("How strong: the validation prompts")
-    report.text(search["words"])
+    report.text(f"{search['words']} Chosen: {describe(search['chosen'])}.")
     report.data["search"] = search
     draw_frontier(search, folder / "frontier.png")
     n = "Greedy answers to prompts held off the training ones: a line a round, a mark a scale of its adapter."

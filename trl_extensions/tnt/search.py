@@ -110,9 +110,9 @@ def stopped_by(points: Sequence[dict[str, Any]], target: Target) -> tuple[str, s
     """What ended the search, in a word (`target`, `rounds`, `preservation`, `trade-off`) and in sentences."""
     chosen, rounds = choose(points, target), points[-1]["round"]
     if target.is_met(chosen):
-        return "target", f"The target was met on the validation rows, {describe(chosen)}."
+        return "target", "The target was met on the validation rows."
     strongest = max(points, key=lambda point: point["reduction"]["value"])
-    steps = f"{rounds} rounds ({points[-1]['steps']} steps)"
+    steps = f"{rounds} round{'s' if rounds > 1 else ''} ({points[-1]['steps']} steps)"
     if target.reduction is not None and strongest["reduction"]["value"] < target.reduction:
         most = f"no point of {steps} takes {target.reduction:.0%} off; the most is {describe(strongest)}"
         return "rounds", f"The limit on training stopped it: {most}. Give more marked outputs, or raise `max_rounds`."
