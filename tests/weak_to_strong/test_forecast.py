@@ -38,7 +38,7 @@ def test_independent_errors_give_the_truth(weak, strong, k):
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    rates, rows, hits = [0.7, 0.8, 0.75, 0.7], 600, 0
+    rates, rows, hits = [0.7, 0.8, 0.75, 0.7], 1500, []
     for trial in range(200):
         random = np.random.default_rng(trial)
         labels = random.integers(2, size=rows)
@@ -51,9 +51,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             seeds.append([labels ^ own for own in wrong])
         teacher, student, first, second = zip(*seeds, strict=True)
         own = forecast(teacher, student, {"a": first, "b": second})["gain"]
-        hits += own["low"] <= 0.1 <= own["high"]
-    # 95 % of 200, less four standard errors of 3.1
-    assert hits >= 178
+        if own["value"] is not None:  # three seeds may disagree by chance so far that nothing is said
+            hits.append(own["low"] <= 0.1 <= own["high"])
+    # 95 %, less four standard errors of 1.6
+    assert len(hits) > 150 and np.mean(hits) > 0.89
 
 
 def test_a_checker_that_knows_nothing_is_said():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.w2s_coverage import coverage
 from trl_extensions.weak_to_strong.evaluation import (
     Comparison,
     performance_gap_recovered,
@@ -138,6 +139,17 @@ class TestComparison:
         assert Comparison(("a",), values[:1].mean(axis=1), values[:1]).estimate({"a": 1})["low"] is None
         assert Comparison(("a",), values[:, 0], values[:, :1]).estimate({"a": 1})["low"] is None
         assert Comparison(("a",), values.mean(axis=1), values).estimate({"a": 1})["low"] is not None
+
+
+class TestCoverage:
+    @pytest.mark.parametrize(("seeds", "deviation"), [(2, 0.04), (3, 0.0), (3, 0.04), (5, 0.02)])
+    def test_intervals_hold_the_truth_in_93_to_97_of_100(self, seeds, deviation):
+        runs = 500
+        accuracy, gap, defined = coverage(seeds, deviation, runs=runs)
+        error = 4 * math.sqrt(0.95 * 0.05 / runs)  # four standard errors of the simulation
+        assert 0.93 - error <= accuracy <= 0.97 + error
+        if seeds > 2:  # of two seeds next to none defines a PGR at 4 points
+            assert defined > 0.5 and 0.93 - error <= gap
 
 
 class TestGroups:
