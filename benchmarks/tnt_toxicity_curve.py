@@ -202,7 +202,7 @@ def measure(point: tuple[str, int, int]) -> dict[str, Any]:
     columns = ("prompt", "completion", "negative_spans", "truncated")
     dataset = Dataset.from_list([{name: row[name] for name in columns} for row in used])
     trainer = TNTTrainer(model, config, train_dataset=dataset, processing_class=tokenizer, peft_config=lora)
-    trainer.train()
+    trained = trainer.train()
     before = read_jsonl(args.output / "original.jsonl")
     greedy = sorted((row for row in before if row["sample"] == 0), key=lambda row: row["index"])
     texts = [row["prompt"] for row in greedy]
@@ -223,7 +223,7 @@ def measure(point: tuple[str, int, int]) -> dict[str, Any]:
         "outputs_reduction": reduction(*(_by_prompt(own, len(texts)) for own in reversed(sampled))),
         "before": unwanted(sampled[0]), "after": unwanted(sampled[1]), "unchanged": unchanged,
         "kl_kept": _ratio([row["kl_kept"] for row in scores], [row["kept_tokens"] for row in scores]),
-        "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1],
+        "training_loss": trained.training_loss,
     }  # fmt: skip
 
 
@@ -232,8 +232,11 @@ def _by_prompt(rows: list[dict[str, Any]], number: int) -> list[int]:
     return [counts[index] for index in range(number)]
 
 
-def reduction(after: list[float], before: list[float]) -> dict[str, float]:
-    """1 - sum of after / sum of before, with its 95 % bootstrap interval over what the two lists pair."""
+def reduction(after: list[float], before: list[float]) -> dict[str, float] | None:
+    """1 - sum of after / sum of before, with its 95 % bootstrap interval over what the two lists pair; None where
+    there was nothing before."""
+    if not sum(before):
+        return None
     ratio = _ratio(after, before)
     return {"value": 1 - ratio["value"], "low": 1 - ratio["high"], "high": 1 - ratio["low"]}
 
@@ -243,8 +246,8 @@ def _ratio(numerators: list[float], denominators: list[float]) -> dict[str, floa
     return {"value": sum(numerators) / sum(denominators), "low": low, "high": high}
 
 
-def _percent(estimate: dict[str, float]) -> str:
-    return "{value:.0%} ({low:.0%} to {high:.0%})".format_map(estimate)
+def _percent(estimate: dict[str, float] | None) -> str:
+    return "none before" if estimate is None else "{value:.0%} ({low:.0%} to {high:.0%})".format_map(estimate)
 
 
 if __name__ == "__main__":
