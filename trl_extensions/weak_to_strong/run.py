@@ -328,7 +328,8 @@ class WeakToStrongRun(Run):
 
     def unlabelled_rows(self) -> Rows:
         """Rows to label; their true labels, if they have any, are not looked at."""
-        self.examples()  # which say what the classes are called
+        if self.args.examples:
+            self.examples()  # which say what the classes are called
         return self._load(self.args.unlabelled, self.args.examples_split, labelled=False)
 
     @property
