@@ -5,11 +5,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -72,6 +74,15 @@ class ReferenceMixin:
     """Mixin for an `SFTTrainer` with the attribute `reference`, which is a `FrozenReference` or None."""
 
     _redirect = ForwardRedirection()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        # Before transformers 5.23 adapters in folders, as "ref" is, hide "default", which lies in the root
+        root = Path(resume_from_checkpoint)
+        hidden = (root / REFERENCE_ADAPTER).is_dir() and (root / SAFETENSORS_WEIGHTS_NAME).is_file()
+        if hidden and not self.is_fsdp_enabled:
+            policy = self.accelerator.unwrap_model(self.model if model is None else model)
+            policy.load_adapter(str(root), "default", is_trainable=policy.active_adapter == "default")
 
     def _policy_forward(
         self, model: nn.Module, forward: Callable[[nn.Module], tuple[torch.Tensor, Any]]
