@@ -31,8 +31,8 @@ class CodecLMConfig:
     prompt_folder: str | None = option(None, "Folder of Jinja files, in place of those of the same name.")
     language: str | None = option(
         None,
-        "Language of instructions and answers (ISO 639-1 code, such as ja): every prompt asks for it, and what "
-        "comes in another one is turned back.",
+        "Language of instructions and answers (ISO 639-1 code, such as ja, or pt-BR): every prompt asks for it, and "
+        "what comes in another one is turned back.",
     )
     audience: str | None = option(
         None, "Who gives the instructions and reads the answers, such as `pupils in Osaka`: every prompt says so."
@@ -110,16 +110,20 @@ class CodecLMConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ValueError(f"`{name}` must be between {low:g} and {high:g}, got {value!r}.")
-        self.screens = self.screens or []
         for name in ("decontaminate_against", "languages", "screens"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, [getattr(self, name)])
+            value = getattr(self, name) or []
+            setattr(self, name, [value] if isinstance(value, str) else value)
         if self.language:
             self.languages = self.languages or [self.language]
-            if self.language not in self.languages:
+            if base_language(self.language) not in map(base_language, self.languages):
                 raise ValueError(f"`languages` {self.languages} lack the `language` {self.language!r}: add it.")
         if self.prompt_folder and not Path(self.prompt_folder).is_dir():
             raise ValueError(f"`prompt_folder`: {self.prompt_folder} is no folder.")
+
+
+def base_language(code: str) -> str:
+    """The language of a code that may have a region or a script: pt of pt-BR."""
+    return code.replace("_", "-").partition("-")[0].lower()
 
 
 # What may change between a kill and the restart: budgets, and what is looked at only when pairs are exported

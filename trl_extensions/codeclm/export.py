@@ -161,7 +161,10 @@ def _good_offsets(
             item = _item_at(source, offset)
             version, answer = _kept_version(item)
             truncated = (version.get("truncated") or {}).get(item["winner"])
-            if reason := _wrong_answer(answer, truncated, config) or filters.check(id, version["instruction"]):
+            reason = _wrong_answer(answer, truncated, config)
+            if config.language and not reason and (found := filters.foreign(answer)):
+                reason, filters.details[id] = "language", found
+            if reason := reason or filters.check(id, version["instruction"]):
                 drop(id, reason)
             else:
                 passed.append((id, offset, (version["instruction"], answer)))

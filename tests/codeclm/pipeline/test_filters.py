@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.pipeline.codec import CodecLM
 from trl_extensions.codeclm.pipeline.filters import (
     REASONS,
     Benchmarks,
@@ -359,6 +360,9 @@ class TestScreens:
         [
             ("Write to anna.smith@example.com about the rent.", True),
             ("大家さんのメールはtaro@example.jpです。", True),
+            ("メールはｔａｒｏ＠ｅｘａｍｐｌｅ．ｊｐです。", True),
+            ("Ma boîte: rené.dupont@example.fr, merci.", True),
+            ("집주인의 주소는taro@example.kr입니다.", True),
             ("My phone number is 212-555-0123, so call me.", True),
             ("Pay it to IBAN DE89370400440532013000.", True),
             ("Convert 1234567890 seconds to days.", False),
@@ -372,12 +376,23 @@ class TestScreens:
         found = "pii" if personal else None
         assert screens.find([("Boil an egg.", text), (text, "An egg."), ("Boil it.", "Yes.")]) == [found, found, None]
 
-    def test_missing_package(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-        for build in (InstructionFilters, Screens):  # the one when a run begins, the other when it exports
-            with pytest.raises(ImportError, match=r"pip install 'trl-extensions\[pii\]'") as error:
-                build(CodecLMConfig(screens=["pii"]))
-            assert "\n" not in str(error.value)
+    @pytest.mark.parametrize(
+        ("screen", "error", "message"),
+        [
+            ("pii", ImportError, r"pip install 'trl-extensions\[pii\]'"),
+            ("profanity", ImportError, r"pip install 'trl-extensions\[profanity\]'"),
+            ("/no/profannity", ValueError, "`screens`: '/no/profannity' is none of profanity, pii"),
+        ],
+    )
+    def test_what_cannot_be_loaded_is_said_before_all(self, monkeypatch, tmp_path, screen, error, message):
+        for module in ("presidio_analyzer", "profanity_check"):
+            monkeypatch.setitem(sys.modules, module, None)
+        (tmp_path / "m.yaml").write_text("- {use_case: poems, skills: [rhyme]}\n")
+        engine = SimpleNamespace(name="endpoint:x")  # cannot be asked
+        config = CodecLMConfig(metadata=str(tmp_path / "m.yaml"), screens=[screen], selection="all")
+        with pytest.raises(error, match=message) as raised:
+            CodecLM(config, tmp_path / "run", strong=engine).run()
+        assert "\n" not in str(raised.value)
 
     @pytest.mark.parametrize(
         ("setting", "arguments"),

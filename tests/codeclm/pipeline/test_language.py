@@ -2,17 +2,20 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.codeclm.server import finished_calls
 from trl_extensions.codeclm.config import CodecLMConfig
+from trl_extensions.codeclm.export import export
 from trl_extensions.codeclm.pipeline.codec import CodecLM
+from trl_extensions.codeclm.pipeline.filters import InstructionFilters
 from trl_extensions.codeclm.pipeline.seeds import make_metadata
-from trl_extensions.codeclm.pipeline.steps import PromptTemplate, Rewrite
+from trl_extensions.codeclm.pipeline.steps import PromptTemplate, Rewrite, StepClient
 from trl_extensions.core.generation.replies import Unreadable
 from trl_extensions.core.generation.types import Generation
-from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
 
 
 TEXTS = {
@@ -35,7 +38,7 @@ LAST = {"ja": "理由も三つ挙げてください。", "de": "Nenne auch drei 
 
 
 class Bilingual:
-    """Replies in a language, but for the first rewrite, the target's first answer and one instruction: English."""
+    """Replies in a language, but for the first rewrite, the target's answers and one instruction: English."""
 
     def __init__(self, language, name):
         self.name, self.language, self.prompts, self.again = name, language, [], 0
@@ -58,7 +61,7 @@ class Bilingual:
             elif '"score_1"' in schema:
                 reply = {"score_1": 9, "score_2": 9}
             elif not schema:
-                reply = ENGLISH[1] if first and self.name == "target" else answer * 2
+                reply = 2 * (ENGLISH[1] if self.name == "target" else answer)
             yield place, Generation(reply if isinstance(reply, str) else json.dumps(reply), "stop", 9, 9)
 
 
@@ -78,13 +81,18 @@ def test_every_prompt_asks_for_it_and_other_languages_are_turned_back(tmp_path, 
     for prompt in strong.prompts + target.prompts:
         assert name in prompt and AUDIENCE[language] in prompt
     steps = Counter(row["step"] for row in finished_calls(tmp_path / "run"))
-    # One rewrite by the only action; it and the target's answer are asked for again
-    assert (steps["rewrite"], steps["rewrite:again"], steps["answer"], steps["answer:again"]) == (1, 1, 2, 1)
+    # One rewrite by the only action, asked for again; the target's answer is scored as it is
+    assert (steps["rewrite"], steps["rewrite:again"], steps["answer"], steps["answer:again"]) == (1, 1, 2, 0)
     dropped = json.loads((tmp_path / "run" / "basics.json").read_text())["dropped"]
     assert dropped["language"] >= 1, dropped
     (row,) = read_jsonl(tmp_path / "run" / "items.jsonl")
     assert row["rounds"][1]["instruction"] == TEXTS[language][0] + LAST[language]
-    assert row["rounds"][1]["answers"]["target"] == TEXTS[language][1] * 2
+    assert row["rounds"][1]["answers"] == {"strong": TEXTS[language][1] * 2, "target": ENGLISH[1] * 2}
+    # An answer to learn from is in the language, whoever gave it
+    row |= {"outcome": "kept", "iteration": 2}
+    for winner, reasons in (("strong", {}), ("target", {"language": 1})):
+        write_jsonl(tmp_path / winner / "items.jsonl", [row | {"winner": winner}])
+        assert export(tmp_path / winner, config).reasons == reasons
 
 
 def test_metadata_for_a_description_too(tmp_path):
@@ -108,6 +116,49 @@ def test_a_prompt_of_the_user_gets_them(tmp_path):
     (tmp_path / "answer.jinja").write_text("{{ instruction }} ({{ language }}; {{ audience }})")
     made = PromptTemplate("answer", tmp_path).render(instruction="i", language="Japanese", audience="大阪の学生")
     assert made == "i (Japanese; 大阪の学生)"
+
+
+def test_prompts_that_say_nothing_of_them_are_named(tmp_path, caplog):
+    """A file that does, and the note to ask again, are not."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "answer.jinja").write_text("{{ instruction }}")
+    (tmp_path / "own" / "evol.jinja").write_text("{{ instruction }} {{ action }} {{ language }}")
+    config = CodecLMConfig(metadata="-", prompt_folder=str(tmp_path / "own"), language="ja", audience="大阪の学生")
+    CodecLM(config, tmp_path / "run", strong=Bilingual("ja", "x"), target=Bilingual("ja", "y"))._claim(started=False)
+    told = [(record.args[0], [Path(path).name for path in record.args[1].split(", ")]) for record in caplog.records]
+    assert told == [("language", ["answer.jinja"]), ("audience", ["answer.jinja", "evol.jinja"])]
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [("ja", "Japanese"), ("pt-BR", "Portuguese (pt-BR)"), ("zh_Hant", "Chinese (zh_Hant)"), ("DE", "German")],
+)
+def test_codes_with_a_region_or_a_script(code, name):
+    pytest.importorskip("py3langid")
+    config = CodecLMConfig(language=code)
+    assert StepClient(None, config, 0).reader["language"] == name
+    own = {"ja": TEXTS["ja"][0], "DE": TEXTS["de"][0]}.get(code)
+    own = own or {"p": "Escreva uma carta ao meu senhorio.", "z": "請寫一封信給房東，請他寬限兩週。"}[code[0]]
+    filters = InstructionFilters(config)
+    assert filters.foreign(own) is None and filters.foreign(ENGLISH[0]) == "en"
+    assert CodecLMConfig(language=code, languages=["en", code[:2].lower()]).languages[0] == "en"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Convert the number in Fahrenheit to Celsius.",  # German, it is guessed
+        "Generate a recipe for a chili con carne dish.",
+        "def quick_sort(arr):\n    if len(arr) < 2:\n        return arr\n    pivot = arr[0]",
+        "https://example.com/1.jpg",
+        "[1, 2, 3, 4, 5, 6, 7, 8]",
+        "| 3 | 4 |\n|---|---|\n| 1001 | -3999 |\n| 85 | 1e6 |",
+        "x^3 - 4x^2 + 6x - 24 = 0",
+    ],
+)
+def test_code_tables_and_short_texts_are_in_no_other_language(text):
+    pytest.importorskip("py3langid")
+    assert InstructionFilters(CodecLMConfig(languages=["en"])).foreign(text) is None
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from ..config import MUTABLE_FIELDS, CodecLMConfig
 from ..export import ExportReport, export, stream_rows
 from ..report import write_codeclm_report
 from . import steps
-from .filters import InstructionFilters
+from .filters import InstructionFilters, Screens
 from .metadata import Metadata, load_metadata, sample_pairings
 from .seeds import NO_METADATA, BasicInstruction, SetAside, decode_basics, encode_seeds, load_seeds
 
@@ -170,6 +170,7 @@ class CodecLM:
                 aside.append({"step": error.step, "about": about, "reason": error.reason, "raw": error.raw})
 
         filters = InstructionFilters(self.config)  # before anything is paid for
+        Screens(self.config)  # are asked last: one that cannot be loaded shows now
         asking = steps.StepClient(client, self.config, self.seed, foreign=filters.foreign)
         if not (self.folder / "basics.jsonl").exists():
             with _progress(client.usage, "metadata and basic instructions", unit="call") as answered:
@@ -246,13 +247,18 @@ class CodecLM:
         settings = {name: value for name, value in asdict(config).items() if name not in MUTABLE_FIELDS}
         for name in ("strong", "target", "scorer"):
             settings[name] = self.engines[name].name if name in self.engines else None
-        prompts = sorted(path.stem for path in steps.PROMPTS.glob("*.jinja") if path.stem != "propose")
+        names = sorted(path.stem for path in steps.PROMPTS.glob("*.jinja") if path.stem != "propose")
+        prompts = {name: steps.PromptTemplate(name, config.prompt_folder) for name in names}
+        for setting in ("language", "audience"):
+            files = [str(own.path) for name, own in prompts.items() if setting in own.unused and name != "again"]
+            if getattr(config, setting) and files:
+                logger.warning("`%s` is set, but these prompts say nothing of it: %s", setting, ", ".join(files))
         settings |= {
             "format": _FORMAT,
             "seed": self.seed,
             "content": _digest(source) if Path(source).is_file() else None,
             "decontaminate_against": {path: _digest(path) for path in config.decontaminate_against},
-            "prompts": {name: _digest(steps.PromptTemplate(name, config.prompt_folder).path) for name in prompts},
+            "prompts": {name: _digest(own.path) for name, own in prompts.items()},
         }
         check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=started)
 

@@ -24,7 +24,7 @@ from ...core.generation.client import CallFailed, LLMClient, Response
 from ...core.generation.replies import Unreadable, answer_text, read_reply
 from ...core.generation.types import GenerationParams, Prompt, request_seed
 from ...core.judge.pairwise import LEAST_MASS, Scores, read_scores
-from ..config import CodecLMConfig
+from ..config import CodecLMConfig, base_language
 from .filters import count_words, plain_words
 from .metadata import Metadata, one_line
 
@@ -285,11 +285,13 @@ class StepClient:
     @cached_property
     def reader(self) -> dict[str, str | None]:
         """What every prompt may say of those that instructions come from: the language by its name, the audience."""
-        language = self.config.language
-        if language:
+        code = language = self.config.language
+        if code:
             from ..._compat import LANGUAGES
 
-            language = LANGUAGES.get(language, language).title()
+            base = base_language(code)
+            language = LANGUAGES[base].title() if base in LANGUAGES else f"the language of the ISO 639 code {base}"
+            language += f" ({code})" * (code.lower() != base)
         return {"language": language, "audience": self.config.audience}
 
     async def generate(self, step: Step, about: str, *, role: str = "strong", **values: Any) -> tuple[Any, bool]:
@@ -310,7 +312,9 @@ class StepClient:
 
         def read(text: str, *, truncated: bool = False) -> Any:
             value = step.parse(text, truncated=truncated, **values)
-            if step.is_text and config.language and (found := self.foreign(value)):
+            # A target that slips into another language is what pairs are made of: its answers are scored as they are
+            checked = step.is_text and config.language and role != "target"
+            if checked and (found := self.foreign(value)):
                 raise Unreadable(f"it is in the language {found}, not in {config.language}")
             return value
 
@@ -424,7 +428,8 @@ class PromptTemplate:
     """The prompt of a step, `<name>.jinja`, from a folder of the user if it is there: it may include the others.
 
     Raises a `ValueError` if the file cannot be read or filled in, has a variable that this step does not, or leaves
-    out one it needs; or if the folder holds a prompt of which there is no step.
+    out one it needs; or if the folder holds a prompt of which there is no step. `unused` are those of `language` and
+    `audience` that it says nothing of.
     """
 
     def __init__(self, name: str, folder: str | os.PathLike | None = None):
@@ -443,6 +448,7 @@ class PromptTemplate:
         # What is wrong with it shows now and not after the first thousand calls
         values = {key: _SAMPLES.get(key, f"({key})") for key in variables}
         self.sample = self.render(**values)
+        self.unused = [key for key in _READER if self.render(**{**values, key: None}) == self.sample]
         for key in needed:
             # Used in whatever way: joined, shortened or compared, another value must give another prompt.
             other = {"skills": ["counting"], "which": "second"}.get(key, "[another]")
