@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import multiprocessing
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -202,6 +203,19 @@ def training_rows(args: argparse.Namespace, folder: Path, principles: list, resp
     return kept
 
 
+def lora_targets(model: Any, layers: str) -> dict[str, Any]:
+    """What LoRA adapts: every linear layer but the head, of `all` layers or of the last `third`."""
+    if layers == "all":
+        return {"target_modules": "all-linear"}
+    import torch
+
+    number = model.config.num_hidden_layers
+    linear = (name for name, own in model.base_model.named_modules() if isinstance(own, torch.nn.Linear))
+    # peft takes a choice of layers only with a list of names
+    names = sorted({name.rpartition(".")[2] for name in linear})
+    return {"target_modules": names, "layers_to_transform": list(range(number - max(1, number // 3), number))}
+
+
 def run_point(args: argparse.Namespace, point: dict) -> dict:
     """Train one adapter and measure both axes."""
     import torch
@@ -221,14 +235,11 @@ def run_point(args: argparse.Namespace, point: dict) -> dict:
     folder, principles = folder_of(args, point["principles"]), load_principles(point["principles"])
     name = "-".join(str(Path(value).stem if key == "principles" else value) for key, value in point.items())
     output = args.output / name
-    output.mkdir(exist_ok=True)
+    shutil.rmtree(output, ignore_errors=True)  # answers of an adapter that a kill left without its point
+    output.mkdir()
     rows = training_rows(args, folder, principles, point["response_filter"])
     engine = engine_of(args)
-    layers = engine.model.config.num_hidden_layers
-    lora = LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear",
-        layers_to_transform=list(range(layers - layers // 3, layers)) if point["layers"] == "third" else None,
-    )  # fmt: skip
+    lora = LoraConfig(r=16, lora_alpha=32, **lora_targets(engine.model, point["layers"]))
     set_seed(args.seed)
     micro = 4 if torch.cuda.is_available() else 2  # so that eight processes fit on one GPU
     config = SAMIConfig(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from trl_extensions.core.generation.sampling import completion_text, load_output
 from trl_extensions.core.generation.types import Generation, GenerationParams
 from trl_extensions.core.inputs import Query
 from trl_extensions.sami.absorb import CASES, AbsorbTrainer, absorb_rows, desired_constitutions, sample_desired
+from trl_extensions.sami.checks import PrincipleCheck
 from trl_extensions.sami.config import SAMIConfig
 from trl_extensions.sami.principles import Principle
 from trl_extensions.sami.sampling import ResponseFilters
@@ -190,6 +192,16 @@ def test_rows_have_the_teachers_prompt_and_the_bare_query(tmp_path, conversation
     outputs = load_outputs(tmp_path / "samples.jsonl")
     found = absorb_rows(outputs, queries, PRINCIPLES, filters=ResponseFilters(), **how)
     assert found["id"] == [query.id for query in queries[:4]]  # the last response is empty
+
+    # Of every definition the check must hold: of one for all, of the other for those as long as the first
+    first = completion_text(outputs[0]["completion"])
+    checked = [
+        replace(own, check=PrincipleCheck(regex=regex))
+        for own, regex in zip(PRINCIPLES[:2], ("文字", f"^{first}$"), strict=True)
+    ]
+    strict = absorb_rows(outputs, queries, checked, filters=ResponseFilters(drop_disobedient=True), **how)
+    alike = [queries[own["index"]].id for own in outputs if completion_text(own["completion"]) == first]
+    assert strict["id"] == alike and len(alike) < 4
 
     def text(prompt):
         return prompt[0]["content"] if conversational else prompt

@@ -29,6 +29,8 @@ class TestCounts:
             ("1. One\n2. Two three", 3),  # numbers of a list are no words
             ("卵をゆでます。", 3),  # 6 characters
             ("Python で書く", 3),  # one word, 3 characters
+            ("トム・クルーズと人々", 5),  # 9 characters and a dot between names
+            ("ﾊﾟﾝとﾊﾑ", 3),  # 6, of half width
             ("", 0),
         ],
     )
@@ -146,6 +148,19 @@ class TestObedience:
         assert (own["n"], own["queries"], own["obeyed"]["value"]) == (4, 2, 0.75)
         assert "difference" not in own
 
+    def test_shares_and_their_difference_weigh_queries_alike(self):
+        sides = (True, True, True)
+        before = [row("1", "a b", "a b", "a b", sides=sides), row("2", "a", sides=(True,))]
+        after = [row("1", "a", "a b", "a", sides=sides), row("2", "a", sides=(True,))]
+        own = obedience([principle(words=1)], after, before)["short"]["definition"]
+        # means of 2/3 and 1, of 0 and 1; of four responses it would be 3/4 and 1/4
+        assert own["obeyed"]["value"] == pytest.approx(5 / 6) and own["original"]["value"] == 0.5
+        assert own["difference"]["value"] == pytest.approx(5 / 6 - 1 / 2) and own["n"] == 4
+
+    def test_an_interval_ends_where_differences_do(self):
+        # 8 of 8: (8 + 0)/10 and an error of sqrt((9/10 - 64/100)/10) = 0.16, so 1.11
+        assert paired_difference([1.0] * 8)["high"] == 1 and paired_difference([-1.0] * 8)["low"] == -1
+
     def test_no_change_has_an_error_too(self):
         nothing = paired_difference([0.0] * 8)
         assert nothing["value"] == 0 and nothing["se"] == pytest.approx(math.sqrt(1 / 10 / 10))
@@ -161,4 +176,7 @@ class TestObedience:
         found = obedience([own], [row("1", "卵です。", "x")], judge=judge)["short"]
         assert asked == [("Be short.", "q", "卵です。"), ("Do not be short.", "q", "x")]
         assert found["definition"]["obeyed"]["value"] == 1 and "antithesis" not in found
-        assert obedience([own], [row("1", "a", "b")]) == {}  # without one there is nothing to tell
+        # without one there is nothing to tell, of an empty response neither
+        assert obedience([own], [row("1", "a", "")]) == {}
+        found = obedience([own], [row("1", "a", "")], judge=lambda questions: [True] * len(questions))["short"]
+        assert [found[side]["obeyed"]["value"] for side in ("definition", "antithesis")] == [1, 0]

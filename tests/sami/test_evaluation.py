@@ -105,8 +105,9 @@ def test_the_original_has_no_divergence_from_itself(tiny_model, tiny_tokenizer, 
 def test_empty_responses_are_counted_and_a_collapsed_model_is_said_to_be(tiny_model, tiny_tokenizer, tmp_path):
     rows = sampled_rows(3)
     rows[1] |= {"kept": False}
-    result = evaluate_rows(tiny_model, tiny_tokenizer, rows, tmp_path / "e.json")
+    result = evaluate_rows(tiny_model, tiny_tokenizer, rows, tmp_path / "e.json", fixed_rows=rows)
     assert (result["num_queries"], result["num_empty"]) == (2, 1)
+    assert result["fixed_responses"]["num_queries"] == 2
     with pytest.raises(ValueError, match="every one of 1 held-out queries got an empty response"):
         evaluate_rows(tiny_model, tiny_tokenizer, rows[1:2], tmp_path / "e.json")
 
@@ -171,6 +172,8 @@ class TestSecondAxis:
         [
             (load_references, {"prompt": "a"}, "row 2 has no `completion`"),
             (load_multiple_choice, {"question": "a", "choices": ["b"]}, "`choices`"),
+            (load_multiple_choice, {"question": "a", "choices": [2, 3], "answer": 1}, "2 texts"),
+            (load_multiple_choice, {"question": "a", "choices": ["b", " "], "answer": 0}, "2 texts"),
             (load_multiple_choice, {"question": "a", "choices": ["b", "c"], "answer": "d"}, "`answer` 'd'"),
         ],
     )

@@ -84,6 +84,14 @@ class TestGuard:
         again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
         assert [check["step"] for check in records(tmp_path)] == [0, 1, 2, 2]
 
+    def test_resuming_with_other_prompts_says_so(self, rows, make_trainer, tmp_path, caplog):
+        settings = GUARD | {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        make_trainer(rows, eval_dataset=rows, **settings).train()
+        again = make_trainer(rows, eval_dataset=rows, **settings | {"guard_num_queries": 1})
+        again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+        assert [check["step"] for check in records(tmp_path)] == [0, 1, 2, 1, 2]
+        assert "limits compare with step 1" in caplog.text
+
     def test_held_out_prompts_are_needed(self, rows, make_trainer):
         with pytest.raises(ValueError, match="needs held-out prompts"):
             make_trainer(rows, **GUARD)

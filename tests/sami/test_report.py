@@ -38,6 +38,36 @@ def test_both_axes_are_in_the_report(arguments, files):  # noqa: F811
     assert json.loads((files / "run" / "report.json").read_text())["verdict"]
 
 
+def test_checks_may_change_where_they_only_measure(arguments, files):  # noqa: F811
+    (files / "principles.yaml").write_text(PRINCIPLES, encoding="utf-8")
+    METHOD.parse("run", arguments(rounds=1)).execute()
+    (files / "principles.yaml").write_text(PRINCIPLES.replace("at_most: 3", "at_most: 100"), encoding="utf-8")
+    METHOD.parse("run", arguments(rounds=2)).execute()
+    brief = json.loads((files / "run/round_2/evaluation.json").read_text())["obedience"]["brief"]["definition"]
+    assert brief["original"] == brief["obeyed"] and brief["obeyed"]["value"] == 1
+    (files / "principles.yaml").write_text(PRINCIPLES.replace("Be brief.", "Be short."), encoding="utf-8")
+    with pytest.raises(ValueError, match="other settings"):
+        METHOD.parse("run", arguments(rounds=2)).execute()
+
+
+def test_empty_responses_to_unseen_principles_count(arguments, files):  # noqa: F811
+    unseen = {"name": "short", "definition": "短く。", "antithesis": "長く。", "check": {"words": {"at_most": 100}}}
+    (files / "unseen.yaml").write_text(json.dumps({"principles": [unseen]}))
+    run = METHOD.parse("evaluate", arguments(eval_principles=files / "unseen.yaml"))
+    sample = run._sample_held_out
+
+    def with_an_empty_one(model, folder, **how):
+        sample(model, folder, **how)
+        path = folder / "eval_principles_samples.jsonl"
+        first, *rest = map(json.loads, path.read_text().splitlines())
+        first |= {"kept": False, "completions": [[{"role": "assistant", "content": ""}]] * 2}
+        path.write_text("".join(json.dumps(row) + "\n" for row in (first, *rest)))
+
+    run._sample_held_out = with_an_empty_one
+    own = run.evaluate()["obedience_held_out_principles"]["short"]["definition"]
+    assert (own["n"], own["obeyed"]["value"]) == (4, 0.75)
+
+
 def test_only_responses_that_obey_are_trained_on(arguments, files):  # noqa: F811
     # an answer of 8 tokens of the tiny model has at most 8 words, and none is a list
     checked = PRINCIPLES.replace("at_most: 3", "at_least: 0").replace("{judge: true}", "{list_items: 0}")
@@ -52,9 +82,18 @@ def test_only_responses_that_obey_are_trained_on(arguments, files):  # noqa: F81
     [
         ({"filter_by_check": True}, "no principle has a `check`"),
         ({"eval_references": "people.jsonl"}, "people.jsonl: no such file"),
+        ({"eval_principles": "unseen.yaml"}, "'xx' is not told apart"),
     ],
 )
-def test_refused_before_anything_is_loaded(extra, message, arguments, files):  # noqa: F811
+def test_refused_before_anything_is_loaded(extra, message, arguments, files, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(files)
+    if "eval_principles" in extra:
+        pytest.importorskip("py3langid")
+    judged, language = ({"name": "a", "definition": "b", "antithesis": "c", "check": own}
+                        for own in ({"judge": True}, {"language": "xx"}))  # fmt: skip
+    (files / "unseen.yaml").write_text(json.dumps({"principles": [language]}))
+    # a check that only a judge can make filters nothing
+    (files / "principles.yaml").write_text(json.dumps({"principles": [judged, judged | {"name": "d"}]}))
     with pytest.raises(ValueError, match=message):
         METHOD.parse("run", arguments(**extra)).execute()
     assert not (files / "run" / "round_0").exists()

@@ -8,6 +8,7 @@ rule, an estimate of KL between whole responses, for which the reverse would nee
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -24,13 +25,16 @@ from ..core.modeling.chunked import chunked_kl
 from ..core.modeling.head import output_head
 from ..core.runs.report import write_atomically
 from ..core.training.load import as_config
-from .checks import obedience
+from .checks import disobeys, obedience
 from .config import SAMIConfig
 from .data import render, to_dataset
 from .principles import Principle, sample_constitutions
 from .sampling import ResponseFilters, rejection_reason
 from .scores import matched_states, pair_lengths
 from .trainer import SAMITrainer
+
+
+logger = logging.getLogger(__name__)
 
 
 class AbsorbTrainer(SAMITrainer):
@@ -107,18 +111,23 @@ def absorb_rows(
     outputs: Sequence[dict[str, Any]], queries: Sequence[Query], principles: Sequence[Principle], *,
     template: str, conversational: bool, seed: int, filters: ResponseFilters,
 ) -> Dataset:  # fmt: skip
-    """Rows for `AbsorbTrainer` of those outputs of `sample_desired` to `queries` that pass the filters."""
-    rows = []
+    """Rows for `AbsorbTrainer` of those outputs of `sample_desired` to `queries` that pass the filters; a log line
+    counts the others. By `drop_disobedient` a response must pass the check of every definition."""
+    rows, checks = [], {principle.name: principle.check for principle in principles}
+    contrast = [dict.fromkeys(checks, side) for side in (True, False)]
     for output in outputs:
         query, text = queries[output["index"]], completion_text(output["completion"])
         sampled, other = desired_constitutions(principles, seed=seed, key=query.id)
         response = Generation(text, "length" if output["truncated"] else "stop", output["num_tokens"])
         if rejection_reason([response], [sampled], filters):
             continue
+        if filters.drop_disobedient and disobeys(checks, contrast, 0, text):
+            continue
         with_rules = render(template, query=query.text, constitution=other, conversational=conversational)
         prompts = [with_rules, as_prompt(Query(query.id, query.text), None, conversational)]
         row = {"id": query.id, "prompts": prompts, "completions": [output["completion"]] * 2}
         rows.append(row | {"truncated": [output["truncated"]] * 2})
+    logger.info("%d of %d responses are trained on, the others fail a filter.", len(rows), len(outputs))
     return to_dataset(rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -28,9 +28,9 @@ _ITEM = re.compile(
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]*_]*\s+(?![a-z])|(?<=[。！？．])[」』）\"]*|\n+")
 
 
-# Han and kana; Thai and Lao; Burmese; Khmer
+# Han and kana without their middle dot, half-width kana; Thai and Lao; Burmese; Khmer
 _SPACELESS = re.compile(
-    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+    "[\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
     "\U00020000-\U0003ffff]"
 )
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -134,6 +134,11 @@ class PrincipleCheck(Check):
 
     antithesis: Check | None = None
 
+    @property
+    def parts(self) -> list[Check]:
+        """The check itself, and that of the antithesis where it has its own."""
+        return [self] if self.antithesis is None else [self, self.antithesis]
+
     def obeyed(self, definition: bool, text: str) -> bool | None:
         """Whether a response does what the definition (or else the antithesis) asks for; None if a judge must say."""
         own = self if definition or self.antithesis is None else self.antithesis
@@ -175,7 +180,7 @@ def obedience(
     JSON-ready, by name and by `definition`, `antithesis` and `all` of both, where the principle has a check that can
     be made: `n` (responses), `queries`, `unread` (by the judge), `obeyed` (share with Wilson's 95 % interval) and,
     with `originals`, their share `original` and the paired `difference`, see `paired_difference`. Responses to one
-    query are alike, so intervals count queries.
+    query are alike, so each is a mean over queries, and intervals count these.
     """
     now, before = (_followed(principles, own, judge) for own in (rows, originals))
     result: dict[str, Any] = {}
@@ -184,22 +189,33 @@ def obedience(
         if not read:
             continue
         old = {place: own for place, own in before.get((name, side), {}).items() if own is not None}
-        entry = {"n": len(read), "unread": len(found) - len(read)} | share(read)
-        if both := read.keys() & old.keys():
-            entry["original"] = share({place: old[place] for place in both})["obeyed"]
-            by_query: dict[str, list[int]] = {}
-            for place in sorted(both):
-                by_query.setdefault(place[0], []).append(read[place] - old[place])
-            entry["difference"] = paired_difference([fmean(own) for own in by_query.values()])
+        shares = _by_query(read, read)
+        entry = {
+            "n": len(read),
+            "unread": len(found) - len(read),
+            "queries": len(shares),
+            "obeyed": proportion(shares),
+        }
+        if both := [place for place in read if place in old]:
+            after, original = _by_query(read, both), _by_query(old, both)
+            entry["original"] = proportion(original)
+            entry["difference"] = paired_difference([a - b for a, b in zip(after, original, strict=True)])
         result.setdefault(name, {})[side] = entry
     return result
 
 
-def share(found: Mapping[tuple[str, int], bool]) -> dict[str, Any]:
-    """Of what is found at places (query, number): `queries`, and `obeyed` with an interval that counts queries."""
-    value, queries = fmean(found.values()), len({query for query, _ in found})
-    low, high = wilson(value * queries, queries)
-    return {"queries": queries, "obeyed": {"value": value, "low": low, "high": high}}
+def _by_query(found: Mapping[tuple[str, int], bool | None], places: Iterable[tuple[str, int]]) -> list[float]:
+    """Of what is found at places (query, number) the mean by query."""
+    by_query: dict[str, list[Any]] = {}
+    for place in places:
+        by_query.setdefault(place[0], []).append(found[place])
+    return [fmean(own) for own in by_query.values()]
+
+
+def proportion(values: Sequence[float]) -> dict[str, float]:
+    """Mean of values in [0, 1] with Wilson's 95 % interval, JSON-ready."""
+    low, high = wilson(min(sum(values), len(values)), len(values))
+    return {"value": fmean(values), "low": low, "high": high}
 
 
 def paired_difference(values: Sequence[float]) -> dict[str, float]:
@@ -208,13 +224,15 @@ def paired_difference(values: Sequence[float]) -> dict[str, float]:
     n = len(values) + 2
     centre = sum(values) / n
     error = math.sqrt(((sum(value * value for value in values) + 1) / n - centre * centre) / n)
-    return {"value": fmean(values), "se": error, "low": centre - 1.96 * error, "high": centre + 1.96 * error}
+    low, high = max(centre - 1.96 * error, -1.0), min(centre + 1.96 * error, 1.0)
+    return {"value": fmean(values), "se": error, "low": low, "high": high}
 
 
 def _followed(
     principles: Sequence[Any], rows: Sequence[Mapping[str, Any]], judge: Judge | None
 ) -> dict[tuple[str, str], dict[tuple[str, int], bool | None]]:
-    """By principle and side: at (id of the query, number of the response) whether it is obeyed, None if unread."""
+    """By principle and side: at (id of the query, number of the response) whether it is obeyed, None if unread; what
+    only a judge can say is left out where there is none."""
     found: dict[tuple[str, str], dict[tuple[str, int], bool | None]] = {}
     asked = []
     for principle in (principle for principle in principles if principle.check is not None):
@@ -225,13 +243,15 @@ def _followed(
                     if choices.get(principle.name) is not definition:
                         continue
                     text, place = completion_text(completion), (row["id"], number)
-                    # An empty response would be a very short one
-                    own[place] = principle.check.obeyed(definition, text) if text.strip() else False
+                    obeyed = principle.check.obeyed(definition, text)
+                    if obeyed is None and judge is None:
+                        continue
+                    own[place] = obeyed if text.strip() else False  # an empty response would be a very short one
                     if own[place] is None:
                         asked.append((own, place, (principle.wordings(definition)[0], row["query"], text)))
-    if judge is not None and asked:
-        for (own, place, _), answer in zip(asked, judge([question for *_, question in asked]), strict=True):
-            own[place] = answer
+    answers = judge([question for *_, question in asked]) if judge is not None and asked else []
+    for (own, place, _), answer in zip(asked, answers, strict=True):
+        own[place] = answer
     for name in dict.fromkeys(name for name, _ in found):
         found[name, "all"] = found[name, "definition"] | found[name, "antithesis"]
     return found

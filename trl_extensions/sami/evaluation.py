@@ -29,10 +29,10 @@ from ..core.modeling.chunked import token_logps
 from ..core.modeling.head import ReferenceStates
 from ..core.modeling.shared_prefix import why_not_exact
 from ..core.runs.report import mean_and_error, write_atomically
-from ..core.stats import bootstrap_ratio, wilson
+from ..core.stats import bootstrap_ratio
 from ..core.text import corpus_distinct_2, distinct_2, exact_match
 from ..core.training.encoding import encode_completion, encode_prompt, end_token_id
-from .checks import Judge, paired_difference
+from .checks import Judge, paired_difference, proportion
 from .collator import DataCollatorForSAMI
 from .config import SAMIArguments
 from .data import TOKEN_COLUMNS, load_rows, prepare_rows, to_dataset
@@ -116,6 +116,7 @@ def score_completions(
     rows: Sequence[Mapping[str, Any]],
     *,
     ref_model: nn.Module | None = None,
+    measure_kl: bool = True,
     batch_tokens: int = 8192,
 ) -> list[dict[str, float]]:
     """Score rows of one `prompt` and its `completion` (`truncated`: without its end), with no constitution anywhere.
@@ -136,7 +137,7 @@ def score_completions(
     with eval_mode(model), torch.inference_mode():
         for indices in in_batches(lengths, batch_tokens, "scoring"):
             inputs = {name: own.to(device) for name, own in collate([encoded[i] for i in indices]).items()}
-            reference = _reference(model, inputs, ref_model)
+            reference = _reference(model, inputs, ref_model) if measure_kl else None
             logp, kl = score_pairs(model, inputs, "sum", reference)
             columns = {"tokens": pair_lengths(inputs).to(logp), "logp": logp}
             if reference is not None:
@@ -182,9 +183,8 @@ def side_effects(
         before, after = ({row["id"]: row for row in load_outputs(path)} for path in (originals, output))
         kept = [name for name in before if name in after]
         texts = [[completion_text(side[name]["completion"]) for name in kept] for side in (before, after)]
-        same = exact_match(*texts)
-        low, high = wilson(round(same * len(kept)), len(kept))
-        result["plain_answers"] |= {"n": len(kept), "unchanged": {"value": same, "low": low, "high": high}}
+        same = [exact_match([was], [now]) for was, now in zip(*texts, strict=True)]
+        result["plain_answers"] |= {"n": len(kept), "unchanged": proportion(same)}
         scores = score_completions(model, tokenizer, [row for row in before.values() if _has_text(row)], **options)
         if scores and "kl" in scores[0]:
             result["plain_answers"]["kl"] = _per_token([s["kl"] * s["tokens"] for s in scores], scores)
@@ -205,10 +205,10 @@ def side_effects(
         scored = [[next(flat) for _ in own] for own in questions]
         right = [[row["right"] for row in own] for own in questions]
         found = {name: _right(scored, right, name) for name in ("logp", "logp_original") if name in scored[0][0]}
-        result["multiple_choice"] = {"n": len(questions), "accuracy": _accuracy(found["logp"])}
+        result["multiple_choice"] = {"n": len(questions), "accuracy": proportion(found["logp"])}
         if "logp_original" in found:
             change = [now - was for now, was in zip(found["logp"], found["logp_original"], strict=True)]
-            original = _accuracy(found["logp_original"])
+            original = proportion(found["logp_original"])
             result["multiple_choice"] |= {"original": original, "difference": paired_difference(change)}
     return result
 
@@ -234,7 +234,8 @@ def load_multiple_choice(source: str, conversational: bool) -> list[list[dict[st
     questions = []
     for number, row in enumerate(read_rows(source), start=1):
         choices, answer, where = row.get("choices"), row.get("answer"), f"{source}: row {number}"
-        if not isinstance(row.get("question"), str) or not isinstance(choices, list) or len(choices) < 2:
+        texts = [own for own in choices if isinstance(own, str) and own.strip()] if isinstance(choices, list) else []
+        if not isinstance(row.get("question"), str) or len(texts) < 2 or texts != choices:
             raise ValueError(f"{where}: needs the text `question` and `choices`, a list of at least 2 texts.")
         if answer not in choices and not (isinstance(answer, int) and 0 <= answer < len(choices)):
             raise ValueError(
@@ -268,11 +269,6 @@ def _per_token(values: Sequence[float], scores: Sequence[Mapping[str, float]]) -
 def _right(scored: Sequence[Sequence[Mapping[str, float]]], right: Sequence[Sequence[bool]], name: str) -> list[bool]:
     best = [max(range(len(own)), key=lambda k: own[k][name] / own[k]["tokens"]) for own in scored]
     return [truth[choice] for truth, choice in zip(right, best, strict=True)]
-
-
-def _accuracy(right: Sequence[bool]) -> dict[str, float]:
-    low, high = wilson(sum(right), len(right))
-    return {"value": fmean(right), "low": low, "high": high}
 
 
 def summarise(rows: list[dict[str, Any]], scores: list[dict[str, float]]) -> dict[str, Any]:
@@ -315,12 +311,12 @@ def evaluate_rows(
 ) -> dict[str, Any]:
     """Score a model (`is_original`: KL is 0 by definition) on held-out responses, and write the JSON file `output`.
 
-    It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, are counted only), scored
-    under the principles in a fresh order; and of that the scores alone under `same_order` (as sampled),
+    It holds `summarise` of `rows`, the model's own responses (empty ones, `kept` false, in any rows are not scored but
+    counted), under the principles in a fresh order; and of that the scores alone under `same_order` (as sampled),
     `fixed_responses` (of `fixed_rows`, responses of another model, the same texts in every round) and
     `held_out_principles` (of `unseen_rows`, sampled under principles that are not trained); and what is in `more`.
     """
-    scored = [row for row in rows if row["kept"]]
+    scored, fixed, unseen = ([row for row in own or () if row["kept"]] for own in (rows, fixed_rows, unseen_rows))
     if not scored:
         collapsed = f"every one of {len(rows)} held-out queries got an empty response: the model has collapsed"
         raise ValueError(f"{output}: {collapsed}; train for fewer steps or with a smaller learning rate.")
@@ -328,9 +324,8 @@ def evaluate_rows(
     result = summarise(scored, scores) | {"num_empty": len(rows) - len(scored)}
     if is_original:
         result["kl"] = {"mean": 0.0, "se": 0.0}
-    unseen = [row for row in unseen_rows or () if row["kept"]]
     sampled = scored if all("sampled_prompts" in row for row in scored) else []  # not in rows of earlier versions
-    for name, own in {"same_order": sampled, "fixed_responses": fixed_rows, "held_out_principles": unseen}.items():
+    for name, own in {"same_order": sampled, "fixed_responses": fixed, "held_out_principles": unseen}.items():
         if own:
             options: dict[str, Any] = {
                 "same_order": name == "same_order",
@@ -370,7 +365,7 @@ def judge_of_checks(args: SAMIArguments, principles: Sequence[Principle], calls:
     No call that is in the cache `calls` is made again.
     """
     own = [principle.check for principle in principles if principle.check is not None]
-    if not args.judge or not any(check.judge or (check.antithesis and check.antithesis.judge) for check in own):
+    if not args.judge or not any(part.judge for check in own for part in check.parts):
         return None
 
     def judge(questions: list[tuple[str, str, str]]) -> list[bool | None]:

@@ -70,7 +70,11 @@ class OverOptimizationGuard(TrainerCallback):
         if not self.trainer.is_world_process_zero() or not self.path.exists():
             return None
         if step:
-            return next((record for record in read_jsonl(self.path) if record["step"] == 0), None)
+            first = next((record for record in read_jsonl(self.path) if record["step"] == 0), {})
+            if [len(first.get(name, ())) for name in ("texts", "plain_texts")] == list(map(len, self._prompts())):
+                return first
+            logger.warning("%s begins with other prompts: from here on limits compare with step %d.", self.path, step)
+            return None
         # An attempt that left no checkpoint to go on from
         number = len(list(self.path.parent.glob("guard.abandoned-*.jsonl"))) + 1
         self.path.replace(self.path.with_name(f"guard.abandoned-{number}.jsonl"))
@@ -89,16 +93,19 @@ class OverOptimizationGuard(TrainerCallback):
                 writer.append(record)
         return record
 
+    def _prompts(self) -> tuple[list, list]:
+        """Those with constitutions, and those without."""
+        plain = [row["prompt"] for row in self.references[: self.trainer.args.guard_num_queries]]
+        return [prompt for row in self.rows for prompt in row["prompts"]], plain
+
     def _measure(self, step: int) -> dict:
-        trainer, args = self.trainer, self.trainer.args
-        prompts = [prompt for row in self.rows for prompt in row["prompts"]]
-        plain = [row["prompt"] for row in self.references[: args.guard_num_queries]]
+        trainer, args, (prompts, plain) = self.trainer, self.trainer.args, self._prompts()
         params = GenerationParams(max_new_tokens=args.guard_max_new_tokens, stop=tuple(args.guard_stop or ()))
         checkpointing = {"gradient_checkpointing_kwargs": args.gradient_checkpointing_kwargs}
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **checkpointing) as model:
             generated = dict(TransformersEngine(model, trainer._tokenizer).generate([*prompts, *plain], params))
             # Scored while the parameters of a sharded model are gathered
-            scores = score_completions(model, trainer._tokenizer, self.references) if plain else []
+            scores = score_completions(model, trainer._tokenizer, self.references, measure_kl=False) if plain else []
         answers = [generated[i] for i in range(len(prompts))]
         texts = [answer.text for answer in answers]
         length = fmean(answer.num_tokens for answer in answers)

@@ -28,7 +28,10 @@ def write_report(folder: Path) -> Path:
     _verdict(report, rounds)
     _rounds_table(report, rounds)
     last = rounds[-1]["evaluation"]
-    _obedience_table(report, last.get("obedience"))
+    _obedience_table(report, last.get("obedience"), "Obedience, by principle")
+    _obedience_table(
+        report, last.get("obedience_held_out_principles"), "Obedience to principles that were not trained"
+    )
     _side_effects_table(report, rounds)
     if any("difference" in own["all"] for own in (last.get("obedience") or {}).values()):
         draw_axes(last, folder / "axes.png")
@@ -93,16 +96,16 @@ def verdict(evaluation: dict[str, Any]) -> list[str]:
     """Both axes of a trained model's `evaluation.json` in sentences: which principles it obeys more often, less often
     or no differently (by twice the standard error), and how much else stayed; nothing where that was not measured."""
     ways: dict[str, list[str]] = {
-        "more often": [],
-        "less often": [],
-        "no more and no less often, as far as can be told": [],
+        "more often than": [],
+        "less often than": [],
+        "not clearly more or less often than": [],
     }
     for name, own in (evaluation.get("obedience") or {}).items():
         if change := own["all"].get("difference"):
             clear = abs(change["value"]) > 2 * change["se"]
             way = list(ways)[(0 if change["value"] > 0 else 1) if clear else 2]
             ways[way].append(f"{name} ({own['all']['original']['value']:.0%} → {own['all']['obeyed']['value']:.0%})")
-    words = [f"Obeyed {way} than before: {', '.join(names)}." for way, names in ways.items() if names]
+    words = [f"Obeyed {way} before: {', '.join(names)}." for way, names in ways.items() if names]
     moved = evaluation.get("side_effects") or {}
     if same := moved.get("plain_answers", {}).get("unchanged"):
         words.append(f"Without a constitution {same['value']:.0%} of its answers are what they were, word for word.")
@@ -140,11 +143,11 @@ def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
         report.table(["of round", "tight bound", "which constitution?"], rows)
 
 
-def _obedience_table(report: RunReport, obedience: dict[str, Any] | None) -> None:
+def _obedience_table(report: RunReport, obedience: dict[str, Any] | None, heading: str) -> None:
     """How often each principle is obeyed, by side; nothing without checks."""
     if not obedience:
         return
-    report.heading("Obedience, by principle")
+    report.heading(heading)
     rows = []
     for name, sides in obedience.items():
         for side, own in sides.items():
@@ -155,7 +158,7 @@ def _obedience_table(report: RunReport, obedience: dict[str, Any] | None) -> Non
     report.table(["principle", "chosen", "responses", "obeyed before", "after", "difference"], rows)
     report.text(
         "The share of held-out responses that pass the `check` of the principle, where its definition or its "
-        "antithesis was chosen. 95 % intervals by query (Wilson; the paired difference after Agresti and Min)."
+        "antithesis was chosen: means over queries, 95 % intervals (Wilson; Agresti and Min for the difference)."
     )
 
 
@@ -316,7 +319,7 @@ def draw_axes(evaluation: dict[str, Any], path: Path) -> None:
     shown = {name: own for name, own in bars.items() if own[1] is not None}
     series = {side: [own[i] for own in shown.values()] for i, side in enumerate(("before", "after"))}
     plots.bar_plot(second, list(shown), series, unit=100, colours=colours, digits="%.1f")
-    second.set(ylabel="of the original (%); accuracy (%)", ylim=(0, 115))
+    second.set(ylabel="of the original (%); accuracy (%)", ylim=(0, max(115, second.get_ylim()[1])))
     plots.save(figure, path)
 
 

@@ -131,7 +131,7 @@ class SAMIRun(Run):
     def evaluate_model(self, model: str, folder: Path) -> dict[str, Any]:
         """Sample and score another model as the rounds of this (finished) run were; results go to `folder`."""
         self._sample_held_out(model, folder, is_original=False)
-        return self._score(model, folder, self.model_of(0), load_rows(self.round_folder(0) / "eval_samples.jsonl"))
+        return self._score(model, folder, self.model_of(0), self._original_rows())
 
     # The rounds
 
@@ -143,8 +143,9 @@ class SAMIRun(Run):
         moved = ("seed", "prompt_template", "model_name_or_path", "model_revision")
         sampling |= {name: training.pop(name) for name in moved}
         sampling |= {"engine": self.engine_args.engine, "engine_model": self.engine_args.engine_model}
+        unchecked = {} if self.args.filter_by_check else {"check": None}  # else checks only measure, and may change
         for name in ("principles", "eval_principles"):
-            sampling[f"{name}_in_file"] = [principle.as_dict() for principle in getattr(self, name)()]
+            sampling[f"{name}_in_file"] = [principle.as_dict() | unchecked for principle in getattr(self, name)()]
         files = {
             "settings.json": (sampling, self.round_folder(0).exists()),
             "training_settings.json": (training, any(self.folder.glob("round_*/model"))),
@@ -215,7 +216,7 @@ class SAMIRun(Run):
     def _evaluate_round(self, round_: int) -> None:
         """Score this round's model on its own held-out responses and on those of the original."""
         model, folder = self.model_of(round_), self.round_folder(round_)
-        originals = load_rows(self.round_folder(0) / "eval_samples.jsonl") if round_ else None
+        originals = self._original_rows() if round_ else None
         self._score(model, folder, self.model_of(0), originals, is_original=round_ == 0)
 
     def _judge_round(self, round_: int) -> None:
@@ -299,6 +300,10 @@ class SAMIRun(Run):
         report = self._sample(model, self.queries()[1], output, is_original=is_original, held_out=self.principles())
         mark_done(folder / "eval_sampling.json", report)
 
+    def _original_rows(self, name: str = "eval_samples.jsonl") -> list[dict[str, Any]]:
+        """What the original answered to the held-out queries, the empty answers too."""
+        return load_rows(self.round_folder(0) / name, kept_only=False)
+
     def _score(
         self, model: str, folder: Path, original: str | None, fixed_rows: list | None, *, is_original: bool = False
     ) -> dict[str, Any]:
@@ -311,8 +316,9 @@ class SAMIRun(Run):
         more = {"obedience": obedience(principles, rows, fixed_rows or (), judge)}
         unseen_rows: list[dict[str, Any]] = []
         if unseen:
-            own, first = (of / "eval_principles_samples.jsonl" for of in (folder, self.round_folder(0)))
-            unseen_rows, before = load_rows(own), load_rows(first) if fixed_rows else ()
+            name = "eval_principles_samples.jsonl"
+            unseen_rows = load_rows(folder / name, kept_only=False)
+            before = self._original_rows(name) if fixed_rows else ()
             more["obedience_held_out_principles"] = obedience(unseen, unseen_rows, before, judge)
         more["side_effects"] = side_effects(
             engine, self.queries()[1], folder / plain, params=args.params(self.config.seed),
@@ -351,19 +357,21 @@ class SAMIRun(Run):
             raise ValueError("`engine_model` would sample from another model every round: leave it out of `run`.")
         if self.config.chat_template_path:
             raise ValueError("`chat_template_path` would apply to training only: put the template into the model.")
-        checks = [principle.check for principle in self.principles() if principle.check is not None]
-        for language in (own.language for both in checks for own in (both, both.antithesis) if own is not None):
-            if language is not None:
-                language_guesser(language)
-        if self.args.filter_by_check and not checks:
-            raise ValueError(f"{self.args.principles}: no principle has a `check`: leave `filter_by_check` out.")
+        trained, unseen = self.principles(), self.eval_principles()
+        for check in (part for own in trained + unseen if own.check is not None for part in own.check.parts):
+            if check.language is not None:
+                language_guesser(check.language)
+        counted = [own for own in trained if own.check is not None and not all(part.judge for part in own.check.parts)]
+        if self.args.filter_by_check and not counted:
+            none = "no principle has a `check` that can be counted"
+            raise ValueError(f"{self.args.principles}: {none}: leave `filter_by_check` out.")
         for load, source in ((load_references, self.args.eval_references),
                              (load_multiple_choice, self.args.eval_multiple_choice)):  # fmt: skip
             if source:
                 load(source, False)
-        trained = {text for own in self.principles() for text in own.wordings(True) + own.wordings(False)}
-        for own in self.eval_principles():
-            if shared := trained.intersection(own.wordings(True) + own.wordings(False)):
+        texts = {text for own in trained for text in own.wordings(True) + own.wordings(False)}
+        for own in unseen:
+            if shared := texts.intersection(own.wordings(True) + own.wordings(False)):
                 file = self.args.eval_principles
                 raise ValueError(f"{file}: principle {own.name!r} is trained too ({min(shared)!r}): leave it out.")
 
