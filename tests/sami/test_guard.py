@@ -41,7 +41,7 @@ class TestGuard:
         trainer.train()
         assert trainer.state.global_step == 1
         assert (
-            "1.00 times as long as before training, past guard_min_length_ratio=1.01"
+            "1.00 times as long as before training, below guard_min_length_ratio=1.01"
             in records(tmp_path)[-1]["stopped"]
         )
 

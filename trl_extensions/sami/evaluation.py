@@ -3,13 +3,14 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from datasets import Dataset
 from pydantic import BaseModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -76,27 +77,32 @@ def score_rows(
     # Sequences of each row, and the tokens of the longest: all responses behind one prompt, or one behind it
     numbers = [len(own) if shared else len(own) ** 2 for _, own in lengths]
     longest = [max(prompts) + (sum(own) if shared else max(own)) for prompts, own in lengths]
+
+    def score(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        reference = _reference(model, inputs, ref_model) if measure_kl else None
+        sums, kl = score_pairs(model, inputs, "sum", reference)
+        _, found = rows_of(sums / pair_lengths(inputs), kl, inputs, beta=0.0, reduction="mean")
+        columns = {name: found[f"mi/{name.removeprefix('mi_')}"] for name in SCORES}
+        return columns | ({"kl": found["kl"]} if kl is not None else {})
+
+    return _score_batches(model, tokenizer, dataset, score, longest, numbers, batch_tokens, shared)
+
+
+def _score_batches(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]] | Dataset,
+    score: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], longest: Sequence[int],
+    numbers: Sequence[int] | None, batch_tokens: int, share_prefix: bool,
+) -> list[dict[str, float]]:  # fmt: skip
+    """For each row of token ids what `score` gives of its batch, columns `(B,)` by name."""
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collate = DataCollatorForSAMI(pad_id, share_prefix=shared)
+    collate, device = DataCollatorForSAMI(pad_id, share_prefix=share_prefix), next(model.parameters()).device
     results: list[dict[str, float]] = [{} for _ in rows]
-    device = next(model.parameters()).device
     with eval_mode(model), torch.inference_mode():
         for indices in in_batches(longest, batch_tokens, "scoring", numbers=numbers):
-            inputs = {k: v.to(device) for k, v in collate([dataset[i] for i in indices]).items()}
-            for i, result in zip(indices, _score_batch(model, inputs, ref_model, measure_kl), strict=True):
-                results[i] = result
+            columns = score({name: own.to(device) for name, own in collate([rows[i] for i in indices]).items()})
+            for i, values in zip(indices, torch.stack([*columns.values()], dim=1).tolist(), strict=True):
+                results[i] = dict(zip(columns, values, strict=True))
     return results
-
-
-def _score_batch(
-    model: nn.Module, inputs: dict[str, torch.Tensor], ref_model: nn.Module | None, measure_kl: bool
-) -> list[dict[str, float]]:
-    reference = _reference(model, inputs, ref_model) if measure_kl else None
-    sums, kl = score_pairs(model, inputs, "sum", reference)
-    _, found = rows_of(sums / pair_lengths(inputs), kl, inputs, beta=0.0, reduction="mean")
-    columns = {name: found[f"mi/{name.removeprefix('mi_')}"] for name in SCORES}
-    columns |= {"kl": found["kl"]} if kl is not None else {}
-    return [dict(zip(columns, values, strict=True)) for values in torch.stack([*columns.values()], dim=1).tolist()]
 
 
 def _reference(
@@ -130,24 +136,20 @@ def score_completions(
         end_id, cut = end_token_id(tokenizer, not isinstance(row["prompt"], str)), bool(row.get("truncated"))
         ids = encode_completion(tokenizer, completion_text(row["completion"]), end_id, truncated=cut)
         encoded.append(dict(zip(TOKEN_COLUMNS, ([prompt], [ids]), strict=True)))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collate, device = DataCollatorForSAMI(pad_id), next(model.parameters()).device
-    lengths = [len(row[TOKEN_COLUMNS[0]][0]) + len(row[TOKEN_COLUMNS[1]][0]) for row in encoded]
-    results: list[dict[str, float]] = [{} for _ in rows]
-    with eval_mode(model), torch.inference_mode():
-        for indices in in_batches(lengths, batch_tokens, "scoring"):
-            inputs = {name: own.to(device) for name, own in collate([encoded[i] for i in indices]).items()}
-            reference = _reference(model, inputs, ref_model) if measure_kl else None
-            logp, kl = score_pairs(model, inputs, "sum", reference)
-            columns = {"tokens": pair_lengths(inputs).to(logp), "logp": logp}
-            if reference is not None:
-                pairs = inputs["pair_ids"]
-                tokens = token_logps(reference.states, reference.head, inputs["input_ids"][pairs >= 0]).to(logp)
-                original = torch.zeros_like(logp).index_add(0, pairs[pairs >= 0].to(logp.device), tokens)
-                columns |= {"logp_original": original, "kl": kl}
-            for i, values in zip(indices, torch.stack([*columns.values()], dim=1).tolist(), strict=True):
-                results[i] = dict(zip(columns, values, strict=True))
-    return results
+    longest = [len(row[TOKEN_COLUMNS[0]][0]) + len(row[TOKEN_COLUMNS[1]][0]) for row in encoded]
+
+    def score(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        reference = _reference(model, inputs, ref_model) if measure_kl else None
+        logp, kl = score_pairs(model, inputs, "sum", reference)
+        columns = {"tokens": pair_lengths(inputs).to(logp), "logp": logp}
+        if reference is None or kl is None:
+            return columns
+        scored = inputs["pair_ids"] >= 0
+        tokens = token_logps(reference.states, reference.head, inputs["input_ids"][scored]).to(logp)
+        original = torch.zeros_like(logp).index_add(0, inputs["pair_ids"][scored].to(logp.device), tokens)
+        return columns | {"logp_original": original, "kl": kl}
+
+    return _score_batches(model, tokenizer, encoded, score, longest, None, batch_tokens, share_prefix=False)
 
 
 def side_effects(
@@ -327,12 +329,8 @@ def evaluate_rows(
     sampled = scored if all("sampled_prompts" in row for row in scored) else []  # not in rows of earlier versions
     for name, own in {"same_order": sampled, "fixed_responses": fixed, "held_out_principles": unseen}.items():
         if own:
-            options: dict[str, Any] = {
-                "same_order": name == "same_order",
-                "measure_kl": False,
-                "batch_tokens": batch_tokens,
-            }
-            means = summarise(own, score_rows(model, tokenizer, own, **options))
+            how: dict[str, Any] = {"same_order": name == "same_order", "measure_kl": False}
+            means = summarise(own, score_rows(model, tokenizer, own, batch_tokens=batch_tokens, **how))
             result[name] = {score: means[score] for score in (*SCORES, "num_queries", "max_bound")}
     result |= more or {}
     write_atomically(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -138,27 +138,22 @@ class OverOptimizationGuard(TrainerCallback):
         return {"plain_texts": texts, "reference_nats": nats if math.isfinite(nats) else None} | known
 
     def _limit_passed(self, record: dict) -> str | None:
-        args, kl, distinct = self.trainer.args, record.get("kl"), record["distinct_2"]
-        most, least = args.guard_max_kl, args.guard_min_distinct_2
         if not any(text.strip() for text in record["texts"]):
             return "every fresh sample is empty."
-        if most is not None and (kl is None or kl > most):
-            shown = math.nan if kl is None else kl  # JSON has no infinity
-            return f"KL of fresh samples is {shown:.3f} nats per token, above guard_max_kl={most}."
-        if least is not None and distinct < least:
-            return f"distinct-2 of fresh samples is {distinct:.2f}, below guard_min_distinct_2={least}."
-        same, least = record.get("unchanged"), args.guard_min_unchanged
-        if same is not None and least is not None and same < least:
-            return (
-                f"{same:.0%} of the answers without a constitution are unchanged, below guard_min_unchanged={least}."
-            )
-        change, most = record.get("reference_change", 0.0), args.guard_max_reference_change
-        if most is not None and (change is None or change > most):
-            shown = math.nan if change is None else change
-            return f"nats of the references changed by {shown:+.1%}, above guard_max_reference_change={most}."
         ratio = record["length"] / self.first["length"] if self.first.get("length") else math.nan
-        for name, sign in (("guard_max_length_ratio", 1), ("guard_min_length_ratio", -1)):
-            limit = getattr(args, name)
-            if limit is not None and sign * ratio > sign * limit:
-                return f"fresh samples are {ratio:.2f} times as long as before training, past {name}={limit}."
+        longer = "fresh samples are {:.2f} times as long as before training"
+        measured = {
+            "guard_max_kl": (record.get("kl"), "KL of fresh samples is {:.3f} nats per token"),
+            "guard_min_distinct_2": (record["distinct_2"], "distinct-2 of fresh samples is {:.2f}"),
+            "guard_min_unchanged": (record.get("unchanged"), "{:.0%} of answers without a constitution are unchanged"),
+            "guard_max_reference_change": (record.get("reference_change"), "nats of the references changed {:+.1%}"),
+            "guard_max_length_ratio": (ratio, longer),
+            "guard_min_length_ratio": (ratio, longer),
+        }
+        for name, (value, words) in measured.items():
+            limit, most = getattr(self.trainer.args, name), "_max_" in name
+            # None: not finite, which JSON does not have
+            if limit is not None and (value is None or (value > limit if most else value < limit)):
+                shown = words.format(math.nan if value is None else value)
+                return f"{shown}, {'above' if most else 'below'} {name}={limit}."
         return None
