@@ -16,8 +16,9 @@ target (LoRA) on `--size` of its pairs, or as many as the arm with the fewest ha
 and an order of their own. Held out are the seeds behind the first `--num_seeds` and the prompts of `--benchmark`,
 which no arm may come near. Measured on them: the negative log-likelihood of the strong model's greedy answers, in
 nats a token, and by how much the strong model as a judge prefers the trained target's answers to the untrained one's,
-averaged over both orders. Intervals are Student's t over the trainings. Killed at any stage, the same command goes
-on.
+averaged over both orders. Intervals (95 %) are over trainings and prompts. Killed at any stage, the same command goes
+on. The judge is the scorer by which `gap` selects, which speaks for that arm; that some of its answers are the
+target's own speaks against it in the likelihood. Where both agree, believe it.
 
 `--gguf` is loaded here, its weights unpacked (on a GPU, or a processor with amx_bf16), or behind llama.cpp with
 `--serve`; `--strong` takes an engine as in a run's YAML instead. `--jobs` trainings run at once.
@@ -25,10 +26,8 @@ on.
 
 import argparse
 import json
-import math
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +36,8 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trl_extensions.codeclm.comparison import answer
 from trl_extensions.codeclm.config import CodecLMConfig
@@ -51,6 +52,7 @@ from trl_extensions.core.judge.pairwise import Pair, PairwiseJudge
 from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
 from trl_extensions.core.runs.report import write_atomically
 from trl_extensions.core.runs.run import check_resume
+from trl_extensions.core.stats import Spread
 from trl_extensions.embedded import EMBEDDED_ALIAS, resolve_model_name
 
 
@@ -61,7 +63,7 @@ ARMS = {
     "random": {"rewrite": "rubrics", "selection": "random"},
     "gap": {"rewrite": "rubrics", "selection": "gap"},
 }
-NO_MATTER = {"output", "serve", "batch_tokens", "jobs", "point", "train_seeds", "size", "num_judged", "only"}
+NO_MATTER = {"output", "serve", "batch_tokens", "jobs", "point", "train_seeds", "only"}
 
 
 def main() -> None:
@@ -240,8 +242,7 @@ def train_point(args: argparse.Namespace, arm: str, seed: int) -> None:
             for row in prompts
             if answers[row["id"]]
         ]
-        scored = completion_losses(engine.model, engine.tokenizer, rows, 2048)
-        losses[name] = math.fsum(nats for nats, _ in scored) / sum(number for _, number in scored)
+        losses[name] = list(completion_losses(engine.model, engine.tokenizer, rows, 2048))
         judged, params = prompts[: args.num_judged], GenerationParams(args.max_answer_tokens)
         answer(folder / f"answers_{name}.jsonl", judged, lambda: engine, params)
     write_atomically(folder / "losses.json", json.dumps(losses))
@@ -251,7 +252,7 @@ def train_point(args: argparse.Namespace, arm: str, seed: int) -> None:
 
 
 def judge_points(args: argparse.Namespace, sets: dict, wanted: list[tuple[str, int]], strong: Callable) -> None:
-    """For every trained model and set the mean margin of its answers over those of the target before training."""
+    """For every trained model and held-out prompt the margin of its answer over that of the target before training."""
     for arm, seed in wanted[1:]:
         folder, before = args.output / "points" / f"{arm}-{seed}", args.output / "points" / "target-0"
         if (folder / "margins.json").exists():
@@ -267,44 +268,45 @@ def judge_points(args: argparse.Namespace, sets: dict, wanted: list[tuple[str, i
             with ResponseCache(args.output / "judge_calls.sqlite") as calls:
                 scores = [own.scores for own in PairwiseJudge(strong(), mode="logprobs", cache=calls).judge(pairs)]
             # Equal answers have no scores, and no margin
-            margins[name] = statistics.fmean(own[0] - own[1] if own else 0.0 for own in scores)
+            margins[name] = [own[0] - own[1] if own else 0.0 for own in scores]
         write_atomically(folder / "margins.json", json.dumps(margins))
 
 
 def table(args: argparse.Namespace, sets: dict) -> str:
     """A row an arm: what training changed, and in how far that is another change than that of basic instructions."""
     measures = [(kind, name) for name in sets for kind in ("losses", "margins")]
-    start = json.loads((args.output / "points" / "target-0" / "losses.json").read_text(encoding="utf-8"))
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for arm in ARMS:
-        for seed in range(args.train_seeds):
-            for kind, name in measures:
-                path = args.output / "points" / f"{arm}-{seed}" / f"{kind}.json"
-                value = json.loads(path.read_text(encoding="utf-8"))[name]
-                values.setdefault((arm, kind, name), []).append(value - (start[name] if kind == "losses" else 0.0))
-    words = {"losses": "change of nats a token", "margins": "judge's margin"}
-    heads = [f"{name}: {words[kind]}{f' (was {start[name]:.3f})' * (kind == 'losses')}" for kind, name in measures]
-    lines = []
+    heads, spreads = [], []
+    for kind, name in measures:
+        rows, start = changes(args, kind, name)
+        what = "judge's margin" if start is None else f"change of nats a token (was {start:.3f})"
+        heads.append(f"{name}: {what}")
+        spreads.append(Spread.of(rows.mean(axis=1), rows, fixed_seeds=args.train_seeds == 1))
+    lines, arms = [], list(ARMS)
     for title, against in (("against the target before training", None), ("against basic", "basic")):
         lines += ["", f"| {title} | " + " | ".join(heads) + " |", "| --- " * (1 + len(heads)) + "|"]
-        for arm in ARMS:
+        for arm in arms:
             if arm != against:
-                cells = (_spread(values, arm, against, *own) for own in measures)
+                weights = np.array([(own == arm) - float(own == against) for own in arms])
+                cells = (f"{weights @ own.mean:+.4f} ± {own.half_width(weights):.4f}" for own in spreads)
                 lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _spread(values: dict, arm: str, against: str | None, kind: str, name: str) -> str:
-    from scipy.stats import t
+def changes(args: argparse.Namespace, kind: str, name: str) -> tuple[np.ndarray, float | None]:
+    """`(trainings, prompts, arms)`: what each prompt adds to a mean change, in units of one prompt; and what losses
+    were."""
 
-    own, other = values[arm, kind, name], values.get((against, kind, name), [])
-    variances = [statistics.variance(one) / len(one) if len(one) > 1 else math.nan for one in (own, other) if one]
-    mean = statistics.fmean(own) - (statistics.fmean(other) if other else 0.0)
-    # Welch's degrees of freedom where two means are compared
-    whole, count = math.fsum(variances), len(own) - 1
-    freedom = whole**2 / sum(one**2 / count for one in variances) if whole > 0 else count
-    half = t.ppf(0.975, freedom) * math.sqrt(whole) if count else math.nan
-    return f"{mean:+.4f} ± {half:.4f}"
+    def of(arm: str, seed: int) -> np.ndarray:
+        path = args.output / "points" / f"{arm}-{seed}" / f"{kind}.json"
+        return np.array(json.loads(path.read_text(encoding="utf-8"))[name])
+
+    own = np.array([[of(arm, seed) for arm in ARMS] for seed in range(args.train_seeds)])
+    if kind == "margins":
+        return own.transpose(0, 2, 1), None
+    nats, tokens = of("target", 0).T  # a ratio of sums: nats of all answers by their tokens
+    own = (own[..., 0] - nats) / tokens.mean()
+    own -= own.mean(axis=2, keepdims=True) * (tokens / tokens.mean() - 1)
+    return own.transpose(0, 2, 1), float(nats.sum() / tokens.sum())
 
 
 def tokens(args: argparse.Namespace) -> str:

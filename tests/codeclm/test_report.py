@@ -188,7 +188,7 @@ class TestReport:
         lines = write_codeclm_report(folder).read_text().splitlines()
         assert "| basic instructions asked for | 7 |  |" in lines
         assert "| finished | 5 | 83.3% (44 to 97) |" in lines  # Wilson's, of 5 in 6
-        assert "| 1 | 5 | 4 | 1 | 20.0% (4 to 62) | 50.0% (9 to 91) |" in lines
+        assert "| 1 | 5 | 4 | 1 | 25.0% (5 to 70) | 50.0% (9 to 91) |" in lines  # of the four that were scored
         assert "| 2 | 2 | 2 | 1 | 50.0% (9 to 91) | 50.0% (9 to 91) |" in lines
         assert "| basic instruction | near-duplicate | 3 |" in lines
         assert "| at the export | too long | 1 |" in lines

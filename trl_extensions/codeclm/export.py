@@ -162,8 +162,8 @@ def _good_offsets(
             version, answer = _kept_version(item)
             truncated = (version.get("truncated") or {}).get(item["winner"])
             reason = _wrong_answer(answer, truncated, config)
-            if config.language and not reason and (found := filters.foreign(answer)):
-                reason, filters.details[id] = "language", found
+            if config.language and not reason and (language := filters.foreign(answer)):
+                reason, filters.details[id] = "language", language
             if reason := reason or filters.check(id, version["instruction"]):
                 drop(id, reason)
             else:

@@ -251,8 +251,10 @@ def _tables(counts: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[
     total, rows = sum(counts["iterations"].values()), []
     for number, versions in counts["versions"].items():
         scored, kept = (counts[name].get(number, 0) for name in ("scored", "iterations"))
-        rows.append([number, versions, scored, kept, _share(kept, versions), _share(kept, total)])
-    header = ["version", "made", "scored", "kept", "kept of the versions", "of all pairs"]
+        looked_at = scored if counts["scored"] else versions
+        rows.append([number, versions, scored, kept, _share(kept, looked_at), _share(kept, total)])
+    of = "of those scored" if counts["scored"] else "of those made"
+    header = ["version", "made", "scored", "kept", of, "of all pairs"]
     yield "Pairs by version", header, rows, "Version 1 is the basic instruction, and each further one a rewrite."
 
     rows = [["basic instruction", *own] for own in counts["basic_drops"].items()]
