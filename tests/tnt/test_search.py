@@ -1,18 +1,21 @@
 """Training to a target: the split, the choice on a frontier made by hand, scaled adapters, and runs that search."""
 
+import copy
 import json
 import random
 import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
+from transformers import get_scheduler
 
 from trl_extensions.cli.tnt import METHOD
-from trl_extensions.core.runs.jsonl import read_jsonl
+from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
 from trl_extensions.core.stats import wilson
-from trl_extensions.tnt.data import default_epochs
+from trl_extensions.tnt.data import default_epochs, load_training_rows
 from trl_extensions.tnt.report import draw_frontier
 from trl_extensions.tnt.search import (
     Target,
@@ -107,6 +110,14 @@ def test_a_point_by_hand(word):
     low, high = wilson(1, 8)  # of the rate after, over the rate before: 4 of 8
     assert (found["reduction"]["low"], found["reduction"]["high"]) == pytest.approx((1 - high * 2, 1 - low * 2))
     assert found["preserved"]["value"] == 3 / 4
+    assert (found["outputs"], found["marked_before"], found["marked"]) == (8, 4, 1)
+
+
+def test_a_share_that_is_just_reached():
+    before, after = rows(*["a bad"] * 20, "fine"), rows(*["a bad"] * 11, *["a"] * 9, "fine")
+    assert Target(reduction=0.45).is_met(measure(before, after))  # 9 of 20; 1 - 11 / 20 < 0.45
+    none_left = measure(before, rows(*["a"] * 20, "fine"))
+    assert Target(reduction=1.0).is_met(none_left) and choose([none_left], Target(reduction=1.0)) is none_left
 
 
 class TestSplit:
@@ -177,6 +188,42 @@ SEARCH = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("warmup", [0, 2, 0.2])
+def test_every_round_warms_up_like_the_first_and_anneals(arguments, tmp_path, warmup):
+    changes = SEARCH | {"max_steps": -1, "warmup_steps": warmup, "lr_scheduler_type": "linear"}
+    run = METHOD.parse("run", arguments(**changes))
+    data = Dataset.from_list([{"negative_spans": [[0, 1]] if i < 30 else []} for i in range(40)])
+    for number, total in ((1, 80), (2, 160)):  # 8 epochs, for 300 / 30 would be 10, of 40 rows, 4 a step
+        config = copy.copy(run.config)
+        run._set_round(config, number, data)
+        assert (config.max_steps, config.alpha) == (total, run.config.alpha)
+        assert config.warmup_steps == {0: 0, 2: 2, 0.2: 16}[warmup]
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = get_scheduler(
+            config.lr_scheduler_type, optimizer, config.warmup_steps, total, config.lr_scheduler_kwargs
+        )
+        rates = [schedule.lr_lambdas[0](step) for step in range(total)]
+        assert rates[-1] < 0.01 and sum(rate == 1.0 for rate in rates) == number
+
+
+def test_test_prompts_are_not_trained_on(arguments, tmp_path, caplog):
+    tested = [query.text for query in METHOD.parse("run", arguments()).prompts()[1]]
+    prompts = [*tested, "Tell me of nothing else.", "静かな夜の話をして。"]
+    made = [
+        {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": "A damn."}],
+         "negative_spans": [[2, 6]]} for p in prompts
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "rows.jsonl", made)
+    run = METHOD.parse("run", arguments(dataset_name=tmp_path / "rows.jsonl"))
+    assert [run._is_apart(row["prompt"]) for row in made] == [True] * 3 + [False] * 2
+    kept = load_training_rows(str(tmp_path / "rows.jsonl"), "train", held_off=run._is_apart)
+    assert [row["prompt"][0]["content"] for row in kept] == prompts[3:]
+    assert "3 of 5 outputs" in caplog.text
+    write_jsonl(tmp_path / "rows.jsonl", [*made[:3], made[3] | {"negative_spans": []}])
+    with pytest.raises(ValueError, match="3 of 4 outputs answer prompts held off"):
+        run.train()
+
+
 class TestRuns:
     def test_to_a_target_and_again_after_a_kill(self, arguments, tmp_path):
         report = METHOD.parse("run", arguments(**SEARCH)).execute()
@@ -187,6 +234,10 @@ class TestRuns:
         assert all(p["steps"] == 6 * p["round"] for p in search["points"])  # the same training goes on
         text = report.read_text()
         assert "frontier.png" in text and search["words"] in text and (folder / "frontier.png").exists()
+        # What the choice was made on is said, and how the chosen point was made, not the last round
+        chosen = search["chosen"]
+        assert f"the best of {len(search['points'])} on these answers" in text and "optimistic" in text
+        assert f"`alpha: {chosen['alpha']:g}`" in text and f" {chosen['steps']} steps." in text
         # No prompt on two sides
         more = read_jsonl(folder / "original" / "more_annotated.jsonl")
         sampled = read_jsonl(folder / "original" / "annotated.jsonl")
@@ -259,8 +310,9 @@ class TestRuns:
             ({"max_kl": 0}, "`max_kl` must be above 0"),
             ({"scales": "3"}, "`scales` must be numbers above 0"),
             ({"min_marked": -1}, "`min_marked` must be a whole number"),
+            ({"min_marked": 5, "temperature": 0, "num_samples": 0, "num_eval_samples": 0}, "a temperature above 0"),
         ],
     )
     def test_settings_that_mean_nothing(self, arguments, changes, message):
         with pytest.raises(ValueError, match=message):
-            METHOD.parse("run", arguments(**changes))
+            METHOD.parse("run", arguments(**changes)).check()

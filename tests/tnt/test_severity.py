@@ -9,8 +9,10 @@ from datasets import Dataset
 from tests.tnt.test_evaluation import row as answer
 from tests.tnt.test_trainer import plain_loss
 from trl_extensions.core.modeling.head import OutputHead
+from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.core.stats import wilson
 from trl_extensions.tnt.annotate import annotate_rows
+from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.config import AnnotatorArguments
 from trl_extensions.tnt.data import prepare_rows
 from trl_extensions.tnt.evaluation import residual, unwanted
@@ -122,6 +124,23 @@ def test_candidates_give_theirs_to_what_is_marked(tmp_path, bad, worse):
     again = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
     assert [row.get("severities") for row in again] == [[2.0], [5.0, 2.0], None]
     assert arguments.settings()["candidates"] == {bad: 2.0, f"{bad} it": 2.0, worse: 5.0}
+
+
+@pytest.mark.parametrize(("bad", "other"), [("damn", "bloody"), ("くそ", "ばか")])
+def test_given_severities_stay_with_their_spans(tmp_path, bad, other):
+    text = f"x {bad} y {other} z {bad}"
+    places = [[text.index(other), text.index(other) + len(other)], [2, 2 + len(bad)]]  # not in order
+    row = {"id": "0", "prompt": "Q", "completion": text, "negative_spans": places, "severities": [3.0, 0.5]}
+    for annotators, expected in ([[], [0.5, 3.0]], [[PhraseAnnotator([bad])], [1.0, 3.0, 1.0]]):
+        path = tmp_path / f"{len(annotators)}.jsonl"
+        annotate_rows([row], annotators, path)
+        [made] = read_jsonl(path)
+        assert made["negative_spans"] == sorted(made["negative_spans"]) and made["severities"] == expected
+    again = tmp_path / "again.jsonl"
+    annotate_rows([made | {"severities": [1.0, 4.0, 1.0]}], [], again)  # edited by hand
+    assert read_jsonl(again)[0]["severities"] == [1.0, 4.0, 1.0]
+    with pytest.raises(ValueError, match="row '0': `severities` must be a list"):
+        annotate_rows([row | {"severities": [0.0, 1.0]}], [], tmp_path / "bad.jsonl")
 
 
 def test_what_is_left_of_each_by_hand():

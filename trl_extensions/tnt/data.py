@@ -27,6 +27,7 @@ PRETOKENISED_COLUMNS = ["input_ids", "labels", "negative_mask"]
 TOKEN_COLUMNS = ["input_ids", "token_weights"]
 
 SHOWN = 300  # outputs with something unwanted that training shows the model, if nobody says how long it is
+MOST_EPOCHS = 8.0
 _PRETOKENISED = "pretokenised rows (`input_ids`, `labels` and `negative_mask`)"
 _COUNTS = "_tnt_counts"
 
@@ -45,7 +46,14 @@ def load_training_rows(
         if clean_ratio is not None:
             raise ValueError("`clean_ratio` does not apply to tokenised rows: thin them out yourself.")
         return found if isinstance(found, Dataset) else Dataset.from_list(found)
-    rows = select_rows([row for row in [*found, *more] if not held_off(row["prompt"])], clean_ratio, seed)
+    every = [*found, *more]
+    own = [row for row in every if not held_off(row["prompt"])]
+    if len(own) < len(every):
+        apart = f"{len(every) - len(own)} of {len(every)} outputs answer prompts held off for validation or test"
+        logger.warning("%s, and are not trained on", apart)
+        if not any(row.get("negative_spans") for row in own):
+            raise ValueError(f"{source}: {apart}, and none of the others has anything unwanted: give more prompts.")
+    rows = select_rows(own, clean_ratio, seed)
     if not rows:
         raise ValueError(f"{source}: no rows to train on: sample and annotate more outputs.")
     return Dataset.from_list([{name: row.get(name) for name in TEXT_COLUMNS} for row in rows])
@@ -64,7 +72,7 @@ def read_annotated(source: str, split: str) -> Any:
 
 def default_epochs(marked: int) -> float:
     """Epochs over rows of which so many have something unwanted: as many as show `SHOWN` of these, from 1 to 8."""
-    return min(8.0, max(1.0, SHOWN / max(1, marked)))
+    return min(MOST_EPOCHS, max(1.0, SHOWN / max(1, marked)))
 
 
 def select_rows(rows: list[dict[str, Any]], clean_ratio: float | None, seed: int) -> list[dict[str, Any]]:

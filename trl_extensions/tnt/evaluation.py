@@ -46,7 +46,9 @@ def evaluate_patch(
     result = {
         "original": _by_kind(original_rows),
         "patched": _by_kind(patched_rows),
-        "candidates": residual(greedy, patched),
+        "candidates": residual(
+            *([row for row in rows if row["sample"] == 0] for rows in (original_rows, patched_rows))
+        ),
         "preservation": preservation(original_rows, patched_rows),
         "divergence": {
             "kl_target": _ratio([score["kl_target"] for score in scores], tokens),

@@ -25,19 +25,21 @@ def write_report(folder: Path) -> Path:
     )
     model, caption = settings["model_name_or_path"], "Left: outputs with something unwanted. Right: what stayed."
     report = RunReport(f"Targeted negative training: {Path(model).name}")
-    report.data = {"model": model, "variant": training["variant"], "alpha": training["alpha"]} | evaluation
+    path = folder / "search.json"
+    search = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    point = search["chosen"] if search else {"alpha": training["alpha"], "steps": state["global_step"]}
+    report.data = {"model": model, "variant": training["variant"], "alpha": point["alpha"]} | evaluation
     report.text(verdict(evaluation))
     draw_two_axes(evaluation, folder / "two_axes.png")
     report.figure("two_axes.png", caption)
     _write_axes(report, evaluation)
-    search = folder / "search.json"
-    if search.exists():
-        _write_search(report, json.loads(search.read_text(encoding="utf-8")), folder)
+    if search:
+        _write_search(report, search, folder)
     report.heading("How it was made")
     took = [f" in {entry['train_runtime']:.0f} seconds" for entry in state["log_history"] if "train_runtime" in entry]
     report.text(
-        f"`variant: {training['variant']}`, `alpha: {training['alpha']}`, learning rate "
-        f"{training['learning_rate']:g}, {state['global_step']} steps{''.join(took[:1])}."
+        f"`variant: {training['variant']}`, `alpha: {point['alpha']:g}`, learning rate "
+        f"{training['learning_rate']:g}, {point['steps']} steps{'' if search else ''.join(took[:1])}."
     )
     annotation = folder / "original" / "annotation.json"
     if not training["dataset_name"] and annotation.exists():
@@ -157,15 +159,21 @@ def _before_after(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def _write_search(report: RunReport, search: dict[str, Any], folder: Path) -> None:
     """The frontier that the strength was chosen on, what was chosen, and what ended the search."""
     report.heading("How strong: the validation prompts")
-    report.text(f"{search['words']} Chosen: {describe(search['chosen'])}.")
+    chosen, points = search["chosen"], search["points"]
+    report.text(f"{search['words']} Chosen: {describe(chosen)}.")
+    report.text(
+        f"Of {chosen['outputs']} greedy answers {chosen['marked_before']} had something unwanted before, so that one "
+        f"of them is {1 / chosen['marked_before']:.0%}. The point is the best of {len(points)} on these answers, which "
+        "makes its numbers here optimistic; those of the held-out prompts above are not."
+    )
     report.data["search"] = search
     draw_frontier(search, folder / "frontier.png")
     n = "Greedy answers to prompts held off the training ones: a line a round, a mark a scale of its adapter."
     report.figure("frontier.png", n)
     rows = [
         [p["round"], p["steps"], f"{p['alpha']:g}", f"{p['scale']:g}", *(_percent(p[name]) for name in AXES),
-         "" if p["kl"] is None else f"{p['kl']:.4f}", "chosen" if p == search["chosen"] else ""]
-        for p in search["points"]
+         "" if p["kl"] is None else f"{p['kl']:.4f}", "chosen" if p == chosen else ""]
+        for p in points
     ]  # fmt: skip
     report.table(["round", "steps", "alpha", "scale", "taken off", "unchanged", "KL", ""], rows)
 

@@ -39,7 +39,7 @@ from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_do
 from ..core.training.load import fit, last_checkpoint
 from .annotate import Annotator, annotate_rows
 from .config import AnnotatorArguments, TNTArguments, TNTConfig
-from .data import SHOWN, load_training_rows, read_annotated
+from .data import MOST_EPOCHS, SHOWN, load_training_rows, read_annotated
 from .evaluation import evaluate_patch
 from .report import write_report
 from .scores import score_rows
@@ -84,6 +84,8 @@ class TNTRun(Run):
             raise ValueError("`chat_template_path` would apply to training only: put the template into the model.")
         if not self.args.greedy:
             raise ValueError("`greedy: false` leaves nothing to compare word for word: only `sample` takes it.")
+        if self.args.least_marked() and not self.args.temperature:
+            raise ValueError("`min_marked` samples prompts again, which needs a temperature above 0.")
         self.annotator_args.check()
         self.prompts()
 
@@ -166,7 +168,7 @@ class TNTRun(Run):
         """Sample the prompts that showed something unwanted again, as often as it takes."""
         folder, least = self.folder / side, self.args.least_marked()
         shown = [row["prompt"] for row in self._annotated() if row.get("negative_spans")]
-        shown = [prompt for prompt in shown if not self._is_held_off(prompt)]
+        shown = [prompt for prompt in shown if not self._is_apart(prompt)]
         if not shown:
             raise ValueError("no prompt to train on showed anything unwanted: give more prompts, or more samples.")
         queries = _queries(shown)
@@ -192,7 +194,7 @@ class TNTRun(Run):
         more = self.folder / "original" / "more_annotated.jsonl"
         rows = load_training_rows(
             self._source(), self.args.dataset_train_split, clean_ratio=self.args.clean_ratio, seed=config.seed,
-            more=read_jsonl(more) if more.exists() else (), held_off=self._is_held_off,
+            more=read_jsonl(more) if more.exists() else (), held_off=self._is_apart,
         )  # fmt: skip
         target = Path(self.patched)
         if isinstance(side, int):
@@ -282,10 +284,17 @@ class TNTRun(Run):
     def _is_held_off(self, prompt: Prompt) -> bool:
         return self.args.target() is not None and place_of(prompt) < self.args.validation_share
 
+    @cached_property
+    def _tested(self) -> set[str]:
+        return {query.text for query in self.prompts()[1]} if self.args.prompts else set()
+
+    def _is_apart(self, prompt: Prompt) -> bool:
+        """Whether a prompt is held off training: for validation, or for the test, as rows of other origin may be."""
+        return self._is_held_off(prompt) or _queries([prompt])[0].text in self._tested
+
     def _validation_queries(self) -> list[Query]:
-        tested = {query.text for query in self.prompts()[1]}
         own = [prompt for row in self._annotated() if self._is_held_off(prompt := row["prompt"])]
-        queries = [query for query in _queries(sorted(own, key=place_of)) if query.text not in tested]
+        queries = [query for query in _queries(sorted(own, key=place_of)) if query.text not in self._tested]
         if len(queries) < 2:
             raise ValueError("fewer than 2 prompts are held off for validation: give more, or `validation_share`.")
         return queries[: self.args.num_validation_prompts]
@@ -308,9 +317,10 @@ class TNTRun(Run):
         """Turn a configuration into a round's: as many steps again, annealed anew, from the last one's checkpoint."""
         marked = sum(bool(spans) for spans in rows["negative_spans"])
         processes = PartialState().num_processes
-        batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-        epochs = config.num_train_epochs or SHOWN / max(1, marked)
+        batch = config.train_batch_size * config.gradient_accumulation_steps * processes
+        epochs = config.num_train_epochs or min(MOST_EPOCHS, SHOWN / max(1, marked))
         steps = config.max_steps if config.max_steps > 0 else max(1, math.ceil(epochs * len(rows) / batch))
+        config.warmup_steps = config.get_warmup_steps(steps)  # a share is one of the first round
         config.alpha, config.max_steps = self._alpha_of(number), number * steps
         if config.lr_scheduler_type in ("linear", "cosine"):
             config.lr_scheduler_type = SchedulerType("cosine_with_restarts")

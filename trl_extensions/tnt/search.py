@@ -72,7 +72,7 @@ class MoreReport:
 def place_of(prompt: Prompt) -> float:
     """A number in [0, 1) that depends on nothing but the prompt: those below the share to hold off are held off, so
     that rows may be added, in any order, and all outputs to one prompt lie on one side."""
-    own = prompt if isinstance(prompt, str) else [[message["role"], message["content"]] for message in prompt]
+    own = prompt if isinstance(prompt, str) else [[message["role"], message.get("content")] for message in prompt]
     digest = hashlib.sha256(json.dumps(own).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -80,11 +80,15 @@ def place_of(prompt: Prompt) -> float:
 def measure(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Both axes of a point, from the greedy outputs of original and patched model to the same validation prompts:
     `reduction` (1 - outputs with a span after / before; Wilson's interval is that of the share after) and `preserved`
-    (share of the original's clean outputs unchanged word for word), each `{"value", "low", "high"}`."""
+    (share of the original's clean outputs unchanged word for word), each `{"value", "low", "high"}`; `outputs` and,
+    with a span, `marked_before` and `marked`."""
     marked, left = (sum(bool(row["negative_spans"]) for row in rows) for rows in (before, after))
     low, high = (len(after) * bound / marked for bound in wilson(left, len(after)))
-    reduction = {"value": 1 - left / marked, "low": 1 - high, "high": 1 - low}
-    return {"reduction": reduction, "preserved": preservation(before, after)["clean"]["exact_match"]}
+    # As one quotient: 1 - 11 / 20 falls short of 0.45 by the last bit
+    reduction = {"value": (marked - left) / marked, "low": 1 - high, "high": 1 - low}
+    kept = preservation(before, after)["clean"]["exact_match"]
+    counts = {"outputs": len(after), "marked_before": marked, "marked": left}
+    return counts | {"reduction": reduction, "preserved": kept}
 
 
 def choose(points: Sequence[dict[str, Any]], target: Target) -> dict[str, Any]:

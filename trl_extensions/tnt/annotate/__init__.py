@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from ...core.generation.sampling import completion_text
 from ...core.generation.types import Prompt
 from ...core.runs.resumable import Failed, failures_path, map_rows
-from ..data import check_spans
+from ..data import check_severities, check_spans
 
 
 GIVEN = "given"  # who marked the spans that a row came with
@@ -139,7 +139,8 @@ def _check(rows: Sequence[dict[str, Any]], annotators: Sequence[Annotator]) -> N
             text = completion_text(row["completion"])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        check_spans(row.get("negative_spans"), len(text), where)
+        spans = check_spans(row.get("negative_spans"), len(text), where)
+        check_severities(row.get("severities"), len(spans), where)
     if not annotators and rows and all(row.get("negative_spans") is None for row in rows):
         raise ValueError("no annotator, and no row has `negative_spans`; give at least one annotator")
     names = [GIVEN, *(annotator.name for annotator in annotators)]
@@ -176,20 +177,28 @@ def _annotated(
         else:
             ordered = sorted(marks[place], key=lambda mark: (mark["start"], mark["end"]))
             merged = merge_spans((mark["start"], mark["end"]) for mark in ordered)
-            yield place, {**row, "negative_spans": merged, **severities_of(merged, ordered), "annotations": ordered}
+            kept = {name: value for name, value in row.items() if name != "severities"}
+            yield place, {**kept, "negative_spans": merged, **severities_of(merged, ordered), "annotations": ordered}
 
 
 def _given(row: dict[str, Any], text: str) -> list[dict[str, Any]]:
-    """Marks for the spans a row came with; the recorded ones, if nobody has edited the spans since."""
-    spans = check_spans(row.get("negative_spans"), len(text), f"row {row['id']!r}")
+    """Marks for the spans a row came with; the recorded ones, if nobody has edited these or severities since."""
+    where, given = f"row {row['id']!r}", row.get("severities")
+    spans = check_spans(row.get("negative_spans"), len(text), where)
+    severities = check_severities(given, len(spans), where)
     try:
         recorded = [
             {key: mark[key] for key in ("start", "end", "by", "label")}
             | ({"severity": mark["severity"]} if mark.get("severity") is not None else {})
             for mark in row["annotations"]
         ]
-        if merge_spans((mark["start"], mark["end"]) for mark in recorded) == merge_spans(spans):
+        merged = merge_spans((mark["start"], mark["end"]) for mark in recorded)
+        if merged == merge_spans(spans) and severities_of(merged, recorded).get("severities") == given:
             return recorded
     except (TypeError, KeyError):
         pass  # no such column, or one of another kind that happens to have this name
-    return [{"start": start, "end": end, "by": GIVEN, "label": ""} for start, end in spans if start < end]
+    return [
+        {"start": start, "end": end, "by": GIVEN, "label": ""} | ({"severity": severity} if given else {})
+        for (start, end), severity in zip(spans, severities, strict=True)
+        if start < end
+    ]
