@@ -341,6 +341,9 @@ def test_equal_looks_at_every_pair():
         ("You could say: I'm sorry.", False),
         ("I cannotate text.", False),
         ("As an aide, I help.", False),
+        ("申し訳ありませんが、お答えできません。", True),
+        ("「私はAIなので分かりません」", True),
+        ("卵は申し訳ありませんが切れています。", False),
     ],
 )
 def test_evasive_openings_match_whole_words_at_the_start(text, evasive):
@@ -358,6 +361,12 @@ def test_too_long():
     assert reason("a", "b", finish="length", filters=ResponseFilters(drop_truncated=False)) is None
     assert reason("a", "b", tokens=9, filters=ResponseFilters(max_tokens=9)) is None
     assert reason("a", "b", tokens=10, filters=ResponseFilters(max_tokens=9)) == "too_long"
+
+
+def test_echo_in_a_script_without_spaces():
+    rules = "1. 短く。\n2. 答えは箇条書きで書いてください。"
+    assert is_echo("はい、答えは箇条書きで書いてください、ですね。", rules)
+    assert not is_echo("話は短く。卵は十分です。", rules)  # "短く。" is too short to be one
 
 
 @pytest.mark.parametrize(
@@ -382,7 +391,7 @@ def test_echo_is_about_the_responses_own_constitution():
 
 
 def test_the_first_reason_counts():
-    assert REASONS == ("empty", "equal", "evasive", "too_long", "echo")
+    assert REASONS == ("empty", "equal", "evasive", "too_long", "echo", "disobedient")
     assert reason("", "", finish="length") == "empty"
     assert reason("I'm sorry", "I'm sorry", finish="length") == "equal"
     assert reason("I'm sorry", "1. Be brief.", finish="length") == "evasive"

@@ -29,7 +29,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]*_]*\s+(?![a-z])|(?<=[。
 
 
 # Han and kana without their middle dot, half-width kana; Thai and Lao; Burmese; Khmer
-_SPACELESS = re.compile(
+SPACELESS = re.compile(
     "[\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
     "\U00020000-\U0003ffff]"
 )
@@ -38,7 +38,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 def count_words(text: str) -> int:
     """Words; two characters of a script without spaces (Chinese, Japanese, Thai, ...) are one."""
-    rest, characters = _SPACELESS.subn(" ", _ITEM.sub("", text))
+    rest, characters = SPACELESS.subn(" ", _ITEM.sub("", text))
     return len(_WORD.findall(rest)) + (characters + 1) // 2
 
 

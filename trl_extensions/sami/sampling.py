@@ -16,7 +16,7 @@ from ..core.generation.types import Generation, GenerationEngine, GenerationPara
 from ..core.inputs import Query
 from ..core.modeling.batches import Padding, written_in
 from ..core.runs.resumable import map_rows
-from .checks import disobeys
+from .checks import SPACELESS, count_words, disobeys
 from .data import TRAINING_TEMPLATE, check_template, render
 from .principles import Constitution, Principle, sample_constitutions
 
@@ -31,7 +31,8 @@ EVASIVE_OPENINGS = (
     "I can not", "I could not", "I'm unable", "I am unable", "I'm not able", "I am not able", "I won't", "I will not",
     "I don't feel comfortable", "I do not feel comfortable", "I must decline", "Unfortunately, I", "As an AI",
     "As an artificial intelligence", "As a language model", "As a large language model", "As a chatbot",
-    "As a digital assistant", "I'm an AI", "I am an AI", "I'm just an AI",
+    "As a digital assistant", "I'm an AI", "I am an AI", "I'm just an AI", "申し訳ありません", "申し訳ございません",
+    "申し訳ないですが", "ごめんなさい", "すみませんが", "お答えできません", "AIとして", "AIアシスタント", "私はAI",
 )  # fmt: skip
 
 _ECHO_MIN_WORDS = 4
@@ -89,20 +90,25 @@ def rejection_reason(
 
 
 def is_evasive(response: str, openings: Sequence[str] = EVASIVE_OPENINGS) -> bool:
-    """Whether the response starts with one of `openings`, as whole words; quotes and case do not matter."""
-    text = _normalize(response).lstrip("\"'*_“” ")
-    return any(re.match(rf"{re.escape(opening)}(?![^\W_])", text) for opening in map(_normalize, openings))
+    """Whether the response starts with one of `openings`, as whole words in scripts that space them; quotes and case
+    do not matter."""
+    text = _normalize(response).lstrip("\"'*_“”「『 ")
+
+    def ends_a_word(end: int) -> bool:
+        return not text[end : end + 1].isalnum() or bool(SPACELESS.search(text[end - 1 : end + 1]))
+
+    return any(text.startswith(own) and ends_a_word(len(own)) for own in map(_normalize, openings))
 
 
 def is_echo(response: str, constitution: str) -> bool:
     """Whether the response repeats its constitution: contains one of the numbered lines, starts with a line's
-    instruction, or contains one of at least four words (shorter ones may well be ordinary speech)."""
+    instruction, or contains one of at least four words, see `count_words` (shorter ones may be ordinary speech)."""
     text = _normalize(response)
     for line in filter(None, map(_normalize, constitution.splitlines())):
         instruction = _NUMBER.sub("", line)
         if line in text or text.startswith(instruction):
             return True
-        if len(instruction.split()) >= _ECHO_MIN_WORDS and instruction.rstrip(".!") in text:
+        if count_words(instruction) >= _ECHO_MIN_WORDS and instruction.rstrip(".!。！") in text:
             return True
     return False
 
