@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.runs.run import check_resume
 
 
 AXES = {"principles": str, "response_filter": str, "layers": str, "beta": float, "learning_rate": float, "steps": int}
@@ -63,6 +64,9 @@ def main() -> None:
     else:
         grid = [dict(zip(AXES, own, strict=True)) for own in itertools.product(*(getattr(args, n) for n in AXES))]
     points = args.output / "points.jsonl"
+    free = {*AXES, "grid", "jobs", "output", "generation_tokens", "scoring_tokens"}
+    settings = {name: value for name, value in vars(args).items() if name not in free}
+    check_resume(args.output / "settings.json", settings, made=str(points), started=points.exists())
     done = [row["point"] for row in read_jsonl(points)] if points.exists() else []
     todo = [point for point in grid if point not in done]
     begin = time.perf_counter()

@@ -16,6 +16,13 @@ from .data import check_template
 PAIRS = ("random", "desired")
 
 
+def _check_positive(settings: SFTConfig | QueryArguments, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and (not isinstance(value, (int, float)) or value <= 0):
+            raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
+
+
 @renamed(overflow="overlong_policy")
 @dataclass
 class SAMIConfig(SFTConfig):
@@ -92,10 +99,7 @@ class SAMIConfig(SFTConfig):
             "guard_max_kl", "guard_max_length_ratio", "guard_min_length_ratio", "guard_min_distinct_2",
             "guard_min_unchanged", "guard_max_reference_change",
         )  # fmt: skip
-        for name in limits:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or value <= 0):
-                raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
+        _check_positive(self, *limits)
         if self.guard_steps == 0 and any(getattr(self, name) is not None for name in limits):
             raise ValueError("A `guard_` limit is set but `guard_steps` is 0, so it would never be looked at.")
         reject_sft_settings(self, "SAMI", own_data=True)
@@ -135,9 +139,7 @@ class SAMIArguments(QueryArguments):
     effective_batch_size: int = option(128, "Queries in one gradient step, over all processes and micro-batches.")
     steps_per_round: int = option(2, "run: gradient steps of the first round.")
     steps_per_round_increment: int = option(2, "run: further steps each round has over the one before.")
-    absorb: bool = option(
-        False, "run: train the last model, without a constitution, towards itself with all definitions."
-    )
+    absorb: bool = option(False, "run: train the last model, asked nothing but the query, to obey all definitions.")
     absorb_epochs: float = option(1.0, "run: epochs of that over the training queries.")
     absorb_learning_rate: float | None = option(None, "run: its learning rate. Default: `learning_rate`.")
     eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
@@ -153,10 +155,7 @@ class SAMIArguments(QueryArguments):
             self, num_constitutions=2, num_eval_constitutions=2, rounds=1, effective_batch_size=1, steps_per_round=1,
             steps_per_round_increment=0, eval_batch_tokens=1, judge_max_new_tokens=1,
         )  # fmt: skip
-        for name in ("absorb_epochs", "absorb_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or value <= 0):
-                raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
+        _check_positive(self, "absorb_epochs", "absorb_learning_rate")
         if self.sampling_template is not None:
             check_template(self.sampling_template, "sampling_template")
         check_choices(self, "judge_mode", "pairs")

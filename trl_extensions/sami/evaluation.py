@@ -187,15 +187,17 @@ def side_effects(
         texts = [[completion_text(side[name]["completion"]) for name in kept] for side in (before, after)]
         same = [exact_match([was], [now]) for was, now in zip(*texts, strict=True)]
         result["plain_answers"] |= {"n": len(kept), "unchanged": proportion(same)}
-        scores = score_completions(model, tokenizer, [row for row in before.values() if _has_text(row)], **options)
+        written = [row for row in before.values() if completion_text(row["completion"]).strip()]
+        scores = score_completions(model, tokenizer, written, **options)
         if scores and "kl" in scores[0]:
             result["plain_answers"]["kl"] = _per_token([s["kl"] * s["tokens"] for s in scores], scores)
     if references:
         scores = score_completions(model, tokenizer, load_references(references, conversational), **options)
-        result["references"] = {"n": len(scores), "nats_per_token": _per_token(_nats(scores), scores)}
+        nats = [-score["logp"] for score in scores]
+        result["references"] = {"n": len(scores), "nats_per_token": _per_token(nats, scores)}
         if "logp_original" in scores[0]:
             were = [-score["logp_original"] for score in scores]
-            change = [nats - was for nats, was in zip(_nats(scores), were, strict=True)]
+            change = [now - was for now, was in zip(nats, were, strict=True)]
             low, high = bootstrap_ratio(change, were)
             result["references"] |= {
                 "original": _per_token(were, scores),
@@ -252,14 +254,6 @@ def load_multiple_choice(source: str, conversational: bool) -> list[list[dict[st
     if not questions:
         raise ValueError(f"{source}: no rows; write one a line, with `question`, `choices` and `answer`.")
     return questions
-
-
-def _has_text(row: Mapping[str, Any]) -> bool:
-    return bool(completion_text(row["completion"]).strip())
-
-
-def _nats(scores: Sequence[Mapping[str, float]]) -> list[float]:
-    return [-score["logp"] for score in scores]
 
 
 def _per_token(values: Sequence[float], scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

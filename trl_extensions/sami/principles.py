@@ -127,13 +127,7 @@ def constitution_label(choices: Mapping[str, bool]) -> str:
 
 
 def sample_constitutions(
-    principles: Sequence[Principle],
-    num: int,
-    *,
-    seed: int,
-    key: str,
-    purpose: str = "sample",
-    pairs: str = "random",
+    principles: Sequence[Principle], num: int, *, seed: int, key: str, purpose: str = "sample", pairs: str = "random"
 ) -> list[Constitution]:
     """Draw C = `num` constitutions with different choices (section 3 of the paper builds two a query this way).
 

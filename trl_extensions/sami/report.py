@@ -80,9 +80,7 @@ def _verdict(report: RunReport, rounds: list[dict]) -> None:
         f"{_pm(first['mi_bound'])} to {_pm(last['mi_bound'])} nats (at most {last['max_bound']:.2f}), principles in a "
         f"fresh order: a change of {rise:+.3f} ± {error:.3f}{clarity}. Which constitution a response was written for, "
         f"the model could tell {first['accuracy_columns']['mean']:.0%} of the time before and "
-        f"{last['accuracy_columns']['mean']:.0%} after{orders}. KL to the original is {last['kl']['mean']:.3f} nats "
-        f"per token, responses went from {first['length']:.0f} to {last['length']:.0f} tokens, distinct-2 from "
-        f"{first['distinct_2']:.2f} to {last['distinct_2']:.2f}."
+        f"{last['accuracy_columns']['mean']:.0%} after{orders}."
     )
     report.data["verdict"] = words = verdict(last)
     if words:

@@ -217,15 +217,14 @@ def sample_rows(
 
     def make_row(row: dict[str, Any], own: list[Constitution], responses: list[Generation]) -> dict[str, Any]:
         constitutions, answers = [one.text for one in own], [one.text for one in responses]
-        reason = rejection_reason(responses, constitutions, filters)
-        if reason is None and filters.drop_disobedient:
-            choices = [one.choices for one in own]
-            bad = (disobeys(checks, choices, number, text) for number, text in enumerate(answers))
-            reason = "disobedient" if any(bad) else None
+        choices, reason = [one.choices for one in own], rejection_reason(responses, constitutions, filters)
+        bad = (disobeys(checks, choices, number, text) for number, text in enumerate(answers))
+        if reason is None and filters.drop_disobedient and any(bad):
+            reason = "disobedient"
         chats = [[{"role": "assistant", "content": text}] for text in answers]
         return row | {
             "constitutions": constitutions,
-            "choices": [one.choices for one in own],
+            "choices": choices,
             "prompts": [prompt(training_template, row["query"], one) for one in draw(row["id"], purpose)],
             "sampled_prompts": [prompt(training_template, row["query"], one) for one in own],
             "completions": chats if conversational else answers,
