@@ -260,7 +260,12 @@ class CodecLM:
             "decontaminate_against": {path: _digest(path) for path in config.decontaminate_against},
             "prompts": {name: _digest(own.path) for name, own in prompts.items()},
         }
-        check_resume(self.folder / "settings.json", settings, made=str(self.folder), started=started)
+        path = self.folder / "settings.json"
+        earlier = path.read_text(encoding="utf-8") if started and path.exists() else ""
+        if '"prompts"' in earlier and f'"format": {_FORMAT}' not in earlier:
+            then = "which compared instructions before they were rewritten: `export` and `inspect` read it"
+            raise ValueError(f"{self.folder} is of an earlier version, {then}; for new pairs, use another output_dir.")
+        check_resume(path, settings, made=str(self.folder), started=started)
 
 
 class Pipeline:
