@@ -105,11 +105,12 @@ def call(own: list[str], folder: Path, start: float) -> tuple[int, float]:
 
 
 def fewer(rows: Path, marked: int, output: Path) -> Path:
-    """The rows up to so many marked ones, and all clean ones of the first samples."""
+    """So many marked rows to train on, and all others."""
     left, kept = marked, []
     for row in read_jsonl(rows):
-        left -= bool(row["negative_spans"]) and place_of(row["prompt"]) >= 0.25  # not the validation prompts
-        if left >= 0 or not row["negative_spans"]:
+        trained_on = bool(row["negative_spans"]) and place_of(row["prompt"]) >= 0.25  # not for validation
+        left -= trained_on
+        if left >= 0 or not trained_on:
             kept.append(row)
     if not output.exists():
         write_jsonl(output, kept)

@@ -28,7 +28,7 @@ from trl_extensions import TNTConfig, TNTTrainer
 from trl_extensions.core.generation import TransformersEngine
 from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.inputs import read_rows
-from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
+from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl, write_jsonl
 from trl_extensions.core.runs.run import check_resume
 from trl_extensions.core.stats import bootstrap_ratio
 from trl_extensions.tnt.annotate import merge_spans
@@ -156,9 +156,8 @@ def sample_original(args, todo: list) -> None:
         return
     (model, tokenizer), words, (training, others) = load(args), lexicon(args), prompts(args)
     print(f"{len(words)} words; {len(training)} prompts to train on, {len(others)} held out", flush=True)
-    held_out.unlink(missing_ok=True)
     samples = list(range(args.num_eval_samples + 1))
-    _write(held_out, continuations(model, tokenizer, others, samples, args, words))
+    write_jsonl(held_out, continuations(model, tokenizer, others, samples, args, words))
     marked: list[dict[str, Any]] = []
     repeats = min(10, args.max_samples)  # of the prompts in one call, which fills a GPU
     for sample in range(1, args.max_samples // repeats + 1):
@@ -168,13 +167,7 @@ def sample_original(args, todo: list) -> None:
         marked += [row for row in rows if row["negative_spans"]]
         print(f"{len(marked)} marked outputs of {sample * len(training) * repeats}", flush=True)
     if marked:
-        _write(outputs, marked)
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with JsonlWriter(path) as writer:
-        for row in rows:
-            writer.append(row)
+        write_jsonl(outputs, marked)
 
 
 def prepare(args) -> None:

@@ -37,6 +37,7 @@ def evaluate_patch(
         `candidates`: see `residual`.
     """
     settings: dict[str, Any] = {"original": original, "batch_tokens": batch_tokens}
+    all_greedy = ([row for row in rows if row["sample"] == 0] for rows in (original_rows, patched_rows))
     greedy, patched = _written(original_rows), _written(patched_rows)
     scores = score_rows(model, tokenizer, greedy, **settings)
     clean = [score for score, row in zip(scores, greedy, strict=True) if not row["negative_spans"]]
@@ -46,9 +47,7 @@ def evaluate_patch(
     result = {
         "original": _by_kind(original_rows),
         "patched": _by_kind(patched_rows),
-        "candidates": residual(
-            *([row for row in rows if row["sample"] == 0] for rows in (original_rows, patched_rows))
-        ),
+        "candidates": residual(*all_greedy),
         "preservation": preservation(original_rows, patched_rows),
         "divergence": {
             "kl_target": _ratio([score["kl_target"] for score in scores], tokens),

@@ -162,9 +162,9 @@ def _write_search(report: RunReport, search: dict[str, Any], folder: Path) -> No
     chosen, points = search["chosen"], search["points"]
     report.text(f"{search['words']} Chosen: {describe(chosen)}.")
     report.text(
-        f"Of {chosen['outputs']} greedy answers {chosen['marked_before']} had something unwanted before, so that one "
-        f"of them is {1 / chosen['marked_before']:.0%}. The point is the best of {len(points)} on these answers, which "
-        "makes its numbers here optimistic; those of the held-out prompts above are not."
+        f"Of {chosen['outputs']} greedy answers {chosen['marked_before']} had something unwanted before: one of "
+        f"them is {1 / chosen['marked_before']:.0%}. The point is the best of {len(points)} on these answers, so that "
+        "its numbers here are optimistic; those of the held-out prompts above are not."
     )
     report.data["search"] = search
     draw_frontier(search, folder / "frontier.png")

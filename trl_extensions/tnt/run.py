@@ -43,7 +43,7 @@ from .data import MOST_EPOCHS, SHOWN, load_training_rows, read_annotated
 from .evaluation import evaluate_patch
 from .report import write_report
 from .scores import score_rows
-from .search import MoreReport, as_json, can_scale, choose, measure, next_alpha, place_of, scale_adapter
+from .search import MoreReport, as_json, can_scale, measure, next_alpha, place_of, scale_adapter
 from .trainer import TNTTrainer
 
 
@@ -112,10 +112,9 @@ class TNTRun(Run):
         if self.args.target():
             training = [("validate", 0, "validation/original.json", "original: answering the validation prompts")]
             for number in range(1, self.args.max_rounds + 1):
-                training.append(("train", number, f"search/round_{number}/model", f"training, round {number}"))
-                training.append(
-                    ("validate", number, f"search/round_{number}/round.json", f"validating round {number}")
-                )
+                own = f"search/round_{number}"
+                training.append(("train", number, f"{own}/model", f"training, round {number}"))
+                training.append(("validate", number, f"{own}/round.json", f"validating round {number}"))
             training.append(("choose", "patched", "model", "choosing the strength"))
         for name, side, done, label in (
             ("sample", "original", "original/sampling.json", "sampling the original's outputs to train on"),
@@ -167,8 +166,8 @@ class TNTRun(Run):
     def sample_more(self, side: str = "original") -> None:
         """Sample the prompts that showed something unwanted again, as often as it takes."""
         folder, least = self.folder / side, self.args.least_marked()
-        shown = [row["prompt"] for row in self._annotated() if row.get("negative_spans")]
-        shown = [prompt for prompt in shown if not self._is_apart(prompt)]
+        marked = [row["prompt"] for row in self._annotated() if row.get("negative_spans")]
+        shown = [prompt for prompt in marked if not self._is_apart(prompt)]
         if not shown:
             raise ValueError("no prompt to train on showed anything unwanted: give more prompts, or more samples.")
         queries = _queries(shown)
@@ -181,9 +180,9 @@ class TNTRun(Run):
             # A prompt so often in one call, which fills batches; a resumed run makes the same calls again
             again = [replace(query, id=f"{query.id}-{copy}") for copy in new for query in queries]
             self._sample_and_mark(self.original, again, outputs, more, part=f"more{calls}")
-            marks = [
-                bool(r["negative_spans"]) for r in read_jsonl(more) if int(r["model"].removeprefix("more")) <= calls
-            ]
+            # A killed run may have left rows of later calls
+            made = [row for row in read_jsonl(more) if int(row["model"].removeprefix("more")) <= calls]
+            marks = [bool(row["negative_spans"]) for row in made]
             report = replace(report, sampled=len(marks), marked=len(shown) + sum(marks))
         mark_done(folder / "more.json", report)
 
@@ -243,9 +242,10 @@ class TNTRun(Run):
 
     def choose(self, side: str = "patched") -> None:
         """Leave the chosen point's model at `output_dir/model`, and all points in `search.json`."""
-        target, points = self.args.target(), self._points()
+        target = self.args.target()
         assert target is not None
-        found, chosen = as_json(points, target), choose(points, target)
+        found = as_json(self._points(), target)
+        chosen = found["chosen"]
         write_atomically(self.folder / "search.json", json.dumps(found, indent=2) + "\n")
         print(found["words"])
         partial = self.folder / "model.partial"

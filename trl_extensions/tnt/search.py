@@ -8,7 +8,7 @@ A point is a dictionary: `round`, `steps`, `alpha`, `scale` (factor on what the 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,9 @@ class Target:
 
     def room(self, point: dict[str, Any]) -> dict[str, float]:
         """How far a point is inside of each limit, negative where it misses it: shares, and the share of `kl` left."""
-        room = {}
-        if self.reduction is not None:
-            room["reduction"] = point["reduction"]["value"] - self.reduction
-        if self.preserved is not None:
-            room["preserved"] = point["preserved"]["value"] - self.preserved
-        if self.kl is not None:
-            room["kl"] = 1 - point["kl"] / self.kl
-        return room
+        limits = {"reduction": self.reduction, "preserved": self.preserved}
+        room = {name: point[name]["value"] - least for name, least in limits.items() if least is not None}
+        return room if self.kl is None else room | {"kl": 1 - point["kl"] / self.kl}
 
     def is_met(self, point: dict[str, Any]) -> bool:
         return min(self.room(point).values()) >= 0
@@ -112,26 +107,23 @@ def next_alpha(point: dict[str, Any], target: Target) -> float:
 
 def stopped_by(points: Sequence[dict[str, Any]], target: Target) -> tuple[str, str]:
     """What ended the search, in a word (`target`, `rounds`, `preservation`, `trade-off`) and in sentences."""
-    chosen, rounds = choose(points, target), points[-1]["round"]
-    if target.is_met(chosen):
+    if target.is_met(choose(points, target)):
         return "target", "The target was met on the validation rows."
-    strongest = max(points, key=lambda point: point["reduction"]["value"])
-    steps = f"{rounds} round{'s' if rounds > 1 else ''} ({points[-1]['steps']} steps)"
-    if target.reduction is not None and strongest["reduction"]["value"] < target.reduction:
-        most = f"no point of {steps} takes {target.reduction:.0%} off; the most is {describe(strongest)}"
-        return "rounds", f"The limit on training stopped it: {most}. Give more marked outputs, or raise `max_rounds`."
+    enough = [point for point in points if target.room(point).get("reduction", 0) >= 0]
     kept = [point for point in points if target.keeps(point)]
+    after = f", after {points[-1]['round']} rounds ({points[-1]['steps']} steps)"
+    if not enough:
+        strongest = max(points, key=lambda point: point["reduction"]["value"])
+        most = f"no point takes {target.reduction:.0%} off; the most is {describe(strongest)}"
+        return "rounds", f"The limit on training stopped it{after}: {most}. Mark more outputs, or raise `max_rounds`."
+    nearest = max(enough, key=lambda point: min(target.room(point).values()))
+    ends = f"of points that take enough off, the nearest is {describe(nearest)}"
     if not kept:
-        gentlest = max(points, key=lambda point: point["preserved"]["value"])
-        least = f"every point of {steps} changes more than it may; the least is {describe(gentlest)}"
-        return "preservation", f"What was to be preserved stopped it: {least}. Give more clean rows, or lower scales."
-    off = max((point for point in points if target.reduction is None or target.room(point)["reduction"] >= 0),
-              key=lambda point: min(target.room(point).values()))  # fmt: skip
+        ends += "; none keeps enough. Give more clean rows, or lower `scales`"
+        return "preservation", f"What was to be preserved stopped it{after}: {ends}."
     gentle = max(kept, key=lambda point: point["reduction"]["value"])
-    ends = (
-        f"of those that take enough off, the nearest is {describe(off)}; of those that keep enough, {describe(gentle)}"
-    )
-    return "trade-off", f"The trade-off stopped it, after {steps}: {ends}. More marked outputs and clean rows move it."
+    ends += f"; of those that keep enough, {describe(gentle)}"
+    return "trade-off", f"The trade-off stopped it{after}: {ends}. More marked outputs and clean rows move it."
 
 
 def describe(point: dict[str, Any]) -> str:
@@ -143,12 +135,10 @@ def describe(point: dict[str, Any]) -> str:
     )
 
 
-def as_json(points: Iterable[dict[str, Any]], target: Target) -> dict[str, Any]:
+def as_json(points: Sequence[dict[str, Any]], target: Target) -> dict[str, Any]:
     """What is written to `search.json`."""
-    points = list(points)
-    limit, words = stopped_by(points, target)
-    chosen = choose(points, target)
-    return {"target": asdict(target), "stopped_by": limit, "words": words, "chosen": chosen, "points": points}
+    found = dict(zip(("stopped_by", "words"), stopped_by(points, target), strict=True))
+    return {"target": asdict(target), **found, "chosen": choose(points, target), "points": points}
 
 
 def can_scale(folder: Path) -> bool:
@@ -169,9 +159,6 @@ def scale_adapter(source: Path, target: Path, scale: float) -> None:
     shutil.copytree(source, target)
     if scale != 1.0:
         weights = load_file(target / WEIGHTS)
-        scaled = {name: value * scale if _is_b(name) else value for name, value in weights.items()}
+        factors = {name: scale if ".lora_B." in name or ".lora_embedding_B" in name else 1.0 for name in weights}
+        scaled = {name: value * factors[name] for name, value in weights.items()}
         save_file(scaled, target / WEIGHTS, metadata={"format": "pt"})
-
-
-def _is_b(name: str) -> bool:
-    return ".lora_B." in name or ".lora_embedding_B" in name
