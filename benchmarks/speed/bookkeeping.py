@@ -63,7 +63,7 @@ def run_codec(rows: int) -> int:
 
 
 class Stub:
-    """Answers by the limit of tokens, which tells the steps apart: lists of instructions, answers, and scores."""
+    """Answers by the schema and the limit of tokens, which tell the steps apart."""
 
     def __init__(self, name: str):
         self.name, self.calls = name, 0
@@ -71,8 +71,14 @@ class Stub:
     def generate(self, prompts, params, seeds) -> Iterator[tuple[int, Generation]]:
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             self.calls += 1
-            if params.max_new_tokens == _CONFIG.max_new_tokens:
-                text = _instructions(random.Random(seed))
+            draw, schema = random.Random(seed), params.schema or ""
+            if "new_instruction" in schema:
+                text = json.dumps({"new_instruction": _instruction(draw)})
+            elif "rubrics" in schema:
+                own = {"rubric": f"Is it about {_words(draw, 6)}?", "action": f"Let it ask about {_words(draw, 6)}."}
+                text = json.dumps({"rubrics": [own]})
+            elif params.max_new_tokens == _CONFIG.max_new_tokens:
+                text = json.dumps({"instructions": [_instruction(draw) for _ in range(5)]})
             elif params.max_new_tokens == _CONFIG.max_answer_tokens:
                 text = f"the {self.name} one says so, " * 8
             else:
@@ -81,6 +87,9 @@ class Stub:
             yield place, Generation(text, "stop", 20, 20)
 
 
-def _instructions(draw: random.Random) -> str:
-    lines = (f"{number}. Describe {' '.join(draw.choices(_WORDS, k=12))}." for number in range(1, 6))
-    return "\n".join(lines)
+def _instruction(draw: random.Random) -> str:
+    return f"Describe {_words(draw, 12)}."
+
+
+def _words(draw: random.Random, number: int) -> str:
+    return " ".join(draw.choices(_WORDS, k=number))

@@ -113,7 +113,8 @@ def test_both_ways_of_labelling_give_the_same_logits():
 
 
 def test_bookkeeping_makes_every_pair():
-    assert run_codec(30) == 30 // 5 + 4 * 30  # lists of five; two answers and two scores each
+    # Lists of five; rubrics once for the one metadata; a rewrite, two answers and two scores each
+    assert run_codec(30) == 30 // 5 + 1 + 5 * 30
 
 
 def test_both_ways_of_sft_are_the_same_step():
