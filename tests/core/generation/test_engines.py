@@ -134,6 +134,8 @@ def test_arguments_from_command_line_and_yaml(tmp_path):
         ({"engine": "tgi"}, "engine must be one of transformers, vllm, endpoint, got 'tgi'"),
         ({"engine": "endpoint"}, "needs engine_base_url"),
         ({"engine_base_url": "http://localhost"}, "engine_base_url needs engine: endpoint"),
+        ({"engine_extra_body": "{top_k: 5}"}, "engine_extra_body needs engine: endpoint"),
+        ({"engine": "vllm", "engine_omit": ["seed"]}, "engine_omit needs engine: endpoint"),
         ({"engine_batch_tokens": 0}, "engine_batch_tokens"),
         ({"engine_max_retries": -1}, "engine_max_retries"),
         ({"engine_gpu_memory_utilization": 1.5}, "engine_gpu_memory_utilization"),

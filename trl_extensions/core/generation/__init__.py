@@ -92,8 +92,9 @@ class EngineArguments:
             raise ValueError(f"engine_timeout must be a positive number of seconds, got {self.engine_timeout}")
         if self.engine == "endpoint" and not self.engine_base_url:
             raise ValueError("engine: endpoint needs engine_base_url, e.g. http://localhost:8000/v1")
-        if self.engine != "endpoint" and self.engine_base_url:
-            raise ValueError(f"engine_base_url needs engine: endpoint, but engine is {self.engine!r}")
+        for name in ("engine_base_url", "engine_extra_body", "engine_omit"):
+            if self.engine != "endpoint" and getattr(self, name):
+                raise ValueError(f"{name} needs engine: endpoint, but engine is {self.engine!r}")
 
 
 def create_engine(
