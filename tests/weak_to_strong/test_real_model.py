@@ -1,4 +1,4 @@
-"""The demo's run on the real model, one seed: what its deep layers know, its first two do not."""
+"""The demo's run on the real model, one variant: what its deep layers know, its first two do not."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_all_layers_know_more_than_the_first_two_and_pass_it_on(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     recipe = ["--config", "recipes/smollm2-135m/w2s/config_probe.yaml", "--output_dir", str(tmp_path)]
-    assert main(["w2s", "run", *recipe, "--seeds", "0", "--variants", "product"]) == 0
+    assert main(["w2s", "run", *recipe, "--variants", "product"]) == 0
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     weak, product, ceiling = (
         evaluation["scores"][name]["accuracy"]["value"] for name in ("weak", "product", "ceiling")
