@@ -1,6 +1,6 @@
 """Do the two further losses of EleutherAI/w2s earn a place? Linear probes of SmolLM2-135M on four tasks, many seeds.
 
-    python benchmarks/w2s_losses.py --data /work/shared/data --output runs/w2s-losses
+    python benchmarks/w2s_losses.py --data <folder> --output runs/w2s-losses
 
 - window: the weak label's cross-entropy, of rows on which the student's highest probability is below 0.5 + radius.
 - entropy: cross-entropy under (1 - c) q + c p, with p the student's own (detached) probabilities. Its gradient in the
