@@ -19,14 +19,16 @@ usage: trl-ext codeclm {run,metadata,inspect,export} [--config FILE] [--option V
 
 
 def _options(argv: list[str]) -> Sequence[type]:
-    """With the options of a trainer only where there is one: its defaults ask for a GPU."""
+    """With the options of a trainer only where there is one."""
     from trl_extensions.codeclm.config import CodecLMArguments, CodecLMConfig, FolderArguments
 
     if not {"true", "yes", "t", "y", "1"} & {value.lower() for value in peek(argv, "train")}:
         return CodecLMArguments, CodecLMConfig, FolderArguments
-    from trl import ModelConfig, SFTConfig
+    from trl import ModelConfig
 
-    return CodecLMArguments, CodecLMConfig, SFTConfig, ModelConfig
+    from trl_extensions.codeclm.training import CodecLMTrainingConfig
+
+    return CodecLMArguments, CodecLMConfig, CodecLMTrainingConfig, ModelConfig
 
 
 def _make(*parsed: Any) -> Any:

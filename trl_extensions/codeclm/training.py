@@ -5,6 +5,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ from ..core.generation import EngineArguments, ModelSource, TransformersEngine
 from ..core.modeling.batches import eval_mode
 from ..core.runs.report import write_atomically
 from ..core.stats import bootstrap_ratio
-from ..core.training.load import fit
+from ..core.training.load import RunsHere, fit
 from .collator import IGNORED, DataCollatorForCodecLM
 from .export import load_pairs
 from .weighted_loss import WEIGHT_BY, WeightedLoss
 
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CodecLMTrainingConfig(RunsHere, SFTConfig):
+    """`SFTConfig`, for the machine that is there."""
 
 
 def split_pairs(rows: Sequence[dict[str, Any]], share: float, seed: int = 0) -> tuple[list[dict], list[dict]]:

@@ -9,7 +9,7 @@ from ..core.generation import parse_engine
 from ..core.inputs import QueryArguments
 from ..core.judge.pairwise import MODES
 from ..core.options import check_choices, check_least, option, renamed
-from ..core.training.load import reject_sft_settings
+from ..core.training.load import RunsHere, reject_sft_settings
 from .data import check_template
 
 
@@ -25,7 +25,7 @@ def _check_positive(settings: SFTConfig | QueryArguments, *names: str) -> None:
 
 @renamed(overflow="overlong_policy")
 @dataclass
-class SAMIConfig(SFTConfig):
+class SAMIConfig(RunsHere, SFTConfig):
     """`SFTConfig` plus what SAMI (arXiv 2404.14313) adds. A batch of `per_device_train_batch_size` counts queries.
 
     Every query is scored C x C times in a step, each response under each constitution.

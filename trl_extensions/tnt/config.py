@@ -11,7 +11,7 @@ from trl import SFTConfig
 from ..core.generation import create_engine, parse_engine
 from ..core.inputs import PromptArguments
 from ..core.options import check_least, option
-from ..core.training.load import reject_sft_settings
+from ..core.training.load import RunsHere, reject_sft_settings
 from .loss import SMOOTH_OVER, VARIANTS, check_objective
 
 
@@ -23,7 +23,7 @@ DEFAULT_MARKED = 500
 
 
 @dataclass
-class TNTConfig(SFTConfig):
+class TNTConfig(RunsHere, SFTConfig):
     """`SFTConfig` plus what targeted negative training (TNT, arXiv 2406.13660) adds.
 
     Args:

@@ -1,5 +1,6 @@
 """From the usual arguments to a trained model: what is checked, built, fitted, and left behind whole or not at all."""
 
+import functools
 import inspect
 import json
 import logging
@@ -8,10 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, PromptLearningConfig
 from transformers import AutoTokenizer, TrainingArguments
+from transformers.utils import is_torch_xla_available
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from ..._compat import create_model_from_path, get_config_model_id
@@ -25,11 +28,38 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingArguments)
 
 
+class RunsHere:
+    """Mixin before a trainer's configuration: what nobody set follows from the machine. Without an accelerator that is
+    the CPU, and `bf16` (autocast) where the processor has matrix units for it (AMX), else float32. TRL's default, a
+    GPU and `bf16`, stops there."""
+
+    def __post_init__(self) -> None:
+        config: Any = self
+        has_none = not (torch.accelerator.is_available() or is_torch_xla_available())
+        config.use_cpu = config.use_cpu or has_none or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+        if config.use_cpu and config.bf16 is None:
+            processor = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch knows none
+            config.bf16 = not config.fp16 and bool(processor.get("amx_bf16"))
+        super().__post_init__()  # type: ignore[misc]
+
+
+def say_where(args: TrainingArguments) -> None:
+    """Log, once, that training is on the CPU, and in what."""
+    if args.use_cpu and args.process_index == 0:
+        _warn_once("float16" if args.fp16 else "bfloat16 (autocast)" if args.bf16 else "float32")
+
+
+@functools.cache
+def _warn_once(precision: str) -> None:
+    logger.warning("training on the CPU in %s; `use_cpu` and `bf16` say otherwise", precision)
+
+
 def as_config(args: TrainingArguments | None, config_class: type[Config], model, method: str) -> Config:
     """`args` as a method's configuration: converted from its base classes, or made with a default `output_dir`."""
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return config_class(f"{name.split('/')[-1]}-{method}")
+        args = config_class(f"{name.split('/')[-1]}-{method}")
+    say_where(args)
     if isinstance(args, config_class):
         return args
     values = args.to_dict()
@@ -83,6 +113,7 @@ def build_trainer(
 ) -> Any:
     """The trainer of a named model with its LoRA and quantisation settings; of a directory that holds a PEFT adapter,
     that adapter is trained on, and a `ValueError` raised if a new one is asked for on top."""
+    say_where(config)  # `SFTTrainer` does not
     options = {
         "revision": model_args.model_revision,
         "trust_remote_code": config.trust_remote_code,

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from trl import RewardConfig, SFTConfig
 
 from ...core.options import check_choices, check_least, option, renamed
+from ...core.training.load import RunsHere
 from .objective import LOSSES, Objective
 
 
 @renamed(weak_loss="loss_type")
 @dataclass
-class WeakLossArguments:
+class WeakLossArguments(RunsHere):
     """How a strong model learns from weak labels; a mixin for configurations.
 
     Args:
@@ -101,7 +102,7 @@ class WeakToStrongRewardConfig(WeakLossArguments, RewardConfig):
 
 
 @dataclass
-class WeakToStrongSFTConfig(SFTConfig):
+class WeakToStrongSFTConfig(RunsHere, SFTConfig):
     """`SFTConfig` plus how the token distributions of a weak model are learned.
 
     Args:
