@@ -245,8 +245,9 @@ class _SamplingByRow(LogitsProcessor):
             scores = warper(input_ids, scores)
         noise = torch.empty_like(scores)
         for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.log()
+            row.uniform_(generator=generator)
+        # -log of uniform numbers: torch takes five times as long to draw exponential ones
+        return scores - noise.log_().neg_().log_()
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
