@@ -1,13 +1,22 @@
 """Options, the fields of dataclasses: how they are declared and checked, and old names, which work for one version."""
 
+import difflib
 import functools
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import field
 from typing import Any, TypeVar
 
 
 _Class = TypeVar("_Class", bound=type)
+
+# Name and password in an address, and what is called a key there or in JSON
+_SECRET = re.compile(
+    r"""(://)[^/\s"'?#]+(?=@)|([?&][\w-]*(?:key|token|secret|password|sig)=)[^&\s"']+"""
+    r"""|("(?:[\w-]*(?:api|access)[_-]?(?:key|token)|[\w-]*(?:secret|password)|token|authorization)": ")[^"]+""",
+    re.IGNORECASE,
+)
 
 
 def option(default: Any, help: str, *choices: str) -> Any:
@@ -31,6 +40,17 @@ def check_choices(arguments: Any, *names: str) -> None:
             raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """What a message says where something known is close to an unknown word; else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def redacted(text: str) -> str:
+    """A text to be shown or kept, without the names, passwords and keys of addresses and JSON in it."""
+    return _SECRET.sub(lambda found: next(filter(None, found.groups())) + "***", text)
+
+
 def renamed(**names: str) -> Callable[[_Class], _Class]:
     """Let a dataclass take its fields by their old names too (old="new"), as keyword arguments and as attributes. One
     that inherits from it needs the decorator too, if only as `@renamed()`."""
@@ -48,7 +68,7 @@ def renamed(**names: str) -> Callable[[_Class], _Class]:
             init(self, *args, **kwargs)
 
         cls.__init__ = with_old_names
-        cls._renamed = known
+        cls.__renamed__ = known
         for old, new in names.items():
             setattr(cls, old, _alias(old, new))
         return cls
@@ -58,7 +78,7 @@ def renamed(**names: str) -> Callable[[_Class], _Class]:
 
 def old_names(cls: type) -> dict[str, str]:
     """Old name -> new one of a class's fields."""
-    return getattr(cls, "_renamed", {})
+    return getattr(cls, "__renamed__", {})
 
 
 def message(old: str, new: str) -> str:

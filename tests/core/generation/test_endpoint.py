@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,6 +16,9 @@ from trl_extensions.core.generation import EngineArguments, create_engine, endpo
 from trl_extensions.core.generation.client import CallFailed, LLMClient, ResponseCache
 from trl_extensions.core.generation.endpoint import EndpointEngine, EndpointError
 from trl_extensions.core.generation.types import Generation, GenerationParams
+
+
+ECHO = {status: (status, {}, '{"error": {"message": "you sent HEADERS"}}') for status in (200, 400, 503)}
 
 
 def chat(text):
@@ -71,9 +75,16 @@ class FakeServer:
         if action == "drop":
             handler.close_connection = True
             return
+        if action == "drip":  # a byte now and then, for ever
+            handler.send_response(200)
+            handler.end_headers()
+            while True:
+                handler.wfile.write(b" ")
+                time.sleep(0.05)
         status, headers, data = action if isinstance(action, tuple) else (action, {}, None)
         if data is None:
             data = json.dumps(answer(f"echo: {message}") if status == 200 else {"error": {"message": "scripted"}})
+        data = data.replace("HEADERS", f"{handler.headers['Authorization']} {handler.path}")
         handler.send_response(status)
         for name, value in ({"Content-Type": "application/json"} | headers).items():
             handler.send_header(name, value)
@@ -189,8 +200,40 @@ def test_no_key_is_sent_where_none_is_given(server, monkeypatch):
 def test_keys_are_not_shown(server, caplog):
     server.script["hi"] = [(200, {}, '{"error": "busy, sk-mine"}'), (401, {}, '{"error": "wrong key sk-mine"}')]
     with pytest.raises(EndpointError, match=r"HTTP 401: wrong key \*\*\*$"):
-        run(EndpointEngine(server.url, "m", api_key="sk-mine"), [chat("hi")])
+        run(EndpointEngine(server.url, "m", api_key=" sk-mine\r\n"), [chat("hi")])
     assert "busy, ***" in caplog.text and "sk-mine" not in caplog.text
+    assert "Bearer sk-mine" in server.headers[0].values(), "white space around a key is no part of it"
+
+
+def test_a_server_that_repeats_what_it_got(server, caplog):
+    address = server.url.replace("://", "://me:p4ssword@") + "?api-version=3&access_token=t0ken"
+    for engine, secrets in (
+        (EndpointEngine(address, "m", max_retries=1), ("me:p4ssword", "bWU6cDRzc3dvcmQ=", "t0ken")),
+        (EndpointEngine(server.url, "m", api_key="sk-0123456789abcdef", max_retries=1), ("sk-0123456789abcdef",)),
+    ):
+        for status in (200, 400, 503):
+            server.script["hi"] = [ECHO[status]] * 2
+            with pytest.raises(EndpointError) as caught:
+                run(engine, [chat("hi")])
+            shown = caplog.text + str(caught.value) + engine.name + engine.base_url
+            assert "***" in str(caught.value) and not [own for own in secrets if own in shown]
+    server.script["hi"] = [(200, {}, json.dumps(answer("It is sk-0123456789abcdef.\x1b[2J")))]
+    assert run(engine, [chat("hi")])[0].text == "It is ***.\x1b[2J"
+    server.script["hi"] = [(400, {}, '{"error": "\\u001b[2Jgone"}')]
+    with pytest.raises(EndpointError) as caught:
+        run(engine, [chat("hi")])
+    assert str(caught.value).isprintable(), "or it would clear the terminal"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_prompts_go_to_no_other_server(server, status):
+    other = FakeServer()
+    server.script["hi"] = [(status, {"Location": f"{other.url}/chat/completions"}, "")]
+    with pytest.raises(EndpointError, match=f"HTTP {status}: .*{other.url}") as caught:
+        run(EndpointEngine(server.url, "m", api_key="k"), [chat("hi")])
+    assert not other.requests and len(server.requests) == 1 and caught.value.status == status
+    other.http.shutdown()
+    other.http.server_close()
 
 
 def test_settings_of_what_is_sent(server):
@@ -389,6 +432,13 @@ def test_server_that_does_not_answer(server):
         server.gate.abort()
 
 
+def test_an_answer_without_an_end(server, monkeypatch):
+    monkeypatch.setattr(endpoint, "_LONGEST_WAIT", 0.1)
+    server.script["hi"] = ["drip"]
+    with pytest.raises(EndpointError, match="does not end"):
+        run(EndpointEngine(server.url, "m", max_retries=0, timeout=0.2), [chat("hi")])
+
+
 def test_retry_after_is_honoured(server, monkeypatch):
     pauses = []
 
@@ -400,6 +450,14 @@ def test_retry_after_is_honoured(server, monkeypatch):
     server.script["hi"] = [(429, {"Retry-After": "17"}, "{}"), (503, {"Retry-After": date}, "{}")]
     run(EndpointEngine(server.url, "m"), [chat("hi")])
     assert pauses[0] == 17.0 and 55 < pauses[1] <= 60
+
+
+@pytest.mark.parametrize("after", ["inf", "-5", "nan", "1e309", "soon", "1e9", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_no_pause_without_an_end(server, after):
+    server.script["hi"] = [(429, {"Retry-After": after}, '{"error": "busy"}')]
+    with suppress(EndpointError):  # the package gives up at once where the pause would be too long
+        run(EndpointEngine(server.url, "m", max_retries=1), [chat("hi")])
+    assert len(server.requests) <= 2
 
 
 def test_as_many_in_flight_as_asked_and_no_more(server):
@@ -490,6 +548,9 @@ def test_nothing_is_sent_after_a_failure(server):
         ({"base_url": "localhost:8000"}, "base_url must start with http"),
         ({"concurrency": 0}, "`concurrency` must be .* at least 1"),
         ({"max_retries": -1}, "`max_retries` must be .* at least 0"),
+        ({"base_url": "me:p4ssword@host/v1?key=t0ken"}, "must start with http:// or https://, got 'host/v1'$"),
+        ({"api_key": "sk-mine sk-other"}, "^the API key holds blanks or other than ASCII characters: [^-]*$"),
+        ({"api_key": "鍵sk-mine"}, "^the API key holds [^-]*$"),
     ],
 )
 def test_bad_arguments(arguments, message):

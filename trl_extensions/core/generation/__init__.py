@@ -92,6 +92,8 @@ class EngineArguments:
             raise ValueError(f"engine_timeout must be a positive number of seconds, got {self.engine_timeout}")
         if self.engine == "endpoint" and not self.engine_base_url:
             raise ValueError("engine: endpoint needs engine_base_url, e.g. http://localhost:8000/v1")
+        if not (isinstance(name := self.engine_api_key_env, str) and name.isidentifier()):
+            raise ValueError("engine_api_key_env is the name of an environment variable that holds the key, not the key")
         for name in ("engine_base_url", "engine_extra_body", "engine_omit"):
             if self.engine != "endpoint" and getattr(self, name):
                 raise ValueError(f"{name} needs engine: endpoint, but engine is {self.engine!r}")
@@ -123,7 +125,10 @@ def create_engine(
         from .endpoint import EndpointEngine
 
         options = own("concurrency", "max_retries", "timeout", "extra_body", "max_tokens_field")
-        options |= {"api_key": os.environ.get(args.engine_api_key_env), "omit": args.engine_omit or ()}
+        key, name = os.environ.get(args.engine_api_key_env, ""), args.engine_api_key_env
+        if not key.strip() and name != EngineArguments.engine_api_key_env:
+            raise ValueError(f"engine_api_key_env: there is no key in the environment variable {name}; set it")
+        options |= {"api_key": key, "omit": args.engine_omit or ()}
         return EndpointEngine(str(args.engine_base_url), model, **options)
     if args.engine == "vllm":
         from .vllm import VLLMEngine
@@ -175,6 +180,23 @@ def parse_engine(value: str | dict[str, Any], name: str) -> EngineSpec:
     except (ValueError, TypeError) as error:
         raise ValueError(f"`{name}`: {error}") from None
     return EngineSpec(arguments, (float(prices[0]), float(prices[1])))
+
+
+def engine_of(model: Any, name: str = "model") -> GenerationEngine:
+    """An engine of a model's name, of a dict that `parse_engine` takes, or of a loaded model; an engine as it is."""
+    if isinstance(model, (str, dict)):
+        return create_engine(parse_engine(model, name).arguments)
+    if hasattr(model, "option_logprobs"):
+        return model
+    from .transformers import TransformersEngine
+
+    return TransformersEngine(model)
+
+
+def takes_chats(engine: GenerationEngine) -> bool:
+    """Whether prompts are chats to an engine: but for a model in this process without a chat template, they are."""
+    tokenizer = getattr(engine, "tokenizer", None)
+    return tokenizer is None or tokenizer.chat_template is not None
 
 
 def _from_yaml(text: str, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import random
@@ -13,9 +14,9 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from ..options import check_least
+from ..options import check_least, redacted
 from .types import Generation, GenerationParams, Prompt, check_prompts, cut_at_stop, request_seed, sum_by_option
 
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds, as in the package
+_LONGEST_WAIT = 120.0  # seconds the package waits at most where the server asks for a pause
 _NO_SCHEMA = re.compile(r"response_format|json.?schema|structured|guided|grammar", re.IGNORECASE)
 # Where servers put what went wrong: OpenAI, vLLM before 0.10, FastAPI, Mistral, Anthropic, Cloudflare, AWS, ...
 _WORDS = ("error", "errors", "message", "detail", "details", "msg", "error_message", "error_description", "title")
@@ -50,7 +52,8 @@ class EndpointEngine:
     Up to `concurrency` requests are in flight; results come as they finish. Rate limits (429), server errors (5xx),
     time-outs, lost connections and broken answers are retried, with growing pauses or after the pause the server asks
     for (two minutes at most). Any other refusal (4xx) ends the run with the server's own words; answers that are under
-    way by then are still delivered first.
+    way by then are still delivered first. Redirects are not followed: prompts and key go to nobody but the server that
+    was named. Neither the key nor a password in the address is shown or kept, whatever the server writes.
 
     Only "stop" ends an answer. One that the server ended for a reason of its own, such as a content filter, is
     delivered as cut off by `generate`, with a warning, and fails in `LLMClient`.
@@ -58,7 +61,7 @@ class EndpointEngine:
     Args:
         base_url: Its address; `/v1` is added unless there is a version or a query (`?api-version=...`) in it.
         model: Name the server knows the model by.
-        api_key: Without one none is sent.
+        api_key: Without one none is sent. White space around it is no part of it.
         max_retries: How often one request is sent again.
         timeout: Seconds to wait for one answer.
         extra_body: Further fields of every request, such as `top_k`; they win over the engine's own.
@@ -66,7 +69,7 @@ class EndpointEngine:
         omit: Fields that are never sent, for models that refuse them, such as `temperature` or `seed`.
 
     Raises:
-        `ValueError`: if an argument is out of range or `base_url` is not an http address.
+        `ValueError`: if an argument is out of range, `base_url` is not an http address, or the key cannot be one.
         `ImportError`: if `openai` is not installed.
     """
 
@@ -84,22 +87,30 @@ class EndpointEngine:
         omit: Sequence[str] = (),
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}")
+            shown = base_url.rpartition("@")[2].partition("?")[0]
+            raise ValueError(f"base_url must start with http:// or https://, got {shown!r}")
+        api_key = (api_key or "").strip()
+        if not re.fullmatch("[!-~]*", api_key):
+            raise ValueError("the API key holds blanks or other than ASCII characters: copy it anew, it alone")
         try:
             import openai  # noqa: F401
         except ImportError as error:
             raise ImportError(f"the endpoint engine needs the openai package ({error}): pip install openai") from error
-        self.base_url, self.model, self._api_key = base_url, model, api_key
+        self.base_url, self.model, self._api_key = redacted(base_url), model, api_key
         self.concurrency, self.max_retries, self.timeout = concurrency, max_retries, timeout
         check_least(self, concurrency=1, max_retries=0)
         self.extra_body, self.max_tokens_field, self.omit = dict(extra_body or {}), max_tokens_field, tuple(omit)
         # What else is sent may change what is answered: other settings are another engine to caches and run folders
-        self.name = f"endpoint:{model}{f' {json.dumps(extra_body, sort_keys=True)}' if extra_body else ''}"
+        self.name = f"endpoint:{model}{f' {redacted(json.dumps(extra_body, sort_keys=True))}' if extra_body else ''}"
         parts = urlsplit(base_url)
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         if not parts.query and not re.search(r"/v\d+\w*(/|$)", path):
             path += "/v1"
         self._url, self._query = urlunsplit((parts.scheme, parts.netloc, path, "", "")), dict(parse_qsl(parts.query))
+        self._shown, user = redacted(self._url), unquote(parts.netloc.rpartition("@")[0])
+        basic = base64.b64encode(user.encode()).decode()  # as it is sent, and some servers repeat what they got
+        private = [value for name, value in self._query.items() if value not in redacted(f"?{name}={value}")]
+        self._private = [text for text in (api_key, user, basic, user.partition(":")[2], *private) if text]
         self._sends_schemas = True
 
     def generate(
@@ -132,6 +143,7 @@ class EndpointEngine:
             api_key=self._api_key or "none",  # or it would send what it finds in the environment to any server
             max_retries=self.max_retries,
             timeout=self.timeout,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         ) as client:
             yield partial(self._ask, client)
 
@@ -190,11 +202,11 @@ class EndpointEngine:
         for attempt in range(self.max_retries + 1):
             try:
                 return self._read(await self._post(client, self._body(prompt, params, seed, options)), params, options)
-            except _Broken as error:
+            except (_Broken, RecursionError) as error:  # the latter of JSON a thousand levels deep
                 reason = error
             if attempt < self.max_retries:
                 delay = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.75, 1.0)
-                logger.warning("%s: %s; trying again in %.1f s", self._url, self._safe(reason), delay)
+                logger.warning("%s: %s; trying again in %.1f s", self._shown, self._safe(reason), delay)
                 await asyncio.sleep(delay)
         raise self._error(reason)
 
@@ -221,14 +233,20 @@ class EndpointEngine:
             headers = {"api-key": self._api_key}
         own = {name: value for name, value in body.items() if name not in ("model", "messages")}
         try:
-            raw = await client.chat.completions.with_raw_response.create(
+            answer = client.chat.completions.with_raw_response.create(
                 model=body["model"], messages=body["messages"], extra_body=own, extra_headers=headers
             )
+            # The package's limit is of the time between two pieces of an answer
+            raw = await asyncio.wait_for(answer, (self.max_retries + 1) * (self.timeout + _LONGEST_WAIT))
+        except TimeoutError:
+            raise self._error("an answer that does not end") from None
         except openai.APIStatusError as error:
             status, words = error.status_code, _words_of(error.response.content) or error.response.reason_phrase
+            if there := status // 100 == 3 and error.response.headers.get("location"):
+                words = f"redirects to {there}, which is not followed: make it the base_url if you trust it"
             if status in (400, 422) and "response_format" in body and _NO_SCHEMA.search(words):
                 if self._sends_schemas:
-                    logger.warning("%s takes no JSON schema (%s): going on without", self._url, self._safe(words))
+                    logger.warning("%s takes no JSON schema (%s): going on without", self._shown, self._safe(words))
                 self._sends_schemas = False
                 return await self._post(client, {k: v for k, v in body.items() if k != "response_format"})
             raise self._error(f"HTTP {status}: {words}", status) from None
@@ -262,9 +280,10 @@ class EndpointEngine:
                 listed = [(own["token"], float(own["logprob"])) for own in top]
             except (KeyError, IndexError, TypeError, ValueError):
                 words = "sends no log-probabilities: have the numbers written as text, or use another engine"
-                raise EndpointError(f"{self._url} {words}") from None
+                raise EndpointError(f"{self._shown} {words}") from None
             return Generation("", "length", *tokens), sum_by_option(listed, options)
         text = cut_at_stop(_text_of(message.get("content")) or _text_of(message.get("refusal")), params.stop)
+        text = self._without_keys(text, 16)  # a shorter one, such as EMPTY, may well be a word of the answer
         generation = Generation(text, "stop" if reason == "stop" else "length", *tokens)
         if reason not in ("stop", "length"):
             raise self._error(f"the answer is not complete: finish_reason is {reason!r}", 200, generation)
@@ -274,12 +293,17 @@ class EndpointEngine:
         if status is not None and _is_passing(status):
             status = None
         after = f" (after {self.max_retries + 1} tries)" if status is None else ""
-        return EndpointError(f"{self._url}: {self._safe(reason)}{after}", status, partial)
+        return EndpointError(f"{self._shown}: {self._safe(reason)}{after}", status, partial)
 
     def _safe(self, words: object) -> str:
-        """In one line of 300 characters, without the key."""
-        line = " ".join(str(words).split()) or "no message"
-        return (line.replace(self._api_key, "***") if self._api_key else line)[:300]
+        """In one line of 300 characters that a terminal can show, without keys."""
+        line = " ".join(redacted(self._without_keys(str(words))).split()) or "no message"
+        return "".join(own if own.isprintable() else "?" for own in line[:300])
+
+    def _without_keys(self, text: str, least: int = 1) -> str:
+        for own in self._private:
+            text = text.replace(own, "***") if len(own) >= least else text
+        return text
 
 
 def _check_chats(prompts: Sequence[Prompt]) -> None:
