@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 
@@ -186,7 +185,7 @@ def measure(point: tuple[str, int, int]) -> dict[str, Any]:
     config = TNTConfig(
         output, variant="ff", alpha=args.alpha, max_steps=steps, seed=seed,
         per_device_train_batch_size=args.batch, learning_rate=args.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 20), use_cpu=not torch.cuda.is_available(), bf16=False, report_to="none",
+        warmup_steps=max(1, steps // 20), report_to="none",
         save_strategy="no", gradient_checkpointing=False, max_length=256, logging_steps=10,
     )  # fmt: skip
     lora = LoraConfig(

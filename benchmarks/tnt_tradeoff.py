@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -196,7 +195,7 @@ def in_processes(work: Any, items: list, initialise: Any, args) -> Iterator:
 
 def load(args) -> tuple[Any, Any]:
     """Model and tokenizer, where this process is one of `args.jobs`."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
     path = resolve_model_name(args.model)
     model = AutoModelForCausalLM.from_pretrained(path)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(path)
