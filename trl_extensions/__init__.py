@@ -34,7 +34,9 @@ _PUBLIC = {
     "WeakToStrongTrainer": "trl_extensions.weak_to_strong.trainers.classification",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+_METHODS = ("codeclm", "sami", "tnt", "weak_to_strong")
+
+__all__ = [*_PUBLIC, *_METHODS, "__version__"]
 
 if TYPE_CHECKING:  # the same for type checkers; `as` says that the names are public
     from .codeclm.collator import DataCollatorForCodecLM as DataCollatorForCodecLM
@@ -53,6 +55,8 @@ if TYPE_CHECKING:  # the same for type checkers; `as` says that the names are pu
 
 
 def __getattr__(name: str):
+    if name in _METHODS:
+        return importlib.import_module(f"trl_extensions.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {sorted(_PUBLIC)}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)

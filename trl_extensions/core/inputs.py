@@ -12,13 +12,15 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from .generation.types import GenerationParams
 from .options import check_least, option
+from .text import pattern_finder
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_COLUMNS = ("query", "prompt", "messages", "conversations", "instruction", "text", "post", "question")
 # The `pattern` of the first question in a transcript such as Anthropic/hh-rlhf's column `chosen`
 FIRST_HUMAN_TURN = r"\n\nHuman: (.*?)\n\nAssistant:"
+ANSWER_COLUMNS = ("completion", "response", "output", "answer")
+_CHAT_COLUMNS = ("messages", "conversations")
 _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _SUFFIXES = (*_KINDS, *(f"{kind}.gz" for kind in _KINDS[:-1]))
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
@@ -52,17 +56,25 @@ class Query:
         return cls(cls.from_text(json.dumps(own)).id, own[-1]["content"], own)
 
 
-def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict[str, Any]]:
+Source: TypeAlias = "str | os.PathLike[str] | Iterable[str | dict[str, Any]]"
+
+
+def read_rows(source: Source, split: str = "train") -> Iterator[dict[str, Any]]:
     """The rows of a file or a data set; a `ValueError` names the source, the row or line (from 1), and the remedy.
 
     Args:
         source: A `.jsonl`, `.json` (a list), `.csv`, `.tsv`, `.txt` (a text a line, in column `text`) or `.parquet`
             file, all but the last also gzipped; a folder written by `save_to_disk`; the id of a data set on the hub,
-            or one file of such a data set as `hf://datasets/<owner>/<name>/<file>`.
+            or one file of such a data set as `hf://datasets/<owner>/<name>/<file>`; or the rows themselves, a
+            `datasets.Dataset` or any iterable of dicts or texts.
         split: Split of a data set; a file is always read whole.
     """
-    source = os.fspath(source)
-    rows: Iterable[Any] = _read_file(Path(source)) if is_file(source) else read_dataset(source, split)
+    rows: Iterable[Any]
+    if isinstance(source, (str, os.PathLike)):
+        rows = _read_file(Path(source)) if is_file(source) else read_dataset(os.fspath(source), split)
+    else:
+        rows = source
+    source = name_of(source)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
             row = {"text": row}
@@ -73,8 +85,27 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict[
         yield row
 
 
-def is_file(source: str | os.PathLike) -> bool:
+def name_of(source: Source) -> str:
+    """What a source is called in messages."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "rows given"
+
+
+@cache
+def say_once(line: str) -> None:
+    """Log a warning the first time only: a run reads its sources at every stage."""
+    logger.warning("%s", line)
+
+
+def name_unused(source: Source, columns: Iterable[str], used: Iterable[str | None]) -> None:
+    """Say which columns of a source nothing looks at."""
+    if others := [str(name) for name in columns if name not in {*used, "id"}]:
+        say_once(f"{name_of(source)}: columns that are not used: {', '.join(others)}")
+
+
+def is_file(source: Source) -> bool:
     """Whether `source` is meant as a file on this machine; raises where it is one that cannot be read."""
+    if not isinstance(source, (str, os.PathLike)):
+        return False
     source = os.fspath(source)
     if source.startswith("hf://"):
         return False
@@ -157,7 +188,7 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
 
 
 def load_queries(
-    source: str | os.PathLike,
+    source: Source,
     *,
     column: str | None = None,
     pattern: str | None = None,
@@ -167,8 +198,9 @@ def load_queries(
 ) -> list[Query]:
     r"""Read distinct queries, in the order of the source, from a file or a data set.
 
-    Empty, unmatched and repeated queries are dropped; of a chat that ends with answers these are cut off. How often is
-    logged. A `ValueError` names the source, the row (from 1) or column, and the remedy.
+    Empty, unmatched and repeated queries are dropped; of a chat that ends with answers these are cut off. How often,
+    and which columns are not used, is logged once. A `ValueError` names the source, the row (from 1) or column, and
+    the remedy.
 
     Args:
         source: See `read_rows`; a `split` is that of a data set.
@@ -179,23 +211,25 @@ def load_queries(
         limit: Stop after this many queries.
         chats: Whether chats are taken as they are; otherwise they count with their first turn of the user.
     """
-    source = os.fspath(source)
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}; give at least 1, or none for all queries")
     expression = _compile(pattern)
     counts: Counter[str] = Counter()
     queries: dict[str, Query] = {}
-    for number, row in enumerate(read_rows(source, split), start=1):
+    rows, source = read_rows(source, split), name_of(source)
+    for number, row in enumerate(rows, start=1):
         column = column or next((name for name in DEFAULT_COLUMNS if name in row), None)
         if column is None or column not in row:
             missing = f"column {column!r}" if column else f"column for queries ({', '.join(DEFAULT_COLUMNS)})"
             raise ValueError(f"{source}: row {number} has no {missing}; available: {', '.join(map(str, row))}")
+        if number == 1:
+            name_unused(source, row, (column, "input" if column == "instruction" else None))
         value = row_value(row, column, f"{source}: row {number}, column {column!r}")
         if isinstance(value, list):
             query = _from_chat(value, chats, counts)
         elif expression is None:
             query = Query.from_text(value.strip())
-        elif match := expression.search(value):
+        elif match := next(expression(value), None):
             query = Query.from_text((match.group(1) or "").strip())
         else:
             counts["unmatched"] += 1
@@ -209,10 +243,12 @@ def load_queries(
             if len(queries) == limit:
                 break
     if cut := counts.pop("cut", 0):
-        logger.warning("%s: %d chats end with an answer, which is cut off", source, cut)
+        say_once(f"{source}: {cut} chats end with an answer, which is cut off")
+    if first := counts.pop("first", 0):
+        say_once(f"{source}: {first} chats have more than one question and count with the first")
     if counts:
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-        logger.warning("%s: %d queries kept, dropped: %s", source, len(queries), dropped)
+        say_once(f"{source}: {len(queries)} queries kept, dropped: {dropped}")
     if not queries:
         raise ValueError(f"{source}: no query left ({dict(counts) or 'no rows'}); check the column and the pattern")
     return list(queries.values())
@@ -232,6 +268,46 @@ def row_value(row: dict[str, Any], column: str, where: str) -> str | list[dict[s
     return value or ""
 
 
+def answered(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row with `prompt` and `completion`, made of its chat (`messages`, `conversations`), whose last message is then
+    the completion, or of a prompt and one of `ANSWER_COLUMNS`. A `ValueError` begins with `where`."""
+    if "prompt" in row and "completion" in row:
+        return row
+    chat = next((name for name in _CHAT_COLUMNS if row.get(name)), None)
+    if chat is not None:
+        own = [message if "role" in message else _message(message, where) for message in row[chat]]
+        if own[-1]["role"] != "assistant":
+            raise ValueError(f"{where}: its chat does not end with an answer; delete the row, or answer it")
+        return {name: row[name] for name in row if name != chat} | {"prompt": own[:-1], "completion": own[-1:]}
+    column = next((name for name in DEFAULT_COLUMNS if name in row), None)
+    answer = next((name for name in ANSWER_COLUMNS if name in row), None)
+    if column is None or answer is None:
+        missing = "`prompt`" if column is None else "`completion`"
+        raise ValueError(f"{where} has no {missing}, nor `messages`; available: {', '.join(map(str, row))}")
+    return {**row, "prompt": row_value(row, column, where), "completion": row_value(row, answer, where)}
+
+
+def with_ids(rows: Iterable[dict[str, Any]], texts: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """Rows with an `id` each, all different: their own, or the start of the SHA-256 of the row, or of its text."""
+    given: dict[str | int, dict[str, Any]] = {}
+    repeats: Counter[str | int] = Counter()
+    rows = list(rows)
+    for row, text in zip(rows, texts or map(_canonical, rows), strict=True):
+        own = row.get("id")
+        if not isinstance(own, (str, int)) or own == "":
+            own = Query.from_text(text).id
+        key = own
+        while key in given:
+            repeats[own] += 1
+            key = f"{own}-{repeats[own] + 1}"
+        given[key] = {**row, "id": key}
+    return list(given.values())
+
+
+def _canonical(row: dict[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True, default=str)
+
+
 def _message(message: Any, where: str) -> dict[str, str]:
     given = message if isinstance(message, dict) else {}
     role, content = given.get("role", given.get("from")), given.get("content", given.get("value"))
@@ -243,38 +319,56 @@ def _message(message: Any, where: str) -> dict[str, str]:
 
 
 def _from_chat(messages: list[dict[str, str]], chats: bool, counts: Counter[str]) -> Query:
-    if not chats:
-        return Query.from_text(next((m["content"].strip() for m in messages if m["role"] == "user"), ""))
     length = len(messages)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     counts["cut"] += len(messages) < length
+    if not chats:
+        asked = [message["content"].strip() for message in messages if message["role"] == "user"]
+        counts["first"] += len(asked) > 1
+        return Query.from_text(asked[0] if asked else "")
     return Query.from_messages(messages) if messages else Query.from_text("")
 
 
-def _compile(pattern: str | None) -> re.Pattern[str] | None:
+def _compile(pattern: str | None) -> Callable[[str], Iterator[re.Match[str]]] | None:
     if pattern is None:
         return None
-    try:
-        expression = re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise ValueError(f"`pattern` {pattern!r} is not a regular expression ({error}); correct it") from None
-    if expression.groups != 1:
-        raise ValueError(f"`pattern` {pattern!r} has {expression.groups} groups; put one (...) around the query")
-    return expression
+    find = pattern_finder(pattern, "`pattern`", re.DOTALL)
+    if (groups := re.compile(pattern).groups) != 1:
+        raise ValueError(f"`pattern` {pattern!r} has {groups} groups; put one (...) around the query")
+    return find
 
 
 @dataclass
-class QueryArguments:
-    """Prompts, held-out prompts and how they are answered: the arguments of every method that samples."""
-
-    _chats: ClassVar[bool] = False
+class SourceArguments:
+    """Where prompts come from, in every method."""
 
     prompts: str | None = option(None, "Prompts: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a data set.")
     prompt_column: str | None = option(None, "Column of the prompts; guessed if left out.")
     prompt_pattern: str | None = option(None, "Regular expression with one group, the prompt in the column.")
     prompt_split: str = option("train", "Split of a data set.")
     num_prompts: int | None = option(None, "Use at most this many prompts.")
+
+    def __post_init__(self):
+        if self.num_prompts is not None:
+            check_least(self, num_prompts=1)
+
+    def read_prompts(self, *, chats: bool = False, column: str | None = None) -> list[Query]:
+        """All of them; a `column` is that of the caller, where no other is named."""
+        if not self.prompts:
+            raise ValueError("`prompts` is missing: name a file or data set.")
+        return load_queries(
+            self.prompts, column=self.prompt_column or column, pattern=self.prompt_pattern, split=self.prompt_split,
+            limit=self.num_prompts, chats=chats,
+        )  # fmt: skip
+
+
+@dataclass
+class QueryArguments(SourceArguments):
+    """Prompts, held-out prompts and how they are answered: the arguments of every method that samples."""
+
+    _chats: ClassVar[bool] = False
+
     num_eval_prompts: int = option(200, "Prompts held out for evaluation.")
     temperature: float = option(1.0, "Temperature of random outputs.")
     top_p: float = option(1.0, "Nucleus of random outputs.")
@@ -282,9 +376,8 @@ class QueryArguments:
     stop: list[str] = field(default_factory=list, metadata={"help": "Strings that end an output."})
 
     def __post_init__(self):
+        super().__post_init__()
         check_least(self, num_eval_prompts=2, max_new_tokens=1)
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` must be at least 1, got {self.num_prompts}.")
         if isinstance(self.stop, str):
             self.stop = [self.stop]
         self.params()
@@ -295,16 +388,7 @@ class QueryArguments:
 
     def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
         """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
-        if not self.prompts:
-            raise ValueError("`prompts` is missing: name a file or data set.")
-        prompts = load_queries(
-            self.prompts,
-            column=self.prompt_column,
-            pattern=self.prompt_pattern,
-            split=self.prompt_split,
-            limit=self.num_prompts,
-            chats=self._chats,
-        )
+        prompts = self.read_prompts(chats=self._chats)
         if len(prompts) < self.num_eval_prompts + 1:
             counts = f"{len(prompts)} prompts, of which num_eval_prompts={self.num_eval_prompts} are held out"
             raise ValueError(f"{self.prompts} holds {counts}: give more prompts or lower `num_eval_prompts`.")

@@ -5,12 +5,46 @@ Texts to compare come in pairs, two lists of equal length; anything else raises 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .extras import import_extra
+
+
+# Han and kana without their middle dot, half-width kana; Thai and Lao; Burmese; Khmer: words are not divided there
+SPACELESS = re.compile(
+    "[\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+    "\U00020000-\U0003ffff]"
+)
+
+
+_LONGEST_SEARCH = 10.0  # seconds
+
+
+@functools.cache
+def pattern_finder(pattern: str, name: str, flags: int = 0) -> Callable[[str], Iterator[re.Match[str]]]:
+    """A function that finds the matches of a regular expression of the user, called `name`, in a text, one after the
+    other. `ValueError`, one line, if it is none; or when it takes more than ten seconds for one text, as one may that
+    tries every way to divide it."""
+    import regex  # which can be stopped
+
+    try:
+        re.compile(pattern, flags)
+        compiled: Any = regex.compile(pattern, int(flags))
+    except (re.error, regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{name} {pattern!r:.200} is not a regular expression ({error}); correct it") from None
+
+    def find(text: str) -> Iterator[re.Match[str]]:
+        try:
+            yield from compiled.finditer(text, timeout=_LONGEST_SEARCH)
+        except TimeoutError:
+            what = f"takes more than {_LONGEST_SEARCH:g} seconds for a text of {len(text)} characters"
+            raise ValueError(f"{name} {pattern!r:.200} {what}; leave out repetitions within repetitions") from None
+
+    return find
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:

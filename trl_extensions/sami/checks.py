@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ..core.extras import import_extra
 from ..core.generation.sampling import completion_text
 from ..core.stats import wilson
+from ..core.text import SPACELESS, pattern_finder
 
 
 _ONLY_THESE = ConfigDict(extra="forbid")
@@ -26,13 +27,6 @@ _ITEM = re.compile(
 )
 # A full stop ends a sentence where no lower-case word follows ("e.g. this"); 。！？ always do
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]*_]*\s+(?![a-z])|(?<=[。！？．])[」』）\"]*|\n+")
-
-
-# Han and kana without their middle dot, half-width kana; Thai and Lao; Burmese; Khmer
-SPACELESS = re.compile(
-    "[\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-    "\U00020000-\U0003ffff]"
-)
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -104,10 +98,7 @@ class Check:
     @field_validator("regex")
     @classmethod
     def _compiles(cls, regex: str | None) -> str | None:
-        try:
-            re.compile(regex or "")
-        except re.error as error:
-            raise ValueError(f"{regex!r} is not a regular expression ({error})") from None
+        pattern_finder(regex or "", "`regex`")
         return regex
 
     @model_validator(mode="after")
@@ -122,7 +113,7 @@ class Check:
         counts = ((self.words, count_words), (self.sentences, count_sentences), (self.list_items, count_list_items))
         if not all(own is None or own.holds(count(text)) for own, count in counts):
             return False
-        if self.regex is not None and not re.search(self.regex, text):
+        if self.regex is not None and next(pattern_finder(self.regex, "`regex`")(text), None) is None:
             return False
         return self.language is None or language_guesser(self.language)(text)
 

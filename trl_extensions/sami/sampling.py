@@ -16,7 +16,8 @@ from ..core.generation.types import Generation, GenerationEngine, GenerationPara
 from ..core.inputs import Query
 from ..core.modeling.batches import Padding, written_in
 from ..core.runs.resumable import map_rows
-from .checks import SPACELESS, count_words, disobeys
+from ..core.text import SPACELESS
+from .checks import count_words, disobeys
 from .data import TRAINING_TEMPLATE, check_template, render
 from .principles import Constitution, Principle, sample_constitutions
 

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..core.generation.sampling import completion_text
-from ..core.inputs import is_file, read_dataset, read_rows
+from ..core.inputs import Source, answered, is_file, name_of, read_dataset, read_rows
 from ..core.training.encoding import encode_prompt, end_token_id
 
 
@@ -26,8 +26,6 @@ TEXT_COLUMNS = ["prompt", "completion", "negative_spans", "severities", "truncat
 PRETOKENISED_COLUMNS = ["input_ids", "labels", "negative_mask"]
 TOKEN_COLUMNS = ["input_ids", "token_weights"]
 
-SHOWN = 300  # outputs with something unwanted that training shows the model, if nobody says how long it is
-MOST_EPOCHS = 8.0
 _PRETOKENISED = "pretokenised rows (`input_ids`, `labels` and `negative_mask`)"
 _COUNTS = "_tnt_counts"
 
@@ -59,20 +57,13 @@ def load_training_rows(
     return Dataset.from_list([{name: row.get(name) for name in TEXT_COLUMNS} for row in rows])
 
 
-def read_annotated(source: str, split: str) -> Any:
-    """The rows of a file or a data set, checked for their columns unless they are tokenised."""
-    found = list(read_rows(source)) if is_file(source) else read_dataset(source, split)
-    for number, row in enumerate(found, start=1):
-        if "input_ids" in row:
-            break
-        if missing := {"prompt", "completion"} - row.keys():
-            raise ValueError(f"{source}: row {number} has no `{min(missing)}`; run `trl-ext tnt annotate` first.")
-    return found
-
-
-def default_epochs(marked: int) -> float:
-    """Epochs over rows of which so many have something unwanted: as many as show `SHOWN` of these, from 1 to 8."""
-    return min(MOST_EPOCHS, max(1.0, SHOWN / max(1, marked)))
+def read_annotated(source: Source, split: str) -> Any:
+    """The rows of a file or a data set, with `prompt` and `completion` (see `answered`) unless they are tokenised."""
+    own_format = isinstance(source, str) and not is_file(source)
+    found = read_dataset(str(source), split) if own_format else list(read_rows(source))
+    if len(found) and "input_ids" in found[0]:
+        return found
+    return [answered(row, f"{name_of(source)}: row {number}") for number, row in enumerate(found, start=1)]
 
 
 def select_rows(rows: list[dict[str, Any]], clean_ratio: float | None, seed: int) -> list[dict[str, Any]]:
@@ -103,7 +94,8 @@ def prepare_rows(
     """Tokenise TNT rows. Idempotent: a dataset that has the token columns already is returned as it is.
 
     Args:
-        dataset: Rows with `prompt` and `completion` (texts or chat messages) and, optionally, `negative_spans`: pairs
+        dataset: Rows with `prompt` and `completion` (texts or chat messages), or with `messages` that end with the
+            assistant's, and, optionally, `negative_spans`: pairs
             [start, end) of character offsets into the completion, or into the last assistant message of a chat, whose
             earlier messages count as prompt; `severities`, a factor above 0 on the weight of each of these spans (1
             where left out); and `truncated` (bool), for completions cut off by the sampler, which get no end token.
@@ -124,8 +116,9 @@ def prepare_rows(
     columns, pretokenised = dataset.column_names, set(PRETOKENISED_COLUMNS) <= set(dataset.column_names)
     if "images" in columns or "image" in columns:
         raise ValueError(f"The {name} dataset has images, which TNT does not support: use text columns.")
-    if not pretokenised and not {"prompt", "completion"} <= set(columns):
-        needed = f"`prompt` and `completion` (and `negative_spans`), or {_PRETOKENISED}"
+    has_text = {"prompt", "completion"} <= set(columns) or {"messages", "conversations"} & set(columns)
+    if not pretokenised and not has_text:
+        needed = f"`prompt` and `completion`, or `messages` (and `negative_spans`), or {_PRETOKENISED}"
         raise ValueError(f"The {name} dataset has the columns {columns}; TNT needs {needed}.")
     if not pretokenised and not tokenizer.is_fast:
         slow = f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in the text its tokens lie"
@@ -157,7 +150,7 @@ def prepare_rows(
 
 def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> EncodedRow:
     """A row of text; the completion is tokenised alone, as `core.training.encoding` does, and its end token kept."""
-    prompt, message = _split(row, where)
+    prompt, message = _split(row if "completion" in row else answered(row, where), where)
     text, truncated = message["content"], row.get("truncated")
     spans = check_spans(row.get("negative_spans"), len(text), where)
     severities = check_severities(row.get("severities"), len(spans), where)

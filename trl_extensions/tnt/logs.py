@@ -24,8 +24,8 @@ from ..core.generation.types import Prompt
 from ..core.options import message, renamed
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.report import write_atomically
-from .annotate import GIVEN, Span, merge_spans, severities_of
 from .annotate.phrases import PhraseAnnotator
+from .annotate.rows import GIVEN, Span, merge_spans, severities_of
 from .data import check_spans, is_chat
 
 

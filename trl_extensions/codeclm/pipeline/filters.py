@@ -15,6 +15,7 @@ from typing import Any
 
 from ...core.extras import import_extra
 from ...core.inputs import DEFAULT_COLUMNS, is_file, read_rows
+from ...core.text import SPACELESS
 from ..config import CodecLMConfig, base_language
 
 
@@ -224,6 +225,9 @@ def _load_language_guesser(languages: Sequence[str]) -> Callable[[str], str | No
         scores = py3langid.rank(text)  # log-probabilities, best first
         found, best = scores[0]
         unsure = best - max(score for own, score in scores if own in wanted) < _SURE
+        if found == "zh" and "ja" in wanted:  # Japanese without kana, if Japan has the characters
+            letters = "".join(filter(str.isalpha, text))
+            unsure |= letters.encode("cp932", "ignore").decode("cp932") == letters
         return None if unsure or found == "zxx" else found  # that is no language at all: a table, a formula
 
     return foreign
@@ -297,10 +301,6 @@ def _load_pii_check() -> Callable[[Sequence[str]], list[float]]:
 
 # Texts as words that can be compared and counted, in scripts with spaces and without
 
-# Han and kana; Thai and Lao; Burmese; Khmer. Words are not divided there, so each character stands for itself.
-_SPACELESS = ((0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF),
-              (0x20000, 0x3FFFF), (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF))  # fmt: skip
-
 
 class _Table(dict[int, str]):
     """What becomes of each character, worked out when it is first seen."""
@@ -337,7 +337,7 @@ def without_spaces(words: Sequence[str]) -> bool:
 
 
 def _is_spaceless(word: str) -> bool:
-    return len(word) == 1 and word >= "\u0e00" and any(low <= ord(word) <= high for low, high in _SPACELESS)
+    return SPACELESS.fullmatch(word) is not None
 
 
 _TABLE = _Table()

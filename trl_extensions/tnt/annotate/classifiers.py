@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from ...core.generation.types import Prompt
 from ...core.text import TextClassifier, load_profanity_check
-from . import Span, merge_spans
+from .rows import Span, merge_spans
 
 
 Unit: TypeAlias = Literal["sentence", "window"]

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ...core.generation.ask import ask_again, ask_until_read
 from ...core.generation.replies import as_text
 from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
-from . import Span
+from .rows import Span
 
 
 MAX_QUOTES = 8  # of one text

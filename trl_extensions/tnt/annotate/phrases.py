@@ -10,7 +10,8 @@ from typing import Any
 
 from ...core.generation.types import Prompt
 from ...core.inputs import read_rows
-from . import Span
+from ...core.text import SPACELESS, pattern_finder
+from .rows import Span
 
 
 _APOSTROPHES = "'’‘ʼ＇"
@@ -27,7 +28,7 @@ class PhraseAnnotator:
     Phrases: a stretch of white space matches any other, straight and curly apostrophes are equal. With `whole_words`,
     a phrase that begins or ends with a letter or digit must not go on with another one: "cat" is not in "category",
     but is in "_cat_", "(cat)", "cat-like" and before an apostrophe ("cat's", and "he" in "he'll"); only "can" is not
-    in "can't". Languages that do not put spaces between words need `whole_words=False`.
+    in "can't". Beside a letter of a script without spaces (kana, kanji, Thai, ...) a word may begin and end anywhere.
 
     Args:
         phrases, patterns: What to look for, also the spans' labels. Regular expressions are used as they are (no word
@@ -68,7 +69,9 @@ class PhraseAnnotator:
         if self.severities:
             self.settings["severities"] = self.severities
         self._phrases = [(phrase, re.compile(_regex(phrase, whole_words, inflections), flags)) for phrase in phrases]
-        self._patterns = [(pattern, _compile(pattern, flags)) for pattern in patterns]
+        self._patterns = [(pattern, pattern_finder(pattern, "the pattern", flags)) for pattern in patterns]
+        for pattern, find in self._patterns:
+            _reject_empty(next(find(""), None), pattern)
 
     def annotate(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[Span]]:
         """The occurrences in each text, those that overlap included; prompts are not looked at."""
@@ -84,8 +87,8 @@ class PhraseAnnotator:
                     continue
                 first = _LETTERS.match(text, start, end) if self.first_word else None
                 yield Span(start, first.end() if first else end, self._labels.get(phrase, phrase))
-        for pattern, regex in self._patterns:
-            for match in regex.finditer(text):
+        for pattern, find in self._patterns:
+            for match in find(text):
                 _reject_empty(match, pattern)
                 yield Span(match.start(), match.end(), pattern)
 
@@ -141,28 +144,22 @@ def _regex(phrase: str, whole_words: bool, inflections: bool) -> str:
         forms = sorted(inflected_forms(letters[0]), key=len, reverse=True)  # the longest first
         rest = r"\s+".join(map(_literal, [*words[:-1], words[-1][: letters.start()]]))
         body = f"{rest}(?:{'|'.join(map(re.escape, forms))})(?:[{_APOSTROPHES}][sS](?!{_LETTER}))?"
-    left = rf"(?<!{_LETTER})" if whole_words and re.match(_LETTER, phrase[0]) else ""
-    right = rf"(?!{_LETTER}){_NOT_CONTRACTED}" if whole_words and re.match(_LETTER, phrase[-1]) else ""
+    begins, ends = (whole_words and re.match(_LETTER, c) and not SPACELESS.match(c) for c in (phrase[0], phrase[-1]))
+    left = rf"(?:(?<!{_LETTER})|(?<={SPACELESS.pattern}))" if begins else ""
+    right = rf"(?:(?!{_LETTER})|(?={SPACELESS.pattern})){_NOT_CONTRACTED}" if ends else ""
     return left + body + right
 
 
 def _literal(word: str) -> str:
-    return "".join(f"[{_APOSTROPHES}]" if char in _APOSTROPHES else re.escape(char) for char in word)
+    """A word's pattern, with any apostrophe for one, and full-width letters and signs for ASCII's."""
+    wide = {char: chr(ord(char) + 0xFEE0) for char in word if "!" <= char <= "~"}
+    return "".join(f"[{_APOSTROPHES if c in _APOSTROPHES else re.escape(c) + wide.get(c, '')}]" for c in word)
 
 
 def _cuts_a_letter(text: str, start: int, end: int) -> bool:
     """Whether the span begins or ends between a letter and its accent or vowel sign, which `\\w` does not match."""
     neighbours = re.sub("[\ufe00-\ufe0f]", "", text[start - 1 : start] + text[end : end + 1])  # emoji have these
     return any(unicodedata.category(char) in ("Mn", "Mc") for char in neighbours)
-
-
-def _compile(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
-    try:
-        regex = re.compile(pattern, flags)
-    except re.error as error:
-        raise ValueError(f"the pattern {pattern!r} is not a regular expression ({error}); correct it") from None
-    _reject_empty(regex.search(""), pattern)
-    return regex
 
 
 def _reject_empty(match: re.Match[str] | None, pattern: str) -> None:
