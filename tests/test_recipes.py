@@ -21,7 +21,7 @@ from trl_extensions import (
     WeakToStrongTrainer,
 )
 from trl_extensions.cli import codeclm, sami, tnt, w2s
-from trl_extensions.cli.method import peek
+from trl_extensions.cli.parser import peek
 from trl_extensions.codeclm.pipeline.metadata import load_metadata
 from trl_extensions.codeclm.pipeline.seeds import load_seeds
 from trl_extensions.codeclm.pipeline.steps import PROMPTS, PromptTemplate

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trl_extensions.cli.main import main
-from trl_extensions.cli.method import Method, option_parser, peek
+from trl_extensions.cli.method import Method, Result
+from trl_extensions.cli.parser import option_parser, peek
 from trl_extensions.core.options import message, renamed
 from trl_extensions.core.runs.run import Run, Stage
 
@@ -42,6 +43,7 @@ class CountingRun(Run):
         (self.folder / f"{number}.json").write_text(json.dumps([number, type(number).__name__]))
 
     def write_report(self):
+        (self.folder / "report.json").write_text('{"counted": 1}')
         (self.folder / "report.md").write_text("# Counting\n\nAll counted.\n\nMore.\n")
         return self.folder / "report.md"
 
@@ -55,7 +57,11 @@ class CountingRun(Run):
 @pytest.fixture
 def method():
     return Method(
-        "counting", "usage: count", lambda argv: [Options], CountingRun, {"show": lambda run: print(run.args)}
+        "counting",
+        "usage: count",
+        lambda argv: [Options],
+        CountingRun,
+        {"show": lambda run: Result(str(run.args), vars(run.args))},
     )
 
 
@@ -76,8 +82,10 @@ def test_a_stage_gets_what_it_is_about_as_the_run_has_it(method, tmp_path):
 def test_usage_and_unknown_commands(method, capsys):
     assert (method.main(["--help"]), method.main([])) == (0, 2)
     assert capsys.readouterr().out == "usage: count\nusage: count\n"
-    with pytest.raises(ValueError, match="unknown command 'shown'; choose from show, run"):
+    with pytest.raises(ValueError, match="unknown command 'shown'; did you mean show"):
         method.main(["shown"])
+    with pytest.raises(ValueError, match="unknown command 'x'; choose from show, run"):
+        method.main(["x"])
 
 
 @pytest.mark.parametrize(("package", "name"), [("scipy", "sami"), ("sklearn", "w2s"), ("matplotlib", "codeclm")])
@@ -104,7 +112,7 @@ class TestOldNames:
         assert (run.args.task, run.args.folder, run.args.rounds) == ("reward", str(tmp_path), 5)
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 2 and all(line.startswith("trl-ext: ") for line in lines)
-        assert "`old_folder` is now called `folder`" in lines[0] and "`form` is now called `task`" in lines[1]
+        assert "`form` is now called `task`" in lines[0] and "`old_folder` is now called `folder`" in lines[1]
 
     @pytest.mark.parametrize("old", ["--old_folder", "--old-folder"])
     def test_an_old_name_with_dashes_works_as_the_parsers_own_do(self, method, tmp_path, capsys, old):
@@ -128,15 +136,27 @@ class TestOldNames:
     def test_new_names_are_silent_and_unknown_ones_refused(self, method, tmp_path, capsys):
         assert method.parse("show", ["--task", "reward"]).args.task == "reward"
         assert not capsys.readouterr().err
-        with pytest.raises(ValueError, match="--frm"):
-            method.parse("show", ["--frm", "reward"])
-        (tmp_path / "c.yaml").write_text("frm: reward\n")
-        with pytest.raises(ValueError, match="frm"):
+        with pytest.raises(ValueError, match="--tsk; did you mean --task"):
+            method.parse("show", ["--tsk", "reward"])
+        (tmp_path / "c.yaml").write_text("tsk: reward\n")
+        with pytest.raises(ValueError, match="`tsk`; did you mean task"):
             method.parse("show", ["--config", str(tmp_path / "c.yaml")])
+        with pytest.raises(ValueError, match="--目的"):
+            method.parse("show", ["--目的", "報酬"])
+
+    def test_an_old_and_the_new_name_at_once_are_refused_unless_one_is_in_the_file(self, method, tmp_path):
+        with pytest.raises(ValueError, match="`form` is now called `task`: give one"):
+            method.parse("show", ["--form", "a", "--task=b"])
+        (tmp_path / "c.yaml").write_text("form: a\ntask: b\n")
+        config = ["--config", str(tmp_path / "c.yaml")]
+        with pytest.raises(ValueError, match="`form` is now called `task`: give one"):
+            method.parse("show", config)
+        (tmp_path / "c.yaml").write_text("form: a\n")
+        assert method.parse("show", [*config, "--task", "b"]).args.task == "b"
 
     def test_a_file_that_is_not_yaml_is_one_line_with_its_name(self, method, tmp_path):
         (tmp_path / "c.yaml").write_text("rounds:\n\t- 3\n")
-        with pytest.raises(ValueError, match=r"not YAML .*c\.yaml.*line 2"):
+        with pytest.raises(ValueError, match=r"c\.yaml is not YAML .*line 2"):
             method.parse("show", ["--config", str(tmp_path / "c.yaml")])
 
     def test_a_value_that_looks_like_an_old_name_stays(self):

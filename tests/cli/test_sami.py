@@ -49,7 +49,7 @@ class TestStrictness:
         )
 
     def test_unknown_command(self, capsys):
-        assert "choose from sample, train, evaluate, run" in error_of(capsys, ["frobnicate"])
+        assert "choose from sample, train, evaluate, principles, run" in error_of(capsys, ["frobnicate"])
 
     def test_yaml_and_command_line_agree(self, arguments, files):  # noqa: F811
         given = arguments()

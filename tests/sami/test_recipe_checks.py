@@ -21,7 +21,7 @@ RECIPES = sorted(ROOT.glob("recipes/*/sami/config*.yaml"))
 def test_what_checks_ask_for_fits(path):
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     limit = min(recipe[name] for name in ("max_new_tokens", "max_response_tokens") if name in recipe)
-    for principle in load_principles(ROOT / recipe["principles"]):
+    for principle in load_principles(path.parent / recipe["principles"]):
         for part in principle.check.parts if principle.check else ():
             for bounds, tokens in ((part.words, TOKENS_PER_WORD), (part.list_items, TOKENS_PER_ITEM)):
                 assert bounds is None or tokens * (bounds.at_least or 0) <= limit, principle.name

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .method import Method, peek
+from .method import Method, Result, summary_of
+from .parser import peek
 
 
 USAGE = """\
@@ -19,16 +20,17 @@ usage: trl-ext codeclm {run,metadata,inspect,export} [--config FILE] [--option V
 
 
 def _options(argv: list[str]) -> Sequence[type]:
-    """With the options of a trainer only where there is one."""
-    from trl_extensions.codeclm.config import CodecLMArguments, CodecLMConfig, FolderArguments
-
-    if not {"true", "yes", "t", "y", "1"} & {value.lower() for value in peek(argv, "train")}:
-        return CodecLMArguments, CodecLMConfig, FolderArguments
     from trl import ModelConfig
 
+    from trl_extensions.codeclm.config import CodecLMArguments, CodecLMConfig
     from trl_extensions.codeclm.training import CodecLMTrainingConfig
 
     return CodecLMArguments, CodecLMConfig, CodecLMTrainingConfig, ModelConfig
+
+
+def _trains(command: str, argv: list[str]) -> bool:
+    wanted = peek(argv, "train")[:1] or ["false"]
+    return command in ("run", "stage") and wanted[0].lower() in ("true", "yes", "t", "y", "1")
 
 
 def _make(*parsed: Any) -> Any:
@@ -37,13 +39,19 @@ def _make(*parsed: Any) -> Any:
     return CodecLMRun(*parsed)
 
 
-def _inspect(argv: list[str]) -> None:
+def _inspect(argv: list[str]) -> Result:
     from trl_extensions.codeclm.export import describe
 
     if not 1 <= len(argv) <= 2 or argv[0].startswith("-"):
         raise ValueError("`inspect` takes the folder of a run and an id, or the number of a row of data.jsonl.")
     which = argv[1] if len(argv) == 2 else "1"
-    print(describe(argv[0], int(which) if which.isdecimal() else which))
+    text = describe(argv[0], int(which) if which.isdecimal() else which)
+    return Result(text, {"text": text})
+
+
+def _metadata(run: Any) -> Result:
+    text = run.make_metadata()
+    return Result(text, {"text": text})
 
 
 METHOD = Method(
@@ -51,7 +59,8 @@ METHOD = Method(
     USAGE,
     _options,
     _make,
-    {"metadata": lambda run: print(run.make_metadata()), "export": lambda run: print(run.export().summary)},
+    {"metadata": _metadata, "export": lambda run: summary_of(run.export())},
     plain={"inspect": _inspect},
+    trains=_trains,
 )
 main = METHOD.main

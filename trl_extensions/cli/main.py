@@ -8,6 +8,8 @@ import threading
 import traceback
 from collections.abc import Sequence
 
+from trl_extensions.core.options import did_you_mean
+
 
 COMMANDS = {
     "principles": ("sami:principles", "write a YAML of principles for a task, for a person to edit"),
@@ -15,6 +17,8 @@ COMMANDS = {
     "tnt": ("tnt:main", "sample | annotate | train | evaluate | run: stop a model from saying marked things"),
     "w2s": ("w2s:main", "label | train | evaluate | run: train a strong model on the labels of weak ones"),
     "codeclm": ("codeclm:main", "run | metadata | inspect | export: make instruction data from seeds, for a model"),
+    "recipes": ("recipes:main", "list the recipes that come along, or copy one: trl-ext recipes copy NAME [FOLDER]"),
+    "env": ("main:env", "print versions and hardware, to paste into an issue"),
     "embedded": ("main:embedded", "fetch the small embedded model, once, and print where it lies"),
 }
 """Command -> (module here and function of the arguments that gives the exit code, what the help says)."""
@@ -37,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         _parser().print_help()
         return 2
+    if args.command not in COMMANDS:
+        hint = did_you_mean(args.command, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
+        print(f"trl-ext: error: unknown command {args.command!r}{hint}", file=sys.stderr)
+        return 2
     debug = args.debug or os.environ.get("TRL_EXT_DEBUG", "") not in ("", "0")
     try:
         module, _, function = COMMANDS[args.command][0].partition(":")
@@ -55,6 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"trl-ext: error: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def env(argv: Sequence[str]) -> int:
+    """Print what a run depends on, as TRL does, and what the processor can do."""
+    import torch
+    from trl.scripts.env import print_env
+
+    from trl_extensions import __version__
+
+    print_env()
+    features = [
+        name for name, has in torch.cpu.get_capabilities().items() if has is True and name[:3] in ("amx", "avx")
+    ]
+    print(f"- trl-extensions version: {__version__}\n- Processor: {', '.join(features)}")
+    return 0
 
 
 def embedded(argv: Sequence[str]) -> int:
@@ -84,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also TRL_EXT_DEBUG=1)")
-    parser.add_argument("command", nargs="?", choices=list(COMMANDS), help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 

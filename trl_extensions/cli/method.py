@@ -1,17 +1,56 @@
-"""What the commands of all methods share: options and YAML, `train` under a launcher, `run` and its stages."""
+"""What the commands of all methods share: what they print, `train` under a launcher, `run` and its stages."""
 
-import argparse
+import contextlib
+import json
 import os
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from trl_extensions.core.extras import check_run_extra
-from trl_extensions.core.options import message, old_names
+from trl_extensions.core.options import did_you_mean
+
+from .parser import help_text, option_parser, wants_help
+
+
+OUTPUT_OPTIONS = ("--json", "--quiet")
+
+
+@dataclass
+class Result:
+    """What came out of a command: for a person, as JSON for `--json`, and the exit code."""
+
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+    code: int = 0
+
+
+def tell(argv: Sequence[str], command: Callable[[], Result | None]) -> int:
+    """Carry out a command and print its result, as JSON with `--json`, and nothing else with `--quiet`."""
+    as_json, quiet = "--json" in argv, "--quiet" in argv
+    _honest_bars(quiet)
+    with _only_the_result(quiet) if as_json or quiet else contextlib.nullcontext():
+        result = command() or Result("")
+    if as_json:
+        print(json.dumps(result.data, default=str, ensure_ascii=False))
+    elif result.text:
+        print(result.text)
+    return result.code
+
+
+def summary_of(report: Any) -> Result:
+    """Of a dataclass with a `summary`."""
+    return Result(report.summary, asdict(report))
+
+
+def saved(run: Any, path: Any) -> Result:
+    """Of training: where the model is."""
+    return Result(f"model saved to {path}", {"model": path})
 
 
 @dataclass(frozen=True)
@@ -20,16 +59,18 @@ class Method:
 
     `options` tells from a command's arguments the dataclasses of its options, `make` makes a run of their instances.
     `commands` are functions of the run; accelerate may launch the one called `train`. Added are `run`, and `stage` for
-    the stages it starts. `plain` ones get bare arguments. `check_launch` refuses a run that cannot be distributed.
+    the stages it starts. `plain` ones get bare arguments. `check_launch` refuses a run that cannot be distributed, and
+    `trains` says whether a command, given its arguments, has a use for the settings of a trainer.
     """
 
     name: str
     usage: str
     options: Callable[[list[str]], Sequence[type]]
     make: Callable[..., Any]
-    commands: dict[str, Callable[[Any], int | None]]
-    plain: dict[str, Callable[[list[str]], int | None]] = field(default_factory=dict)
+    commands: dict[str, Callable[[Any], Result]]
+    plain: dict[str, Callable[[list[str]], Result]] = field(default_factory=dict)
     check_launch: Callable[[Any], None] = lambda run: None
+    trains: Callable[[str, list[str]], bool] = lambda command, argv: True
 
     def main(self, argv: Sequence[str]) -> int:
         """Carry out a command; returns the exit code. What is unknown or wrong raises a `ValueError` of one line."""
@@ -38,32 +79,38 @@ class Method:
             return 0 if argv else 2
         # Deprecations between the libraries below are nothing a user of these commands can act on, our own are
         warnings.filterwarnings("ignore", "(?!.*is now called)", FutureWarning)
-        command, own = argv[0], list(argv[1:])
+        command, own = argv[0], [item for item in argv[1:] if item not in OUTPUT_OPTIONS]
         named = {name: partial(self._perform, name) for name in self.commands}
         known = named | self.plain | {"run": self._run, "stage": self._stage}
         if command not in known:
-            offered = ", ".join(name for name in known if name != "stage")
-            raise ValueError(f"unknown command {command!r}; choose from {offered}")
-        if command in ("run", "evaluate") and not {"-h", "--help"} & set(own):
+            offered = [name for name in known if name != "stage"]
+            hint = did_you_mean(command, offered) or f"; choose from {', '.join(offered)}"
+            raise ValueError(f"unknown command {command!r}{hint}")
+        if wants_help(own) and command not in self.plain:
+            print(help_text(f"{self.name} {command}", self.options, own))
+            return 0
+        if command in ("run", "evaluate"):
             check_run_extra()  # before hours of work, not behind them
-        return known[command](own) or 0
+        return tell(argv, lambda: known[command](own))
 
     def parser(self, command: str, argv: list[str]) -> Any:
-        return option_parser(f"{self.name} {command}", self.options(argv), quiet=command == "stage")
+        quiet, trains = command == "stage", self.trains(command, argv)
+        name, options = f"{self.name} {command}", self.options(argv)
+        return option_parser(name, options, quiet, trains=trains, output_dir=self.name)
 
     def parse(self, command: str, argv: list[str]) -> Any:
         """The run that arguments describe; unknown arguments and YAML keys are refused."""
         return self.make(*self.parser(command, argv).parse_args_and_config(argv))
 
-    def _perform(self, command: str, argv: list[str]) -> int | None:
+    def _perform(self, command: str, argv: list[str]) -> Result | None:
         if command == "train":
             launch, argv = split_launch_arguments(self.parser(command, argv), argv)
             if launch:
                 launch_module(launch, [self.name, command, *argv])
-                return 0
+                return None
         return self.commands[command](self.parse(command, argv))
 
-    def _run(self, argv: list[str]) -> int:
+    def _run(self, argv: list[str]) -> Result:
         """All stages; each in a process of its own where that gives a GPU's memory back, or a launcher needs one."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("`run` launches its training itself: call it bare and pass --accelerate_config.")
@@ -80,8 +127,9 @@ class Method:
                 raise RuntimeError(f"stage `{name} {of}` ended with exit code {code}; the same command resumes there.")
 
         path = run.execute(in_own_process if launch or run.needs_processes() else None)
-        print(f"\n{run.summary(path)}\n\nreport: {path}")
-        return 0 if run.is_complete() else UNFINISHED
+        data = {"report": str(path), "complete": run.is_complete()}
+        data |= json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return Result(f"\n{run.summary(path)}\n\nreport: {path}", data, 0 if run.is_complete() else UNFINISHED)
 
     def _stage(self, argv: list[str]) -> None:
         name, of, *own = argv
@@ -94,56 +142,36 @@ UNFINISHED = 3
 """Exit code of a run that the same command goes on with."""
 
 
-def option_parser(command: str, dataclasses: Sequence[Any], quiet: bool = False) -> Any:
-    """TRL's parser of options and YAML that knows renamed ones too (`quiet`: without a word), with one-line errors."""
-    import yaml
-    from trl import TrlParser
-
-    renamed = {old: new for cls in dataclasses for old, new in old_names(cls).items()}
-    told = set(renamed) if quiet else set()
-
-    def translate(name: str) -> str:
-        old = name.replace("-", "_")  # dashes do too, as in the parser
-        if old in renamed and old not in told:
-            told.add(old)
-            print(f"trl-ext: {message(old, renamed[old])}", file=sys.stderr)
-        return renamed.get(old, name)
-
-    class OptionParser(TrlParser):
-        def parse_args_and_config(self, args=None, *rest, **options):
-            pairs = [item.partition("=") for item in args or ()]
-            args = [f"--{translate(i[2:])}{s}{v}" if i.startswith("--") else i + s + v for i, s, v in pairs]
-            try:
-                return super().parse_args_and_config(args, *rest, **options)
-            except yaml.YAMLError as error:  # which names file and line
-                raise ValueError(f"--config is not YAML ({' '.join(str(error).split())}); correct it") from None
-
-        def set_defaults_with_config(self, **values):
-            return super().set_defaults_with_config(**{translate(name): value for name, value in values.items()})
-
-        def error(self, message: str) -> NoReturn:
-            raise ValueError(f"{message} (`{self.prog} --help` lists what it takes)")
-
-    return OptionParser(tuple(dataclasses), prog=f"trl-ext {command}", allow_abbrev=False)
+@contextlib.contextmanager
+def _only_the_result(quiet: bool) -> Iterator[None]:
+    """Until it is printed, stdout is stderr, or nowhere; of processes that are started here too."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if quiet else sys.stderr):
+        os.dup2(nowhere.fileno() if quiet else 2, 1)
+        try:
+            yield
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
 
 
-def peek(argv: Sequence[str], *names: str) -> list[str]:
-    """What the command line, and then its YAML, say about a setting that decides what other settings there are."""
-    import yaml
+def _honest_bars(quiet: bool) -> None:
+    """No progress bars; or, where stderr is no terminal, a line every half minute and at the end, without returns."""
+    if quiet:
+        names = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
+        os.environ.update(dict.fromkeys(names, "1"))
+    if sys.stderr.isatty():
+        return
+    from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(*(f"--{name}" for name in names), dest="value", nargs="?", const="true")
-    parser.add_argument("--config")
-    given, _ = parser.parse_known_args(argv)
-    values = [given.value]
-    if given.config:
-        with open(given.config, encoding="utf-8") as file:
-            try:
-                settings = yaml.safe_load(file)
-            except yaml.YAMLError as error:
-                raise ValueError(f"{given.config} is not YAML ({' '.join(str(error).split())}); correct it") from None
-        values += [settings.get(name) for name in names] if isinstance(settings, dict) else []
-    return [str(value) for value in values if value is not None]
+    def display(bar, msg=None, pos=None):
+        now = time.monotonic()
+        if msg is None and (bar.disable or now - vars(bar).setdefault("_told", now) > 30):
+            bar._told = now
+            bar.fp.write(f"{bar}" + "\n" * (not bar.disable))  # closing, which disables a bar first, ends the line
+
+    tqdm.display, tqdm.clear = display, lambda *given, **options: None  # type: ignore[method-assign, assignment]
 
 
 def split_launch_arguments(parser: Any, argv: list[str]) -> tuple[list[str], list[str]]:
@@ -152,7 +180,8 @@ def split_launch_arguments(parser: Any, argv: list[str]) -> tuple[list[str], lis
         return [], argv
     from trl_extensions._compat import resolve_accelerate_config_argument
 
-    *_, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True, separate_remaining_strings=True)
+    parser.launching = True
+    unknown = parser.parse_known_args(argv)[1]
     remaining = iter(unknown)
     current, own = next(remaining, None), []
     for item in argv:  # what the parser left over is an ordered part of what it was given

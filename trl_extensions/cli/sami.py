@@ -9,7 +9,8 @@ from typing import Any
 from trl_extensions.core.options import option
 from trl_extensions.embedded import EMBEDDED_ALIAS, resolve_model_name
 
-from .method import Method, option_parser
+from .method import Method, Result, saved, summary_of
+from .parser import help_text, option_parser, wants_help
 
 
 USAGE = """\
@@ -40,33 +41,24 @@ def _make(args: Any, engine_args: Any, config: Any, model_args: Any) -> Any:
     return SAMIRun(args, engine_args, config, model_args)
 
 
-def _train(run: Any) -> None:
+def _train(run: Any) -> Result:
     run.train()
-    print(f"model saved to {run.folder / 'model'}")
+    return saved(run, run.folder / "model")
 
 
-def _evaluate(run: Any) -> None:
+def _evaluate(run: Any) -> Result:
     result = run.evaluate()
     bound = "MI bound {mean:.3f} ± {se:.3f} nats".format_map(result["mi_bound"])
     right = f"which constitution? {result['accuracy_columns']['mean']:.0%}"
     rest = "of {max_bound:.2f} on {num_queries} queries, {length:.0f} tokens per response".format_map(result)
     kl = f"{result['kl']['mean']:.3f} nats per token" if "kl" in result else "not measured (set `original_model`)"
-    print(f"{run.folder / 'evaluation.json'}: {bound} {rest}, {right}, KL to the original {kl}")
+    text = f"{run.folder / 'evaluation.json'}: {bound} {rest}, {right}, KL to the original {kl}"
     if judged := result.get("win_rate"):
         counts = "{wins} wins, {ties} ties, {losses} losses, {unread} unread".format_map(judged)
-        print(f"{run.folder / 'win_rate.json'}: {counts}, against {run.args.judge_against}")
+        text += f"\n{run.folder / 'win_rate.json'}: {counts}, against {run.args.judge_against}"
     elif run.args.judge:
-        print("not judged: set `judge_against` to the eval_samples.jsonl of another model")
-
-
-METHOD = Method(
-    "sami",
-    USAGE,
-    _options,
-    _make,
-    {"sample": lambda run: print(run.sample().summary), "train": _train, "evaluate": _evaluate},
-)
-main = METHOD.main
+        text += "\nnot judged: set `judge_against` to the eval_samples.jsonl of another model"
+    return Result(text, result)
 
 
 @dataclass
@@ -84,22 +76,30 @@ class PrincipleArguments:
     check: str | None = option(None, "Only check this YAML file of principles and show three constitutions of it.")
 
 
-def principles(argv: Sequence[str]) -> int:
+def _principle_options(argv: list[str]) -> Sequence[type]:
+    from trl_extensions.core.generation import EngineArguments
+
+    return PrincipleArguments, EngineArguments
+
+
+def _principles(argv: list[str]) -> Result:
     """Let a model write principles to a YAML file, or check one that a person edited."""
-    from trl_extensions.core.generation import EngineArguments, create_engine
+    if wants_help(argv):
+        return Result(help_text("principles", _principle_options, argv))
+    from trl_extensions.core.generation import create_engine
     from trl_extensions.core.generation.types import GenerationParams
     from trl_extensions.sami.principles import load_principles, save_principles, write_principles
 
-    args, engine_args = option_parser("principles", (PrincipleArguments, EngineArguments)).parse_args_and_config(argv)
+    args, engine_args = option_parser("principles", _principle_options(argv)).parse_args_and_config(argv)
     if args.check is not None:
         from trl_extensions.sami.principles import sample_constitutions
 
         own = load_principles(args.check)
-        print(f"{args.check}: {len(own)} principles: {', '.join(principle.name for principle in own)}")
-        shown = min(3, 2 ** len(own))  # one principle has only two constitutions
-        for constitution in sample_constitutions(own, shown, seed=args.seed, key="check"):
-            print(f"\n[{constitution.label}]\n{constitution.text}")
-        return 0
+        texts = [f"{args.check}: {len(own)} principles: {', '.join(principle.name for principle in own)}"]
+        # One principle has only two constitutions
+        shown = sample_constitutions(own, min(3, 2 ** len(own)), seed=args.seed, key="check")
+        texts += [f"\n[{constitution.label}]\n{constitution.text}" for constitution in shown]
+        return Result("\n".join(texts), {"principles": [principle.as_dict() for principle in own]})
     output = Path(args.output)
     if not args.task or not args.task.strip():
         raise ValueError("`task` is missing; say what the principles are for: --task 'answer everyday questions'")
@@ -113,7 +113,23 @@ def principles(argv: Sequence[str]) -> int:
     engine = create_engine(engine_args, model)
     raw = output.with_name(output.name + ".raw.jsonl")
     save_principles(output, write_principles(engine, args.task, args.num, params=params, raw_path=raw), task=args.task)
-    for principle in load_principles(output):
-        print(f"{principle.name}: {' / '.join(principle.wordings(True))} | {' / '.join(principle.wordings(False))}")
     print(f"wrote {output}; edit it, then check it: trl-ext principles --check {output}", file=sys.stderr)
-    return 0
+    own = load_principles(output)
+    texts = [f"{one.name}: {' / '.join(one.wordings(True))} | {' / '.join(one.wordings(False))}" for one in own]
+    return Result("\n".join(texts), {"output": output, "principles": [principle.as_dict() for principle in own]})
+
+
+METHOD = Method(
+    "sami",
+    USAGE,
+    _options,
+    _make,
+    {"sample": lambda run: summary_of(run.sample()), "train": _train, "evaluate": _evaluate},
+    plain={"principles": _principles},
+    trains=lambda command, argv: command != "sample",
+)
+main = METHOD.main
+
+
+def principles(argv: Sequence[str]) -> int:
+    return METHOD.main(["principles", *argv])

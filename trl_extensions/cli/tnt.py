@@ -6,7 +6,7 @@ from typing import Any
 from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.embedded import resolve_model_name
 
-from .method import Method
+from .method import Method, Result, saved, summary_of
 
 
 USAGE = """\
@@ -41,24 +41,25 @@ def _make(args: Any, annotator_args: Any, engine_args: Any, config: Any, model_a
     return TNTRun(args, annotator_args, engine_args, config, model_args)
 
 
-def _sample(run: Any) -> None:
+def _sample(run: Any) -> Result:
     if not run.args.prompts or not run.original:
         raise ValueError("`sample` needs `prompts` and `model_name_or_path`.")
-    report = run.sample_to(run.original, run.prompts()[0], run.folder / "outputs.jsonl", run.args.num_samples, True)
-    print(report.summary)
+    output = run.folder / "outputs.jsonl"
+    return summary_of(run.sample_to(run.original, run.prompts()[0], output, run.args.num_samples, True))
 
 
-def _candidates(run: Any) -> None:
+def _candidates(run: Any) -> Result:
     from trl_extensions.tnt.logs import find_candidates, read_logs, write_candidates
 
     if not run.args.logs:
         raise ValueError("`candidates` needs `logs`, a JSONL of deployed outputs with flags or complaints.")
     candidates, path = find_candidates(read_logs(run.args.logs)), run.folder / "candidates.yaml"
     write_candidates(path, candidates)
-    print(f"{path}: {len(candidates)} candidates; edit it, then `trl-ext tnt annotate --logs ... --candidates {path}`")
+    what = f"{len(candidates)} candidates; edit it, then `trl-ext tnt annotate --logs ... --candidates {path}`"
+    return Result(f"{path}: {what}", {"output": path, "candidates": len(candidates)})
 
 
-def _annotate(run: Any) -> None:
+def _annotate(run: Any) -> Result:
     from trl_extensions.tnt.annotate import annotate_rows
     from trl_extensions.tnt.logs import load_candidates, read_logs, rows_from_logs
 
@@ -74,24 +75,25 @@ def _annotate(run: Any) -> None:
         rows, annotators = read_jsonl(run.args.dataset_name), run.annotators
     else:
         raise ValueError("`annotate` needs `dataset_name` (outputs to mark), or `logs` and `candidates`.")
-    print(annotate_rows(rows, annotators, run.folder / "annotated.jsonl").summary)
+    return summary_of(annotate_rows(rows, annotators, run.folder / "annotated.jsonl"))
 
 
-def _train(run: Any) -> None:
+def _train(run: Any) -> Result:
     if not run.args.dataset_name or not run.original:
         raise ValueError("`train` needs `dataset_name` (annotated outputs) and `model_name_or_path`.")
     if run.args.target():
         raise ValueError("`train` knows no target: give `target_reduction`, `min_preserved` and `max_kl` to `run`.")
     run.claim_training()
     run.train()
-    print(f"model saved to {run.patched}")
+    return saved(run, run.patched)
 
 
-def _evaluate(run: Any) -> None:
-    from trl_extensions.tnt.report import verdict
+def _evaluate(run: Any) -> Result:
+    from trl_extensions.tnt.report import in_numbers, verdict
 
     run.check()
-    print(f"{run.folder / 'evaluation.json'}: {verdict(run.evaluate_alone())}")
+    found = run.evaluate_alone()
+    return Result(f"{run.folder / 'evaluation.json'}: {verdict(found)[1]} {in_numbers(found)}", found)
 
 
 METHOD = Method(
@@ -100,5 +102,6 @@ METHOD = Method(
     _options,
     _make,
     {"sample": _sample, "candidates": _candidates, "annotate": _annotate, "train": _train, "evaluate": _evaluate},
+    trains=lambda command, argv: command not in ("sample", "candidates", "annotate"),
 )
 main = METHOD.main

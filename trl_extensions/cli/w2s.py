@@ -1,11 +1,13 @@
 """`trl-ext w2s label | train | evaluate | run`."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from trl_extensions.embedded import resolve_model_name
 
-from .method import Method, peek
+from .method import Method, Result, saved
+from .parser import peek
 
 
 USAGE = """\
@@ -62,10 +64,15 @@ def _parts(run: Any) -> Any:
     return answers if run.args.task == "generation" else labels
 
 
-def _train(run: Any) -> None:
+def _train(run: Any) -> Result:
     if not run.args.dataset_name or not run.model_args.model_name_or_path:
         raise ValueError("`train` needs `dataset_name` (rows with weak labels) and `model_name_or_path`.")
-    print(f"model saved to {_parts(run).train(run)}")
+    return saved(run, _parts(run).train(run))
+
+
+def _evaluate(run: Any) -> Result:
+    text = _parts(run).evaluate(run)
+    return Result(text, json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8")))
 
 
 def _check_launch(run: Any) -> None:
@@ -79,10 +86,11 @@ METHOD = Method(
     _options,
     _make,
     {
-        "label": lambda run: print(_parts(run).label(run)),
+        "label": lambda run: Result(_parts(run).label(run), {"folder": run.folder}),
         "train": _train,
-        "evaluate": lambda run: print(_parts(run).evaluate(run)),
+        "evaluate": _evaluate,
     },
     check_launch=_check_launch,
+    trains=lambda command, argv: command != "evaluate",
 )
 main = METHOD.main

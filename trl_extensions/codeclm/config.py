@@ -164,11 +164,3 @@ class CodecLMArguments:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share!r}.")
         check_choices(self, "judge_mode", "format", *(["weight_by"] if self.weight_by is not None else []))
-
-
-@dataclass
-class FolderArguments:
-    """Where data is made, without a trainer."""
-
-    output_dir: str = option("codeclm", "The run's folder.")
-    seed: int = option(42, "Of everything that is drawn.")

@@ -63,8 +63,8 @@ class Engines:
 
 
 class CodecLMRun(Run):
-    """One run: `output` is its folder and seed (`FolderArguments`, or an `SFTConfig` where there is training), and
-    `model_args`, a `ModelConfig`, the target where it is trained, LoRA and quantisation."""
+    """One run: `output`, an `SFTConfig`, is its folder, seed and training, and `model_args`, a `ModelConfig`, the target
+    where it is trained, LoRA and quantisation."""
 
     def __init__(self, args: CodecLMArguments, config: CodecLMConfig, output: Any, model_args: Any = None):
         self.args, self.config, self.output, self.model_args = args, config, output, model_args
