@@ -16,6 +16,7 @@ from trl_extensions.weak_to_strong.report import (
     draw_scores,
     draw_toxicity,
     generation_verdict,
+    in_numbers,
     verdict,
     write_generation_report,
     write_label_report,
@@ -56,46 +57,62 @@ def label_report(**changes):
 
 
 class TestVerdict:
+    @pytest.mark.parametrize(
+        ("wrong", "seeds", "kind"),
+        [
+            (CLEAR, 2, "beats_teacher"),
+            (CLEAR, 1, "one_seed"),
+            ({"weak": range(40), "ceiling": range(10)}, 2, "no_strong_model"),
+            # .5 is what always saying one class gives; of 56 right of 100 Wilson's interval begins at .46, of 65 at .55
+            ({"weak": range(10), "soft_ce": range(50), "ceiling": range(50)}, 2, "ceiling_untrained"),
+            ({"weak": range(10), "soft_ce": range(50), "ceiling": range(44)}, 1, "ceiling_untrained"),
+            ({"weak": range(10), "soft_ce": range(50), "ceiling": range(35)}, 1, "one_seed"),
+            ({"weak": range(20), "soft_ce": range(10), "ceiling": range(40)}, 2, "ceiling_below"),
+            ({"weak": range(20), "soft_ce": range(10), "ceiling": range(20)}, 2, "no_gap"),
+            ({"weak": range(40), "soft_ce": range(30), "ceiling": [*range(3, 40), 50, 51]}, 2, "no_gap"),
+            ({"weak": range(20), "soft_ce": range(40), "product": range(50), "ceiling": range(5)}, 2, "below_teacher"),
+            ({"weak": range(40), "soft_ce": range(1, 40), "ceiling": range(10)}, 2, "unclear"),
+            ({"weak": range(40), "soft_ce": range(20)}, 2, "beats_teacher"),  # nobody trained a ceiling
+        ],
+    )
+    def test_what_came_of_it(self, wrong, seeds, kind):
+        assert verdict(run_of(wrong, seeds=seeds))[0] == kind
+
+    @pytest.mark.parametrize(
+        ("change", "before", "losses", "kind"),
+        [
+            ((-0.3, -0.4, -0.2), 0.5, [3, 2, 1], "less"),
+            ((0.3, 0.2, 0.4), 0.5, [3, 2, 1], "more"),
+            ((0.0, 0.0, 0.0), 0.0, [3, 2, 1], "nothing_unwanted"),
+            ((0.0, -0.1, 0.1), 0.5, [1, 2, 3], "loss"),
+            ((0.0, -0.1, 0.1), 0.5, [3, 2, 1], "unclear"),
+            (None, 0.5, [], "not_trained"),
+        ],
+    )
+    def test_what_came_of_generation(self, change, before, losses, kind):
+        own = {"prompts": 9, "models": {"original": {"probability": {"value": before}}}}
+        own["differences"] = {"probability": {"original": {}}}
+        if change:
+            own["models"]["w2s"] = {}
+            own["differences"]["probability"]["original"]["w2s"] = dict(
+                zip(("value", "low", "high"), change, strict=True)
+            )
+        assert generation_verdict({"kinds": {"sampled": own}}, [{"loss": loss} for loss in losses])[0] == kind
+
     def test_several_losses_and_that_the_best_was_picked_here(self):
-        text = verdict(run_of(CLEAR))
-        assert text.startswith("2 of 2 strong models trained on weak labels clearly beat their teacher")
-        assert (
-            "`soft_ce`, has 80.0 % (" in text and "the weak model's 60.0 % (" in text and "ceiling: 90.0 % (" in text
-        )
-        assert "Performance gap recovered: 0.67 (" in text
-        assert "`soft_ce` was picked out of 2 by these very test rows, which flatters it" in text
-        assert "PGR of the others: 0.33 to 0.33." in text
+        text = in_numbers(run_of(CLEAR))
+        assert "`soft_ce` has 80.0 % (" in text and "the weak model's 60.0 % (" in text and "ceiling: 90.0 % (" in text
+        assert "Performance gap recovered: 0.67 (" in text and "picked out of 2" in text and "0.33 to 0.33" in text
 
     def test_one_loss_was_not_picked(self):
-        text = verdict(run_of({name: CLEAR[name] for name in ("weak", "product", "ceiling")}))
-        assert text.startswith("Trained on weak labels (`product`), the strong model beats its teacher: 70.0 %")
-        assert "picked" not in text
-
-    def test_not_clear_of_the_teacher(self):
-        text = verdict(run_of({"weak": range(40), "soft_ce": range(1, 40), "ceiling": range(10)}))
-        assert "the strong model is not clear of its teacher: 61.0 %" in text
-
-    def test_worse_than_the_teacher_everywhere(self):
-        text = verdict(run_of({"weak": range(20), "soft_ce": range(40), "product": range(50), "ceiling": range(10)}))
-        assert text.startswith("0 of 2 strong models") and "Performance gap recovered: -2.00 (" in text
+        text = in_numbers(run_of({name: CLEAR[name] for name in ("weak", "product", "ceiling")}))
+        assert text.startswith("`product` has 70.0 % (") and "picked" not in text
 
     def test_no_gap(self):
-        text = verdict(run_of({"weak": range(20), "soft_ce": range(10), "ceiling": range(30)}))
+        text = in_numbers(run_of({"weak": range(20), "soft_ce": range(10), "ceiling": range(30)}))
         assert "undefined: the ceiling (0.700) is not above the weak model (0.800)." in text
-
-    def test_hardly_a_gap(self):
-        text = verdict(run_of({"weak": range(40), "soft_ce": range(30), "ceiling": [*range(3, 40), 50, 51]}))
+        text = in_numbers(run_of({"weak": range(40), "soft_ce": range(30), "ceiling": [*range(3, 40), 50, 51]}))
         assert "undefined: the gap to the ceiling, +0.010 ± 0.0" in text and "not clear of 0" in text
-
-    def test_one_seed_settles_nothing(self):
-        text = verdict(run_of(CLEAR, seeds=1))
-        assert text.startswith("One seed settles nothing") and "recovered: 0.67." in text and "80.0 % accuracy" in text
-        one = run_of({name: CLEAR[name] for name in ("weak", "product", "ceiling")}, seeds=1)
-        assert "one seed" in verdict(one) and one["scores"]["weak"]["accuracy"]["low"] is None
-
-    def test_nothing_trained_on_weak_labels(self):
-        text = verdict(run_of({"weak": range(40), "ceiling": range(10)}))
-        assert text.startswith("No strong model was trained on weak labels. Accuracy: the weak model's 60.0 %")
 
 
 class TestLabelReport:
@@ -110,7 +127,9 @@ class TestLabelReport:
         path = write_label_report(tmp_path / "run", evaluation, settings, [label_report()])
         assert path == tmp_path / "run" / "report.md"
         text = path.read_text(encoding="utf-8")
-        assert text.split("\n\n")[:2] == ["# Weak-to-strong: strong-1b", verdict(evaluation)]
+        assert text.startswith(
+            f"# Weak-to-strong: strong-1b\n\n**{verdict(evaluation)[1]}** {in_numbers(evaluation)}\n"
+        )
         assert {"scores.png", "pgr.png"} <= {own.name for own in path.parent.iterdir()}
         own = json.loads((path.parent / "report.json").read_text(encoding="utf-8"))
         assert own["scores"] == evaluation["scores"] and own["settings"] == settings
@@ -203,11 +222,9 @@ class TestGenerationReport:
     def test_numbers_and_texts(self, scorer, tmp_path):
         evaluation = self.evaluation(scorer)
         text = write_generation_report(tmp_path, evaluation).read_text(encoding="utf-8")
-        assert f"Scored by `{scorer['name']}`" in text
+        assert f"Scored by {scorer['name']}" in text
         assert ("rescaled so that 11, the best score, is 0" in text) == scorer["higher_is_better"]
-        assert text.split("\n\n")[:2] == [
-            "# Weak-to-strong by generation: strong-1b", generation_verdict(evaluation),
-        ]  # fmt: skip
+        assert text.startswith("# Weak-to-strong by generation: strong-1b\n\n**")
         assert (tmp_path / "toxicity.png").exists()
         table = section(text, "Greedy: 3 prompts, 1 a prompt")
         # Means .533 and .333; 2 and 1 prompts of 3 are toxic
@@ -226,26 +243,22 @@ class TestGenerationReport:
         after = section(text, "Toxic after training")
         assert "0.60 → 0.70" in after and "prompt 0" not in after
 
-    def test_verdict(self):
-        text = generation_verdict(self.evaluation())
-        assert text.startswith(
-            "Over the greedy answer to each of 3 held-out prompts, expected maximum toxicity went from"
-        )
-        assert "toxicity probability went from 0.67 (" in text and "to 0.33 (" in text
-        assert "not clear of that of the model before training: -0.333 (" in text
-        assert "that of its teacher: -0.667 (" in text
-        assert "gap recovered" not in text
-
-    def test_verdict_with_a_ceiling(self):
+    def test_first_come_the_numbers_behind_the_verdict(self, scorer, tmp_path):
+        first = write_generation_report(tmp_path, self.evaluation(scorer)).read_text(encoding="utf-8").split("\n\n")[1]
+        assert "toxicity probability went from 0.67 (" in first and "to 0.33 (" in first
+        assert "not clear of that of the model before training: -0.333 (" in first
+        assert "that of its teacher: -0.667 (" in first and "gap recovered" not in first
         # Toxic: weak 3 of 3, w2s 1, ceiling 0
-        assert "Performance gap recovered: 0.67 (" in generation_verdict(self.evaluation(ceiling=[0.1, 0.2, 0.1]))
+        text = write_generation_report(tmp_path, self.evaluation(scorer, ceiling=[0.1, 0.2, 0.1])).read_text("utf-8")
+        assert "Performance gap recovered: 0.67 (" in text.split("\n\n")[1]
 
     def test_before_anything_is_trained(self, scorer, tmp_path):
         evaluation = evaluate_toxicity({"original": {"sampled": [[0.1, 0.2]] * 4}}, resamples=20)
         evaluation |= {"model": "strong", "scorer": scorer}
         (tmp_path / "held_out" / "w2s_scored.jsonl").unlink()
         text = write_generation_report(tmp_path, evaluation).read_text(encoding="utf-8")
-        assert "Nothing was trained yet; 2 samples to each of 4 held-out prompts were scored." in text
+        assert json.loads((tmp_path / "report.json").read_text())["verdict"]["kind"] == "not_trained"
+        assert "2 samples to each of 4 held-out prompts were scored." in text
 
 
 def heights(axes):

@@ -10,11 +10,12 @@ from ..core.generation.sampling import completion_text
 from ..core.judge.win_rate import EQUAL_WITHIN
 from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
-from ..core.runs.report import RunReport
+from ..core.runs.report import RunReport, first_true, loss_stayed, quoted
 from .data import load_rows
 from .principles import constitution_label
 
 
+FEW = 30  # held-out queries, from which on an error of a mean is to be believed
 SIDE_BY_SIDE, _MOST_LABELS, _LINES = 6, 16, 4  # held-out queries shown; constitutions in the table, in the figure
 
 
@@ -25,7 +26,7 @@ def write_report(folder: Path) -> Path:
     rounds = [_round_data(folder / f"round_{number}", number) for number in range(count)]
     report = RunReport(f"SAMI: {Path(model).name}")
     report.data = {"model": model, "rounds": rounds}
-    _verdict(report, rounds)
+    _first_lines(report, rounds)
     _rounds_table(report, rounds)
     last = rounds[-1]["evaluation"]
     _obedience_table(report, last.get("obedience"), "Obedience, by principle")
@@ -65,32 +66,71 @@ def _round_data(folder: Path, number: int) -> dict[str, Any]:
     return data | ({"win_rate": _json(judged)} if judged.exists() else {})
 
 
-def _verdict(report: RunReport, rounds: list[dict]) -> None:
+def verdict(rounds: list[dict]) -> tuple[str, str]:
+    """What came of a run, and what to do: its kind, and a sentence. Clear is what is more than two standard errors."""
     first, last = rounds[0]["evaluation"], rounds[-1]["evaluation"]
-    rise = last["mi_bound"]["mean"] - first["mi_bound"]["mean"]
+    changes = {name: own["all"].get("difference") for name, own in (last.get("obedience") or {}).items()}
+    more = [name for name, own in changes.items() if own and own["value"] > 2 * own["se"]]
+    less = [name for name, own in changes.items() if own and -own["value"] > 2 * own["se"]]
+    rise, error = _rise(first, last)
+    names, fewer = (", ".join(map(quoted, own)) for own in (more, less))
+    steps = rounds[-1].get("steps", [])
+    return first_true(
+        ("obeys", more and not less, f"It worked: obeyed clearly more often than before: {names}."),
+        ("mixed", more, f"One at the other's cost: {names} obeyed clearly more often than before, {fewer} less often. "
+         "Train on fewer principles, or check their wording and what answers show under both sides."),
+        ("disobeys", less, f"Obeyed clearly less often than before: {fewer}. Lower `learning_rate` or the number of "
+         "steps, and check what the answers that were trained on show (`filter_by_check`)."),
+        ("told_apart", rise > 2 * error,
+         "Answers to different constitutions are clearly easier to tell apart, but no principle is clearly obeyed "
+         "more often: give principles a `check`, or read the answers below."),
+        ("less_apart", -rise > 2 * error,
+         "Answers to different constitutions are clearly harder to tell apart than before: lower `learning_rate`."),
+        ("judge", ((rounds[-1].get("win_rate") or {}).get("contradiction_share") or 0) > 0.9,
+         "The judge prefers whatever stands in one place, so its win rate says nothing, and nothing else is clear: "
+         "take a larger judge, or `judge_mode: logprobs`."),
+        ("loss", loss_stayed(steps),
+         "Training did nothing, its loss did not fall: raise `learning_rate` or `steps_per_round`."),
+        ("too_few", last["num_queries"] < FEW,
+         f"Nothing is clear of its error on {last['num_queries']} held-out queries, which are too few to tell: hold "
+         "out more (`num_eval_prompts`)."),
+        ("unclear", True,
+         "Nothing is clear of its error: train more (`rounds`, `steps_per_round`, `learning_rate`), on principles "
+         "that the model follows when it is asked to."),
+    )  # fmt: skip
+
+
+def _rise(first: dict[str, Any], last: dict[str, Any]) -> tuple[float, float]:
+    """Of the tight bound, with its standard error."""
     error = math.hypot(last["mi_bound"]["se"], first["mi_bound"]["se"])
+    return last["mi_bound"]["mean"] - first["mi_bound"]["mean"], error
+
+
+def _first_lines(report: RunReport, rounds: list[dict]) -> None:
+    first, last = rounds[0]["evaluation"], rounds[-1]["evaluation"]
+    rise, error = _rise(first, last)
     report.data["rise"] = {"mi_bound": rise, "se": error}
     clarity = f", {'clear of' if abs(rise) > 2 * error else 'within'} twice its standard error" if error else ""
     orders = ""
     if "same_order" in last and "same_order" in first:
         was, now = (e["same_order"]["accuracy_columns"]["mean"] for e in (first, last))
         orders = f" ({was:.0%} to {now:.0%} in the order they were written under)"
-    report.text(
+    report.verdict(
+        *verdict(rounds),
         f"On {last['num_queries']} held-out queries the tight bound on mutual information went from "
         f"{_pm(first['mi_bound'])} to {_pm(last['mi_bound'])} nats (at most {last['max_bound']:.2f}), principles in a "
         f"fresh order: a change of {rise:+.3f} ± {error:.3f}{clarity}. Which constitution a response was written for, "
         f"the model could tell {first['accuracy_columns']['mean']:.0%} of the time before and "
-        f"{last['accuracy_columns']['mean']:.0%} after{orders}."
+        f"{last['accuracy_columns']['mean']:.0%} after{orders}.",
     )
-    report.data["verdict"] = words = verdict(last)
-    if words:
-        report.text(f"**{' '.join(words)}**")
+    if words := axes_in_words(last):
+        report.text(quoted(" ".join(words)))
     for entry in rounds[1:]:
         for check in (check for check in entry["guard"] if check.get("stopped")):
-            report.text(f"**Round {entry['round']} was stopped at step {check['step']}:** {check['stopped']}")
+            report.text(f"**Round {entry['round']} was stopped at step {check['step']}:** {quoted(check['stopped'])}")
 
 
-def verdict(evaluation: dict[str, Any]) -> list[str]:
+def axes_in_words(evaluation: dict[str, Any]) -> list[str]:
     """Both axes of a trained model's `evaluation.json` in sentences: which principles it obeys more often, less often
     or no differently (by twice the standard error), and how much else stayed; nothing where that was not measured."""
     ways: dict[str, list[str]] = {
@@ -126,12 +166,12 @@ def _rounds_table(report: RunReport, rounds: list[dict]) -> None:
             _pm(e.get("fixed_responses", e)["mi_bound"]), _pm(e.get("contrast_per_token", e["mi_bound"])),
             e["kl"]["mean"], f"{e['length']:.0f}", f"{e['truncated']:.0%}", e["distinct_2"],
         ])  # fmt: skip
-    header = ["round", "queries", "tight bound", "same order", "which constitution?", "same order", "same responses*"]
+    header = ["round", "queries", "tight bound", "same order", "which constitution?", "same order", "same responses†"]
     report.table([*header, "contrast per token", "KL", "tokens", "cut off", "distinct-2"], rows)
     report.text(
         'The tight bound (nats) is of log-probabilities of whole responses; "which constitution?" is how often a '
         "response has the highest one under the constitution it was written for. Principles stand in an order drawn "
-        'anew; "same order": as the response was sampled under, which tells constitutions apart by itself. *The bound '
+        'anew; "same order": as the response was sampled under, which tells constitutions apart by itself. †The bound '
         "on the original's responses, the same texts in every round."
     )
     unseen = [(entry["round"], entry["evaluation"].get("held_out_principles")) for entry in rounds]
@@ -205,9 +245,9 @@ def report_win_rates(report: RunReport, rounds: list[dict]) -> None:
     report.table([*header, "tokens", "original's tokens", "contradictions", "first place"], rows)
     judge = judged[-1][1]["judge"]
     report.text(
-        f"Judged by {judge['model']} ({judge['mode']}), each pair in both orders: a win is one in both, a tie half a "
-        "win; 95 % intervals by query. Contradictions: the share of compared pairs with another winner in each order; "
-        "first place: how often the answer shown first is preferred, 50 % for a judge without bias. Length-balanced: "
+        f"Judged by {quoted(judge['model'])} ({judge['mode']}), each pair in both orders: a win is one in both, a tie "
+        "half a win; 95 % intervals by query. Contradictions: the share of compared pairs with another winner in each "
+        "order; first place: how often the answer shown first is preferred, 50 % for a judge without bias. Balanced: "
         f"the mean over responses that are shorter, equal (within a factor {EQUAL_WITHIN}) and longer than the "
         "original's; at equal length: by a logistic regression."
     )
@@ -289,7 +329,7 @@ def _samples(report: RunReport, first: Path, last: Path) -> None:
     for key in [key for key in before if key in after][:SIDE_BY_SIDE]:
         old, new = before[key], after[key]
         columns = zip(old["choices"], old["completions"], new["completions"], strict=True)
-        report.text(f"**{old['query'].strip()}**")
+        report.text(f"**{quoted(old['query'].strip())}**")
         rows = [[constitution_label(choices), _short(a), _short(b)] for choices, a, b in columns]
         report.table(["constitution", "original", last.name.replace("_", " ")], rows)
 

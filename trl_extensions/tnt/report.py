@@ -1,17 +1,19 @@
 """The report of a patch, written from what lies in the folder: what it removed, what it left, and at what cost."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.generation.sampling import completion_text
 from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
-from ..core.runs.report import RunReport
+from ..core.runs.report import Markdown, RunReport, first_true, loss_stayed, quoted
 from .search import MoreReport, describe
 
 
 SIDES = ("original", "patched")
+MOVED = 0.8  # of the probability that unwanted tokens had
 AXES = ("reduction", "preserved")
 SIDE_BY_SIDE, MOST_CANDIDATES = 5, 20
 LOGGED = ("loss", "prob/negative", "prob/negative_ref", "kl/negative", "kl/kept", "entropy", "tokens/negative")
@@ -29,7 +31,7 @@ def write_report(folder: Path) -> Path:
     search = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     point = search["chosen"] if search else {"alpha": training["alpha"], "steps": state["global_step"]}
     report.data = {"model": model, "variant": training["variant"], "alpha": point["alpha"]} | evaluation
-    report.text(verdict(evaluation))
+    report.verdict(*verdict(evaluation, state["log_history"]), in_numbers(evaluation))
     draw_two_axes(evaluation, folder / "two_axes.png")
     report.figure("two_axes.png", caption)
     _write_axes(report, evaluation)
@@ -56,7 +58,36 @@ def write_report(folder: Path) -> Path:
     return report.write(folder)
 
 
-def verdict(evaluation: dict[str, Any]) -> str:
+def verdict(evaluation: dict[str, Any], log: Sequence[Mapping[str, Any]] = ()) -> tuple[str, str]:
+    """What came of a patch, and what to do: its kind, and a sentence. Clear is what the 95 % intervals set apart."""
+    kinds = [kind for kind in ("greedy", "sampled") if all(kind in evaluation[side] for side in SIDES)]
+    kind = next((kind for kind in kinds if evaluation["original"][kind]["share"]["value"]), "greedy")
+    before, after = (evaluation[side][kind]["share"] for side in SIDES)
+    fell, kept = after["high"] < before["low"], evaluation["preservation"]["clean"]["exact_match"]["value"]
+    was, now = (evaluation["divergence"][name] for name in ("prob_negative_original", "prob_negative"))
+    n = evaluation["patched"][kind]["n"]
+    return first_true(
+        ("nothing_unwanted", not before["value"],
+         f"None of the original's {n} held-out answers has anything unwanted, so the first axis measures nothing: "
+         "give `prompts` that bring it out, or hold out more (`num_eval_prompts`)."),
+        ("more", after["low"] > before["high"],
+         "The patch made it worse, more is unwanted than before: lower `learning_rate`, and look at what was marked."),
+        ("at_a_price", fell and kept is not None and kept < 0.5,
+         "It worked, at a price: clearly less is unwanted, but most clean answers changed. Lower `alpha` or "
+         "`num_train_epochs`, or say what must stay (`min_preserved`)."),
+        ("removed", fell, "It worked: clearly less is unwanted than before."),
+        ("loss", loss_stayed(log),
+         "Training did nothing, its loss did not fall: raise `learning_rate` or `num_train_epochs`."),
+        ("hardly_moved", was and now > MOVED * was,
+         "The patch hardly moved the model: what is unwanted is nearly as likely as before where it stood. Raise "
+         "`num_train_epochs`, `learning_rate` or `alpha`, or mark more outputs (`min_marked`)."),
+        ("too_few", True,
+         f"What is unwanted became less likely, but {n} held-out answers do not show it clearly: hold out more "
+         "(`num_eval_prompts`), or train more (`num_train_epochs`, `alpha`)."),
+    )  # fmt: skip
+
+
+def in_numbers(evaluation: dict[str, Any]) -> str:
     """Both axes in a few sentences."""
     before, after = (evaluation[side]["greedy"]["share"] for side in SIDES)
     clean = evaluation["preservation"]["clean"]
@@ -217,10 +248,10 @@ def _write_samples(report: RunReport, folder: Path) -> None:
             report.table(["prompt", *SIDES], rows[:SIDE_BY_SIDE])
 
 
-def _marked(row: dict[str, Any]) -> str:
+def _marked(row: dict[str, Any]) -> Markdown:
     """The output with its spans in bold."""
     text, parts, end = completion_text(row["completion"]), [], 0
     for start, stop in row["negative_spans"]:
-        parts += [text[end:start], f"**{text[start:stop]}**"]
+        parts += [quoted(text[end:start]), f"**{quoted(text[start:stop])}**"]
         end = stop
-    return "".join([*parts, text[end:]])
+    return Markdown("".join([*parts, quoted(text[end:])]))

@@ -11,7 +11,8 @@ import numpy as np
 from ..core.generation.sampling import completion_text
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.plots import BEFORE, COLOURS, bar_plot, panels, save
-from ..core.runs.report import RunReport
+from ..core.runs.report import Markdown, RunReport, first_true, loss_stayed, quoted
+from ..core.stats import wilson
 from .evaluation import CEILING, GAP_SCORES, ORIGINAL, STRONG, WEAK, harm_of
 
 
@@ -65,7 +66,8 @@ def write_label_report(
     _section(report, "What it took", columns, rows, "Means over seeds.")
 
     shown = {name: settings[name] for name in SHOWN if settings.get(name) not in (None, [], "")}
-    rows = [[f"`{name}`", f"{value:g}" if isinstance(value, float) else value] for name, value in shown.items()]
+    texts = [f"{value:g}" if isinstance(value, float) else value for value in shown.values()]
+    rows = [[Markdown(f"`{name}`"), text] for name, text in zip(shown, texts, strict=True)]
     _section(report, "Settings", ["setting", "value"], rows)
     return report.write(folder)
 
@@ -76,7 +78,7 @@ def _evaluation_tables(
     """What true labels of the test rows say."""
     scores, pairs = evaluation["scores"], settings.get("task") == "reward"
     names = [name for name in TITLES if name in scores[WEAK] and (not pairs or name in PAIR_SCORES)]
-    report.text(verdict(evaluation))
+    report.verdict(*verdict(evaluation), in_numbers(evaluation))
     report.text(_reading(evaluation))
     draw_scores(evaluation, folder / "scores.png")
     report.figure("scores.png", "Accuracy on the test rows; dots are seeds, lines the weak model and the ceiling.")
@@ -138,7 +140,7 @@ def _part_tables(report: RunReport, evaluation: dict[str, Any], pairs: bool) -> 
         ]
         _section(report, title, [first, *columns], rows)
     if worst := evaluation.get("worst"):
-        listed = [f"{name}: {own['subgroup']}, {number(own, 3)}" for name, own in worst.items()]
+        listed = [f"{name}: {quoted(str(own['subgroup']))}, {number(own, 3)}" for name, own in worst.items()]
         note = "Intervals allow for the subgroup having been picked as the worst (Bonferroni)."
         report.text(f"Worst subgroup by accuracy: {'; '.join(listed)}. {note}")
     if pairs or "confusion" not in evaluation:
@@ -189,37 +191,57 @@ def forecast_text(own: dict[str, Any]) -> str:
     return f"{text} It is {side} the teacher's."
 
 
-def verdict(evaluation: dict[str, Any]) -> str:
-    """Whether the strong models beat their teacher and what was recovered, in a few sentences."""
-    strong, scores = evaluation["strong"], evaluation["scores"]
-    differences, gaps = evaluation["differences"]["accuracy"], evaluation["pgr"]["accuracy"]
+def verdict(evaluation: dict[str, Any]) -> tuple[str, str]:
+    """What came of a run, and what to do: its kind, and a sentence. Clear is what the intervals leave no doubt of."""
+    strong, scores, rows = evaluation["strong"], evaluation["scores"], evaluation["rows"][0]
+    differences, gap = evaluation["differences"]["accuracy"], evaluation["gap"]["accuracy"]
+    clear = [name for name in strong if (differences[name]["low"] or 0) > 0]
+    # Always saying one class is right so often; one seed has no interval of its own
+    most = max(own["rows"] for own in evaluation["by_class"].values()) / rows
+    ceiling = scores.get(CEILING, {}).get("accuracy")
+    low = ceiling and (wilson(ceiling["value"] * rows, rows)[0] if ceiling["low"] is None else ceiling["low"])
+    return first_true(
+        ("no_strong_model", not strong, "No strong model was trained on weak labels: name losses in `variants`."),
+        ("ceiling_untrained", ceiling and low <= most,
+         "On true labels the strong model learned nothing: the ceiling is not clear of always saying one class "
+         f"({most:.0%} right), so no number here says anything of weak labels. Raise `learning_rate` or "
+         "`num_train_epochs`, give more `examples`, or train more of the model than a head."),
+        ("one_seed", len(evaluation["seeds"]) == 1,
+         "One seed settles nothing: what another would change is not known, and no interval is given. Add `seeds`."),
+        ("ceiling_below", gap and (gap["high"] or 0) < 0,
+         "The teacher is better than the strong model trained on true labels, so there is no gap to recover and "
+         "PGR says nothing: take a stronger model, train more of it than a head, or take a weaker teacher."),
+        ("no_gap", gap and (gap["low"] or 0) <= 0,
+         "The teacher is about as good as the strong model trained on true labels, so PGR says nothing: take a weaker "
+         "teacher, or more test rows and `seeds`."),
+        ("beats_teacher", clear,
+         f"It worked: {len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher."),
+        ("below_teacher", all((differences[name]["high"] or 0) < 0 for name in strong),
+         "Trained on weak labels the strong model is clearly worse than its teacher: raise `learning_rate` or "
+         "`num_train_epochs`, or label more rows."),
+        ("unclear", True,
+         f"No strong model is clear of its teacher on {rows} test rows: test on more, add `seeds`, or try another "
+         "loss (`variants`) where its errors are imitated."),
+    )  # fmt: skip
+
+
+def in_numbers(evaluation: dict[str, Any]) -> str:
+    """How right the models are and what was recovered, in a few sentences."""
+    strong, scores, gaps = evaluation["strong"], evaluation["scores"], evaluation["pgr"]["accuracy"]
     weak = f"the weak model's {percent(scores[WEAK]['accuracy'])}"
     if not strong:
-        return f"No strong model was trained on weak labels. Accuracy: {weak}."
+        return f"Accuracy: {weak}."
     best = max(strong, key=lambda name: scores[name]["accuracy"]["value"])
-    reached = percent(scores[best]["accuracy"])
     ceiling = f" (ceiling: {percent(scores[CEILING]['accuracy'])})" if CEILING in scores else ""
-    alone = len(evaluation["seeds"]) == 1
-    clear = [name for name in strong if not alone and differences[name]["low"] > 0]
+    reached = percent(scores[best]["accuracy"])
+    text = f"`{best}` has {reached} accuracy against {weak}{ceiling}. {recovered(gaps[best])}"
     if len(strong) == 1:
-        beats = "beats its teacher" if clear else "is not clear of its teacher"
-        beats = "has one seed, which settles nothing" if alone else beats
-        return (
-            f"Trained on weak labels (`{best}`), the strong model {beats}: {reached} accuracy against {weak}{ceiling}."
-            f" {recovered(gaps[best])}"
-        )
+        return text
     others = [gaps[name]["value"] for name in strong if name != best and gaps[name]["value"] is not None]
     span = f" PGR of the others: {min(others):.2f} to {max(others):.2f}." if others else ""
-    first = (
-        f"{len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher (the interval "
-        "of the difference lies above 0)."
-    )
-    if alone:
-        first = "One seed settles nothing: what another would change is not known, and no interval is given."
     return (
-        f"{first} The most accurate, `{best}`, has {reached} accuracy against {weak}"
-        f"{ceiling}. {recovered(gaps[best])} `{best}` was picked out of {len(strong)} by these very test rows, which "
-        f"flatters it: to choose a loss, compare them on other rows.{span}"
+        f"The most accurate, {text} It was picked out of {len(strong)} by these very test rows, which flatters it: to "
+        f"choose a loss, compare them on other rows.{span}"
     )
 
 
@@ -264,7 +286,7 @@ def _weak_tables(report: RunReport, weak_reports: Sequence[Mapping[str, Any]]) -
         report.table(columns, learners)
     for own in weak_reports:
         for warning in own["warnings"]:
-            report.text(f"**Seed {own['seed']}:** {warning}")
+            report.text(f"**Seed {own['seed']}:** {quoted(warning)}")
 
 
 def _right(own: Mapping[str, Any]) -> list[str]:
@@ -286,13 +308,15 @@ def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
     path = folder / "answers" / "keeping.json"
     keeping = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     report.data = {"kept": keeping} | evaluation
-    report.text(generation_verdict(evaluation))
+    log = folder / f"train_{STRONG}" / "trainer_state.json"
+    history = json.loads(log.read_text(encoding="utf-8"))["log_history"] if log.exists() else []
+    report.verdict(*generation_verdict(evaluation, history), _generation_in_numbers(evaluation))
     scorer = evaluation["scorer"]
     (low, high), name = scorer["range"], scorer["name"]
     best = high if scorer["higher_is_better"] else low
     scale = "" if (low, high, best) == (0, 1, 0) else f", rescaled so that {best:g}, the best score, is 0"
     report.text(
-        f"Scored by `{name}`{scale}. A prompt counts as toxic if one of its samples scores "
+        f"Scored by {quoted(name)}{scale}. A prompt counts as toxic if one of its samples scores "
         f"{evaluation['threshold']:g} or more. Both numbers grow with the samples a prompt. Intervals are "
         f"{100 * evaluation['confidence']:g} %, over prompts; differences are paired by prompt."
     )
@@ -307,14 +331,36 @@ def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
     return report.write(folder)
 
 
-def generation_verdict(evaluation: dict[str, Any]) -> str:
+def generation_verdict(evaluation: dict[str, Any], log: Sequence[Mapping[str, Any]] = ()) -> tuple[str, str]:
+    """What came of a run by generation, and what to do: its kind, and a sentence."""
+    own = evaluation["kinds"][_headline_kind(evaluation)]
+    before, probability = own["models"].get(ORIGINAL), own["differences"]["probability"]
+    change = probability.get(ORIGINAL, {}).get(STRONG)
+    return first_true(
+        ("not_trained", STRONG not in own["models"], "Nothing was trained yet."),
+        ("no_original", change is None, "There is nothing to compare with: the model before training was not asked."),
+        ("nothing_unwanted", before and not before["probability"]["value"],
+         f"Before training no answer to {own['prompts']} held-out prompts is toxic, so nothing can fall: give "
+         "prompts that bring it out, or more of them (`num_eval_prompts`)."),
+        ("less", change and change["high"] < 0, "It worked: answers are clearly less often toxic than before."),
+        ("more", change and change["low"] > 0,
+         "Answers are clearly more often toxic than before training: choose better ones (`threshold`, `best_of`)."),
+        ("loss", loss_stayed(log),
+         "Training did nothing, its loss did not fall: raise `learning_rate` or `num_train_epochs`."),
+        ("unclear", True,
+         f"Nothing is clear of its error on {own['prompts']} held-out prompts: hold out more (`num_eval_prompts`), "
+         "or train more (`num_train_epochs`)."),
+    )  # fmt: skip
+
+
+def _generation_in_numbers(evaluation: dict[str, Any]) -> str:
     """Toxicity before and after, and against the teacher, in a few sentences."""
     kind = _headline_kind(evaluation)
     own = evaluation["kinds"][kind]
     trained = [name for name in own["models"] if name not in (ORIGINAL, CEILING) and not name.startswith(WEAK)]
     what = f"{own['samples']} samples" if kind == "sampled" else "the greedy answer"
     if not trained:
-        return f"Nothing was trained yet; {what} to each of {own['prompts']} held-out prompts were scored."
+        return f"{what.capitalize()} to each of {own['prompts']} held-out prompts were scored."
     name, before = trained[-1], own["models"].get(ORIGINAL)
     went = []
     for measure, title in MEASURE_TITLES.items():
@@ -334,7 +380,7 @@ def _overview(report: RunReport, evaluation: dict[str, Any]) -> None:
     """One row a model: harm by each scorer, and how likely its answers are to the model before training."""
     kind, fluency = _headline_kind(evaluation), evaluation.get("fluency")
     scored = [own for own in (evaluation, evaluation.get("confirmed")) if own]
-    header = ["", *(f"{title}, `{own['scorer']['name']}`" for own in scored for title in MEASURE_TITLES.values())]
+    header = ["", *(f"{title}, {own['scorer']['name']}" for own in scored for title in MEASURE_TITLES.values())]
     header += ["perplexity under the original", "times the original's", "empty answers"] if fluency else []
     roles = {ORIGINAL: "before", WEAK: "teacher", STRONG: "after"}
     rows = []

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from trl_extensions.core.runs.report import RunReport, mean_and_error, replacing, write_atomically
+from trl_extensions.core.runs.report import Markdown, RunReport, mean_and_error, quoted, replacing, write_atomically
 
 
 def test_mean_and_error_by_hand():
@@ -21,6 +21,50 @@ def test_cells_cannot_break_the_table(tmp_path):
     lines = report.write(tmp_path).read_text().splitlines()
     assert lines == ["# Title", "", "| a | b |", "| --- | --- |", "| x \\| y | two<br>lines |", "| 1 | 0.123 |"]
     assert json.loads((tmp_path / "report.json").read_text()) == {"n": 1}
+
+
+HOSTILE = {
+    "html": "<script>alert(1)</script> <img src=x onerror=alert(1)> &lt;b&gt; <!-- -->",
+    "cells": "a \\| b | c \\",
+    "headings": "# one\r\n## two\n\nthree\n===\n---",
+    "links": "[me](javascript:alert(1)) ![x](http://evil.example/x.png) [a][b] [a]: http://evil.example <http://evil.example>",
+    "bare links": "see https://evil.example/?q=1 or www.evil.example",
+    "emphasis": "*a* **b** _c_ __d__ ~~e~~ snake_case 2*3*4",
+    "fences": "```\ncode `x`\n~~~\n> quote\n- list\n1. number",
+    "controls": "a\x00b\x1b[2Jc\u202ed\x85e\u2028f\ud800",
+    "japanese": "**「見出し」**\n# 題 | 表 <b>太字</b> [リンク](http://evil.example) ｜ ＃",
+    "long": "長い" * 5000,
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_what_others_wrote_is_shown_and_nothing_else(tmp_path, name):
+    """Read back by another Markdown reader: the text is the whole of its cell, paragraph and heading."""
+    reader = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
+    text = HOSTILE[name]
+    report = RunReport(text)
+    report.heading(text)
+    report.text(f"**{quoted(text)}**")
+    report.table([text, "n"], [[text, 0.5], [Markdown("**ours**"), 1]])
+    tokens = reader.parse(report.write(tmp_path).read_text(encoding="utf-8"))
+    shapes = [token.type for token in tokens if token.type.endswith("_open")]
+    table = [
+        "table_open",
+        "thead_open",
+        *["tr_open", "th_open", "th_open"],
+        "tbody_open",
+        *["tr_open", "td_open", "td_open"] * 2,
+    ]
+    assert shapes == ["heading_open", "heading_open", "paragraph_open", *table]
+    inline = [token.children for token in tokens if token.type == "inline"]
+    ours = {"text", "text_special", "strong_open", "strong_close", "html_inline"}
+    assert {child.type for children in inline for child in children} <= ours
+    assert {c.content for children in inline for c in children if c.type == "html_inline"} <= {"<br>"}
+    shown = ["".join("\n" if c.type == "html_inline" else c.content for c in children) for children in inline]
+    wanted = "\n".join(text.strip("\r\n").splitlines())
+    wanted = "".join("\ufffd" if not (own.isprintable() or own == "\n") else own for own in wanted)
+    wanted = wanted if len(wanted) <= 1500 else wanted[:1499] + "…"
+    assert shown == [wanted, wanted, wanted, wanted, "n", wanted, "0.500", "ours", "1"]
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
