@@ -384,6 +384,17 @@ def test_a_file_of_the_user_may_include_one_that_comes_along(tmp_path):
         ("encode", "{{ instruction }} {{ max_skills / 0 }}", "cannot be filled in .*zero"),
         ("encode", "{{ instruction }} {{ max_skills + '' }}", "cannot be filled in"),
         ("encode", "{{ instruction }}{% include 'missing.jinja' %}", "cannot be filled in .*missing"),
+        ("encode", "{{ instruction }}\n{{ max_skills.a }}", "line 2: cannot be filled in .*'a'"),
+        ("encode", "{{ instruction }}\n\n{{ 説明 }}", "line 3: unknown variable '説明'"),
+        ("encode", "{{ instruction }}{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("encode", "{{ instruction }}{{ cycler.__init__.__globals__.os.popen('id') }}", "unsafe|no attribute"),
+        ("encode", "{{ instruction }}{% set d = {} %}{{ d.popitem() }}", "line 1: cannot be filled in"),
+        ("encode", "{{ instruction }}{% include 'encode.jinja' %}", "recursion"),
+        ("encode", "{% macro f() %}{{ f() }}{% endmacro %}{{ instruction }}{{ f() }}", "recursion"),
+        ("encode", "{{ instruction }}{% for i in range(10**9) %}{% endfor %}", "makes too much"),
+        ("encode", "{{ instruction }}{% for i in range(999999) %}{% endfor %}", "[Rr]ange too big"),
+        ("encode", "{{ instruction }}{{ 'あ' * 10000000000 }}", "makes too much"),
+        ("encode", "{{ instruction }}{% for i in range(99999) %}{{ 'いろは' * 99 }}{% endfor %}", "characters"),
         ("encodes", "{{ instruction }}", "rename it to one of encode, decode"),
     ],
 )
@@ -392,6 +403,16 @@ def test_bad_files_give_one_clear_line(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message) as error:
         PromptTemplate(name if name in NAMES else "encode", tmp_path)
     assert str(error.value).startswith(str(tmp_path / f"{name}.jinja")) and "\n" not in str(error.value)
+
+
+def test_loops_in_loops_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_extensions.core.generation.ask._LONGEST_TIME", 0.2)
+    loops = "".join(f"{{% for x{n} in range(9999) %}}" for n in range(4)) + "{% endfor %}" * 4
+    write(tmp_path, "{{ instruction }}" + loops)
+    with pytest.raises(ValueError, match="line 1: cannot be filled in .it takes more than 0.2 seconds"):
+        PromptTemplate("encode", tmp_path)
+    write(tmp_path, "{{ instruction }} {{ '-' * 20 }} {{ 2 * max_skills }}")
+    assert PromptTemplate("encode", tmp_path).render(instruction="Hi", max_skills=3) == f"Hi {'-' * 20} 6"
 
 
 def test_a_file_that_is_no_text(tmp_path):

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import jinja2
 import pytest
 
 from tests.core.judges import RuleJudge, shorter
@@ -406,6 +405,7 @@ class TestSettings:
             ("{{ first }} {{ secnd }}", "unknown variable 'secnd'; it may use criterion, first, prompt, second"),
             ("{{ first }}", "'second' is not in it"),
             ("{{ first }} {{ second", "line 1"),
+            ("{{ first }} {{ second }}\n{{ prompt.__class__.__mro__ }}", "line 2: cannot be filled in .*unsafe"),
         ],
     )
     def test_templates_that_cannot_be_used(self, tmp_path, text, message):
@@ -414,12 +414,6 @@ class TestSettings:
         with pytest.raises(ValueError, match=message) as caught:
             PairwiseJudge(RuleJudge(shorter), template=path)
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-
-    def test_templates_reach_nothing_else(self, tmp_path):
-        path = tmp_path / "mine.jinja"
-        path.write_text("{{ first.__class__.__mro__ }}{{ second }}")
-        with pytest.raises(jinja2.exceptions.SecurityError):
-            judged(shorter, PAIRS[:1], template=path)
 
     def test_missing_template(self, tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):

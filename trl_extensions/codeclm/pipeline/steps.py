@@ -433,18 +433,14 @@ class PromptTemplate:
     """
 
     def __init__(self, name: str, folder: str | os.PathLike | None = None):
-        import jinja2
-
         folders = [PROMPTS] if folder is None else [Path(folder), PROMPTS]
         for path in sorted(folders[0].glob("*.jinja")):
             if path.stem not in _VARIABLES:
                 raise ValueError(f"{path} is no prompt's name; rename it to one of {', '.join(_VARIABLES)}")
         self.path = next(place for own in folders if (place := own / f"{name}.jinja").is_file())
-        loader = jinja2.FileSystemLoader(folders)
         needed, optional = _VARIABLES[name]
         variables = (*needed, *optional, *_READER)
-        self._template = load_template(self.path, variables, loader=loader, trim_blocks=True, lstrip_blocks=True)
-        self._template.globals = dict(self._template.globals)  # a chain of mappings, slow to copy for every prompt
+        self._fill = load_template(self.path, variables, folders=folders, trim_blocks=True, lstrip_blocks=True)
         # What is wrong with it shows now and not after the first thousand calls
         values = {key: _SAMPLES.get(key, f"({key})") for key in variables}
         self.sample = self.render(**values)
@@ -457,9 +453,4 @@ class PromptTemplate:
 
     def render(self, **values: Any) -> str:
         """The prompt with its values; braces inside these are left alone."""
-        import jinja2
-
-        try:
-            return self._template.render(dict.fromkeys(_READER) | values)
-        except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
-            raise ValueError(f"{self.path}: cannot be filled in ({one_line(str(error))}); correct the file") from None
+        return self._fill(dict.fromkeys(_READER) | values)

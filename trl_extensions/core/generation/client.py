@@ -31,7 +31,7 @@ _IN_A_ROW = 10  # failures after which no call can be answered
 _LOCAL_AT_ONCE, _MOST_IN_A_BATCH = 64, 512  # calls of models in this process, the former within a budget of tokens
 _SETTLING, _PULSE = 0.02, 0.5  # seconds in which calls that are about to come may join a batch; between wake-ups
 _GRACE = 30.0  # seconds for answers under way after an error
-_WRONG_FOR_ALL = (401, 402, 403, 404)
+_WRONG_FOR_ALL = (301, 302, 303, 307, 308, 401, 402, 403, 404)
 
 
 class BudgetSpent(Exception):  # noqa: N818 (nothing went wrong)

@@ -177,6 +177,7 @@ class PairwiseJudge:
         self._cache = cache
         file = Path(__file__).parent / "prompts" / f"judge_{mode}.jinja" if template is None else Path(template)
         self._question = load_template(file, _VARIABLES, needed=("first", "second"))
+        self._question(dict.fromkeys(_VARIABLES, "(text)"))  # what is wrong with it shows now
         self.settings: dict[str, Any] = {
             "engine": engine.name,
             "mode": mode,
@@ -204,7 +205,7 @@ class PairwiseJudge:
     def _chat(self, pair: Pair, swapped: bool) -> list[dict[str, str]]:
         first, second = (pair.second, pair.first) if swapped else (pair.first, pair.second)
         values = {"criterion": self.criterion, "prompt": as_text(pair.prompt), "first": first, "second": second}
-        return [{"role": "user", "content": self._question.render(values)}]
+        return [{"role": "user", "content": self._question(values)}]
 
     def _weigh(self, chats: list[list[dict[str, str]]]) -> list[Answer]:
         """The share of A and of B in their probability together."""
