@@ -85,6 +85,13 @@ def read_rows(source: Source, split: str = "train") -> Iterator[dict[str, Any]]:
         yield row
 
 
+def load_rows(source: Source, split: str = "train") -> Any:
+    """All rows of a file or of an iterable as a list; a `datasets.Dataset`, given or loaded, as it is."""
+    if isinstance(source, (str, os.PathLike)) and not is_file(source):
+        return read_dataset(os.fspath(source), split)
+    return source if hasattr(source, "features") else list(read_rows(source))
+
+
 def name_of(source: Source) -> str:
     """What a source is called in messages."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "rows given"
@@ -102,10 +109,8 @@ def name_unused(source: Source, columns: Iterable[str], used: Iterable[str | Non
         say_once(f"{name_of(source)}: columns that are not used: {', '.join(others)}")
 
 
-def is_file(source: Source) -> bool:
+def is_file(source: str | os.PathLike) -> bool:
     """Whether `source` is meant as a file on this machine; raises where it is one that cannot be read."""
-    if not isinstance(source, (str, os.PathLike)):
-        return False
     source = os.fspath(source)
     if source.startswith("hf://"):
         return False

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..core.generation.sampling import completion_text
-from ..core.inputs import Source, answered, is_file, name_of, read_dataset, read_rows
+from ..core.inputs import Source, answered, load_rows, name_of
 from ..core.training.encoding import encode_prompt, end_token_id
 
 
@@ -59,8 +59,7 @@ def load_training_rows(
 
 def read_annotated(source: Source, split: str) -> Any:
     """The rows of a file or a data set, with `prompt` and `completion` (see `answered`) unless they are tokenised."""
-    own_format = isinstance(source, str) and not is_file(source)
-    found = read_dataset(str(source), split) if own_format else list(read_rows(source))
+    found = load_rows(source, split)
     if len(found) and "input_ids" in found[0]:
         return found
     return [answered(row, f"{name_of(source)}: row {number}") for number, row in enumerate(found, start=1)]

@@ -3,11 +3,10 @@ groups."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import random
 import string
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...core.inputs import is_file, read_dataset, read_rows
+from ...core.inputs import Source, load_rows, name_of, name_unused, row_value, say_once, with_ids
 
 
 logger = logging.getLogger(__name__)
 
-TEXT_COLUMNS = ("text", "prompt", "query", "question")
+TEXT_COLUMNS = ("text", "prompt", "query", "question", "messages", "conversations", "instruction")
 """Columns tried in this order where none is named."""
 
 _HALVES, _SLICE = 0, 1  # streams of random numbers, so that a slice does not repeat what the halves drew
@@ -53,7 +52,7 @@ Row = TypeVar("Row", bound=Example | Pair)
 
 
 def load_examples(
-    source: str | os.PathLike,
+    source: Source,
     *,
     split: str = "train",
     text_template: str | None = None,
@@ -74,9 +73,10 @@ def load_examples(
         source, split: See `core.inputs.read_rows`.
         text_template: Text with columns in braces, `"Question: {question}\\nClause: {text}"`; `{{` is a brace.
         text_column: Column of the text, or of a chat, which becomes `"User: ...\\n\\nAssistant: ..."`. Defaults to
-            the first present of text, prompt, query, question.
-        label_column: Column of the class: its index (0, 1, ..., also as text), true or false, or its name; null for
-            unknown. `None` if there is no such column; `class_names` is then needed.
+            the first present of `TEXT_COLUMNS`.
+        label_column: Column of the class: its index (0, 1, ..., also as text), true or false, or its name, in which
+            case, width and white space do not matter; null for unknown. `None` if there is no such column;
+            `class_names` is then needed.
         group_column: Column that says which rows belong together.
         class_names: Names of classes 0, 1, ... Left out: those the data set declares; else the sorted distinct values
             of a column of texts; else "0", "1", ...
@@ -88,11 +88,11 @@ def load_examples(
     """
     if text_template is not None and text_column is not None:
         raise ValueError("give `text_template` or `text_column`, not both")
-    source, rows, declared = _open_source(source, split)
+    name, rows, declared = _open_source(source, split)
     labels: list[int | None] = [None] * len(rows)
     if label_column is not None:
         known = declared.get(label_column) if class_names is None else class_names
-        names, labels = _read_labels(rows, label_column, known, source)
+        names, labels = _read_labels(rows, label_column, known, name)
     elif class_names is not None:
         names = _checked_names(class_names)
     else:
@@ -100,24 +100,28 @@ def load_examples(
     if text_template is not None:
         pieces = _template_pieces(text_template)
         texts = [_fill(pieces, row, here) for here, row in rows]
+        used = [column for _, column in pieces]
     else:
         texts = [_text(row, text_column, here) for here, row in rows]
+        used = [text_column or next(column for column in TEXT_COLUMNS if column in rows[0][1])]
+        used += ["input"] if used == ["instruction"] else []
+    name_unused(name, rows[0][1], (*used, label_column, group_column, *(where or ())))
     examples = [
         Example(key, text, label, _group(row, group_column, here))
         for (here, row), key, text, label in zip(rows, _ids(rows, texts), texts, labels, strict=True)
         if _matches(row, where, here)
     ]
-    examples = _limited(examples, source, where, limit, seed)
+    examples = _limited(examples, name, where, limit, seed)
     by_text = defaultdict(set)
     for example in examples:
         by_text[example.text].add(example.label)
     if bad := sum(len(values - {None}) > 1 for values in by_text.values()):
-        logger.warning("%s: %d texts occur with different labels; no model can get all of them right", source, bad)
+        logger.warning("%s: %d texts occur with different labels; no model can get all of them right", name, bad)
     return examples, names
 
 
 def load_pairs(
-    source: str | os.PathLike,
+    source: Source,
     *,
     split: str = "train",
     group_column: str | None = None,
@@ -135,7 +139,7 @@ def load_pairs(
     plain prompt and a plain answer are taken as such a user's and assistant's message. An answer of messages that does
     not begin with the assistant's is a whole chat, in which the prompt is not repeated.
     """
-    source, rows, _ = _open_source(source, split)
+    name, rows, _ = _open_source(source, split)
     has_prompts = any("prompt" in row for _, row in rows)
     texts = []
     for here, row in rows:
@@ -153,8 +157,8 @@ def load_pairs(
         first, second = reversed(both) if swapped else both
         pairs.append(Pair(key, first, second, int(swapped), _group(row, group_column, here)))
     if equal:
-        logger.warning("%s: left out %d pairs of equal texts", source, equal)
-    return _limited(pairs, source, where, limit, seed)
+        logger.warning("%s: left out %d pairs of equal texts", name, equal)
+    return _limited(pairs, name, where, limit, seed)
 
 
 def flatten_chat(messages: Sequence[Mapping[str, str]]) -> str:
@@ -168,16 +172,15 @@ def flatten_chat(messages: Sequence[Mapping[str, str]]) -> str:
 # Rows of a source, and what is in them
 
 
-def _open_source(source: str | os.PathLike, split: str) -> tuple[str, list[tuple[str, dict[str, Any]]], dict]:
+def _open_source(source: Source, split: str) -> tuple[str, list[tuple[str, dict[str, Any]]], dict]:
     """Name of the source, its rows with what to call each in messages, and the class names it declares, by column."""
-    source = os.fspath(source)
-    rows: Iterable[dict[str, Any]] = read_rows(source) if is_file(source) else read_dataset(source, split)
+    name, rows = name_of(source), load_rows(source, split)
     features = getattr(rows, "features", None) or {}
     declared = {column: list(feature.names) for column, feature in features.items() if hasattr(feature, "names")}
-    numbered = [(f"{source}: row {number}", row) for number, row in enumerate(rows, start=1)]
+    numbered = [(f"{name}: row {number}", row) for number, row in enumerate(rows, start=1)]
     if not numbered:
-        raise ValueError(f"{source}: there are no rows; check the file")
-    return source, numbered, declared
+        raise ValueError(f"{name}: there are no rows; check the file")
+    return name, numbered, declared
 
 
 def _value(row: dict[str, Any], column: str, here: str) -> Any:
@@ -191,7 +194,9 @@ def _text(row: dict[str, Any], column: str | None, here: str) -> str:
     if column is None:
         tried, known = ", ".join(TEXT_COLUMNS), ", ".join(map(str, row)) or "none"
         raise ValueError(f"{here} has none of the columns {tried}; name the column of the text, available: {known}")
-    return _as_text(_value(row, column, here), f"{here}, column {column!r}")
+    _value(row, column, here)
+    where = f"{here}, column {column!r}"
+    return _as_text(row_value(row, column, where), where)
 
 
 def _as_text(value: Any, here: str) -> str:
@@ -256,18 +261,7 @@ def _group(row: dict[str, Any], column: str | None, here: str) -> str | None:
 
 def _ids(rows: Iterable[tuple[str, dict[str, Any]]], texts: Iterable[str]) -> list[str]:
     """Ids, each once: those of the rows, or the first 12 hexadecimal digits of their texts' SHA-256."""
-    given: dict[str, None] = {}
-    repeats: Counter[str] = Counter()
-    for (_, row), text in zip(rows, texts, strict=True):
-        own = row.get("id")
-        if not isinstance(own, (str, int)) or own == "":
-            own = hashlib.sha256(text.encode()).hexdigest()[:12]
-        key = base = str(own)
-        while key in given:
-            repeats[base] += 1
-            key = f"{base}-{repeats[base] + 1}"
-        given[key] = None
-    return list(given)
+    return [str(row["id"]) for row in with_ids((row for _, row in rows), texts)]
 
 
 def _limited(rows: list[Row], source: str, where: Mapping[str, Any] | None, limit: int | None, seed: int) -> list[Row]:
@@ -288,6 +282,8 @@ def _read_labels(
 ) -> tuple[list[str], list[int | None]]:
     """Class names, found in the column if they are not given, and the index of each row's class among them."""
     keys = [_label_key(_value(row, column, here), here) for here, row in rows]
+    spelled = merge_spellings((key for key in keys if key is not None), source, names or ())
+    keys = [spelled.get(key, key) if key else None for key in keys]
     names = _checked_names(_names_from({key for key in keys if key is not None}, source) if names is None else names)
     index: dict[str | None, int | None] = {None: None} | {name: i for i, name in enumerate(names)}
     if not any(name.isdecimal() for name in names):  # else 1 could mean the class of that name or of that index
@@ -304,6 +300,26 @@ def _label_key(value: Any, here: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{here}: label {value!r:.40} is {type(value).__name__}; give a class's index or its name")
     return (value or "").strip() or None
+
+
+def merge_spellings(labels: Iterable[str], source: str, names: Sequence[str] = ()) -> dict[str, str]:
+    """Every label -> its class's name: one of `names`, or else its most frequent spelling; labels that differ in case,
+    width or white space only are one class, which is said once."""
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    for label in labels:
+        spellings[_folded(label)][label] += 1
+    given = {_folded(name): name for name in names}
+    merged = {}
+    for fold, own in spellings.items():
+        name = given.get(fold) or max(own, key=lambda label: (own[label], label)).strip()
+        merged |= {label: label if label in names else name for label in own}
+        if len(own) > 1 and len({merged[label] for label in own}) == 1:
+            say_once(f"{source}: {', '.join(map(repr, sorted(own)))} are one class, {name!r}")
+    return merged
+
+
+def _folded(label: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:

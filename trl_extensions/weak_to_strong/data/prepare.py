@@ -18,6 +18,7 @@ from ...core import inputs
 from ...core.inputs import is_file, read_dataset
 from ..labels.calibrate import confidence
 from .collator import check_row_values
+from .examples import merge_spellings
 
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 ROW_COLUMNS = ["input_ids", "features", "soft_labels", "weight", "label"]
 """Columns of prepared rows, see `prepare_rows`."""
 
-_CLASS_COLUMNS = ("text", "prompt", "soft_labels", "label", "weight")
+_CLASS_COLUMNS = ("text", "prompt", "messages", "soft_labels", "label", "weight")
 _PAIR_COLUMNS = ("chosen", "rejected", "prompt", "soft_labels", "preference", "weight")
 _TOLERANCE = 1e-3
 _OVERLONG = "_w2s_overlong"
@@ -105,8 +106,8 @@ def prepare_rows(
     """Tokenise texts and check their labels. Idempotent: rows it made come out as they went in.
 
     Args:
-        dataset: Rows with `text`, or `prompt` (text, or chat messages for the chat template), or `input_ids`, or
-            `features`; `soft_labels` (K floats that sum to 1) or `label` (class number or name), which stands for a
+        dataset: Rows with `text`, or `prompt` (text, or chat messages for the chat template), `messages`, `input_ids`
+            or `features`; `soft_labels` (K floats that sum to 1) or `label` (class number or name), which stands for a
             one-hot soft label. A row with both keeps `label` as its true class, which only accuracy looks at.
             Optionally `weight`.
         tokenizer: The trainer's tokenizer.
@@ -123,7 +124,8 @@ def prepare_rows(
     columns = dataset.column_names
     if not len(dataset):
         raise ValueError(f"The {name} dataset has no rows.")
-    source = next((column for column in ("features", "input_ids", "text", "prompt") if column in columns), None)
+    sources = ("features", "input_ids", "text", "prompt", "messages")
+    source = next((column for column in sources if column in columns), None)
     if source is None:
         raise ValueError(f"The {name} dataset needs `text` or `prompt` (or `input_ids` or `features`), has {columns}.")
     of_labels = [column for column in ("soft_labels", "label") if column in columns]
@@ -188,7 +190,8 @@ def classes_of(dataset: Dataset) -> tuple[int, list[str] | None]:
         return len(names), names
     labels = {value for value in dataset["label"] if value is not None} if feature is not None else set()
     if labels and all(isinstance(value, str) for value in labels):
-        number, names = len(labels), sorted(labels)
+        names = sorted(set(merge_spellings([own for own in dataset["label"] if own is not None], "labels").values()))
+        number = len(names)
     else:
         number = max((value for value in labels if isinstance(value, int)), default=0) + 1
     if number < 2:
@@ -202,6 +205,7 @@ def class_number(value: Any, num_labels: int, class_names: list[str] | None, whe
         return None
     if isinstance(value, str):
         names = class_names or []
+        value = merge_spellings([value], where, names)[value]
         if value not in names:
             known = f"is not one of {', '.join(map(repr, names))}" if names else "needs `class_names`"
             raise ValueError(f"{where}: `label` {value!r:.80} {known}: correct it, or set `class_names`.")
@@ -244,17 +248,17 @@ def _encode(
         ids, overlong = encode_text(tokenizer, value, max_length)
         if overlong:
             return ids, True
-    elif source == "prompt" and isinstance(value, list) and value:
+    elif source != "text" and isinstance(value, list) and value:
         if not tokenizer.chat_template:
-            raise ValueError(f"{where}: `prompt` is a chat, but the tokenizer has no chat template: give texts.")
+            raise ValueError(f"{where}: `{source}` is a chat, but the tokenizer has no chat template: give texts.")
         try:
             # A data set fills the keys that other messages have with None, which templates take for given ones
             messages = [{key: own for key, own in message.items() if own is not None} for message in value]
             ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
         except (TemplateError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{where}: the chat template refuses `prompt`: {error}") from error
+            raise ValueError(f"{where}: the chat template refuses `{source}`: {error}") from error
     else:
-        allowed = "a text or a list of chat messages" if source == "prompt" else "a text"
+        allowed = "a text" if source == "text" else "a text or a list of chat messages"
         raise ValueError(f"{where}: `{source}` must be {allowed}, got {value!r:.80}.")
     if not ids:
         raise ValueError(f"{where}: `{source}` has no tokens: drop the row.")
