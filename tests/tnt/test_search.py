@@ -15,7 +15,8 @@ from transformers import get_scheduler
 from trl_extensions.cli.tnt import METHOD
 from trl_extensions.core.runs.jsonl import read_jsonl, write_jsonl
 from trl_extensions.core.stats import wilson
-from trl_extensions.tnt.data import default_epochs, load_training_rows
+from trl_extensions.tnt.config import TNTConfig
+from trl_extensions.tnt.data import load_training_rows
 from trl_extensions.tnt.report import draw_frontier
 from trl_extensions.tnt.search import (
     Target,
@@ -28,6 +29,7 @@ from trl_extensions.tnt.search import (
     scale_adapter,
     stopped_by,
 )
+from trl_extensions.tnt.trainer import TNTTrainer
 
 
 def point(reduction, preserved, kl=None, number=1, scale=1.0, alpha=8.0):
@@ -174,7 +176,7 @@ def test_what_is_not_scaled(tiny_model, tmp_path):
 
 @pytest.mark.parametrize(("marked", "epochs"), [(0, 8.0), (24, 8.0), (50, 6.0), (250, 1.2), (5000, 1.0)])
 def test_epochs_by_marked_rows(marked, epochs):
-    assert default_epochs(marked) == epochs
+    assert TNTConfig("out").epochs(marked) == epochs
 
 
 def test_a_script_without_epochs(make_trainer, rows):
@@ -189,7 +191,7 @@ SEARCH = {
 
 
 @pytest.mark.parametrize("warmup", [0, 2, 0.2])
-def test_every_round_warms_up_like_the_first_and_anneals(arguments, tmp_path, warmup):
+def test_the_first_round_warms_up_and_every_round_anneals(arguments, tmp_path, warmup):
     changes = SEARCH | {"max_steps": -1, "warmup_steps": warmup, "lr_scheduler_type": "linear"}
     run = METHOD.parse("run", arguments(**changes))
     data = Dataset.from_list([{"negative_spans": [[0, 1]] if i < 30 else []} for i in range(40)])
@@ -197,13 +199,14 @@ def test_every_round_warms_up_like_the_first_and_anneals(arguments, tmp_path, wa
         config = copy.copy(run.config)
         run._set_round(config, number, data)
         assert (config.max_steps, config.alpha) == (total, run.config.alpha)
-        assert config.warmup_steps == {0: 0, 2: 2, 0.2: 16}[warmup]
+        assert config.warmup_steps == ({0: 0, 2: 2, 0.2: 16}[warmup] if number == 1 else 0)
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         schedule = get_scheduler(
             config.lr_scheduler_type, optimizer, config.warmup_steps, total, config.lr_scheduler_kwargs
         )
         rates = [schedule.lr_lambdas[0](step) for step in range(total)]
         assert rates[-1] < 0.01 and sum(rate == 1.0 for rate in rates) == number
+        assert number == 1 or rates[80] == 1.0 > 0.01 > rates[79]
 
 
 def test_test_prompts_are_not_trained_on(arguments, tmp_path, caplog):
@@ -268,6 +271,22 @@ class TestRuns:
         assert search["stopped_by"] == "target" and {p["round"] for p in search["points"]} == {1}
         assert all(p["kl"] >= 0 for p in search["points"])
         assert "not needed" in capsys.readouterr().out and not (tmp_path / "run" / "search" / "round_2").exists()
+
+    def test_a_finished_run_is_given_more_rounds(self, arguments, tmp_path, monkeypatch):
+        rates, step = [], TNTTrainer.training_step
+        monkeypatch.setattr(
+            TNTTrainer, "training_step", lambda self, *args, **kwargs: (
+                rates.append(self.optimizer.param_groups[0]["lr"]), step(self, *args, **kwargs))[1],
+        )  # fmt: skip
+        folder, changes = tmp_path / "run", SEARCH | {"min_marked": 0, "lr_scheduler_type": "cosine"}
+        points = []
+        for rounds in (1, 2, 2):
+            METHOD.parse("run", arguments(**changes | {"max_rounds": rounds})).execute()
+            points.append(json.loads((folder / "search.json").read_text())["points"])
+        assert points[1][: len(points[0])] == points[0] and points[2] == points[1]
+        assert [point["round"] for point in points[1]] == [1, 1, 2, 2]
+        assert len(rates) == 12 and rates[6] == rates[0] == max(rates) > min(rates[:6])
+        assert str(rounds) in (folder / "report.md").read_text() and (folder / "evaluation.json").exists()
 
     def test_full_fine_tuning_has_rounds_and_no_scales(self, arguments, tmp_path):
         changes = SEARCH | {"use_peft": False, "min_marked": 0, "max_steps": 1, "learning_rate": 1e-4}

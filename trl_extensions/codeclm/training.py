@@ -19,7 +19,8 @@ from ..core.generation import EngineArguments, ModelSource, TransformersEngine
 from ..core.modeling.batches import eval_mode
 from ..core.runs.report import write_atomically
 from ..core.stats import bootstrap_ratio
-from ..core.training.load import RunsHere, fit
+from ..core.training.load import RunsHere, fit, settle
+from ..core.training.step_average import StopsAtNonFinite
 from .collator import IGNORED, DataCollatorForCodecLM
 from .export import load_pairs
 from .weighted_loss import WEIGHT_BY, WeightedLoss
@@ -85,9 +86,14 @@ def train_on_data(
     fit(trainer, model_args, config, rows, others if held_out else None, target)
 
 
+class _Trainer(StopsAtNonFinite, SFTTrainer):
+    pass
+
+
 def _trainer(weight_by: str | None, *args: Any, **options: Any) -> Any:
     """An `SFTTrainer`; with weights, one that has another collator and a callback."""
-    trainer: Any = SFTTrainer(*args, **options)
+    trainer: Any = _Trainer(*args, **options)
+    settle(trainer)
     given, left, limit = len(options["train_dataset"]), len(trainer.train_dataset), trainer.args.max_length
     if left < given and not trainer.args.packing:
         logger.warning("%d of %d pairs are left out: their prompts fill max_length=%s", given - left, given, limit)

@@ -2,6 +2,7 @@
 """Settings of `SAMITrainer`, and of the SAMI commands beside those of the trainer, the model and the engine."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from trl import SFTConfig
 
@@ -64,6 +65,9 @@ class SAMIConfig(RunsHere, SFTConfig):
     Raises:
         ValueError: A value outside its range or choices, or a setting of `SFTConfig` that SAMI cannot honour.
     """
+
+    rates: ClassVar = {"an adapter": 2e-4, "all weights": 2e-6}
+    shown: ClassVar = (1500, 1, 3)
 
     beta: float = option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")
     logp_reduction: str = option("mean", "Log-probability of a response: mean per token, or sum.", "mean", "sum")

@@ -378,7 +378,7 @@ class SAMIRun(Run):
     def check(self) -> None:
         """What is missing, and settings of the trainer that the rounds decide themselves."""
         self.check_inputs()
-        for name, default in {"max_steps": -1, "num_train_epochs": 3.0, "gradient_accumulation_steps": 1}.items():
+        for name, default in {"max_steps": -1, "num_train_epochs": 0.0, "gradient_accumulation_steps": 1}.items():
             if getattr(self.config, name) != default:
                 raise ValueError(f"`{name}` has no effect on `run`: set `steps_per_round`, `effective_batch_size`.")
         half, size = len(self.training_half(min(2, self.args.rounds))), self.args.effective_batch_size

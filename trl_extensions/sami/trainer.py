@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from .._compat import disable_dropout_in_model, global_then_local_main_first
 from ..core.modeling.batches import eval_mode, keep_trainable
 from ..core.modeling.reference import ReferenceMixin, build_reference
-from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream
+from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream, settle
 from ..core.training.step_average import StepAverage
 from .collator import DataCollatorForSAMI
 from .config import SAMIConfig
@@ -98,6 +98,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
             peft_config=peft_config,
         )  # fmt: skip
         keep_trainable(self.model)
+        settle(self)
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         if data_collator is None:

@@ -39,7 +39,7 @@ from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_do
 from ..core.training.load import fit, last_checkpoint
 from .annotate import Annotator, annotate_rows
 from .config import AnnotatorArguments, TNTArguments, TNTConfig
-from .data import MOST_EPOCHS, SHOWN, load_training_rows, read_annotated
+from .data import load_training_rows, read_annotated
 from .evaluation import evaluate_patch
 from .report import write_report
 from .scores import score_rows
@@ -98,6 +98,7 @@ class TNTRun(Run):
         if self.args.least_marked() or self.args.target():
             sampling |= {name: args[name] for name in sorted(_MORE)}
         training = training_settings(self.config, _MUTABLE_ON_RESUME) | model
+        training["learning_rate"] = self.config.rate(model["use_peft"] or is_adapter_directory(self.original))
         training |= {name: args[name] for name in sorted(args.keys() - _SAMPLING - _MORE - _MUTABLE_ON_RESUME)}
         trained = Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None
         sampled = (self.folder / "original").exists()
@@ -318,7 +319,8 @@ class TNTRun(Run):
         marked = sum(bool(spans) for spans in rows["negative_spans"])
         processes = PartialState().num_processes
         batch = config.train_batch_size * config.gradient_accumulation_steps * processes
-        epochs = config.num_train_epochs or min(MOST_EPOCHS, SHOWN / max(1, marked))
+        shown, _, most = config.shown
+        epochs = config.num_train_epochs or min(most, shown / max(1, marked))
         steps = config.max_steps if config.max_steps > 0 else max(1, math.ceil(epochs * len(rows) / batch))
         config.warmup_steps = config.get_warmup_steps(steps)  # a share is one of the first round
         config.alpha, config.max_steps = self._alpha_of(number), number * steps

@@ -18,11 +18,11 @@ from trl import SFTTrainer
 from .._compat import disable_dropout_in_model, global_then_local_main_first
 from ..core.modeling.batches import keep_trainable
 from ..core.modeling.reference import ReferenceMixin, build_reference
-from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream
+from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream, settle
 from ..core.training.step_average import StepAverage
 from .collator import DataCollatorForTNT, PromptSampler, prompt_length
 from .config import TNTConfig
-from .data import TOKEN_COLUMNS, default_epochs, prepare_rows
+from .data import TOKEN_COLUMNS, prepare_rows
 from .fused_loss import Objective
 from .scores import score_tokens, scored_states, sums_of_rows
 
@@ -94,10 +94,8 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
             peft_config=peft_config,
         )  # fmt: skip
         keep_trainable(self.model)
-        if not self.args.num_train_epochs and self.args.max_steps <= 0 and self.train_dataset is not None:
-            marked = sum(any(weight < 0 for weight in own) for own in self.train_dataset["token_weights"])
-            self.args.num_train_epochs = default_epochs(marked)
-            logger.info("%d rows have something unwanted: %g epochs", marked, self.args.num_train_epochs)
+        rows = () if self.train_dataset is None else self.train_dataset["token_weights"]
+        settle(self, sum(any(weight < 0 for weight in own) for own in rows))
         if self._is_vision_dataset or getattr(self.model.config, "is_encoder_decoder", False):
             raise ValueError("TNT trains decoder-only models on text: images and encoder-decoders are not supported.")
         if args.disable_dropout:

@@ -108,6 +108,7 @@ class WeakToStrongRun(Run):
     def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
         """What labels and models depend on, beside seeds and variants, of which more may be added."""
         settings = training_settings(self.config, _MUTABLE_ON_RESUME)
+        settings["learning_rate"] = self.config.rate(self.model_args.use_peft)
         settings |= {name: value for name, value in asdict(self.args).items() if name not in _MUTABLE_ON_RESUME}
         if self.args.check_models:
             settings |= {name: getattr(self.args, name) for name in _OF_FORECASTS}

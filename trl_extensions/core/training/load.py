@@ -1,13 +1,15 @@
 """From the usual arguments to a trained model: what is checked, built, fitted, and left behind whole or not at all."""
 
+import copy
 import functools
 import inspect
 import json
 import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -21,6 +23,7 @@ from ..._compat import create_model_from_path, get_config_model_id
 from ...embedded import resolve_model_name
 from ..generation.types import is_adapter_directory, tokenizer_source
 from ..modeling.batches import keep_trainable
+from ..options import option
 
 
 logger = logging.getLogger(__name__)
@@ -28,10 +31,21 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingArguments)
 
 
+@dataclass
 class RunsHere:
-    """Mixin before a trainer's configuration: what nobody set follows from the machine. Without an accelerator that is
-    the CPU, and `bf16` (autocast) where the processor has matrix units for it (AMX), else float32. TRL's default, a
-    GPU and `bf16`, stops there."""
+    """Mixin before a trainer's configuration: what nobody set follows from the machine and from what is trained.
+
+    Without an accelerator that is the CPU, and `bf16` (autocast) where the processor has matrix units for it (AMX),
+    else float32; TRL's default, a GPU and `bf16`, stops there. The learning rate is that of `rates`, for an adapter,
+    all weights or a head alone; and as many epochs as show the first number of `shown` of rows, but not fewer than
+    the second number nor more than the third.
+    """
+
+    rates: ClassVar[dict[str, float]] = {"an adapter": 2e-4, "all weights": 2e-5, "the head": 2e-3}
+    shown: ClassVar[tuple[int, float, float]] = (3000, 1, 3)
+
+    learning_rate: float | None = option(None, "Learning rate. Default: by what is trained, adapter or all weights.")
+    num_train_epochs: float = option(0.0, "Epochs; 0: by the number of rows.")
 
     def __post_init__(self) -> None:
         config: Any = self
@@ -42,16 +56,53 @@ class RunsHere:
             config.bf16 = not config.fp16 and bool(processor.get("amx_bf16"))
         super().__post_init__()  # type: ignore[misc]
 
+    def rate(self, adapter: bool) -> float:
+        """The learning rate: the one that was set, else by what is trained."""
+        return self.rates[self._trained(adapter)] if self.learning_rate is None else self.learning_rate
+
+    def epochs(self, rows: int) -> float:
+        """Likewise, by the number of rows that count."""
+        number, least, most = self.shown
+        return self.num_train_epochs or float(min(most, max(least, number / max(1, rows))))
+
+    def _trained(self, adapter: bool) -> str:
+        return "the head" if getattr(self, "linear_probe", False) else "an adapter" if adapter else "all weights"
+
+
+def settle(trainer: Any, rows: int | None = None) -> None:
+    """Give a trainer a copy of its settings in which those that nobody set are derived from its model and the number
+    of rows that count, all if left out; they are logged, once."""
+    given, args, told = trainer.args, copy.copy(trainer.args), []
+    if not isinstance(given, RunsHere):
+        return
+    if given.learning_rate is None:
+        adapter, plugin = isinstance(trainer.model, PeftModel), trainer.accelerator.state.deepspeed_plugin
+        args.learning_rate = given.rate(adapter)
+        told.append(f"`learning_rate` {args.learning_rate:g} for {given._trained(adapter)}")
+        for key in ("optimizer.params.lr", "scheduler.params.warmup_max_lr"):  # where "auto" has become None
+            node, name = plugin.hf_ds_config.find_config_node(key) if plugin else (None, "")
+            if node and node.get(name, 0) is None:
+                node[name] = args.learning_rate
+    if not given.num_train_epochs and args.max_steps <= 0 and trainer.train_dataset is not None:
+        rows = len(trainer.train_dataset) if rows is None else rows
+        args.num_train_epochs = given.epochs(rows)
+        told.append(f"`num_train_epochs` {args.num_train_epochs:.3g} for {rows} rows")
+    if told:
+        trainer.args = args
+        if args.process_index == 0:
+            _warn_once("derived: %s; what is set wins", ", ".join(told))
+
 
 def say_where(args: TrainingArguments) -> None:
     """Log, once, that training is on the CPU, and in what."""
     if args.use_cpu and args.process_index == 0:
-        _warn_once("float16" if args.fp16 else "bfloat16 (autocast)" if args.bf16 else "float32")
+        precision = "float16" if args.fp16 else "bfloat16 (autocast)" if args.bf16 else "float32"
+        _warn_once("training on the CPU in %s; `use_cpu` and `bf16` say otherwise", precision)
 
 
 @functools.cache
-def _warn_once(precision: str) -> None:
-    logger.warning("training on the CPU in %s; `use_cpu` and `bf16` say otherwise", precision)
+def _warn_once(message: str, value: str) -> None:
+    logger.warning(message, value)
 
 
 def as_config(args: TrainingArguments | None, config_class: type[Config], model, method: str) -> Config:
@@ -164,6 +215,7 @@ def fit(
     trainer.create_model_card(model_name=target.parent.name)
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle of settings, such as a token of the hub
         os.replace(Path(config.output_dir) / "README.md", partial / "README.md")
         os.replace(partial, target)
     if trainer.accelerator.num_processes > 1:

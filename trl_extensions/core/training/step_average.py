@@ -6,7 +6,40 @@ from typing import Any, Literal
 import torch
 
 
-class RowAverages:
+class StopsAtNonFinite:
+    """Mixin before a `Trainer`: a loss, gradient norm or weight that is not finite ends training in a `ValueError`
+    of one line, before anything is saved as its result. transformers' `logging_nan_inf_filter` would hide it."""
+
+    args: Any
+    state: Any
+    model: Any
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        self._check_finite("the loss", loss)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if not self.args.fp16:  # whose scaler looks for a scale by overflowing
+            self._check_finite("the gradient norm", torch.as_tensor(logs.get("grad_norm", 0.0)))
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)  # type: ignore[misc]
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                own = weight.detach()
+                self._check_finite(f"the weight `{name}`", own.to_local() if hasattr(own, "to_local") else own)
+        return result
+
+    def _check_finite(self, what: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value).all():
+            where = f"step {self.state.global_step + 1}: {what} is not finite"
+            remedy = "try a tenth of it, more warm-up, or `bf16` in place of `fp16`, in another `output_dir`"
+            raise ValueError(f"{where}, at `learning_rate` {self.args.learning_rate:g}; nothing is saved: {remedy}.")
+
+
+class RowAverages(StopsAtNonFinite):
     """Mixin before a `Trainer`: what is logged, and every metric of an evaluation, is a mean over rows or tokens."""
 
     _signature_columns: list[str] | None

@@ -36,7 +36,7 @@ from ..._compat import (
     suppress_seqcls_warning,
 )
 from ...core.modeling.batches import keep_trainable
-from ...core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream
+from ...core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream, settle
 from ...core.training.step_average import StepAverage
 from ..data.collator import DataCollatorForWeakLabels
 from ..data.prepare import (
@@ -143,6 +143,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         if train_dataset is not None:
             self.train_dataset = self._prepare_dataset(train_dataset, "train")
             prior = mean_soft_label(self.train_dataset)
+        settle(self)
         if isinstance(eval_dataset, dict):
             self.eval_dataset = {name: self._prepare_dataset(rows, name) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:

@@ -20,7 +20,7 @@ from transformers import (
 from trl import RewardTrainer
 
 from ...core.modeling.batches import keep_trainable
-from ...core.training.load import as_config, reject_stream
+from ...core.training.load import as_config, reject_stream, settle
 from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values
 from ..data.prepare import confidence_weights, with_end_token
@@ -94,6 +94,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
             peft_config=peft_config,
         )  # fmt: skip
         keep_trainable(self.model)
+        settle(self)
         self.data_collator = WithRowValues(self.data_collator, _COLUMNS)
         if self.args.weight_by_confidence:
             self.train_dataset = _weigh_by_confidence(self.train_dataset)

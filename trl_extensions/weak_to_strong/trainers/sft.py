@@ -28,6 +28,7 @@ from ...core.training.load import (
     reject_sequence_parallelism,
     reject_sft_settings,
     reject_stream,
+    settle,
 )
 from ...core.training.step_average import RowAverages
 from ..data.collator import WithRowValues, check_row_values, columns_of
@@ -111,6 +112,7 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
             peft_config=peft_config, formatting_func=formatting_func,
         )  # fmt: skip
         keep_trainable(self.model)
+        settle(self)
         if getattr(self.model.config, "is_encoder_decoder", False):
             raise ValueError("Weak-to-strong SFT trains decoder-only models, `model` is an encoder-decoder.")
         if not self._skip_prepare_dataset:
