@@ -51,6 +51,14 @@ def test_only_the_alias_is_resolved(monkeypatch, tmp_path):
     assert resolve_model_name("./embedded") == "./embedded"
     with pytest.raises(ValueError, match=f"embedded:other.*{EMBEDDED_ALIAS}"):
         resolve_model_name("embedded:other")
+    for name in ("pytorch_model-00001-of-00002.bin", "training_args.bin", "adapter_model.bin"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(b"")
+        if name.startswith("training"):
+            assert resolve_model_name(str(tmp_path / name)) == str(tmp_path / name)
+        else:
+            with pytest.raises(ValueError, match="holds its weights as a pickle"):
+                resolve_model_name(str(tmp_path / name))
 
 
 def test_cached_model_is_found_without_torch(tmp_path):

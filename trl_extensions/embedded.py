@@ -66,11 +66,14 @@ def embedded_gguf(cache_dir: str | Path | None = None) -> Path:
 
 
 def resolve_model_name(name: str) -> str:
-    """Turn `EMBEDDED_ALIAS` into the path of the embedded model; any other model id or path is returned unchanged."""
+    """Turn `EMBEDDED_ALIAS` into the path of the embedded model; any other model id or path is returned unchanged.
+    `ValueError` for a folder whose weights are pickles: they may run code, and are not read."""
     if name == EMBEDDED_ALIAS:
         return str(ensure_embedded_model())
     if name.startswith("embedded:"):
         raise ValueError(f"unknown embedded model {name!r}: the only one is {EMBEDDED_ALIAS!r}")
+    if any(Path(name).glob("*_model*.bin")) and not any(Path(name).glob("*.safetensors")):
+        raise ValueError(f"{name} holds its weights as a pickle, which is not read: save it as safetensors")
     return name
 
 

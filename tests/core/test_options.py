@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 
-from trl_extensions.core.options import old_names, renamed
+from trl_extensions.core.options import check_least, old_names, redacted, renamed
 
 
 @renamed(form="task", workers="lanes")
@@ -55,3 +55,26 @@ def test_a_subclass_knows_its_parents_old_names():
         child = Child(form="reward", old=5)
     assert (child.task, child.new, len(seen)) == ("reward", 5, 2)
     assert old_names(Child) == {"form": "task", "workers": "lanes", "old": "new"}
+
+
+@pytest.mark.parametrize("value", [-1, 10**9, 1.0, True, "3", None, float("nan")])
+def test_counts_that_cannot_be(value):
+    with pytest.raises(ValueError, match=r"^`lanes` must be (a whole number of at least 0|at most 10,000,000), got "):
+        check_least(Arguments(lanes=value), lanes=0)
+    check_least(Arguments(lanes=10**9), 10**9, lanes=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://localhost:8000/v1", "http://localhost:8000/v1"),
+        ("https://me:p4ss@word@host/v1", "https://***@host/v1"),
+        ("https://トークン@host/v1", "https://***@host/v1"),
+        ("https://host/v1?api-version=3&api-key=abc&x=1", "https://host/v1?api-version=3&api-key=***&x=1"),
+        ('{"api_key": "abc", "max_tokens": 3, "eos_token": "</s>"}',
+         '{"api_key": "***", "max_tokens": 3, "eos_token": "</s>"}'),
+        ("mail me@host", "mail me@host"),
+    ],
+)  # fmt: skip
+def test_what_is_secret_is_left_out(text, shown):
+    assert redacted(text) == shown

@@ -1,10 +1,11 @@
 """Repetition and likeness of texts, by hand."""
 
 import math
+import re
 
 import pytest
 
-from trl_extensions.core.text import bleu, exact_match, mean_seq_rep_n, rouge_l, seq_rep_n
+from trl_extensions.core.text import bleu, exact_match, mean_seq_rep_n, pattern_finder, rouge_l, seq_rep_n
 
 
 class TestRepetition:
@@ -92,3 +93,27 @@ class TestPairs:
     def test_a_text_is_not_a_list_of_texts(self, metric):
         with pytest.raises(TypeError, match="give two lists"):
             metric("ab", ["a", "b"])
+
+
+class TestPatterns:
+    @pytest.mark.parametrize("text", ["x" * 5000, "あ" * 5000])
+    def test_one_that_tries_every_way_is_stopped(self, monkeypatch, text):
+        monkeypatch.setattr("trl_extensions.core.text._LONGEST_SEARCH", 0.1)
+        find = pattern_finder(f"({text[0]}+{text[0]}+)+y", "`check`")
+        assert [found.span() for found in find(f"{text[:3]}y {text[:2]}y")] == [(0, 4), (5, 8)]
+        with pytest.raises(
+            ValueError, match=r"^`check` .* takes more than 0.1 seconds for a text of 5000 characters; "
+        ):
+            next(find(text))
+
+    @pytest.mark.parametrize("pattern", ["(", "(?P<a>x)(?P<a>y)", "a{99999999999}", "[z-a]", r"\p{L}"])
+    def test_what_is_none(self, pattern):
+        with pytest.raises(ValueError, match=r"^`check` .* is not a regular expression"):
+            pattern_finder(pattern, "`check`")
+
+    @pytest.mark.parametrize("pattern", [r"\bcat\b", r"(?i)É", r"^\d+\Z", r"[\w'’-]+", "猫|犬", r"a.c", r"(?m)^-\s"])
+    def test_matches_are_those_of_python(self, pattern):
+        text = "A cat, a-b cats\n- 猫 and é É 12\na\nc abc don’t"
+        assert [own.span() for own in pattern_finder(pattern, "`p`")(text)] == [
+            own.span() for own in re.finditer(pattern, text)
+        ]

@@ -31,6 +31,7 @@ class TestWholeRun:
         text = report.read_text()
         assert "two_axes.png" in text and (folder / "two_axes.png").stat().st_size > 1000
         assert (folder / "model" / "adapter_model.safetensors").exists()
+        assert not list((folder / "model").glob("*.bin")), "no pickle of settings, which may hold a token"
         assert "2406.13660" in (folder / "model" / "README.md").read_text()
         log = json.loads((folder / "train" / "trainer_state.json").read_text())["log_history"]
         steps = [entry for entry in log if "loss" in entry]
@@ -126,7 +127,7 @@ class TestCommands:
             ("run", {"alpha": -1}, "`alpha` must be"),
             ("run", {"clean_ratio": -1}, "`clean_ratio` must be"),
             ("run", {"temperature": 0}, "need a temperature above 0"),
-            ("run", {"judge_task": "insults"}, "needs both `judge_task` and `judge_model`"),
+            ("run", {"judge_task": "insults"}, "needs both `judge_task` and `judge`"),
             ("run", {"greedy": False}, "`greedy: false`"),
             ("run", {"no_such": 1}, "no_such"),
             ("train", {"dataset_name": "nowhere.jsonl"}, "no such file"),

@@ -26,7 +26,7 @@ COMMANDS = {
 # Errors raised here are about what the user wrote: our own checks, and the libraries' checks of arguments and models.
 _CHECKED_IN = (
     "trl_extensions", "trl.scripts", "trl.trainer", "transformers.hf_argparser", "transformers.training_args",
-    "transformers.utils.generic", "transformers.utils.hub",
+    "transformers.utils.generic", "transformers.utils.hub", "transformers.dynamic_module_utils",
 )  # fmt: skip
 
 

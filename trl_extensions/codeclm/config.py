@@ -3,15 +3,17 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.inputs import SourceArguments
+from ..core.judge.pairwise import JudgeArguments
 from ..core.options import check_choices, check_least, option, renamed
 
 
 @renamed(
     near_duplicates="dedup_threshold", benchmarks="decontaminate_against", screen="screens",
-    safety_classifier="screens",
+    safety_classifier="screens", seeds="prompts", seed_column="prompt_column", num_seeds="num_prompts",
 )  # fmt: skip
 @dataclass
-class CodecLMConfig:
+class CodecLMConfig(SourceArguments):
     """What is made, from what, and what is kept. The defaults are the published ones where there are any.
 
     Engines are named by a model (an id or directory, which runs in this process), or by a dict with `engine`, `model`
@@ -19,11 +21,9 @@ class CodecLMConfig:
     value outside its range or choices, or two that exclude each other.
     """
 
-    seeds: str | None = option(None, "Seed instructions: a .jsonl, .json, .csv, ... file, or a data set on the hub.")
-    seed_column: str | None = option(None, "Column of the seeds; guessed if left out.")
-    num_seeds: int | None = option(None, "Use at most this many seeds.")
+    prompts: str | None = option(None, "Seed instructions: a .jsonl, .json, .csv, .txt, ... file, or a data set.")
     metadata: str | None = option(
-        None, "Instead of seeds: a YAML or JSONL file of use cases and skills; `trl-ext codeclm metadata` writes one."
+        None, "Instead of them: a YAML or JSONL file of use cases and skills; `trl-ext codeclm metadata` writes one."
     )
     strong: str | None = option(None, "The model that writes: an engine, see the docs.")
     target: str | None = option(None, "The model the data is for: an engine. Default: the model to be trained.")
@@ -94,15 +94,16 @@ class CodecLMConfig:
     max_tokens: int | None = option(None, "Stop after this many tokens, read and written; likewise.")
 
     def __post_init__(self):
-        if self.seeds and self.metadata:
-            raise ValueError("`seeds` and `metadata` exclude each other: instructions start from one of them.")
+        super().__post_init__()
+        if self.prompts and self.metadata:
+            raise ValueError("`prompts` and `metadata` exclude each other: instructions start from one of them.")
         check_choices(self, "allocation", "pairing", "rewrite", "selection", "scoring")
         check_least(
             self, num_instructions=1, max_skills=1, instructions_per_call=1, num_rubrics=1, max_rounds=1,
             max_new_tokens=1, max_answer_tokens=1, max_score_tokens=1, min_words=1, max_words=1,
         )  # fmt: skip
-        optional = ("num_seeds", "max_answer_words", "max_rows", "max_calls", "max_tokens")
-        check_least(self, **{name: 1 for name in optional if getattr(self, name) is not None})
+        optional = ("max_answer_words", "max_rows", "max_calls", "max_tokens")
+        check_least(self, 10**15, **{name: 1 for name in optional if getattr(self, name) is not None})
         for name, low, high in (
             ("temperature", 0, 2), ("answer_temperature", 0, 2), ("score_temperature", 0, 2), ("top_p", 1e-6, 1),
             ("gap_threshold", 0, 9), ("dedup_threshold", 0.01, 1), ("screen_threshold", 0, 1),
@@ -133,7 +134,7 @@ MUTABLE_FIELDS = {
 
 
 @dataclass
-class CodecLMArguments:
+class CodecLMArguments(JudgeArguments):
     """What the commands do with the pairs. One YAML serves all of them."""
 
     train: bool = option(
@@ -147,20 +148,16 @@ class CodecLMArguments:
     benchmark: str | None = option(None, "train: prompts to compare models on: a file or data set. None: do not.")
     benchmark_column: str | None = option(None, "Its column; guessed if left out.")
     num_benchmark_prompts: int | None = option(None, "Use at most this many.")
-    judge: str | None = option(None, "train: the model that compares answers: an engine. Default: the scorer.")
-    judge_mode: str = option(
-        "scores", "How it is asked: `scores` (two numbers), `verdict` (A, B or tie) or `logprobs` (A or B).",
-        "scores", "verdict", "logprobs",
-    )  # fmt: skip
     description: str | None = option(None, "metadata: what the instructions should be like, in a few sentences.")
     num_metadata: int = option(20, "metadata: how many to propose.")
     output: str | None = option(None, "metadata: the YAML file to write. Default: output_dir/metadata.yaml.")
     format: str = option("prompt_completion", "export: columns of data.jsonl.", "prompt_completion", "messages")
 
     def __post_init__(self):
+        super().__post_init__()
         check_least(self, num_metadata=1)
         if self.num_benchmark_prompts is not None:
             check_least(self, num_benchmark_prompts=2)
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share!r}.")
-        check_choices(self, "judge_mode", "format", *(["weight_by"] if self.weight_by is not None else []))
+        check_choices(self, "format", *(["weight_by"] if self.weight_by is not None else []))

@@ -358,15 +358,6 @@ class SourceArguments:
         if self.num_prompts is not None:
             check_least(self, num_prompts=1)
 
-    def read_prompts(self, *, chats: bool = False, column: str | None = None) -> list[Query]:
-        """All of them; a `column` is that of the caller, where no other is named."""
-        if not self.prompts:
-            raise ValueError("`prompts` is missing: name a file or data set.")
-        return load_queries(
-            self.prompts, column=self.prompt_column or column, pattern=self.prompt_pattern, split=self.prompt_split,
-            limit=self.num_prompts, chats=chats,
-        )  # fmt: skip
-
 
 @dataclass
 class QueryArguments(SourceArguments):
@@ -393,7 +384,12 @@ class QueryArguments(SourceArguments):
 
     def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
         """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
-        prompts = self.read_prompts(chats=self._chats)
+        if not self.prompts:
+            raise ValueError("`prompts` is missing: name a file or data set.")
+        prompts = load_queries(
+            self.prompts, column=self.prompt_column, pattern=self.prompt_pattern, split=self.prompt_split,
+            limit=self.num_prompts, chats=self._chats,
+        )  # fmt: skip
         if len(prompts) < self.num_eval_prompts + 1:
             counts = f"{len(prompts)} prompts, of which num_eval_prompts={self.num_eval_prompts} are held out"
             raise ValueError(f"{self.prompts} holds {counts}: give more prompts or lower `num_eval_prompts`.")

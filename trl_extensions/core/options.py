@@ -14,7 +14,7 @@ _Class = TypeVar("_Class", bound=type)
 # Name and password in an address, and what is called a key there or in JSON
 _SECRET = re.compile(
     r"""(://)[^/\s"'?#]+(?=@)|([?&][\w-]*(?:key|token|secret|password|sig)=)[^&\s"']+"""
-    r"""|("(?:[\w-]*(?:api|access)[_-]?(?:key|token)|[\w-]*(?:secret|password)|token|authorization)": ")[^"]+""",
+    r"""|(\\?"(?:[\w-]*(?:(?:api|access)[_-]?(?:key|token)|secret|password)|token|authorization)\\?": \\?")[^"\\]+""",
     re.IGNORECASE,
 )
 
@@ -24,12 +24,15 @@ def option(default: Any, help: str, *choices: str) -> Any:
     return field(default=default, metadata={"help": help} | ({"choices": list(choices)} if choices else {}))
 
 
-def check_least(arguments: Any, **least: int) -> None:
-    """Raise a one-line `ValueError` for a field that is no whole number, or a smaller one than given here."""
+def check_least(arguments: Any, most: int = 10_000_000, **least: int) -> None:
+    """Raise a one-line `ValueError` for a field that is no whole number, a smaller one than given here, or one above
+    `most`, which no machine would come to the end of."""
     for name, minimum in least.items():
         value = getattr(arguments, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
+        if value > most:
+            raise ValueError(f"`{name}` must be at most {most:,}, got {value:,}.")
 
 
 def check_choices(arguments: Any, *names: str) -> None:

@@ -130,7 +130,7 @@ class TextClassifier:
             raise ValueError(f"`batch_size` is {batch_size}; give at least 1")
         from transformers import pipeline
 
-        self._pipeline: Any = pipeline("text-classification", model=model)
+        self._pipeline: Any = pipeline("text-classification", model=model, trust_remote_code=False)
         config: Any = self._pipeline.model.config
         tokenizer: Any = self._pipeline.tokenizer
         labels = [config.id2label[i] for i in range(config.num_labels)]

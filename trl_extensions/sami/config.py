@@ -6,9 +6,8 @@ from typing import ClassVar
 
 from trl import SFTConfig
 
-from ..core.generation import parse_engine
 from ..core.inputs import QueryArguments
-from ..core.judge.pairwise import MODES
+from ..core.judge.pairwise import JudgeArguments
 from ..core.options import check_choices, check_least, option, renamed
 from ..core.training.load import RunsHere, reject_sft_settings
 from .data import check_template
@@ -33,6 +32,10 @@ class SAMIConfig(RunsHere, SFTConfig):
 
     Args:
         beta: Weight of KL(policy || original), in nats per response token of the matching pairs, added to the loss.
+        preserve_weight: Weight of KL(original || policy) on the responses behind the query without a constitution, in
+            nats per response token, added to the loss: it keeps the model as it was where no constitution stands
+            (the locality loss of model editing, arXiv 2110.11309). Rows then need `plain_prompt`, or `query`. 0 is the
+            published loss.
         logp_reduction: How token log-probabilities become a response's in the loss: `"mean"` per token (the published
             setting: a loose bound is raised) or `"sum"` (the tight one; gradients grow with length).
         length_weight: Weight of log(response tokens), added to the scores that the rows of the loss contrast, which
@@ -70,6 +73,7 @@ class SAMIConfig(RunsHere, SFTConfig):
     shown: ClassVar = (1500, 1, 3)
 
     beta: float = option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")
+    preserve_weight: float = option(0.0, "Weight of KL(original || policy) without a constitution, added to the loss.")
     logp_reduction: str = option("mean", "Log-probability of a response: mean per token, or sum.", "mean", "sum")
     length_weight: float = option(0.0, "Weight of log(response tokens) in the contrast of responses; 0 is off.")
     score_end: bool = option(True, "Score the token that ends a response.")
@@ -93,7 +97,7 @@ class SAMIConfig(RunsHere, SFTConfig):
     def __post_init__(self):
         super().__post_init__()
         check_choices(self, "logp_reduction", "overlong_policy")
-        for name in ("beta", "length_weight"):
+        for name in ("beta", "preserve_weight", "length_weight"):
             if not isinstance(getattr(self, name), (int, float)) or getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be a number of at least 0, got {getattr(self, name)!r}.")
         if self.prompt_template is not None:
@@ -115,7 +119,7 @@ class SAMIConfig(RunsHere, SFTConfig):
     steps_first_round="steps_per_round", steps_growth="steps_per_round_increment",
 )  # fmt: skip
 @dataclass
-class SAMIArguments(QueryArguments):
+class SAMIArguments(JudgeArguments, QueryArguments):
     """Queries (`prompts`), principles, sampling and rounds. One YAML serves `sample`, `train`, `evaluate` and `run`.
 
     The defaults of the rounds are the published ones (arXiv 2404.14313, section 4): batches of 128 queries, one
@@ -148,23 +152,20 @@ class SAMIArguments(QueryArguments):
     absorb_learning_rate: float | None = option(None, "run: its learning rate. Default: `learning_rate`.")
     eval_batch_tokens: int = option(4096, "Padded tokens per batch when scoring.")
     original_model: str | None = option(None, "evaluate: the original of a fully fine-tuned model, for KL.")
-    judge: str | None = option(None, "For win rates: a model to run here, or YAML as {model: ..., base_url: ...}.")
-    judge_mode: str = option("scores", "Scores of 1 to 10; A, B or tie; logprobs, for small models.", *MODES)
-    judge_max_new_tokens: int = option(64, "Longest reply of the judge; more for one that thinks aloud.")
     judge_against: str | None = option(None, "evaluate: eval_samples.jsonl of the model to judge against.")
 
     def __post_init__(self):
-        super().__post_init__()
+        QueryArguments.__post_init__(self)
+        JudgeArguments.__post_init__(self)
         check_least(
-            self, num_constitutions=2, num_eval_constitutions=2, rounds=1, effective_batch_size=1, steps_per_round=1,
-            steps_per_round_increment=0, eval_batch_tokens=1, judge_max_new_tokens=1,
+            self, num_constitutions=2, num_eval_constitutions=2, effective_batch_size=1, steps_per_round=1,
+            steps_per_round_increment=0, eval_batch_tokens=1,
         )  # fmt: skip
+        check_least(self, 1000, rounds=1)
         _check_positive(self, "absorb_epochs", "absorb_learning_rate")
         if self.sampling_template is not None:
             check_template(self.sampling_template, "sampling_template")
-        check_choices(self, "judge_mode", "pairs")
-        if self.judge is not None and not parse_engine(self.judge, "judge").arguments.engine_model:
-            raise ValueError("`judge` names no model: add `model` to it.")
+        check_choices(self, "pairs")
 
     def steps_of(self, round_: int) -> int:
         """Gradient steps of round 1, 2, ..."""

@@ -19,6 +19,20 @@ def test_same_settings_resume_and_others_are_named(tmp_path):
         check_resume(path, {"a": 2, "deep": {"b": (3,)}}, made="rows.jsonl", started=True)
 
 
+def test_settings_hold_no_passwords(tmp_path):
+    def settings(secret):
+        extra = {"api_key": secret, "eos_token": "</s>", "max_tokens_field": "max_tokens"}
+        judge = f"{{base_url: https://me:{secret}@host/v1?key={secret}&api-version=3, model: m}}"
+        return {"judge": judge, "extra": extra, "text": json.dumps({"Authorization": f"Bearer {secret}", "鍵": 1})}
+
+    path = tmp_path / "settings.json"
+    check_resume(path, settings("t0psecret"), made="rows", started=False)
+    kept = path.read_text(encoding="utf-8")
+    assert "t0psecret" not in kept and "me" not in json.loads(kept)["judge"].split("@")[0]
+    assert "@host/v1?key=***&api-version=3, model: m}" in kept and "</s>" in kept and '"max_tokens"' in kept
+    check_resume(path, settings("another"), made="rows", started=True)
+
+
 def test_nothing_made_yet_means_free(tmp_path):
     path = tmp_path / "new" / "settings.json"
     check_resume(path, {"a": 1}, made="rows", started=False)

@@ -1,5 +1,6 @@
 """Bags of words that learn soft labels: against scikit-learn's own fit, by symmetry, and on disk."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.naive_bayes import MultinomialNB
 
 from trl_extensions.weak_to_strong.data.examples import Example, Pair, load_examples
 from trl_extensions.weak_to_strong.labels.sklearn_learner import KINDS, SklearnLearner
+from trl_extensions.weak_to_strong.trainers.features import FeatureStore
 
 
 DATA = Path(__file__).resolve().parents[4] / "shared/data"
@@ -153,6 +155,16 @@ def test_a_saved_model_predicts_without_a_fit(tmp_path, kind, rows):
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["model.npz"]
 
 
+class Opened:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def test_what_is_no_saved_model_of_the_kind(tmp_path):
     rows = examples()
     SklearnLearner("tfidf-logreg").fit(rows, one_hot(rows), folder=tmp_path)
@@ -160,6 +172,17 @@ def test_what_is_no_saved_model_of_the_kind(tmp_path):
         SklearnLearner("naive-bayes").load(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         SklearnLearner("naive-bayes").load(tmp_path / "nowhere")
+    for name, message in (("model.joblib", "holds a pickle, .* label again$"), ("model.npz", "label again$")):
+        (tmp_path / "old").mkdir(exist_ok=True)
+        (tmp_path / "old" / name).write_bytes(pickle.dumps(Opened(tmp_path / "opened")))
+        with pytest.raises(ValueError, match=message):
+            SklearnLearner("naive-bayes").load(tmp_path / "old")
+    np.savez(tmp_path / "old" / "model.npz", about=np.array([Opened(tmp_path / "opened")], dtype=object))
+    with pytest.raises(ValueError, match="label again$"):
+        SklearnLearner("naive-bayes").load(tmp_path / "old")
+    with pytest.raises(ValueError, match="no cache of features"):
+        FeatureStore(tmp_path / "old" / "model.npz")
+    assert not (tmp_path / "opened").exists(), "nothing was run"
 
 
 def test_a_new_fit_replaces_the_saved_model(tmp_path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from ..options import check_least, option
+from ..options import check_least, option, redacted
 from .types import Generation, GenerationEngine, GenerationParams, Prompt, is_adapter_directory, tokenizer_source
 
 
@@ -93,7 +93,7 @@ class EngineArguments:
         if self.engine == "endpoint" and not self.engine_base_url:
             raise ValueError("engine: endpoint needs engine_base_url, e.g. http://localhost:8000/v1")
         if not (isinstance(name := self.engine_api_key_env, str) and name.isidentifier()):
-            raise ValueError("engine_api_key_env is the name of an environment variable that holds the key, not the key")
+            raise ValueError("engine_api_key_env is the name of an environment variable with the key, not the key")
         for name in ("engine_base_url", "engine_extra_body", "engine_omit"):
             if self.engine != "endpoint" and getattr(self, name):
                 raise ValueError(f"{name} needs engine: endpoint, but engine is {self.engine!r}")
@@ -203,7 +203,7 @@ def _from_yaml(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"`{name}` is neither a name nor YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"`{name}` is neither a name nor YAML ({redacted(' '.join(str(error).split()))})") from None
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class TransformersEngine:
         check_least(self, batch_tokens=1)
         if isinstance(model, (str, Path)):
             name = str(model)
-            self.model = _load_model(name, {"dtype": dtype} | (model_init_kwargs or {}))
+            self.model = _load_model(name, {"dtype": dtype, "trust_remote_code": False} | (model_init_kwargs or {}))
             source = tokenizer_source(name)
         else:
             self.model, source = model, getattr(model.config, "_name_or_path", "")
@@ -89,7 +89,7 @@ class TransformersEngine:
             if not source:
                 raise ValueError("this model was not loaded by name, so its tokenizer is unknown: pass tokenizer=")
             own = {k: v for k, v in (model_init_kwargs or {}).items() if k in ("revision", "trust_remote_code")}
-            tokenizer = AutoTokenizer.from_pretrained(source, **own)
+            tokenizer = AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False} | own)
         self.tokenizer, self.name = tokenizer, f"transformers:{name}"
         self._matchers: dict[str, Any] = {}
 

@@ -41,7 +41,8 @@ class GenerationParams:
     schema: str | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, max_new_tokens=1, seed=0)
+        check_least(self, max_new_tokens=1)
+        check_least(self, 2**64, seed=0)
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.batches import free_memory
+from ..options import redacted
 from .report import write_atomically
 
 
@@ -131,7 +132,7 @@ def check_resume(path: str | os.PathLike, settings: dict[str, Any], *, made: str
     """Write JSON-ready settings to a file; or, if anything (called `made`) was `started` with them, refuse others than
     those in it by a `ValueError` that names every difference, or the file if it is missing or broken."""
     path = Path(path)
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
+    settings = json.loads(redacted(json.dumps(settings)))  # tuples become lists, as they are in the file
     if not started:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

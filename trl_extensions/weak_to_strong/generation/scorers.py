@@ -26,7 +26,7 @@ from ...core.generation.sampling import completion_text
 from ...core.generation.types import GenerationEngine, GenerationParams, Prompt
 from ...core.judge.pairwise import Rating, read_rating
 from ...core.runs.resumable import MapReport, map_rows
-from ...core.text import TextClassifier, load_profanity_check
+from ...core.text import TextClassifier, load_profanity_check, pattern_finder
 from ..labels.learners import digest
 
 
@@ -94,15 +94,10 @@ def phrases_scorer(
     if not phrases and not patterns:
         raise ValueError("scorer of kind phrases: give `phrases` or `patterns` to look for")
     flags = re.IGNORECASE if ignore_case else re.NOFLAG
-    expressions = []
-    for pattern in (*map(_phrase_pattern, phrases), *patterns):
-        try:
-            expressions.append(re.compile(pattern, flags))
-        except re.error as error:
-            raise ValueError(f"pattern {pattern!r} is not a regular expression ({error}); correct it") from None
+    finders = [pattern_finder(own, "the pattern", flags) for own in (*map(_phrase_pattern, phrases), *patterns)]
 
     def score(texts: Sequence[str]) -> list[float]:
-        return [sum(e.search(text) is None for e in expressions) / len(expressions) for text in texts]
+        return [sum(next(find(text), None) is None for find in finders) / len(finders) for text in texts]
 
     settings = {"phrases": list(phrases), "patterns": list(patterns), "ignore_case": ignore_case}
     return TextScorer(name, True, (0.0, 1.0), {"kind": "phrases"} | settings, score)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
@@ -125,13 +126,18 @@ class SklearnLearner:
         return probs / probs.sum(axis=1, keepdims=True)
 
     def load(self, folder: str | os.PathLike) -> None:
-        """Take up a model that `fit` left in a folder: numbers and words, no code."""
+        """Take up a model that `fit` left in a folder: numbers and words, no code. `ValueError` for a pickle."""
         path = Path(folder) / _FILE
         if not path.is_file():
+            if any(path.parent.glob("*.joblib")):
+                raise ValueError(f"{path.parent} holds a pickle, which may run code and is not read; label again")
             raise FileNotFoundError(f"{path}: no such file; fit the learner first")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        model = json.loads(arrays.pop("about").tobytes())
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            model = json.loads(arrays.pop("about").tobytes())
+        except (ValueError, TypeError, KeyError, EOFError, BadZipFile):  # the first for pickles too
+            raise ValueError(f"{path} is no saved learner; delete it and label again") from None
         if model["kind"] != self.kind:
             raise ValueError(f"{path} is a {model['kind']} model, not {self.kind}; use another folder")
         vectorizer = self._vectorizer(vocabulary=model.pop("words"))

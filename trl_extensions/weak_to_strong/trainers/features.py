@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -71,9 +72,12 @@ class FeatureStore:
         self._places: dict[str, int] = {}
         self._states: np.ndarray | None = None
         if path.exists():
-            with np.load(path) as stored:
-                self._places = {key: place for place, key in enumerate(stored["keys"].tolist())}
-                self._states = stored["states"]
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    self._places = {key: place for place, key in enumerate(stored["keys"].tolist())}
+                    self._states = stored["states"]
+            except (ValueError, TypeError, KeyError, EOFError, BadZipFile):  # the first for pickles too
+                raise ValueError(f"{path} is no cache of features; delete it, and it is made anew") from None
 
     def get(self, texts: Sequence[str], compute: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """States `(N, H)`, float32, of N texts. `compute` gives those of texts that are not stored yet, 1,024 at a
