@@ -124,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train_seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--dtype", default="float32", help="of the target, trained and measured; LoRA is in float32")
     parser.add_argument("--batch_tokens", type=int, default=16384, help="of a batch in this process")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", choices=("data",), help="stop before any training")
@@ -182,7 +183,7 @@ def make_pairs(args: argparse.Namespace, strong: Callable[[], Any]) -> None:
         folder = args.output / arm
         if not (folder / "finished").exists():
             config = CodecLMConfig(
-                seeds=args.seeds, num_seeds=args.num_seeds, num_instructions=args.num_instructions,
+                prompts=args.seeds, num_prompts=args.num_seeds, num_instructions=args.num_instructions,
                 max_rounds=args.max_rounds, scoring="logprobs", gap_threshold=args.gap_threshold, **own,
                 max_new_tokens=args.max_new_tokens, max_answer_tokens=args.max_answer_tokens, keep_truncated=True,
                 decontaminate_against=[str(args.output / "held_out.jsonl")],
@@ -236,10 +237,10 @@ def train_point(args: argparse.Namespace, arm: str, seed: int) -> None:
             bf16=False, use_cpu=not cuda, save_strategy="no", logging_steps=1000, report_to="none", disable_tqdm=True,
         )  # fmt: skip
         lora = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": ["all-linear"]}
-        own = ModelConfig(model_name_or_path=resolve_model_name(args.target), dtype="float32", **lora)
+        own = ModelConfig(model_name_or_path=resolve_model_name(args.target), dtype=args.dtype, **lora)
         if not Path(model).exists():
             train_on_data(own, config, folder / "data.jsonl", Path(model))
-    engine = TransformersEngine(model, dtype="float32", batch_tokens=args.batch_tokens)
+    engine = TransformersEngine(model, dtype=args.dtype, batch_tokens=args.batch_tokens)
     losses = {}
     for name, prompts in held_out(args).items():
         answers = {row["id"]: row["text"] for row in read_jsonl(args.output / f"answers_{name}.jsonl")}

@@ -326,8 +326,12 @@ def test_an_id_that_is_not_there(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no instruction 'm001-i001'; there is .*m001-i000\d") as error:
         describe(folder, "m001-i001")
     assert "\n" not in str(error.value)
+    (tmp_path / "begun").mkdir()
     with pytest.raises(ValueError, match="not come to any"):
-        describe(tmp_path / "elsewhere", "m001-i0001")
+        describe(tmp_path / "begun", "m001-i0001")
+    for row in (1, "m001-i0001"):
+        with pytest.raises(ValueError, match=r"no folder .*elsewhere"):
+            describe(tmp_path / "elsewhere", row)
 
 
 def test_long_texts_are_cut_on_request(folder):

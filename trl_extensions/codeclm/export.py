@@ -223,6 +223,8 @@ def describe(folder: str | os.PathLike, id_or_row: str | int, *, longest: int | 
     import yaml
 
     folder, id = Path(folder), str(id_or_row)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give the `output_dir` of a run")
     exported = [row["lineage"]["id"] for _, row in stream_rows(folder / "data.jsonl")]
     if id.isdecimal():
         if not 1 <= int(id) <= len(exported):

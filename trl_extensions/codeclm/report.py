@@ -5,13 +5,13 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.generation.client import ResponseCache
 from ..core.runs.plots import BEFORE, COLOURS, panels, save
-from ..core.runs.report import RunReport
+from ..core.runs.report import RunReport, first_true, loss_stayed, quoted
 from ..core.stats import wilson
 from .export import describe, stream_rows
 
@@ -36,7 +36,9 @@ def write_codeclm_report(
     settings, exported, held_out, comparison = (_read_json(folder / f"{name}.json") for name in names)
     report = RunReport("CodecLM: from seeds to pairs")
     report.data = counts | {"export": exported, "held_out": held_out, "comparison": comparison, "stopped": stopped}
-    report.text(verdict(counts, exported, stopped))
+    log = _read_json(folder / "train" / "trainer_state.json").get("log_history", [])
+    found = verdict(counts, held_out, comparison, log, stopped)
+    report.verdict(*found, in_numbers(counts, exported, stopped))
     if counts["gaps"] and settings.get("strong") and settings["strong"] == settings.get("target"):
         report.text(
             "The strong model and the target are the same one: a gap lies between two samples of one model, and "
@@ -114,6 +116,7 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
         for number, version in enumerate(item.get("rounds") or (), start=1):
             counts["versions"][number] += 1
             counts["answers"].update((version.get("answers") or {}).keys())
+            counts["refused"].update(own["reason"] for own in version.get("refused") or ())
             counts["truncated"].update(side for side, cut in (version.get("truncated") or {}).items() if cut)
             if version.get("scores"):
                 counts["scored"][number] += 1
@@ -123,7 +126,7 @@ def collect(folder: str | os.PathLike, prices: Mapping[str, tuple[float, float]]
     basics = _read_json(folder / "basics.json")
     steps = count_calls(folder / "calls.sqlite", prices)
     sums = ("calls", "retried", "cut_off", "tokens_read", "tokens_written", "cost")
-    names = ("outcomes", "winners", "iterations", "versions", "scored", "answers", "truncated")
+    names = ("outcomes", "winners", "iterations", "versions", "scored", "answers", "truncated", "refused")
     return {
         "seeds": len(seeds),
         "metadata": len(different),
@@ -177,7 +180,46 @@ def count_calls(path: Path, prices: Mapping[str, tuple[float, float]] | None = N
     return rows
 
 
-def verdict(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str | None = None) -> str:
+def verdict(
+    counts: Mapping[str, Any], held_out: Mapping[str, Any], comparison: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]] = (), stopped: str | None = None,
+) -> tuple[str, str]:  # fmt: skip
+    """What came of a run, and what to do: its kind, and a sentence. Clear is what 95 % intervals leave no doubt of."""
+    judged = {name: own for name, own in comparison.items() if isinstance(own, Mapping) and "contradictions" in own}
+    low, high = (judged.get("after_vs_before", {}).get("margin") or {}).get("interval") or (0.0, 0.0)
+    lower, upper = (held_out.get("change") or {}).get("interval") or (0.0, 0.0)
+    differ = sum((own.get("judged") or 0) - (own.get("equal") or 0) for own in judged.values())
+    contradicted = sum(own.get("contradictions") or 0 for own in judged.values())
+    kept, open_ = counts["outcomes"].get("kept", 0), counts["made"] - counts["items"]
+    return first_true(
+        ("unfinished", stopped or open_ > 0, "The pairs are not all made: the same command goes on from here."),
+        ("nothing_made", not counts["made"],
+         "Not one instruction was made: look at the replies (set_aside.jsonl), or take a larger `strong` model."),
+        ("nothing_kept", not kept,
+         "Not one pair was kept: see why below. Where gaps are small, `strong` is not stronger than `target` in the "
+         "scorer's eyes: take a stronger one, or lower `gap_threshold`."),
+        ("pairs", not held_out and not comparison, f"It worked: {kept} pairs were kept; nothing was trained on them."),
+        ("better", low > 0, "It worked: the trained target's answers are clearly better than before, says the judge."),
+        ("worse", high < 0,
+         "The trained target's answers are clearly worse than before, says the judge: look at the pairs, lower "
+         "`learning_rate` or `num_train_epochs`."),
+        ("judge", contradicted > 0.9 * differ,
+         "The judge prefers whatever stands in one place, so what it says of the answers is nothing: take a larger "
+         "`judge`, or `judge_mode: logprobs`."),
+        ("learned", upper < 0,
+         "Training taught the pairs: those held out are clearly more likely than before. That answers are better is "
+         + ("not clear: compare on more prompts." if comparison else "not measured: give a `benchmark`.")),
+        ("loss", loss_stayed(log),
+         "Training did nothing, its loss did not fall: raise `learning_rate` or `num_train_epochs`."),
+        ("less_likely", lower > 0,
+         "Pairs that were held out are clearly less likely than before: lower `num_train_epochs` or `learning_rate`."),
+        ("too_few", True,
+         f"Nothing is clear of its error with {counts['exported']} pairs: make more (`num_instructions`), hold out or "
+         "compare on more."),
+    )  # fmt: skip
+
+
+def in_numbers(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str | None = None) -> str:
     """The run in a few sentences."""
     outcomes, calls = counts["outcomes"], counts["calls"]
     sentences = [
@@ -192,7 +234,7 @@ def verdict(counts: Mapping[str, Any], exported: Mapping[str, Any], stopped: str
     if counts["made"] > counts["items"]:
         sentences.append(f"The run is not complete: instructions to be finished: {counts['made'] - counts['items']}.")
     if stopped:
-        sentences.append(f"It was stopped: {stopped.rstrip('.')}; the same command goes on from here.")
+        sentences.append(f"It was stopped: {quoted(stopped.rstrip('.'))}; the same command goes on from here.")
     cost = f", at a cost of {calls['cost']:.2f}" if calls["cost"] else ""
     sentences.append(
         f"Calls of models: {calls['calls']:,}; they read {calls['tokens_read']:,} tokens and wrote "
@@ -259,9 +301,10 @@ def _tables(counts: Mapping[str, Any], exported: Mapping[str, Any]) -> Iterator[
 
     rows = [["basic instruction", *own] for own in counts["basic_drops"].items()]
     rows += [[outcome.replace("_", " "), *own] for outcome, all_ in counts["reasons"].items() for own in all_.items()]
+    rows += [["a rewrite only", *own] for own in counts["refused"].items()]
     rows += [["at the export", *own] for own in (exported.get("reasons") or {}).items()]
     rows = sorted(rows, key=lambda row: -row[2])[:_MOST_ROWS]
-    found = "; ".join(f"{number} by {file}" for file, number in (exported.get("contaminated") or {}).items())
+    found = "; ".join(f"{number} by {quoted(file)}" for file, number in (exported.get("contaminated") or {}).items())
     note = f"Contaminated at the export: {found}. The rows are in `export_drops.jsonl`." if found else ""
     yield "What was dropped, and why", ["where", "reason", "number"], rows, note
 
@@ -336,7 +379,7 @@ def _listed(numbers: Mapping[str, int]) -> str:
     """The first few."""
     first, rest = list(numbers.items())[:_MOST_LISTED], list(numbers.values())[_MOST_LISTED:]
     parts = [f"{number} {reason}" for reason, number in first]
-    return ", ".join([*parts, f"{sum(rest)} for other reasons"] if rest else parts)
+    return quoted(", ".join([*parts, f"{sum(rest)} for other reasons"] if rest else parts))
 
 
 def _share(part: int | None, whole: int) -> str:

@@ -17,6 +17,7 @@ from tests.codeclm.server import FAILURES, Server, finished_calls, key_of_call, 
 from trl_extensions.codeclm.config import CodecLMConfig
 from trl_extensions.codeclm.pipeline.codec import CodecLM
 from trl_extensions.codeclm.pipeline.steps import ACTIONS
+from trl_extensions.codeclm.report import collect
 from trl_extensions.core.generation import endpoint
 from trl_extensions.core.generation.endpoint import EndpointEngine, EndpointError
 from trl_extensions.core.generation.types import Generation
@@ -84,7 +85,7 @@ def undisturbed(seeds, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trl_extensions.codeclm.pipeline.codec.write_codeclm_report", lambda folder, **_: folder)
-        result = codec(folder, fakes(), seeds=seeds).run()
+        result = codec(folder, fakes(), prompts=seeds).run()
     outcomes = Counter(row["outcome"] for row in items(folder).values())
     assert result.stopped is None and outcomes["kept"] == result.pairs and min(outcomes.values()) > 0, outcomes
     return folder
@@ -107,7 +108,7 @@ def test_the_same_data_through_a_server(seeds, undisturbed, tmp_path, name):
     concurrency, behaviour = SERVERS[name]
     server = Server(**behaviour)
     with serving(server) as url:
-        result = codec(tmp_path, remote(url, concurrency), seeds=seeds).run()
+        result = codec(tmp_path, remote(url, concurrency), prompts=seeds).run()
     assert result.failed == 0 and result.stopped is None
     assert data(tmp_path) == data(undisturbed)
     assert items(tmp_path) == items(undisturbed)
@@ -122,20 +123,20 @@ def test_the_same_data_through_a_server(seeds, undisturbed, tmp_path, name):
 def test_empty_answers_are_asked_for_again(seeds, undisturbed, tmp_path):
     server = Server(failures=0.3, kinds=("empty", "500"), seed=3)
     with serving(server) as url:
-        codec(tmp_path, remote(url), seeds=seeds).run()
+        codec(tmp_path, remote(url), prompts=seeds).run()
     assert server.failed["empty"] > 3
     assert data(tmp_path) == data(undisturbed) and set(server.answered.values()) == {1}
 
 
 def test_another_seed_is_other_data(seeds, undisturbed, tmp_path):
-    codec(tmp_path, fakes(), seeds=seeds, seed=7).run()
+    codec(tmp_path, fakes(), prompts=seeds, seed=7).run()
     assert data(tmp_path)["basics.jsonl"] != data(undisturbed)["basics.jsonl"]
 
 
 def test_a_finished_run_asks_nothing_more(seeds, undisturbed, tmp_path):
     engines = fakes()
     before = data(undisturbed)
-    result = codec(undisturbed, engines, seeds=seeds).run()
+    result = codec(undisturbed, engines, prompts=seeds).run()
     assert sum(engine.calls for engine in engines) == 0 and data(undisturbed) == before and result.failed == 0
 
 
@@ -319,7 +320,7 @@ def test_the_last_version_unscored(metadata, tmp_path, rewrite, step):
 
 def test_a_version_at_random(seeds, tmp_path):
     """Sixty draws of one to three rewrites: each comes up, as the seed has it."""
-    settings = {"seeds": seeds, "selection": "random", "num_instructions": 60}
+    settings = {"prompts": seeds, "selection": "random", "num_instructions": 60}
     codec(tmp_path / "one", fakes()[:1], **settings).run()
     drawn = Counter(row["iteration"] for row in items(tmp_path / "one").values())
     assert sorted(drawn) == [2, 3, 4] and min(drawn.values()) >= 5
@@ -341,12 +342,20 @@ def test_basic_instructions_only(metadata, tmp_path, selection):
     assert not {"rewrite", "rubrics", "evol"} & set(steps_of(folder))
 
 
-def test_a_rewrite_that_the_filters_refuse(metadata, tmp_path):
-    """The second has nine words and three more once it is rewritten."""
-    codec(tmp_path / "run", fakes(Rules(BASICS)), **(metadata | {"max_words": 11})).run()
-    row = items(tmp_path / "run")["m000-i0001"]
-    assert (row["outcome"], row["reason"], len(row["rounds"])) == ("dropped", "rewritten: too long", 2)
-    assert "answers" not in row["rounds"][1]
+@pytest.mark.parametrize("selection", ["gap", "all", "random"])
+def test_a_rewrite_that_the_filters_refuse(metadata, tmp_path, selection):
+    """The second has nine words and three more once it is rewritten: the one before stays, and is looked at once."""
+    folder = tmp_path / "run"
+    codec(folder, fakes(Rules(BASICS)), **(metadata | {"max_words": 11, "selection": selection})).run()
+    row = items(folder)["m000-i0001"]
+    [version] = row["rounds"]
+    assert version["instruction"] == BASICS["trip planning"][1] and version["answers"]
+    assert {own["reason"] for own in version["refused"]} == {"too long"}
+    actions = [own["action"] for own in version["refused"]]
+    assert len(set(actions)) == len(actions) and (selection == "random" or len(actions) > 1)
+    assert row["outcome"] == ("dropped" if selection == "gap" else "kept")
+    refused = sum(len(own.get("refused", ())) for row in items(folder).values() for own in row["rounds"])
+    assert collect(folder)["refused"] == {"too long": refused}
 
 
 def test_answers_that_were_cut_off(metadata, tmp_path):
@@ -439,12 +448,12 @@ def test_a_budget_of_calls_stops_and_a_larger_one_goes_on(seeds, undisturbed, tm
     """Exactly as many calls as the budget says, wherever it ends; then all the others, none of them again."""
     server = Server(delay=0.001, spread=1.0)
     with serving(server) as url:
-        result = codec(tmp_path, remote(url), seeds=seeds, max_calls=budget).run()
+        result = codec(tmp_path, remote(url), prompts=seeds, max_calls=budget).run()
         assert "budget" in result.stopped and len(finished_calls(tmp_path)) == budget
         assert sum(server.answered.values()) == budget
-        same = codec(tmp_path, remote(url), seeds=seeds, max_calls=budget).run()
+        same = codec(tmp_path, remote(url), prompts=seeds, max_calls=budget).run()
         assert same.stopped == result.stopped and sum(server.answered.values()) == budget
-        assert codec(tmp_path, remote(url), seeds=seeds).run().stopped is None
+        assert codec(tmp_path, remote(url), prompts=seeds).run().stopped is None
     assert data(tmp_path) == data(undisturbed) and items(tmp_path) == items(undisturbed)
     assert set(server.answered.values()) == {1}
 
@@ -453,12 +462,12 @@ def test_a_budget_of_tokens(seeds, undisturbed, tmp_path):
     calls = finished_calls(undisturbed)
     spent = [row["reply"].get("num_tokens", 0) + row["reply"].get("num_prompt_tokens", 0) for row in calls]
     total, largest = sum(spent), max(spent)
-    assert "tokens" in codec(tmp_path, fakes(), seeds=seeds, max_tokens=total // 2).run().stopped
+    assert "tokens" in codec(tmp_path, fakes(), prompts=seeds, max_tokens=total // 2).run().stopped
     made = finished_calls(tmp_path)
     used = sum(row["reply"].get("num_tokens", 0) + row["reply"].get("num_prompt_tokens", 0) for row in made)
     assert total // 2 <= used <= total // 2 + 600 * largest, "what was under way is finished, and nothing more begun"
     assert len(made) < len(calls)
-    codec(tmp_path, fakes(), seeds=seeds).run()
+    codec(tmp_path, fakes(), prompts=seeds).run()
     assert data(tmp_path) == data(undisturbed)
 
 
@@ -475,13 +484,13 @@ def test_a_server_that_goes_down(seeds, undisturbed, tmp_path, after):
     server.rules.answer = count_down
     with serving(server) as url:
         with pytest.raises((EndpointError, ValueError)) as caught:
-            codec(tmp_path, remote(url, max_retries=0), seeds=seeds).run()
+            codec(tmp_path, remote(url, max_retries=0), prompts=seeds).run()
         assert "\n" not in str(caught.value)
         assert "failed" in str(caught.value) and sum(server.answered.values()) < 40 + after
         if after == 60:
             assert "10 calls in a row have failed" in str(caught.value) and "HTTP 500" in str(caught.value)
         server.rules.answer, server.down = answer, False
-        codec(tmp_path, remote(url), seeds=seeds).run()
+        codec(tmp_path, remote(url), prompts=seeds).run()
     assert data(tmp_path) == data(undisturbed) and items(tmp_path) == items(undisturbed)
     assert set(server.answered.values()) == {1}
 
@@ -490,7 +499,7 @@ def test_nobody_there(seeds, tmp_path):
     with serving(Server()) as url:
         pass
     with pytest.raises(EndpointError, match=r"10 calls in a row have failed.*ConnectError") as caught:
-        codec(tmp_path, remote(url, max_retries=0), seeds=seeds).run()
+        codec(tmp_path, remote(url, max_retries=0), prompts=seeds).run()
     assert "\n" not in str(caught.value)
 
 
@@ -498,14 +507,14 @@ def test_nobody_there_for_a_few_seeds(seeds, tmp_path):
     with serving(Server()) as url:
         pass
     with pytest.raises(ValueError, match=r"calls for instructions failed \(4\)"):
-        codec(tmp_path, remote(url, max_retries=0), seeds=seeds, num_seeds=4).run()
+        codec(tmp_path, remote(url, max_retries=0), prompts=seeds, num_prompts=4).run()
 
 
 def test_a_wrong_key_ends_at_once(seeds, tmp_path):
     server = Server()
     server.refused = {"": 401}
     with serving(server) as url, pytest.raises(EndpointError, match="HTTP 401: not this one"):
-        codec(tmp_path, remote(url), seeds=seeds).run()
+        codec(tmp_path, remote(url), prompts=seeds).run()
     assert sum(server.received.values()) <= 2 * 8
 
 
@@ -539,10 +548,10 @@ def test_a_seed_that_fails_is_not_left_out_of_the_data(seeds, undisturbed, tmp_p
     server.refused = {SEEDS[3]: 503}
     with serving(server) as url:
         with pytest.raises(ValueError, match=r"failed \(1\); the same command makes them again"):
-            codec(tmp_path, remote(url, max_retries=0), seeds=seeds).run()
+            codec(tmp_path, remote(url, max_retries=0), prompts=seeds).run()
         assert not (tmp_path / "basics.jsonl").exists()
         server.refused = {}
-        codec(tmp_path, remote(url), seeds=seeds).run()
+        codec(tmp_path, remote(url), prompts=seeds).run()
     assert data(tmp_path) == data(undisturbed) and set(server.answered.values()) == {1}
 
 
@@ -552,7 +561,7 @@ def test_a_seed_that_fails_is_not_left_out_of_the_data(seeds, undisturbed, tmp_p
 def test_other_settings_are_refused_by_name(seeds, undisturbed, tmp_path):
     def refused(engines=None, **settings):
         with pytest.raises(ValueError) as caught:
-            codec(undisturbed, engines or fakes(), **({"seeds": seeds} | settings)).run()
+            codec(undisturbed, engines or fakes(), **({"prompts": seeds} | settings)).run()
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -573,9 +582,9 @@ def test_other_settings_are_refused_by_name(seeds, undisturbed, tmp_path):
     finally:
         Path(seeds).write_text(original)
     assert data(undisturbed) == before
-    codec(undisturbed, fakes(), seeds=seeds, max_calls=10**6, max_rows=3).run()  # these may change
+    codec(undisturbed, fakes(), prompts=seeds, max_calls=10**6, max_rows=3).run()  # these may change
     assert len(read_jsonl(undisturbed / "data.jsonl")) == 3
-    codec(undisturbed, fakes(), seeds=seeds).run()
+    codec(undisturbed, fakes(), prompts=seeds).run()
     assert data(undisturbed) == before
 
 
@@ -585,7 +594,7 @@ def test_a_folder_of_before_rewriting_first_is_refused(seeds, undisturbed, tmp_p
     del settings["format"]
     (tmp_path / "old" / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="is of an earlier version") as caught:
-        codec(tmp_path / "old", fakes(), seeds=seeds).run()
+        codec(tmp_path / "old", fakes(), prompts=seeds).run()
     assert "\n" not in str(caught.value)
 
 
@@ -598,9 +607,9 @@ def test_a_second_process_is_refused(seeds, tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(ValueError, match="another process is working in it"):
-            codec(tmp_path, fakes(), seeds=seeds).run()
+            codec(tmp_path, fakes(), prompts=seeds).run()
         other.stdin.close()
-    assert codec(tmp_path, fakes(), seeds=seeds).run().pairs > 0
+    assert codec(tmp_path, fakes(), prompts=seeds).run().pairs > 0
 
 
 @pytest.mark.parametrize(
@@ -610,7 +619,7 @@ def test_a_second_process_is_refused(seeds, tmp_path):
 def test_seeds_that_are_none(tmp_path, content, message):
     (tmp_path / "seeds.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message) as caught:
-        codec(tmp_path / "run", fakes(), seeds=str(tmp_path / "seeds.jsonl")).run()
+        codec(tmp_path / "run", fakes(), prompts=str(tmp_path / "seeds.jsonl")).run()
     assert "\n" not in str(caught.value)
 
 
@@ -627,7 +636,7 @@ def test_a_model_that_cannot_do_it(seeds, tmp_path, rules, message):
     for step, reply in rules.items():
         setattr(own, step, lambda reply=reply, **_: reply)
     with pytest.raises(ValueError, match=message) as caught:
-        codec(tmp_path, fakes(own), seeds=seeds).run()
+        codec(tmp_path, fakes(own), prompts=seeds).run()
     assert "\n" not in str(caught.value) and not (tmp_path / "basics.jsonl").exists()
     if "Too short" not in str(rules):
         raws = [row["raw"] for row in read_jsonl(tmp_path / "set_aside.jsonl")]
@@ -647,8 +656,8 @@ def test_rubrics_that_cannot_be_read(metadata, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "engines", "message"),
     [
-        ({}, 2, "nothing to start from: set `seeds`"),
-        ({"seeds": "x.jsonl"}, 1, "`selection: gap` compares two models: give the `target`"),
+        ({}, 2, "nothing to start from: set `prompts`"),
+        ({"prompts": "x.jsonl"}, 1, "`selection: gap` compares two models: give the `target`"),
     ],
 )
 def test_nothing_to_work_with(tmp_path, settings, engines, message):
@@ -678,7 +687,7 @@ def test_order_of_completion_does_not_matter(seeds, undisturbed, tmp_path):
     orders = set()
     for number in range(3):
         random.seed(number)
-        codec(tmp_path / str(number), fakes(), seeds=seeds).run()
+        codec(tmp_path / str(number), fakes(), prompts=seeds).run()
         assert data(tmp_path / str(number)) == data(undisturbed)
         orders.add(tuple(items(tmp_path / str(number))))
     assert len(orders) > 1

@@ -75,7 +75,7 @@ def test_every_prompt_asks_for_it_and_other_languages_are_turned_back(tmp_path, 
     pytest.importorskip("py3langid")
     (tmp_path / "seeds.jsonl").write_text(json.dumps({"instruction": "Ask my landlord for a new key."}) + "\n")
     settings = {"language": language, "audience": AUDIENCE[language]}
-    config = CodecLMConfig(seeds=str(tmp_path / "seeds.jsonl"), num_instructions=2, **settings)
+    config = CodecLMConfig(prompts=str(tmp_path / "seeds.jsonl"), num_instructions=2, **settings)
     strong, target = Bilingual(language, "strong"), Bilingual(language, "target")
     CodecLM(config, tmp_path / "run", strong=strong, target=target).run()
     for prompt in strong.prompts + target.prompts:
@@ -185,3 +185,13 @@ def test_settings_agree():
     with pytest.raises(ValueError, match="`languages`") as error:
         CodecLMConfig(language="ja", languages=["en"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("東京都庁舎見学会参加申込方法説明", None), ("请写一首关于秋天的诗歌并解释它的意思。", "zh")],
+)
+def test_japanese_without_kana(text, found):
+    pytest.importorskip("py3langid")
+    assert InstructionFilters(CodecLMConfig(languages=["ja"])).foreign(text) == found
+    assert InstructionFilters(CodecLMConfig(languages=["en"])).foreign(text) == "zh"

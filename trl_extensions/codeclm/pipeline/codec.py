@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ... import embedded
+from ...core.generation import EngineArguments, create_engine, parse_engine
 from ...core.generation.client import BudgetSpent, LLMClient, ResponseCache, Usage
 from ...core.generation.types import GenerationEngine
 from ...core.runs.jsonl import JsonlWriter, read_jsonl, write_jsonl
@@ -38,7 +40,7 @@ from ..report import write_codeclm_report
 from . import steps
 from .filters import InstructionFilters, Screens
 from .metadata import Metadata, load_metadata, sample_pairings
-from .seeds import NO_METADATA, BasicInstruction, SetAside, decode_basics, encode_seeds, load_seeds
+from .seeds import NO_METADATA, BasicInstruction, SetAside, decode_basics, encode_seeds, seeds_of
 
 
 if TYPE_CHECKING:
@@ -66,13 +68,42 @@ class CodecLMResult:
         return self.stopped or (f"{self.failed} calls failed" if self.failed else None)
 
 
+class Engines:
+    """What `strong`, `target` (default: `model`), `scorer` (the strong one) and `judge` (the scorer) stand for, loaded
+    when they are first needed, and once where they are the same."""
+
+    def __init__(self, config: CodecLMConfig, model: str | None = None, judge: str | None = None):
+        if not config.strong:
+            raise ValueError("`strong` is missing: name the model that writes instructions, see the docs.")
+        scorer = config.scorer or config.strong
+        own = {"strong": config.strong, "target": config.target or model, "scorer": scorer, "judge": judge or scorer}
+        self.specs = {role: parse_engine(value, role) for role, value in own.items() if value}
+        self._built: list[tuple[EngineArguments, GenerationEngine]] = []
+        for role, spec in self.specs.items():
+            if not spec.arguments.engine_model:
+                raise ValueError(f"`{role}` names no model: add `model`.")
+            if spec.arguments.engine != "endpoint":  # the embedded model's path and its alias are one engine
+                path = embedded.resolve_model_name(spec.arguments.engine_model)
+                self.specs[role] = replace(spec, arguments=replace(spec.arguments, engine_model=path))
+
+    def build(self, role: str) -> GenerationEngine:
+        """The engine of a role."""
+        arguments = self.specs[role].arguments
+        engine = next((engine for other, engine in self._built if other == arguments), None)
+        if engine is None:
+            engine = create_engine(arguments)
+            self._built.append((arguments, engine))
+        return engine
+
+
 class CodecLM:
     """Makes tailored instruction data.
 
     Args:
         config: What is made.
         output_dir: The run's folder.
-        strong: Writes metadata, instructions and the answers to learn from.
+        strong: The engine that writes metadata, instructions and the answers to learn from; if left out, all engines
+            and prices are those that `config` names.
         target: The model the data is for; needed for `selection="gap"`.
         scorer: Scores answers; the strong one if left out.
         prices: By role ("strong", "target", "scorer"): of a million tokens read, and a million written.
@@ -84,9 +115,8 @@ class CodecLM:
     Example:
 
     ```python
-    codec = CodecLM(CodecLMConfig(seeds="seeds.jsonl"), "runs/codec", strong=strong, target=target)
-    codec.run()
-    SFTTrainer(model, train_dataset=codec.dataset()).train()
+    config = CodecLMConfig(prompts="chats.jsonl", strong="a-70b-model", target="an-8b-model")
+    SFTTrainer("an-8b-model", train_dataset=CodecLM(config, "runs/codec").dataset()).train()
     ```
     """
 
@@ -95,14 +125,19 @@ class CodecLM:
         config: CodecLMConfig,
         output_dir: str | os.PathLike,
         *,
-        strong: GenerationEngine,
+        strong: GenerationEngine | None = None,
         target: GenerationEngine | None = None,
         scorer: GenerationEngine | None = None,
         prices: dict[str, tuple[float, float]] | None = None,
         seed: int = 42,
     ):
-        if not config.seeds and not config.metadata:
-            raise ValueError("nothing to start from: set `seeds` (a file of instructions) or `metadata`.")
+        if not config.prompts and not config.metadata:
+            raise ValueError("nothing to start from: set `prompts` (a file of instructions) or `metadata`.")
+        if strong is None:
+            engines = Engines(config)
+            strong, scorer = engines.build("strong"), engines.build("scorer")
+            target = engines.build("target") if "target" in engines.specs else None
+            prices = {role: spec.prices for role, spec in engines.specs.items()}
         if config.selection == "gap" and target is None:
             raise ValueError("`selection: gap` compares two models: give the `target` as well.")
         self.config, self.folder, self.prices, self.seed = config, Path(output_dir), prices or {}, seed
@@ -126,9 +161,11 @@ class CodecLM:
             return await self.make_pairs()
 
     def dataset(self) -> Dataset:
-        """The pairs, ready for `SFTTrainer`."""
+        """The pairs, ready for `SFTTrainer`; made first (`run`) if there are none."""
         from datasets import load_dataset
 
+        if not (self.folder / "data.jsonl").exists():
+            self.run()
         return load_dataset("json", data_files=str(self.folder / "data.jsonl"), split="train")
 
     def export(self) -> ExportReport:
@@ -185,8 +222,7 @@ class CodecLM:
         if config.metadata:
             origins = load_metadata(config.metadata, config.max_skills)
         else:
-            seeds = load_seeds(config.seeds or "", config.seed_column, config.num_seeds)
-            origins = await encode_seeds(client, config, seeds, set_aside)
+            origins = await encode_seeds(client, config, seeds_of(config), set_aside)
         self._check_failed()
         if not origins:
             raise ValueError(f"{NO_METADATA} (see set_aside.jsonl)")
@@ -243,8 +279,11 @@ class CodecLM:
 
     def _claim(self, started: bool) -> None:
         """Write what the data depends on, or refuse a folder that was begun with something else."""
-        config, source = self.config, self.config.seeds or self.config.metadata or ""
+        config, source = self.config, self.config.prompts or self.config.metadata or ""
         settings = {name: value for name, value in asdict(config).items() if name not in MUTABLE_FIELDS}
+        for old, new in (("seeds", "prompts"), ("seed_column", "prompt_column"), ("num_seeds", "num_prompts")):
+            settings[old] = settings.pop(new)  # as in folders that were begun before these were renamed
+        settings = {name: value for name, value in settings.items() if (name, value) != ("prompt_split", "train")}
         for name in ("strong", "target", "scorer"):
             settings[name] = self.engines[name].name if name in self.engines else None
         names = sorted(path.stem for path in steps.PROMPTS.glob("*.jinja") if path.stem != "propose")
@@ -310,8 +349,8 @@ class Pipeline:
         than the threshold."""
         actions = await self._actions_for(basic)
         for action in actions or [""]:
-            if action and (reason := await self._rewrite_last(basic, rounds, action)):
-                return {"reason": f"rewritten: {reason}"}
+            if action and not await self._rewrite_last(basic, rounds, action) and "scores" in rounds[-1]:
+                continue
             await self._compare(f"{basic.id}/{len(rounds)}", rounds[-1])
             gap = rounds[-1]["scores"]["gap"]
             if abs(gap) > self._config.gap_threshold:
@@ -326,8 +365,7 @@ class Pipeline:
         if actions and self._config.selection == "random":
             actions = actions[: random.Random(f"{self._seed}/{basic.id}/version").randint(1, len(actions))]
         for action in actions:
-            if reason := await self._rewrite_last(basic, rounds, action):
-                return {"reason": f"rewritten: {reason}"}
+            await self._rewrite_last(basic, rounds, action)
         answer, truncated = await self._answer_of("strong", f"{basic.id}/{len(rounds)}", rounds[-1])
         rounds[-1] |= {"answers": {"strong": answer}, "truncated": {"strong": truncated}}
         return {"outcome": "kept", "winner": "strong", "iteration": len(rounds)}
@@ -342,8 +380,9 @@ class Pipeline:
         draw = random.Random(f"{self._seed}/{basic.id}/actions")
         return draw.sample(actions, min(self._config.max_rounds, len(actions)))
 
-    async def _rewrite_last(self, basic: BasicInstruction, rounds: list[dict[str, Any]], action: str) -> str | None:
-        """Add the next version with the action that led to it; says why it is of no use, if it is not."""
+    async def _rewrite_last(self, basic: BasicInstruction, rounds: list[dict[str, Any]], action: str) -> bool:
+        """Add the next version with the action that led to it, if the filters let it pass; else the last one, which
+        they did let pass, stays the last, with what they refused."""
         about, instruction = f"{basic.id}/{len(rounds) + 1}", rounds[-1]["instruction"]
         values, step = {"instruction": instruction}, self._rewrite
         if self._config.rewrite == "evol":
@@ -351,8 +390,12 @@ class Pipeline:
         else:
             values |= basic.metadata.as_json()
         rewritten, _ = await self._client.generate(step, about, action=action, **values)
-        rounds.append({"instruction": rewritten, "action": action})
-        return self._filters.check_alone(about, rewritten)
+        version = {"instruction": rewritten, "action": action}
+        if reason := self._filters.check_alone(about, rewritten):
+            rounds[-1].setdefault("refused", []).append(version | {"reason": reason})
+        else:
+            rounds.append(version)
+        return not reason
 
     async def _rubrics_for(self, metadata: Metadata) -> list[steps.Rubric]:
         """The rubrics of metadata, asked for once."""
