@@ -24,7 +24,7 @@ from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl
 from trl_extensions.core.runs.run import check_resume
 
 
-AXES = {"principles": str, "response_filter": str, "layers": str, "beta": float, "learning_rate": float, "steps": int}
+AXES = ("principles", "response_filter", "layers", "beta", "preserve_weight", "learning_rate", "steps")
 
 
 def parse() -> argparse.Namespace:
@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--response_filter", nargs="+", default=["none"], choices=["none", "check"])
     parser.add_argument("--layers", nargs="+", default=["all"], choices=["all", "third"])
     parser.add_argument("--beta", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--preserve_weight", nargs="+", type=float, default=[0.0])
     parser.add_argument("--learning_rate", nargs="+", type=float, default=[3e-4])
     parser.add_argument("--steps", nargs="+", type=int, default=[12])
     parser.add_argument("--grid", type=Path, help="JSON list of settings, in place of the product of the lists above")
@@ -247,7 +248,8 @@ def run_point(args: argparse.Namespace, point: dict) -> dict:
     set_seed(args.seed)
     micro = 4 if torch.cuda.is_available() else 2  # so that eight processes fit on one GPU
     config = SAMIConfig(
-        str(output / "train"), beta=point["beta"], learning_rate=point["learning_rate"], max_steps=point["steps"],
+        str(output / "train"), beta=point["beta"], preserve_weight=point["preserve_weight"],
+        learning_rate=point["learning_rate"], max_steps=point["steps"],
         lr_scheduler_type="cosine", per_device_train_batch_size=micro,
         gradient_accumulation_steps=args.batch_size // micro, gradient_checkpointing=False, bf16=False,
         use_cpu=not torch.cuda.is_available(), logging_steps=1, save_strategy="no", report_to="none",
@@ -305,9 +307,10 @@ def stays(row: dict) -> bool:
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| principles | filter | layers | beta | lr | steps | obedience before -> after (definition; antithesis) "
-             "| tight bound, fresh / same order | which constitution?, fresh / same | unchanged | KL | "
-             "people's answers | multiple choice | echoes | both axes |", "| --- " * 15 + "|"]  # fmt: skip
+    lines = ["| principles | filter | layers | beta | preserve | lr | steps | "
+             "obedience before -> after (definition; antithesis) | tight bound, fresh / same order | "
+             "which constitution?, fresh / same | unchanged | KL | people's answers | multiple choice | echoes | "
+             "both axes |", "| --- " * 16 + "|"]  # fmt: skip
     for row in sorted(rows, key=lambda row: list(map(str, row["point"].values()))):
         point, moved, old = row["point"], row["side_effects"], row["original"]
         obeyed = "<br>".join(
@@ -321,7 +324,7 @@ def table(rows: list[dict]) -> str:
                            for n in ("fresh", "same"))  # fmt: skip
         cells = [
             Path(point["principles"]).stem, point["response_filter"], point["layers"], f"{point['beta']:g}",
-            f"{point['learning_rate']:g}", point["steps"], obeyed, bounds, which,
+            f"{point['preserve_weight']:g}", f"{point['learning_rate']:g}", point["steps"], obeyed, bounds, which,
             f"{moved['plain_answers']['unchanged']['value']:.0%}", f"{moved['plain_answers']['kl']['value']:.4f}",
             f"{moved['references']['relative_change']['value']:+.1%}",
             f"{moved['multiple_choice']['original']['value']:.0%} -> "
@@ -337,19 +340,22 @@ def _change(own: dict) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Both axes by learning rate, a line for each beta, of the principles, filter, layers and steps that have the most
-    points: least rise of a principle's obedience, unchanged answers, relative change in nats of people's answers."""
+    """Both axes by learning rate, a line for each beta and `preserve_weight`, of the principles, filter, layers and
+    steps with the most points: least rise of a principle's obedience, unchanged answers, change of people's answers.
+    """
     from trl_extensions.core.runs import plots
 
     if not rows:
         return
     groups: dict[str, list[dict]] = {}
     for row in rows:
-        others = [str(value) for key, value in row["point"].items() if key not in ("beta", "learning_rate")]
+        drawn = ("beta", "preserve_weight", "learning_rate")
+        others = [str(value) for key, value in row["point"].items() if key not in drawn]
         groups.setdefault(" ".join(others), []).append(row)
     lines: dict[str, list[dict]] = {}
-    for row in sorted(max(groups.values(), key=len), key=lambda row: row["point"]["beta"]):
-        lines.setdefault(f"beta {row['point']['beta']:g}", []).append(row)
+    for row in max(groups.values(), key=len):
+        name = f"beta {row['point']['beta']:g}, preserve {row['point']['preserve_weight']:g}"
+        lines.setdefault(name, []).append(row)
     figure, axes = plots.panels(3)
     measures = [
         ("least rise of obedience", lambda row: min(
@@ -359,7 +365,7 @@ def draw(rows: list[dict], path: Path) -> None:
     ]  # fmt: skip
     for panel, (label, measure) in zip(axes, measures, strict=True):
         series = {}
-        for name, own in lines.items():
+        for name, own in sorted(lines.items()):
             own = sorted(own, key=lambda row: row["point"]["learning_rate"])
             series[name] = [row["point"]["learning_rate"] for row in own], [measure(row) for row in own]
         plots.line_plot(panel, series)

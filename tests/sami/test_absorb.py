@@ -252,20 +252,7 @@ class TestRun:
     def test_resumes_and_is_bound_to_its_round(self, arguments, files):
         settings = {"absorb": True, "absorb_learning_rate": 0.05, "rounds": 1}
         METHOD.parse("run", arguments("whole", **settings)).execute()
-        for _ in range(20):
-            performed, run = [], METHOD.parse("run", arguments("pieces", **settings))
-
-            def one_stage(name, round_, run=run, performed=performed):
-                if performed:
-                    raise KeyboardInterrupt
-                performed.append(name)
-                run.perform(name, round_)
-
-            try:
-                run.execute(one_stage)
-                break
-            except KeyboardInterrupt:
-                continue
+        test_run.execute_in_pieces(lambda: METHOD.parse("run", arguments("pieces", **settings)))
         whole, pieces = (files / own / "absorbed" / "evaluation.json" for own in ("whole", "pieces"))
         assert pieces.read_text() == whole.read_text()
         with pytest.raises(ValueError, match="rounds was 1, now 2"):

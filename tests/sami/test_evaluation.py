@@ -25,7 +25,7 @@ from trl_extensions.sami.evaluation import (
     summarise,
 )
 from trl_extensions.sami.loss import mutual_information_bound
-from trl_extensions.sami.report import verdict
+from trl_extensions.sami.report import axes_in_words
 
 
 def sampled_rows(number=5):
@@ -112,6 +112,14 @@ def test_empty_responses_are_counted_and_a_collapsed_model_is_said_to_be(tiny_mo
         evaluate_rows(tiny_model, tiny_tokenizer, rows[1:2], tmp_path / "e.json")
 
 
+def test_broken_weights_are_said_to_be(tiny_model, tiny_tokenizer, tmp_path):
+    with torch.no_grad():
+        tiny_model.model.norm.weight[0] = math.nan
+    with pytest.raises(ValueError, match="NaN") as caught:
+        evaluate_rows(tiny_model, tiny_tokenizer, sampled_rows(2), tmp_path / "e.json")
+    assert "\n" not in str(caught.value) and not (tmp_path / "e.json").exists()
+
+
 class TestSecondAxis:
     def adapted(self):
         return get_peft_model(make_tiny_model(384), LoraConfig(target_modules="all-linear", init_lora_weights=False))
@@ -185,12 +193,12 @@ class TestSecondAxis:
         assert named in str(error.value)
 
 
-def test_the_verdict_names_both_axes():
+def test_both_axes_in_words():
     def change(value):
         return {"all": {"original": {"value": 0.5}, "obeyed": {"value": 0.5 + value},
                         "difference": {"value": value, "se": 0.1}}}  # fmt: skip
 
-    words = verdict({
+    words = axes_in_words({
         "obedience": {"rose": change(0.3), "fell": change(-0.3), "stayed": change(0.1)},
         "side_effects": {"plain_answers": {"unchanged": {"value": 0.7}},
                          "references": {"relative_change": {"value": 0.015}}},
@@ -198,4 +206,4 @@ def test_the_verdict_names_both_axes():
     assert "more often" in words[0] and "rose (50% → 80%)" in words[0]
     assert "less often" in words[1] and "fell" in words[1] and "stayed" in words[2]
     assert "70%" in words[3] and "less likely" in words[4] and "1.5%" in words[4]
-    assert verdict({}) == []
+    assert axes_in_words({}) == []

@@ -1,5 +1,6 @@
 """The outer loop on the tiny model: what it leaves, that it resumes anywhere, that it trains the original."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -156,21 +157,7 @@ class TestResuming:
 
     def test_stopped_before_every_stage(self, arguments, files):
         METHOD.parse("run", arguments("whole")).execute()
-        for _ in range(20):
-            run = METHOD.parse("run", arguments("pieces"))
-            performed = []
-
-            def one_stage(name, round_, run=run, performed=performed):
-                if performed:
-                    raise KeyboardInterrupt
-                performed.append(name)
-                run.perform(name, round_)
-
-            try:
-                run.execute(one_stage)
-                break
-            except KeyboardInterrupt:
-                continue
+        execute_in_pieces(lambda: METHOD.parse("run", arguments("pieces")))
         assert results(files / "pieces")["report"]["rise"] == results(files / "whole")["report"]["rise"]
         assert results(files / "pieces") == results(files / "whole")
 
@@ -234,6 +221,22 @@ class TestResuming:
         (files / "principles.yaml").write_text(PRINCIPLES.replace("Be brief.", "Be very brief."))
         with pytest.raises(ValueError, match="made with other settings: principles_in_file"):
             METHOD.parse("run", arguments()).execute()
+
+
+def execute_in_pieces(start) -> None:
+    """Carry a run out with one stage to each start of the command, interrupted before the next."""
+    for _ in range(20):
+        run, performed = start(), []
+
+        def one_stage(name, round_, run=run, performed=performed):
+            if performed:
+                raise KeyboardInterrupt
+            performed.append(name)
+            run.perform(name, round_)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            run.execute(one_stage)
+            return
 
 
 def _until(run, name: str, round_: int) -> None:

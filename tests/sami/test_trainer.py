@@ -1,5 +1,6 @@
 """`SAMITrainer` on a tiny random model: what it updates, what it logs, what it compares with."""
 
+import contextlib
 import copy
 import functools
 import json
@@ -214,6 +215,67 @@ class TestReference:
             make_trainer(rows, model=tiny_model, ref_model=tiny_model)
 
 
+class TestPreserving:
+    """KL(original || policy) behind the query without a constitution, against full logits of one sequence each."""
+
+    @pytest.fixture
+    def plain_rows(self):
+        return Dataset.from_list([row | {"query": f"Tell me of {row['completions'][0]}"} for row in sami_rows(3)])
+
+    @pytest.mark.parametrize("share_prefix", [False, True])
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_loss_and_gradient_equal_the_dense_ones(self, plain_rows, make_trainer, share_prefix, lora):
+        how = {"peft_config": LoraConfig(**LORA)} if lora else {"ref_model": make_tiny_model(384, seed=1)}
+        trainer = make_trainer(plain_rows, preserve_weight=3.0, share_prefix=share_prefix, **how)
+        model, other = trainer.model, how.get("ref_model")
+        if lora:  # the original is the model with its adapter off, which a fresh adapter does not differ from
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        rows, expected = list(trainer.train_dataset), []
+        for matrix, row in zip(matrices(trainer, rows), rows, strict=True):
+            kl = []
+            for completion in row["completion_input_ids"]:
+                prompt = row["plain_input_ids"]
+                ids, scored = torch.tensor([prompt + completion]), slice(len(prompt) - 1, -1)
+                ours = model(ids).logits[0, scored].log_softmax(-1)
+                with torch.no_grad(), model.disable_adapter() if lora else contextlib.nullcontext():
+                    theirs = (other or model)(ids).logits[0, scored].log_softmax(-1)
+                kl.append((theirs.exp() * (theirs - ours)).sum(-1))
+            expected.append((sami_loss(matrix), torch.cat(kl).mean()))
+        dense = sum(loss + 3.0 * kl for loss, kl in expected)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(dense, trained)
+        total, losses, statistics = trainer._score(model, trainer._prepare_inputs(trainer.data_collator(rows)))
+        torch.testing.assert_close(statistics["kl_plain"], torch.stack([kl for _, kl in expected]).detach())
+        assert statistics["kl_plain"].min() > 1e-4
+        torch.testing.assert_close(losses.sum(), dense.detach())
+        for ours, theirs in zip(torch.autograd.grad(total, trained), gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+    def test_it_holds_the_model_where_it_was(self, plain_rows, make_trainer):
+        moved = []
+        for weight in (0.0, 3.0):
+            settings = {"max_steps": 8, "learning_rate": 0.1, "per_device_train_batch_size": 3}
+            trainer = make_trainer(plain_rows, model=make_tiny_model(384), preserve_weight=weight, **settings)
+            original = make_tiny_model(384)
+            trainer.train()
+            ids = torch.tensor([trainer._tokenizer("Tell me of eggs: yes.")["input_ids"]])
+            ours, theirs = (model(ids).logits.log_softmax(-1) for model in (trainer.model, original))
+            moved.append((theirs.exp() * (theirs - ours)).sum(-1).mean().item())
+            assert ("kl_plain" in steps(trainer)[-1]) == bool(weight)
+        assert moved[1] < moved[0] / 2
+
+    def test_the_query_alone_is_asked_for_where_it_is_missing(self, rows, make_trainer):
+        with pytest.raises(ValueError, match=r"train row 0: .*`plain_prompt`"):
+            make_trainer(rows, preserve_weight=1.0)
+        queries = ["お茶について。", "卵について。", "Tea?", "Eggs?", "Sky?", "Fox?"]
+        prompts = [[{"role": "user", "content": own}] for own in queries]
+        given = make_trainer(rows.add_column("plain_prompt", prompts), preserve_weight=1.0).train_dataset
+        queried = make_trainer(rows.add_column("query", queries), preserve_weight=1.0)
+        assert given["plain_input_ids"] == queried.train_dataset["plain_input_ids"]
+
+
 class TestSavingAndResuming:
     @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)])
     def test_resuming_mid_epoch_gives_the_same_losses(self, rows, make_trainer, peft_config, tmp_path):
@@ -280,6 +342,7 @@ class TestConstruction:
             ({"padding_free": True}, "`padding_free` does not work"),
             ({"beta": -1.0}, "`beta` must be"),
             ({"beta": "much"}, "`beta` must be"),
+            ({"preserve_weight": -1.0}, "`preserve_weight` must be"),
             ({"logp_reduction": "median"}, "`logp_reduction` must be one of mean, sum"),
             ({"overlong_policy": "cut"}, "`overlong_policy` must be one of"),
             ({"prompt_template": "{question}"}, "{question}"),

@@ -48,6 +48,7 @@ class AbsorbTrainer(SAMITrainer):
     def __init__(self, model, args=None, **kwargs):
         args = copy.copy(as_config(args, SAMIConfig, model, "absorb"))
         args.log_kl, args.score_end, args.guard_steps, args.guard_max_kl = True, True, 0, None
+        args.preserve_weight = 0.0
         super().__init__(model, args, **kwargs)
 
     def _prepare_dataset(self, *args, **kwargs):

@@ -23,7 +23,9 @@ class DataCollatorForSAMI(DataCollatorMixin):
     Returns (by calling it on a list of rows):
         `num_constitutions` `(B,)`; `input_ids`, `attention_mask`, `pair_ids` `(S, T)`, the last holding the number of
         the pair on response tokens and -1 elsewhere; `matched` `(sum C^2,)` bool, True where the response was sampled
-        under that prompt; with `share_prefix` also `position_ids` `(S, T)`.
+        under that prompt; with `share_prefix` also `position_ids` `(S, T)`. Of rows with `plain_input_ids`, the query
+        without a constitution, the same behind that prompt: `plain_input_ids`, `plain_pair_ids`, ...; there is one
+        pair to a response.
     """
 
     pad_token_id: int
@@ -32,23 +34,33 @@ class DataCollatorForSAMI(DataCollatorMixin):
     return_tensors: str = "pt"
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        packed: list[PackedBatch] = []
+        packed, plain = list[PackedBatch](), list[PackedBatch]()
         matched: list[bool] = []
+        number = 0  # of responses so far
         for example in examples:
             completions = example["completion_input_ids"]
             for k, prompt in enumerate(example["prompt_input_ids"]):
                 numbered = [(len(matched) + j, completion) for j, completion in enumerate(completions)]
                 matched += [k == j for j in range(len(completions))]
-                groups = [numbered] if self.share_prefix else [[one] for one in numbered]
-                packed += [pack_shared_prefix(prompt, group) for group in groups]
+                packed += self._behind(prompt, numbered)
+            if "plain_input_ids" in example:
+                plain += self._behind(example["plain_input_ids"], list(enumerate(completions, number)))
+                number += len(completions)
+        # First: transformers reads the batch size off the first tensor, and a batch is counted in queries
+        batch = {"num_constitutions": torch.tensor([len(example["prompt_input_ids"]) for example in examples])}
+        batch |= self._padded(packed) | {"matched": torch.tensor(matched)}
+        return batch | ({f"plain_{name}": own for name, own in self._padded(plain).items()} if plain else {})
+
+    def _behind(self, prompt: list[int], numbered: list[tuple[int, list[int]]]) -> list[PackedBatch]:
+        groups = [numbered] if self.share_prefix else [[one] for one in numbered]
+        return [pack_shared_prefix(prompt, group) for group in groups]
+
+    def _padded(self, packed: list[PackedBatch]) -> dict[str, torch.Tensor]:
         sequences, pair_ids, position_ids = zip(*packed, strict=True)
         batch = {
-            # First: transformers reads the batch size off the first tensor, and a batch is counted in queries
-            "num_constitutions": torch.tensor([len(example["prompt_input_ids"]) for example in examples]),
             "input_ids": pad_rows(sequences, self.pad_token_id, self.pad_to_multiple_of),
             "attention_mask": pad_rows([[1] * len(ids) for ids in sequences], 0, self.pad_to_multiple_of),
             "pair_ids": pad_rows(pair_ids, -1, self.pad_to_multiple_of),
-            "matched": torch.tensor(matched),
         }
         if self.share_prefix:
             batch["position_ids"] = pad_rows(position_ids, 0, self.pad_to_multiple_of)

@@ -52,6 +52,7 @@ def to_dataset(rows: Sequence[dict[str, Any]], same_order: bool = False) -> Data
         raise ValueError("no rows to train on; sample more queries or loosen the filters")
     columns = {name: name for name in ("id", "prompts", "completions", "truncated")}
     columns |= {"prompts": "sampled_prompts"} if same_order else {}
+    columns |= {"query": "query"} if "query" in rows[0] else {}
     return Dataset.from_list([{name: row[source] for name, source in columns.items()} for row in rows])
 
 
@@ -71,6 +72,7 @@ def prepare_rows(
     overlong_policy: str,
     prompt_template: str | None = None,
     score_end: bool = True,
+    plain: bool = False,
     name: str = "train",
     num_proc: int | None = None,
 ) -> Dataset:
@@ -78,13 +80,14 @@ def prepare_rows(
 
     Rows have `prompts` and `completions` (lists of C), or `query`, `constitutions` and `completions`, texts or chats;
     `completions[j]` was sampled under `prompts[j]`. Where `truncated` (C bools) is true, the sampler cut a response
-    off, which then gets no end token. Rows with `kept` false are left out. A `ValueError` names the row or column,
+    off, which then gets no end token. With `plain` rows get `plain_input_ids` too, those of `plain_prompt` or else of
+    `query` alone. Rows with `kept` false are left out. A `ValueError` names the row or column,
     of the dataset called `name`, that cannot be used. Settings: see `SAMIConfig`.
 
     `constitutions` are rendered as they are. Nothing can be drawn anew in them: if the order or wording of principles
     differs between them and is that of the sampling, it tells them apart, and a log line says so.
     """
-    if set(TOKEN_COLUMNS) <= set(dataset.column_names):
+    if {*TOKEN_COLUMNS, *(["plain_input_ids"] if plain else [])} <= set(dataset.column_names):
         return dataset
     _check_columns(dataset.column_names, name)
     if "kept" in dataset.column_names:
@@ -113,7 +116,10 @@ def prepare_rows(
             encode_completion(tokenizer, text, end_id, truncated=cut or not score_end)
             for text, cut in zip(texts, truncated, strict=True)
         ]
-        longest = max(map(len, prompt_ids))
+        own: dict[str, list[int]] = {}
+        if plain:
+            own["plain_input_ids"] = encode_prompt(tokenizer, _plain_prompt(row, prompts, where), f"{where}: `query`")
+        longest = max(map(len, [*prompt_ids, *own.values()]))
         excess = 0 if max_length is None else max(longest + max(map(len, completion_ids)) - max_length, 0)
         if excess and overlong_policy == "error":
             over = f"its longest prompt and response together are {excess} tokens over max_length={max_length}"
@@ -123,7 +129,7 @@ def prepare_rows(
                 raise ValueError(f"{where}: its longest prompt alone fills max_length={max_length}; raise that.")
             completion_ids = [ids[: max_length - longest] for ids in completion_ids]
         tokens = dict(zip(TOKEN_COLUMNS, (prompt_ids, completion_ids), strict=True))
-        return {**tokens, "prompts": prompts, "excess": excess}
+        return {**tokens, **own, "prompts": prompts, "excess": excess}
 
     tokenized = dataset.map(tokenize, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
     fits = [not excess for excess in tokenized["excess"]]
@@ -133,6 +139,14 @@ def prepare_rows(
     if cut := fits.count(False):
         logger.warning("Responses of %d of %d %s rows were cut to max_length=%d.", cut, len(fits), name, max_length)
     return tokenized
+
+
+def _plain_prompt(row: dict[str, Any], prompts: list[Prompt], where: str) -> Prompt:
+    given = row.get("plain_prompt") or row.get("query")
+    if not given:
+        raise ValueError(f"{where}: `preserve_weight` needs the query without a constitution, as `plain_prompt`.")
+    is_text = isinstance(given, str) and not isinstance(prompts[0], str)
+    return [{"role": "user", "content": given}] if is_text else given
 
 
 def _check_columns(columns: list[str], name: str) -> None:

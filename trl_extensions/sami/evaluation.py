@@ -317,6 +317,9 @@ def evaluate_rows(
         collapsed = f"every one of {len(rows)} held-out queries got an empty response: the model has collapsed"
         raise ValueError(f"{output}: {collapsed}; train for fewer steps or with a smaller learning rate.")
     scores = score_rows(model, tokenizer, scored, ref_model=ref_model, batch_tokens=batch_tokens)
+    if not all(math.isfinite(value) for own in scores for value in own.values()):
+        broken = "the model gives log-probabilities that are no numbers (NaN or infinite): its weights are broken"
+        raise ValueError(f"{output}: {broken}; train with a smaller learning rate, or in float32 or bfloat16.")
     result = summarise(scored, scores) | {"num_empty": len(rows) - len(scored)}
     if is_original:
         result["kl"] = {"mean": 0.0, "se": 0.0}

@@ -20,7 +20,7 @@ def matched_states(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.T
     rows = own.any(1)
     wide = {"input_ids": inputs["input_ids"], "attention_mask": kept.long(), "pair_ids": pair_ids.where(own, -1)}
     plain = {name: tensor.gather(1, order)[rows] for name, tensor in wide.items()}
-    return _states_before_responses(model, plain)
+    return states_before_responses(model, plain)
 
 
 def score_matched(model: nn.Module, inputs: dict[str, torch.Tensor]) -> ReferenceStates:
@@ -38,7 +38,7 @@ def score_pairs(
     and `(M,)` mean KL(policy || reference) in nats per response token of the M matching pairs, if the states of the
     reference are given.
     """
-    states = _states_before_responses(model, inputs)
+    states = states_before_responses(model, inputs)
     head = output_head(model, states)
     device = head.weight.device  # the last one, of a model split over several
     scored = inputs["pair_ids"] >= 0
@@ -55,13 +55,30 @@ def score_pairs(
     return logps, _sum_by(number[pair_of_token[own]], kl, int(matched.sum())) / lengths[matched]
 
 
+def plain_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a batch has of its responses behind the query without a constitution, for `states_before_responses`."""
+    return {name.removeprefix("plain_"): own for name, own in inputs.items() if name.startswith("plain_")}
+
+
+def plain_kl(
+    model: nn.Module, inputs: dict[str, torch.Tensor], sizes: torch.Tensor, reference: ReferenceStates
+) -> torch.Tensor:
+    """KL(reference || policy) `(B,)` of `plain_inputs`, nats: a mean over the tokens of each query's responses, whose
+    numbers are `sizes` `(B,)`."""
+    states, pair_ids = states_before_responses(model, inputs), inputs["pair_ids"]
+    kl = chunked_kl(states, output_head(model, states), reference.states, reference.head, reverse=False)
+    query_of_pair = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    query = query_of_pair[pair_ids[pair_ids >= 0]].to(kl.device)
+    return _sum_by(query, kl, len(sizes)) / torch.bincount(query, minlength=len(sizes))
+
+
 def pair_lengths(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Response tokens of each of the P pairs, `(P,)`."""
     pair_ids = inputs["pair_ids"]
     return torch.bincount(pair_ids[pair_ids >= 0], minlength=len(inputs["matched"]))
 
 
-def _states_before_responses(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def states_before_responses(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """`(N, H)` states that predict the response tokens, sequence by sequence."""
     pair_ids = inputs["pair_ids"]
     hidden = last_states(model, inputs, pair_ids)

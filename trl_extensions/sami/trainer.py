@@ -22,7 +22,7 @@ from .collator import DataCollatorForSAMI
 from .config import SAMIConfig
 from .data import TOKEN_COLUMNS, prepare_rows
 from .guard import OverOptimizationGuard
-from .scores import matched_states, rows_of, score_pairs
+from .scores import matched_states, plain_inputs, plain_kl, rows_of, score_pairs, states_before_responses
 
 
 class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
@@ -46,8 +46,8 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
 
     Logged per step, averaged over queries: `mi/bound` (nats, of log-probabilities of whole responses),
     `mi/contrast_per_token` (nats, of means over tokens), `mi/accuracy_rows`, `mi/accuracy_columns`, `logps/matched`,
-    `logps/mismatched` (nats, after `logp_reduction`), `kl` (nats per response token),
-    `completions/{mean,min,max}_length` (tokens). `evaluate` reports the same with the prefix `eval_`.
+    `logps/mismatched` (nats, after `logp_reduction`), `kl` and, with `preserve_weight`, `kl_plain` (nats per response
+    token), `completions/{mean,min,max}_length` (tokens). `evaluate` reports the same with the prefix `eval_`.
 
     Raises:
         ValueError: Data or settings SAMI cannot use; the message names the row or field and the remedy.
@@ -106,7 +106,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
                 self._tokenizer.pad_token_id, args.pad_to_multiple_of, share_prefix=self._shares_prefix(self.model)
             )
         self.reference = None
-        if args.beta or args.log_kl or args.guard_max_kl is not None:
+        if args.beta or args.preserve_weight or args.log_kl or args.guard_max_kl is not None:
             self.reference = build_reference(self.model, self.accelerator, ref_model, adapter_is_trained)
         if args.guard_steps:
             self.add_callback(OverOptimizationGuard(self))
@@ -116,14 +116,14 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         with global_then_local_main_first():
             dataset = prepare_rows(
                 dataset, self._tokenizer, max_length=args.max_length, overlong_policy=args.overlong_policy,
-                prompt_template=args.prompt_template, score_end=args.score_end, name=dataset_name,
-                num_proc=args.dataset_num_proc,
+                prompt_template=args.prompt_template, score_end=args.score_end, plain=args.preserve_weight > 0,
+                name=dataset_name, num_proc=args.dataset_num_proc,
             )  # fmt: skip
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
-            self._signature_columns = TOKEN_COLUMNS
+            self._signature_columns = [*TOKEN_COLUMNS, "plain_input_ids"]
 
     def count_items(self, batch):
         return len(batch["num_constitutions"])
@@ -150,7 +150,10 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
 
     def _score(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Summed loss with gradient, and detached `(B,)` losses and statistics."""
-        reference = self._reference_states(model, matched_states, inputs)
+        reference, plain, plain_reference = self._reference_states(model, matched_states, inputs), None, None
+        if self.args.preserve_weight:
+            plain = plain_inputs(inputs)
+            plain_reference = self._reference_states(model, states_before_responses, plain)
 
         def forward(policy):
             logps, kl = score_pairs(policy, inputs, self.args.logp_reduction, reference)
@@ -158,6 +161,10 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
                 logps, kl, inputs, self.args.beta, reduction=self.args.logp_reduction,
                 length_weight=self.args.length_weight,
             )  # fmt: skip
+            if plain is not None:
+                preserved = plain_kl(policy, plain, inputs["num_constitutions"], plain_reference)
+                statistics["kl_plain"] = preserved.detach()
+                losses = losses + self.args.preserve_weight * preserved
             return losses.sum(), (losses.detach(), statistics)
 
         total, (losses, statistics) = self._policy_forward(model, forward)
