@@ -12,6 +12,7 @@ from trl_extensions.codeclm.report import (
     draw_gaps,
     gap_bin,
     gap_width,
+    in_numbers,
     verdict,
     write_codeclm_report,
 )
@@ -177,11 +178,37 @@ class TestReport:
         assert "the budget of 20 calls is spent; the same command goes on" in text
         assert json.loads((folder / "report.json").read_text())["stopped"] == "the budget of 20 calls is spent"
 
+    @pytest.mark.parametrize(
+        ("outcomes", "change", "margin", "contradictions", "losses", "kind"),
+        [
+            ({"made": 9, "items": 8, "kept": 5}, None, None, 0, [], "unfinished"),
+            ({"made": 0, "items": 0, "kept": 0}, None, None, 0, [], "nothing_made"),
+            ({"made": 9, "items": 9, "kept": 0}, None, None, 0, [], "nothing_kept"),
+            ({}, None, None, 0, [], "pairs"),
+            ({}, [-0.2, 0.1], [0.1, 0.3], 2, [2, 1], "better"),
+            ({}, [-0.2, -0.1], [-0.3, -0.1], 2, [2, 1], "worse"),
+            ({}, [-0.2, -0.1], [-0.3, 0.1], 28, [2, 1], "judge"),  # of 3 times 12 judged, 2 of them equal
+            ({}, [-0.2, -0.1], [-0.3, 0.1], 15, [1, 2], "learned"),
+            ({}, [-0.2, -0.1], None, 0, [2, 1], "learned"),
+            ({}, [-0.2, 0.1], None, 0, [1, 2], "loss"),
+            ({}, [0.1, 0.2], None, 0, [2, 1], "less_likely"),
+            ({}, [-0.2, 0.1], [-0.3, 0.1], 15, [2, 1], "too_few"),
+            ({}, None, None, 0, [2, 1], "pairs"),
+        ],
+    )
+    def test_what_came_of_it(self, outcomes, change, margin, contradictions, losses, kind):
+        own = {"made": 9, "items": 9, "kept": 5} | outcomes
+        counts = {"outcomes": {"kept": own["kept"]}, "made": own["made"], "items": own["items"], "exported": 5}
+        held_out = {"change": {"interval": change}} if change else {}
+        one = {"judged": 12, "equal": 2, "contradictions": contradictions / 3, "margin": {"interval": margin}}
+        comparison = dict.fromkeys(("before", "after", "after_vs_before"), one) if margin else {}
+        assert verdict(counts, held_out, comparison, [{"loss": loss} for loss in losses])[0] == kind
+
     def test_only_so_many_reasons_are_listed(self, folder):
         counts = collect(folder)
         counts["reasons"] = {"dropped": {f"r{n}": 10 - n for n in range(7)}}
         # 6 + 5 + 4 of the last three
-        assert "(10 r0, 9 r1, 8 r2, 7 r3, 15 for other reasons)" in verdict(counts, {})
+        assert "(10 r0, 9 r1, 8 r2, 7 r3, 15 for other reasons)" in in_numbers(counts, {})
 
     def test_tables(self, folder):
         export(folder, CodecLMConfig(max_words=4))

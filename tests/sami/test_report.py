@@ -6,6 +6,7 @@ import pytest
 
 from tests.sami.test_run import arguments, files  # noqa: F401 (fixtures)
 from trl_extensions.cli.sami import METHOD
+from trl_extensions.sami.report import verdict
 
 
 PRINCIPLES = """\
@@ -14,6 +15,31 @@ principles:
   - {name: 箇条書き, definition: 箇条書きで書く。, antithesis: 一つの段落で書く。, check: {list_items: {at_least: 2}}}
   - {name: warm, definition: Be friendly and warm., antithesis: Be cold and plain., check: {judge: true}}
 """
+
+
+@pytest.mark.parametrize(
+    ("rise", "changes", "judge", "losses", "queries", "kind"),
+    [
+        (0.0, {"brief": 0.3}, None, [1, 2], 64, "obeys"),
+        (0.0, {"brief": 0.3, "箇条書き": -0.3}, None, [2, 1], 64, "mixed"),
+        (0.3, {"brief": -0.3}, None, [2, 1], 64, "disobeys"),
+        (0.3, {"brief": 0.15}, None, [2, 1], 64, "told_apart"),  # of errors of .1 and, of the bound, .1 * sqrt(2)
+        (-0.3, {}, None, [2, 1], 64, "less_apart"),
+        (0.2, {}, 1.0, [2, 1], 64, "judge"),
+        (0.2, {}, 0.5, [1, 2], 64, "loss"),
+        (0.2, {}, None, [2, 1], 8, "too_few"),
+        (0.2, {"brief": None}, None, [2, 1], 64, "unclear"),
+    ],
+)
+def test_what_came_of_it(rise, changes, judge, losses, queries, kind):
+    bounds = [{"mi_bound": {"mean": mean, "se": 0.1}, "num_queries": queries} for mean in (0.2, 0.2 + rise)]
+    obedience = {
+        name: {"all": {"difference": {"value": own, "se": 0.1}} if own else {}} for name, own in changes.items()
+    }
+    last = {"evaluation": bounds[1] | {"obedience": obedience}, "steps": [{"loss": loss} for loss in losses]}
+    if judge is not None:
+        last["win_rate"] = {"contradiction_share": judge}
+    assert verdict([{"evaluation": bounds[0]}, last])[0] == kind
 
 
 def test_both_axes_are_in_the_report(arguments, files):  # noqa: F811
@@ -35,7 +61,8 @@ def test_both_axes_are_in_the_report(arguments, files):  # noqa: F811
     text = report.read_text(encoding="utf-8")
     assert text.index("tight bound") < text.index("## Obedience") < text.index("## What else moved")
     assert "| 箇条書き | antithesis |" in text and (files / "run" / "axes.png").stat().st_size > 0
-    assert json.loads((files / "run" / "report.json").read_text())["verdict"]
+    found = json.loads((files / "run" / "report.json").read_text())["verdict"]
+    assert found["kind"] and text.split("\n\n")[1].startswith(f"**{found['text']}** ")
 
 
 def test_checks_may_change_where_they_only_measure(arguments, files):  # noqa: F811

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trl_extensions.core.runs.jsonl import JsonlWriter
-from trl_extensions.tnt.report import draw_two_axes, verdict, write_report
+from trl_extensions.tnt.report import draw_two_axes, in_numbers, verdict, write_report
 
 
 def estimate(value, low=None, high=None):
@@ -70,8 +70,39 @@ class TestTwoAxes:
         assert [text.get_text() for text in right.texts] == ["n/a"] * 4
 
 
-def test_the_verdict_has_both_axes(evaluation):
-    text = verdict(evaluation)
+@pytest.mark.parametrize(
+    ("before", "after", "prob", "kept", "losses", "kind"),
+    [
+        ((0.24, 0.14, 0.37), (0.02, 0.00, 0.10), 0.1, 0.9, [3, 2, 1], "removed"),
+        ((0.24, 0.14, 0.37), (0.02, 0.00, 0.10), 0.1, 0.3, [3, 2, 1], "at_a_price"),
+        ((0.24, 0.14, 0.37), (0.02, 0.00, 0.10), 0.1, None, [1, 2, 3], "removed"),  # what counts is what came of it
+        ((0.0, 0.0, 0.07), (0.0, 0.0, 0.07), None, 0.9, [3, 2, 1], "nothing_unwanted"),
+        ((0.02, 0.00, 0.10), (0.24, 0.14, 0.37), 0.9, 0.9, [3, 2, 1], "more"),
+        ((0.24, 0.14, 0.37), (0.24, 0.14, 0.37), 0.9, 0.9, [1, 1, 2], "loss"),
+        ((0.24, 0.14, 0.37), (0.24, 0.14, 0.37), 0.9, 0.9, [3, 2, 1], "hardly_moved"),  # 0.9 > 0.8 of 1
+        ((0.24, 0.14, 0.37), (0.16, 0.08, 0.28), 0.4, 0.9, [3, 2, 1], "too_few"),
+        ((0.24, 0.14, 0.37), (0.16, 0.08, 0.28), 0.4, 0.9, [3], "too_few"),
+    ],
+)
+def test_what_came_of_it(evaluation, before, after, prob, kept, losses, kind):
+    for side, share in (("original", before), ("patched", after)):
+        evaluation[side] = {"greedy": {"n": 50, "share": dict(zip(("value", "low", "high"), share, strict=True))}}
+    evaluation["preservation"]["clean"]["exact_match"] = {"value": kept}
+    was = None if prob is None else 1.0
+    evaluation["divergence"] = {"prob_negative_original": was, "prob_negative": prob}
+    assert verdict(evaluation, [{"loss": loss} for loss in losses])[0] == kind
+
+
+def test_random_samples_tell_where_greedy_answers_have_nothing(evaluation):
+    for side in ("original", "patched"):
+        evaluation[side]["greedy"]["share"] = estimate(0.0, 0.0, 0.07)
+    evaluation["original"]["sampled"]["share"] = estimate(0.3, 0.2, 0.4)
+    evaluation["patched"]["sampled"]["share"] = estimate(0.0, 0.0, 0.07)
+    assert verdict(evaluation)[0] == "removed"
+
+
+def test_the_numbers_have_both_axes(evaluation):
+    text = in_numbers(evaluation)
     for part in ("50", "24.0% (14 to 37)", "2.0% (0 to 10)", "92%", "30.0%", "38", "50.0% (35 to 65)", "0.0123"):
         assert part in text
 

@@ -63,7 +63,7 @@ class TestVerdict:
             (CLEAR, 2, "beats_teacher"),
             (CLEAR, 1, "one_seed"),
             ({"weak": range(40), "ceiling": range(10)}, 2, "no_strong_model"),
-            # .5 is what always saying one class gives; of 56 right of 100 Wilson's interval begins at .46, of 65 at .55
+            # .5 is what always saying one class gives: of 56 of 100 right the interval starts at .46, of 65 at .55
             ({"weak": range(10), "soft_ce": range(50), "ceiling": range(50)}, 2, "ceiling_untrained"),
             ({"weak": range(10), "soft_ce": range(50), "ceiling": range(44)}, 1, "ceiling_untrained"),
             ({"weak": range(10), "soft_ce": range(50), "ceiling": range(35)}, 1, "one_seed"),
