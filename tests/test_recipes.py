@@ -23,7 +23,7 @@ from trl_extensions import (
 from trl_extensions.cli import codeclm, sami, tnt, w2s
 from trl_extensions.cli.parser import peek
 from trl_extensions.codeclm.pipeline.metadata import load_metadata
-from trl_extensions.codeclm.pipeline.seeds import load_seeds
+from trl_extensions.codeclm.pipeline.seeds import seeds_of
 from trl_extensions.codeclm.pipeline.steps import PROMPTS, PromptTemplate
 from trl_extensions.codeclm.run import CodecLMRun
 from trl_extensions.core.training.load import build_trainer
@@ -54,27 +54,39 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_recipes_are_found():
-    names = {name_of(path) for method in ("sami", "tnt", "w2s", "codeclm") for path in of_method(method)}
-    assert {
-        "recipes/smollm2-135m/sami/config_lora.yaml",
-        "recipes/mistral-7b/sami/config_full.yaml",
-        "recipes/mistral-7b/sami/config_qlora.yaml",
-        "recipes/smollm2-135m/tnt/config_lora.yaml",
-        "recipes/llama-3.1-8b/tnt/config_full.yaml",
-        "recipes/llama-3.1-8b/tnt/config_qlora.yaml",
-        "recipes/smollm2-135m/w2s/config_probe.yaml",
-        "recipes/gpt2-medium/w2s/config_safety.yaml",
-        "recipes/gpt2-medium/w2s/config_legal.yaml",
-        "recipes/gpt2-medium/w2s/config_toxicity.yaml",
-        "recipes/qwen2.5-7b/w2s/config_qlora.yaml",
-        "recipes/qwen2.5-7b/w2s/config_reward_qlora.yaml",
-        "recipes/smollm2-135m/codeclm/config_lora.yaml",
-        "recipes/llama-3.1-8b/codeclm/config_lora.yaml",
-        "recipes/llama-3.1-8b/codeclm/config_qlora.yaml",
-        "benchmarks/codeclm_smollm2.yaml",
-    } <= names
-    assert names == {name_of(path) for path in RECIPES}
+def kind_of(path: Path) -> tuple:
+    """What of a recipe decides how its trainer is built: of each kind one is constructed, all are parsed."""
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    names = ("task", "train", "use_peft", "load_in_4bit", "dtype", "optim", "guard_steps", "linear_probe", "weight_by")
+    return path.parts[-2], str(own.get("lora_target_modules")), *(own.get(name) for name in names)
+
+
+def is_first_of_kind(path: Path) -> bool:
+    return path == next(other for other in RECIPES if kind_of(other) == kind_of(path))
+
+
+def test_every_recipe_is_of_a_method_and_each_method_has_all_weights_and_qlora_ones():
+    found = {method: of_method(method) for method in ("sami", "tnt", "w2s", "codeclm")}
+    assert sorted(path for paths in found.values() for path in paths) == RECIPES
+    for method, paths in found.items():
+        files = {path.stem.split("_")[1] for path in paths if path.parent.name == method}
+        assert {"full", "qlora"} <= files, method
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_what_recipes_have_in_common(path):
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    trained = "all weights" if not own.get("use_peft") and own.get("dtype") else "adapter"
+    if own.get("dtype") == "bfloat16":  # in which small steps on all weights would be rounded off
+        assert trained == "adapter"
+    model = str(own.get("model_name_or_path"))
+    if ("Qwen3" in model and "Base" not in model) or "SmolLM3" in model:
+        assert "/no_think" in path.read_text(encoding="utf-8")
+    if not name_of(path).startswith(("benchmarks", "recipes/smollm2-135m", "recipes/mistral-7b/", "recipes/gpt2")):
+        low, high = (1e-4, 2e-4) if trained == "adapter" else (2e-6, 2e-5)
+        assert low <= float(own["learning_rate"]) <= high
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ") and len(first) < 130
 
 
 # Recipe -> (where the values are published, what they are). Learning rates of adapters are ours, and not here
@@ -162,6 +174,8 @@ def test_sami_recipe(path, tiny_model_dir, on_cpu):
     assert len(sample_constitutions(run.principles(), run.args.num_constitutions, seed=0, key="x")) == 2
     assert run.args.effective_batch_size % run.config.per_device_train_batch_size == 0
     rows = Dataset.from_list(sami_rows(2))
+    if not is_first_of_kind(path):
+        return
     trainer = build_trainer(SAMITrainer, run.model_args, run.config, rows, rows if run.config.guard_steps else None)
     assert type(trainer) is SAMITrainer
     check_trainer(trainer, run.model_args)
@@ -182,8 +196,10 @@ def test_tnt_recipe(path, deep_model_dir, on_cpu):
     run = TNTRun(*tnt.METHOD.parser("run", []).parse_args_and_config(["--config", str(path), *on_cpu]))
     run.model_args.model_name_or_path = str(deep_model_dir)
     assert run.annotators
-    if run.args.prompts and run.args.prompts.startswith("recipes/"):
+    if run.args.prompts and Path(run.args.prompts).is_file():
         assert len(run.prompts()[1]) == run.args.num_eval_prompts
+    if not is_first_of_kind(path):
+        return
     trainer = build_trainer(TNTTrainer, run.model_args, run.config, Dataset.from_list(tnt_rows(2)), None)
     assert type(trainer) is TNTTrainer
     check_trainer(trainer, run.model_args)
@@ -203,7 +219,7 @@ def test_w2s_recipe(path, tiny_model_dir, on_cpu):
     args, config, model_args = parsed[0], parsed[-2], parsed[-1]
     task = args.task
     assert all(split_layers(name) for name in [model_args.model_name_or_path, *args.weak_models])
-    if args.examples and args.examples.startswith("recipes/"):
+    if args.examples and Path(args.examples).is_file():
         run = WeakToStrongRun(*parsed)
         run.check()
         assert {row.label for row in run.test_examples()} == {0, 1}
@@ -212,6 +228,8 @@ def test_w2s_recipe(path, tiny_model_dir, on_cpu):
         "reward": WeakToStrongRewardTrainer,
         "generation": WeakToStrongSFTTrainer,
     }[task]
+    if not is_first_of_kind(path):
+        return
     model_args.model_name_or_path, model_args.lora_task_type = str(tiny_model_dir), "SEQ_CLS"
     trainer = build_trainer(trainer_class, model_args, config, Dataset.from_list(W2S_ROWS[task]), None)
     assert type(trainer) is trainer_class
@@ -232,20 +250,20 @@ def test_codeclm_recipe(path, tiny_model_dir, on_cpu, tmp_path, monkeypatch):
     argv += on_cpu if trains else ["--output_dir", str(tmp_path)]
     for role in ("strong", "target"):  # the benchmark's script names its servers itself
         argv += [] if peek(argv, role) else [f"--{role}", "{model: any, base_url: 'http://localhost:1'}"]
-    if not peek(argv, "seeds") and not peek(argv, "metadata"):  # the user's own
+    if not peek(argv, "prompts", "seeds") and not peek(argv, "metadata"):  # the user's own
         write_rows(tmp_path / "seeds.jsonl", [{"instruction": "Write a line that greets a new neighbour."}])
-        argv += ["--seeds", str(tmp_path / "seeds.jsonl")]
+        argv += ["--prompts", str(tmp_path / "seeds.jsonl")]
     run = CodecLMRun(*codeclm.METHOD.parser("run", argv).parse_args_and_config(argv))
     run.check()
     assert {"strong", "target", "scorer", "judge"} <= set(run.engines().specs)
     if run.config.metadata:
         assert load_metadata(run.config.metadata, run.config.max_skills)
-    if run.config.seeds:
-        assert load_seeds(run.config.seeds, run.config.seed_column, run.config.num_seeds)
+    if run.config.prompts:
+        assert seeds_of(run.config)
     for prompt in PROMPTS.glob("*.jinja"):
         PromptTemplate(prompt.stem, run.config.prompt_folder)
     assert run.args.train == trains
-    if not trains:
+    if not trains or not is_first_of_kind(path):
         return
     built = []
     monkeypatch.setattr("trl_extensions.codeclm.training.fit", lambda *given: built.append(build_trainer(*given[:5])))
@@ -253,5 +271,5 @@ def test_codeclm_recipe(path, tiny_model_dir, on_cpu, tmp_path, monkeypatch):
     write_rows(run.folder / "data.jsonl", exported_rows(4))
     run.train()
     [trainer] = built
-    assert type(trainer) is SFTTrainer
+    assert isinstance(trainer, SFTTrainer)
     check_trainer(trainer, run.model_args)

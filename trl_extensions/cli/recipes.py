@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for name, path in known_recipes().items():
         text = path.read_text(encoding="utf-8")
-        about, model = text.splitlines()[0].lstrip("# "), yaml.safe_load(text)["model_name_or_path"]
-        print(f"{name}\n    {path.parent.name}, {model}. {about}")
+        about = " ".join(text.split("\n#\n")[0].replace("#", "").split()).partition(". ")[0]
+        print(f"{name}\n    {path.parent.name}, {yaml.safe_load(text)['model_name_or_path']}. {about}")
     return 0
 
 
