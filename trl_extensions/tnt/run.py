@@ -50,7 +50,7 @@ from .trainer import TNTTrainer
 _SAMPLING = {f.name for f in fields(PromptArguments)}
 _MORE = {"min_marked", "max_more_samples", "validation_share", "num_validation_prompts"}
 _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
-    "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs",
+    "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs", "max_rounds",
 }  # fmt: skip
 
 
@@ -200,6 +200,9 @@ class TNTRun(Run):
         if isinstance(side, int):
             target = self.folder / "search" / f"round_{side}" / "model"
             self._set_round(config, side, rows)
+            for chosen_before in (self.patched, self.folder / "patched"):  # with a lower `max_rounds`
+                shutil.rmtree(chosen_before, ignore_errors=True)
+            (self.folder / "evaluation.json").unlink(missing_ok=True)
         held_out = None
         if self.args.eval_dataset_name:
             held_out = load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)
@@ -322,7 +325,8 @@ class TNTRun(Run):
         shown, _, most = config.shown
         epochs = config.num_train_epochs or min(most, shown / max(1, marked))
         steps = config.max_steps if config.max_steps > 0 else max(1, math.ceil(epochs * len(rows) / batch))
-        config.warmup_steps = config.get_warmup_steps(steps)  # a share is one of the first round
+        # A share is one of the first round; later ones go on with its moments, and restart where cycles begin
+        config.warmup_steps = config.get_warmup_steps(steps) if number == 1 else 0
         config.alpha, config.max_steps = self._alpha_of(number), number * steps
         if config.lr_scheduler_type in ("linear", "cosine"):
             config.lr_scheduler_type = SchedulerType("cosine_with_restarts")

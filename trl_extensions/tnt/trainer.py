@@ -30,6 +30,15 @@ from .scores import score_tokens, scored_states, sums_of_rows
 logger = logging.getLogger(__name__)
 
 
+class OwnRate(TrainerCallback):
+    """A checkpoint's optimizer has the learning rate of the step before it: the next one gets what its schedule says,
+    as where an annealed training goes on in another cycle."""
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        for place, factor in enumerate(getattr(lr_scheduler, "lr_lambdas", ())):
+            optimizer.param_groups[place]["lr"] = lr_scheduler.base_lrs[place] * factor(state.global_step)
+
+
 class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
     """Targeted negative training (TNT, arXiv 2406.13660): remove annotated tokens, keep the distribution otherwise.
 
@@ -94,6 +103,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
             peft_config=peft_config,
         )  # fmt: skip
         keep_trainable(self.model)
+        self.add_callback(OwnRate)
         rows = () if self.train_dataset is None else self.train_dataset["token_weights"]
         settle(self, sum(any(weight < 0 for weight in own) for own in rows))
         if self._is_vision_dataset or getattr(self.model.config, "is_encoder_decoder", False):
