@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     config = CodecLMConfig(
-        seeds=args.seeds, num_seeds=args.num_seeds, num_instructions=args.num_instructions, max_rounds=2,
+        prompts=args.seeds, num_prompts=args.num_seeds, num_instructions=args.num_instructions, max_rounds=2,
         instructions_per_call=3, max_answer_tokens=128, gap_threshold=9, keep_truncated=True,
     )  # fmt: skip
     never = count_rejected()

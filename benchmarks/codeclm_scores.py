@@ -49,7 +49,7 @@ def main() -> None:
 
 async def score_all(engine, folder: Path, way: str, versions) -> dict[str, list[list[float]]]:
     """Both orders of scores, [strong, target] each, of every version whose scores can be read."""
-    config = CodecLMConfig(seeds="unused", scoring=way, max_score_tokens=64)
+    config = CodecLMConfig(prompts="unused", scoring=way, max_score_tokens=64)
     found: dict[str, list[list[float]]] = {}
     with ResponseCache(folder / "scores_calls.sqlite") as cache:
         async with LLMClient({"scorer": engine}, cache) as client:

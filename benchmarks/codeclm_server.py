@@ -44,7 +44,7 @@ def main() -> None:
         seeds = Path(folder) / "seeds.jsonl"
         write_jsonl(seeds, ({"instruction": f"Please help me with box {number}, as I asked"} for number in range(20)))
         engine = EndpointEngine(url, "either", concurrency=args.concurrency)
-        config = CodecLMConfig(seeds=str(seeds), num_instructions=args.instructions)
+        config = CodecLMConfig(prompts=str(seeds), num_instructions=args.instructions)
         started, used = time.monotonic(), time.process_time()
         result = CodecLM(config, Path(folder) / "run", strong=engine, target=engine).run()
         wall, used = time.monotonic() - started, time.process_time() - used

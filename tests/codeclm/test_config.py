@@ -32,7 +32,7 @@ def test_old_names_in_yaml_and_on_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ({"seeds": "a", "metadata": "b"}, "seeds"),
+        ({"prompts": "a", "metadata": "b"}, "prompts"),
         ({"rewrite": "harder"}, "rewrite"),
         ({"num_instructions": 0}, "num_instructions"),
         ({"max_calls": 0}, "max_calls"),

@@ -39,7 +39,7 @@ def work(url, folder, name):
         EndpointEngine(url, model, api_key=name, concurrency=CONCURRENCY, max_retries=50)
         for model in ("strong", "target")
     )
-    config = CodecLMConfig(seeds=str(folder.parent / "seeds.jsonl"), num_instructions=16, max_rounds=3)
+    config = CodecLMConfig(prompts=str(folder.parent / "seeds.jsonl"), num_instructions=16, max_rounds=3)
     CodecLM(config, folder, **dict(zip(("strong", "target"), engines, strict=True))).run()
 
 

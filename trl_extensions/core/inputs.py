@@ -411,4 +411,4 @@ class PromptArguments(QueryArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_least(self, num_samples=0, num_eval_samples=0)
+        check_least(self, 10_000, num_samples=0, num_eval_samples=0)  # which are listed before they are made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from trl import SFTConfig
 
 from ..core.generation import create_engine, parse_engine
 from ..core.inputs import PromptArguments
-from ..core.options import check_least, option
+from ..core.options import check_least, message, option, renamed
 from ..core.training.load import RunsHere, reject_sft_settings
 from .loss import SMOOTH_OVER, VARIANTS, check_objective
 
@@ -50,7 +51,7 @@ class TNTConfig(RunsHere, SFTConfig):
             Switch dropout off, so that the model starts where its original is.
     """
 
-    rates: ClassVar = {"an adapter": 2e-4, "all weights": 5e-6}
+    rates: ClassVar = {"adapter": 2e-4, "all": 5e-6}
     shown: ClassVar = (300, 1, 8)  # of outputs with something unwanted
 
     variant: str = option("ff", "How unwanted and kept tokens are drawn to their target.", *VARIANTS)
@@ -119,6 +120,7 @@ class TNTArguments(PromptArguments):
         return self.min_marked if self.min_marked is not None else DEFAULT_MARKED if self.target() else 0
 
 
+@renamed(judge_model="judge")
 @dataclass
 class AnnotatorArguments:
     """What is unwanted. Several annotators together mark what any of them marks."""
@@ -136,8 +138,8 @@ class AnnotatorArguments:
     threshold: float = option(0.5, "Classifier and profanity: mark above this probability.")
     unit: Literal["sentence", "window"] = option("sentence", "Classifier and profanity: what is scored at once.")
     judge_task: str | None = option(None, "What a language model is to quote, in words.")
-    judge_model: str | None = option(None, "That language model, or the settings of an engine, in YAML.")
-    judge_base_url: str | None = option(None, "Its OpenAI-compatible server; it runs in this process if left out.")
+    judge: str | None = option(None, "Quotes it: a model to run here, or YAML as {model: ..., base_url: ...}.")
+    judge_base_url: str | None = option(None, "Old, goes in the next version: a `base_url` in `judge`.")
 
     def __post_init__(self):
         for name in ("phrases", "patterns"):
@@ -147,10 +149,10 @@ class AnnotatorArguments:
             raise ValueError(f"`unit` must be sentence or window, got {self.unit!r}.")
         if self.classifier_label and not self.classifier:
             raise ValueError("`classifier_label` needs `classifier`.")
-        if bool(self.judge_task) != bool(self.judge_model):
-            raise ValueError("a judge needs both `judge_task` and `judge_model`.")
-        if self.judge_base_url and not self.judge_task:
-            raise ValueError("`judge_base_url` needs `judge_task` and `judge_model`.")
+        if bool(self.judge_task) != bool(self.judge):
+            raise ValueError("a judge needs both `judge_task` and `judge`.")
+        if self.judge_base_url:
+            warnings.warn(message("judge_base_url", "base_url` in `judge"), FutureWarning, stacklevel=3)
 
     def check(self) -> None:
         """Raise a one-line `ValueError` where nothing is said to be unwanted."""
@@ -179,8 +181,8 @@ class AnnotatorArguments:
             annotators.append(ClassifierAnnotator(self.classifier, self.classifier_label, self.threshold, self.unit))
         if self.profanity:
             annotators.append(ProfanityAnnotator(self.threshold, self.unit))
-        if self.judge_task and self.judge_model:
-            judge = parse_engine(self.judge_model, "judge_model").arguments
+        if self.judge_task and self.judge:
+            judge = parse_engine(self.judge, "judge").arguments
             if self.judge_base_url:
                 judge = replace(judge, engine="endpoint", engine_base_url=self.judge_base_url)
             annotators.append(JudgeAnnotator(create_engine(judge), self.judge_task))
@@ -200,7 +202,9 @@ class AnnotatorArguments:
         """JSON-ready values that say what is unwanted, with the phrases of files, for a run that is resumed."""
         from .annotate.phrases import load_phrases
 
-        values = {name: value for name, value in vars(self).items() if name != "judge_base_url"}
+        values = {name: value for name, value in vars(self).items() if not name.startswith("judge_base")}
+        engine = parse_engine(values.pop("judge"), "judge").arguments if self.judge else None
+        values["judge_model"] = engine and engine.engine_model  # where it runs is no part of it
         if self.phrases_file and os.path.isfile(self.phrases_file):
             values["phrases_file"] = load_phrases(self.phrases_file)
         if self.candidates and os.path.isfile(self.candidates):

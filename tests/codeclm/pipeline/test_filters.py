@@ -443,7 +443,7 @@ class TestScreens:
 
 
 def test_what_was_forgotten_is_new_again():
-    own = InstructionFilters(CodecLMConfig(seeds="-"))
+    own = InstructionFilters(CodecLMConfig(prompts="-"))
     text = "Describe the way in which bees make honey"
     assert [own.check("a", text), own.check("b", text)] == [None, "near-duplicate"] and own.details
     own.forget()

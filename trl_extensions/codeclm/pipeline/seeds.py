@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.generation.client import BudgetSpent, LLMClient, ResponseCache
 from ...core.generation.types import GenerationEngine
-from ...core.inputs import Query, load_queries, read_rows
+from ...core.inputs import Query, Source, load_queries, load_rows
 from ...core.runs.run import folder_lock
 from ..config import CodecLMConfig
 from .filters import InstructionFilters
@@ -28,11 +28,18 @@ _PROPOSED_AT_ONCE = 10
 _WAVES = 3
 
 
-def load_seeds(source: str | os.PathLike, column: str | None = None, limit: int | None = None) -> list[Query]:
+def load_seeds(source: Source, column: str | None = None, limit: int | None = None, **options: Any) -> list[Query]:
     """Seed instructions, as `core.inputs.load_queries`, with the column `instruction` before others."""
-    if column is None and "instruction" in next(read_rows(source), {}):
+    rows = load_rows(source, options.get("split", "train"))
+    if column is None and len(rows) and "instruction" in rows[0]:
         column = "instruction"
-    return load_queries(source, column=column, limit=limit)
+    return load_queries(source, column=column, limit=limit, **options)
+
+
+def seeds_of(config: CodecLMConfig) -> list[Query]:
+    """The seeds a configuration names."""
+    options = {"pattern": config.prompt_pattern, "split": config.prompt_split}
+    return load_seeds(config.prompts or "", config.prompt_column, config.num_prompts, **options)
 
 
 def _asking(
@@ -71,15 +78,15 @@ def make_metadata(
     number: int = 20,
     seed: int = 42,
 ) -> tuple[int, int]:
-    """Write a YAML file of metadata, of the `seeds` of `config` or proposed for a description by the strong model, to
+    """Write a YAML file of metadata, of the seeds of `config` or proposed for a description by the strong model, to
     `output`, which must not exist; calls are kept beside it, and none is made twice. Returns how many were written,
     and how many replies could not be read.
     """
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already, perhaps edited: give another `output`, or delete it.")
-    if not description and not config.seeds:
-        raise ValueError("nothing to start from: give a `description` of the instructions, or `seeds`.")
+    if not description and not config.prompts:
+        raise ValueError("nothing to start from: give a `description` of the instructions, or `prompts`.")
     rejected: list[Rejected] = []
 
     def set_aside(about: str, error: Rejected) -> None:
@@ -92,8 +99,7 @@ def make_metadata(
                 client = StepClient(llm, config, seed)
                 if description:
                     return await _propose(client, config, description, number, set_aside)
-                seeds = load_seeds(config.seeds or "", config.seed_column, config.num_seeds)
-                return await encode_seeds(client, config, seeds, set_aside)
+                return await encode_seeds(client, config, seeds_of(config), set_aside)
 
     with folder_lock(output.parent):
         try:

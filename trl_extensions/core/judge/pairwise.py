@@ -16,10 +16,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from ..generation import parse_engine
 from ..generation.ask import Answer, ask_until_read, cached_calls, load_template
 from ..generation.client import Request, ResponseCache
 from ..generation.replies import Model, Unreadable, answer_text, as_text, read_reply
 from ..generation.types import GenerationEngine, GenerationParams, Prompt
+from ..options import check_choices, check_least, option
 
 
 Vote = Literal["first", "second", "tie"]
@@ -58,6 +60,21 @@ _SIDES = {"1": "score_1", "a": "score_1", "first": "score_1", "2": "score_2", "b
 
 # Whole numbers are asked for, since grammars can bound them; others are read too
 _From1To10 = Annotated[float, Field(ge=1, le=10, json_schema_extra={"type": "integer"})]
+
+
+@dataclass
+class JudgeArguments:
+    """The model that compares answers, named and asked in every method alike."""
+
+    judge: str | None = option(None, "Compares answers: a model to run here, or YAML as {model: ..., base_url: ...}.")
+    judge_mode: str = option("scores", "Scores of 1 to 10; A, B or tie; logprobs, for small models.", *MODES)
+    judge_max_new_tokens: int = option(64, "Longest reply of the judge; more for one that thinks aloud.")
+
+    def __post_init__(self):
+        check_choices(self, "judge_mode")
+        check_least(self, judge_max_new_tokens=1)
+        if self.judge is not None and not parse_engine(self.judge, "judge").arguments.engine_model:
+            raise ValueError("`judge` names no model: add `model` to it.")
 
 
 class Rating(BaseModel):
