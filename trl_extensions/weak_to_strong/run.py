@@ -25,13 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from ..core.extras import import_extra
 from ..core.runs.jsonl import read_jsonl, write_jsonl
+from ..core.runs.plan import Work, mean_tokens, steps_of
 from ..core.runs.report import write_atomically
 from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, folder_lock, training_settings
 from ..core.training.load import fit, last_checkpoint
+from ..core.training.preflight import Training
 from ..embedded import resolve_model_name
 from .arguments import WeakToStrongArguments, filter_of, parse_variant, refuse_unused, split_layers
 from .data.examples import Example, Pair, load_examples, load_pairs, split_halves
@@ -149,6 +152,48 @@ class WeakToStrongRun(Run):
             refuse_unused(self.config, ("overlong_policy",), "with `linear_probe`, which truncates")
         self.test_examples()
 
+    def trainings(self) -> Iterator[Training]:
+        """Of every transformer, under its name."""
+        numbers = range(1 if self.is_pairs else len(self.class_names))
+        rows: list[dict[str, Any]] = [
+            {"text": "Hello", "soft_labels": [float(n == m) for m in numbers]} for n in numbers
+        ]
+        if self.is_pairs:
+            rows = [{"chosen": "Hello", "rejected": "No", "preference": 0.9}] * 2
+        for name in dict.fromkeys((self.model_args.model_name_or_path, *self.weak_names)):
+            learner = self.learner(name, weak=name != self.model_args.model_name_or_path)
+            if isinstance(learner, TransformerLearner):
+                config, layers = copy.copy(learner.config), split_layers(name)[1]
+                options = {"num_labels": len(numbers)} | ({"num_hidden_layers": layers} if layers else {})
+                trainer_class: Any = WeakToStrongRewardTrainer if self.is_pairs else WeakToStrongTrainer
+                if not self.is_pairs:
+                    config.class_names, config.linear_probe = self.class_names, False
+                model_class = AutoModelForSequenceClassification
+                yield Training(trainer_class, learner.model_args, config, rows, model_class, options, name)
+
+    @property
+    def weak_names(self) -> list[str]:
+        """All models but the strong one."""
+        return [*self.args.weak_models, *self.args.bootstrap_models, *self.args.check_models]
+
+    def works(self) -> Iterator[Work]:
+        strong, args, seeds = self.model_args.model_name_or_path, self.args, len(self.args.seeds)
+        texts = [f"{row.chosen}{row.rejected}" if isinstance(row, Pair) else row.text for row in self.examples()]
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model_name(split_layers(strong)[0]))
+        long, tests = mean_tokens(tokenizer, texts), len(self.test_examples())
+        known = round(len(texts) * args.weak_share)
+        rest = len(self.unlabelled_rows()) if args.check_models else len(texts) - known
+        for name in (*self.weak_names, *[strong] * len(self.trained)):
+            learner, number = self.learner(name, weak=name != strong), rest if name == strong else known
+            read = (tests + (0 if name == strong else rest)) * seeds * long
+            if not isinstance(learner, TransformerLearner):
+                yield Work(name, name, number * seeds)
+            elif getattr(self.config, "linear_probe", False):
+                yield Work(name, name, number * seeds, read + number * long * seeds)
+            else:
+                steps, seen = steps_of(learner.config, number, self.processes)
+                yield Work(name, name, seen * seeds, read, trained=seen * seeds * long, steps=steps * seeds)
+
     # The stages
 
     def label(self, of: str) -> None:
@@ -193,6 +238,7 @@ class WeakToStrongRun(Run):
         learner.fit(rows, soft_labels, seed=int(seed), folder=folder / "train", **own)
         if self.args.save_models:
             learner.trainer.save_model(str(folder / "model"))
+            (folder / "model" / "training_args.bin").unlink(missing_ok=True)  # as in `fit`
         probs = learner.predict(self.test_examples())
         if learner.trainer.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)

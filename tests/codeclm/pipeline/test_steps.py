@@ -394,7 +394,6 @@ def test_a_file_of_the_user_may_include_one_that_comes_along(tmp_path):
         ("encode", "{{ instruction }}{% for i in range(10**9) %}{% endfor %}", "makes too much"),
         ("encode", "{{ instruction }}{% for i in range(999999) %}{% endfor %}", "[Rr]ange too big"),
         ("encode", "{{ instruction }}{{ 'あ' * 10000000000 }}", "makes too much"),
-        ("encode", "{{ instruction }}{% for i in range(99999) %}{{ 'いろは' * 99 }}{% endfor %}", "characters"),
         ("encodes", "{{ instruction }}", "rename it to one of encode, decode"),
     ],
 )

@@ -382,6 +382,8 @@ PASSING = {
     "a null message": (200, {}, '{"choices": [{"index": 0, "finish_reason": "stop", "message": null}]}'),
     "a list": (200, {}, "[1]"),
     "a number": (200, {}, "3"),
+    "a list in a list in ...": (200, {}, "[" * 100_000),
+    "the same as an error": (500, {}, '{"error": ' * 100_000),
 }
 
 

@@ -43,6 +43,7 @@ def test_what_others_wrote_is_shown_and_nothing_else(tmp_path, name):
     reader = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
     text = HOSTILE[name]
     report = RunReport(text)
+    report.data = {"text": text}
     report.heading(text)
     report.text(f"**{quoted(text)}**")
     report.table([text, "n"], [[text, 0.5], [Markdown("**ours**"), 1]])

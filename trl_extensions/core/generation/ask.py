@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RETRY_TEMPERATURE = 0.7  # so that a model that failed once does not fail in the same way again
 _LONGEST_QUOTE = 2000
-_LONGEST_TEXT, _LONGEST_TIME = 2_000_000, 5.0  # characters and seconds of a template
+_LARGEST, _LONGEST_TIME = 1_000_000, 5.0  # products, and seconds, of a template
 
 # From the text of a reply and `truncated=` to what it says; raises `Unreadable`
 Read = Callable[..., Any]
@@ -159,34 +159,29 @@ def cached_calls(
 def load_template(
     file: Path, variables: Sequence[str], *, needed: Sequence[str] = (), folders: Sequence[Path] = (), **options: Any
 ) -> Callable[[Mapping[str, Any]], str]:
-    """A function that fills in a Jinja file of UTF-8 text in a sandbox, where it can run nothing, nor run for ever. It
-    may include what lies in `folders`, by default its own; `options` are the environment's.
+    """A function that fills in a Jinja file of UTF-8 text in a sandbox, where it can run nothing, nor for ever. It may
+    include what lies in `folders` (default: its own); `options` are the environment's.
 
-    Raises `ValueError`, one line with the file and, where it is known, the line of it, if it cannot be read, uses
-    other variables or lacks a needed one; so does the function if it cannot be filled in.
+    Raises `ValueError`, one line with file and line, if it cannot be read, uses other variables or lacks a needed one;
+    so does the function if it cannot be filled in.
     """
     import jinja2.meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """Its loops are short, but may lie in each other: every call in them looks at the clock."""
-
         intercepted_binops = frozenset(("*", "**"))
         deadline = math.inf
 
         def call(self, *args: Any, **kwargs: Any) -> Any:
-            self.check_time()
+            if time.monotonic() > self.deadline:  # a loop is short by itself, and one in another makes calls
+                raise jinja2.TemplateRuntimeError(f"it takes more than {_LONGEST_TIME:g} seconds")
             return super().call(*args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sizes = [own if isinstance(own, (int, float)) else len(own) for own in (left, right)]
-            if operator == "**" or abs(math.prod(sizes)) > _LONGEST_TEXT:
+            if operator == "**" or abs(math.prod(sizes)) > _LARGEST:
                 raise jinja2.TemplateRuntimeError(f"{operator} makes too much")
             return super().call_binop(context, operator, left, right)
-
-        def check_time(self) -> None:
-            if time.monotonic() > self.deadline:
-                raise jinja2.TemplateRuntimeError(f"it takes more than {_LONGEST_TIME:g} seconds")
 
     loader = jinja2.FileSystemLoader([*folders, file.parent], encoding="utf-8-sig")
     environment = Sandbox(undefined=jinja2.StrictUndefined, loader=loader, **options)
@@ -198,29 +193,22 @@ def load_template(
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as UTF-8 text ({error}); rewrite the file") from None
     used = jinja2.meta.find_undeclared_variables(tree)
-    if unknown := sorted(used - set(variables)):
-        line = next(name.lineno for name in tree.find_all(jinja2.nodes.Name) if name.name == unknown[0])
+    for name in (name for name in tree.find_all(jinja2.nodes.Name) if name.name in used - set(variables)):
         may = f"it may use {', '.join(variables)}"
-        raise ValueError(f"{file}, line {line}: unknown variable {unknown[0]!r}; {may}")
+        raise ValueError(f"{file}, line {name.lineno}: unknown variable {name.name!r}; {may}")
     if missing := [name for name in needed if name not in used]:
         raise ValueError(f"{file}: {missing[0]!r} is not in it; write {{{{ {missing[0]} }}}} where it belongs")
     template.globals = dict(template.globals)  # a chain of mappings, slow to copy for every prompt
 
     def fill(values: Mapping[str, Any]) -> str:
-        environment.deadline, text, size = time.monotonic() + _LONGEST_TIME, [], 0
+        environment.deadline = time.monotonic() + _LONGEST_TIME
         try:
-            for part in template.generate(values):
-                text.append(part)
-                size += len(part)
-                environment.check_time()
-                if size > _LONGEST_TEXT:
-                    raise jinja2.TemplateRuntimeError(f"it has more than {_LONGEST_TEXT:,} characters")
+            return template.render(values)
         except Exception as error:  # of any kind: it is the template's own
             lines = [own for own in traceback.extract_tb(error.__traceback__) if not own.filename.endswith(".py")]
             where = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else str(file)
             what = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{where}: cannot be filled in ({what}); correct the file") from None
-        return "".join(text)
 
     return fill
 

@@ -233,13 +233,11 @@ class EndpointEngine:
             headers = {"api-key": self._api_key}
         own = {name: value for name, value in body.items() if name not in ("model", "messages")}
         try:
-            answer = client.chat.completions.with_raw_response.create(
-                model=body["model"], messages=body["messages"], extra_body=own, extra_headers=headers
-            )
             # The package's limit is of the time between two pieces of an answer
-            raw = await asyncio.wait_for(answer, (self.max_retries + 1) * (self.timeout + _LONGEST_WAIT))
-        except TimeoutError:
-            raise self._error("an answer that does not end") from None
+            async with asyncio.timeout((self.max_retries + 1) * (self.timeout + _LONGEST_WAIT)):
+                raw = await client.chat.completions.with_raw_response.create(
+                    model=body["model"], messages=body["messages"], extra_body=own, extra_headers=headers
+                )
         except openai.APIStatusError as error:
             status, words = error.status_code, _words_of(error.response.content) or error.response.reason_phrase
             if there := status // 100 == 3 and error.response.headers.get("location"):
@@ -250,6 +248,8 @@ class EndpointEngine:
                 self._sends_schemas = False
                 return await self._post(client, {k: v for k, v in body.items() if k != "response_format"})
             raise self._error(f"HTTP {status}: {words}", status) from None
+        except TimeoutError:
+            raise self._error("an answer that does not end") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise self._error(f"{type(cause).__name__}: {cause}") from None
@@ -346,7 +346,7 @@ def _words_of(data: bytes) -> str:
     text = data.decode("utf-8-sig", errors="replace")
     try:
         return _words(json.loads(text)) or text
-    except ValueError:
+    except (ValueError, RecursionError):
         return re.sub(r"<[^>]*>", " ", text)
 
 

@@ -17,7 +17,6 @@ from .types import GenerationEngine, GenerationParams, Prompt, request_seed
 
 COLUMNS = ("id", "index", "sample", "prompt", "completion", "truncated", "num_tokens")
 
-MOST = 10_000_000  # random outputs of a call, which are listed before they are made
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -82,8 +81,6 @@ def sample_outputs(
         raise ValueError(f"model is {model!r}; give letters, digits, '.', '_' and '-': a file is named so")
     if num_samples < 0 or not (greedy or num_samples):
         raise ValueError(f"nothing to sample: greedy is {greedy} and num_samples is {num_samples}")
-    if len(queries) * num_samples > MOST:
-        raise ValueError(f"{len(queries)} prompts times num_samples={num_samples} is above {MOST:,}: lower one")
     if num_samples and not params.temperature:
         raise ValueError("random samples need a temperature above 0: set `temperature`, or `num_samples: 0`")
     if system_prompt and not conversational:

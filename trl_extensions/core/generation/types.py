@@ -41,8 +41,7 @@ class GenerationParams:
     schema: str | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, max_new_tokens=1)
-        check_least(self, 2**64, seed=0)
+        check_least(self, 2**64, max_new_tokens=1, seed=0)
         for name in ("temperature", "top_p"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -125,15 +124,21 @@ def is_adapter_directory(model: str | os.PathLike[str]) -> bool:
     return (Path(model) / "adapter_config.json").is_file()
 
 
+def adapter_base(adapter: str | os.PathLike[str]) -> str:
+    """The model that an adapter lies on, to be loaded."""
+    from ...embedded import BASE_NOTE, resolve_model_name
+
+    note = Path(adapter) / BASE_NOTE
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    return resolve_model_name(note.read_text("utf-8") if note.is_file() else config["base_model_name_or_path"])
+
+
 def tokenizer_source(model: str) -> str:
     """Where a model's tokenizer lies: with the model, or with the base of an adapter that was saved without one."""
     from ...embedded import resolve_model_name
 
-    if not is_adapter_directory(model) or (Path(model) / "tokenizer_config.json").is_file():
-        return resolve_model_name(model)
-    from peft import PeftConfig
-
-    return resolve_model_name(PeftConfig.from_pretrained(model).base_model_name_or_path)
+    has_none = is_adapter_directory(model) and not (Path(model) / "tokenizer_config.json").is_file()
+    return adapter_base(model) if has_none else resolve_model_name(model)
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

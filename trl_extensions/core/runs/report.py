@@ -83,7 +83,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Replace a file's text so that a kill leaves the old or the new one, never a part."""
     with replacing(Path(path)) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", errors="replace"))  # halves of surrogate pairs cannot be written
+
+
+NOT_TRAINED = "Training did nothing, its loss did not fall: raise `learning_rate`, or train for longer."
 
 
 def first_true(*cases: tuple[str, Any, str]) -> tuple[str, str]:
