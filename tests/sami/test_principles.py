@@ -227,6 +227,37 @@ def test_giving_up_says_how_many_and_where_the_answers_are(drafted, tmp_path):
     assert len(read_jsonl(tmp_path / "raw.jsonl")) == 12
 
 
+@pytest.mark.parametrize(
+    "drafts",
+    [
+        [("helpful", "Helpful and helpful.", "Cold and distant.")],  # repeated
+        [("親切", "親切に親切に親切に。", "冷たい言葉で答える。")],  # repeated
+        [("kind", "Be warm and kind.", "Be kind and warm!")],  # antithesis
+        [("丁寧", "丁寧に答える。", "丁寧に答える!")],  # antithesis
+        [("kind", "Use kind and warm words.", "Snap."), ("warm", "Use warm and kind words.", "Bark.")],  # another
+        [("丁寧", "丁寧な言葉で答える。", "乱暴に話す。"), ("敬語", "丁寧な言葉で答えるの。", "嫌だ。")],  # another
+    ],
+)
+def test_what_means_nothing_is_no_principle(drafted, drafts):
+    num = len(drafts)
+    reply = answer(*(Principle(*draft) for draft in drafts))
+    with pytest.raises(ValueError, match=f"only {num - 1} of {num}"):
+        drafted(ScriptedEngine(reply, *[reply] * (3 * num + 2)), num)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        (("short", "Answer in as few words as you can.", "Answer in as many words as you can."),
+         ("kind", "Use kind words, use warm words.", "Use no kind words.")),
+        (("簡潔", "一文で短く答える。", "長く答える。"), ("丁寧", "丁寧な言葉で話す。", "丁寧な言葉で話さない。")),
+    ],
+)  # fmt: skip
+def test_opposites_and_like_words_are_fine(drafted, own):
+    principles = [Principle(*draft) for draft in own]
+    assert drafted(ScriptedEngine(answer(*principles)), 2) == principles
+
+
 def test_the_prompt_ends_with_task_number_and_names():
     prompt = writer_prompt("answer {everything}\nwell", 3, ["concise", "kind"])
     assert [message["role"] for message in prompt] == ["user", "assistant", "user", "assistant", "user"]

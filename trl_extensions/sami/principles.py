@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -43,6 +44,8 @@ _HEADER = """\
 """
 _PROMPTS = files("trl_extensions.sami").joinpath("prompts")
 _RETRY_TEMPERATURE, _MAX_NAME_WORDS = 1.0, 6
+# "Helpful and helpful" has 12 different runs of four characters of 16, prose over 90 % of its own
+_LEAST_DISTINCT, _ALIKE = 0.8, 0.6
 
 
 def _one_line(text: str) -> str:
@@ -223,8 +226,9 @@ def write_principles(
     """Ask a model for `num` principles for a task, with distinct names, until there are enough of them.
 
     The first question is asked with `params` as they are; the next ones name what is already there, with another seed
-    and a temperature of at least 1, so that a model that failed once does not fail the same way again. A `ValueError`
-    says if `3 * num + 3` answers gave too few. Each is appended, as it came, to the JSON-lines file `raw_path`.
+    and a temperature of at least 1, so that a model that failed once does not fail the same way again. Each answer is
+    appended, as it came, to the JSON-lines file `raw_path`. A `ValueError` says if `3 * num + 3` of them gave too few
+    principles that mean something.
     """
     found: list[Principle] = []
     attempts = 3 * num + 3
@@ -243,19 +247,40 @@ def write_principles(
             if len(found) >= num:
                 return found[:num]
     read = f"only {len(found)} of {num} principles could be read from {attempts} answers (they are in {raw_path})"
-    raise ValueError(f"{read}; use a stronger model, ask for fewer, or write the file by hand")
+    other = "others are unreadable, repeat themselves or one another, or are their own opposite"
+    raise ValueError(f"{read}; {other}: use a larger model, ask for fewer, or write the file by hand")
 
 
 def _add_new(found: list[Principle], draft: _Draft) -> None:
-    """Add a draft that is a principle, with a name that is no sentence, and repeats none nor a worked example."""
+    """Add a draft that is a principle, with a name that is no sentence, and repeats neither itself, nor another, nor a
+    worked example."""
     try:
         principle = Principle(draft.name.strip(" .:;,!"), draft.definition, draft.antithesis)
     except ValueError:
         return
     others = [*found, *(principle for example in _examples() for principle in example["principles"])]
     taken = {text for other in others for text in _texts(other)}
-    if len(principle.name.split()) <= _MAX_NAME_WORDS and not _texts(principle) & taken:
+    own, opposite, known = draft.definition, draft.antithesis, [text for one in found for text in one.wordings(True)]
+    repeats = any(len({*runs}) < _LEAST_DISTINCT * len(runs) for runs in map(_runs, (own, opposite)))
+    if len(principle.name.split()) > _MAX_NAME_WORDS or _texts(principle) & taken or repeats:
+        return
+    if _words(own) != _words(opposite) and not any(_are_alike(own, text) for text in known):
         found.append(principle)
+
+
+def _words(text: str) -> list[str]:
+    return sorted(re.findall(r"\w+", text.casefold()))
+
+
+def _runs(text: str) -> list[str]:
+    """All runs of four characters, punctuation aside, which tell a repetition in every script."""
+    plain = " ".join(re.findall(r"\w+", text.casefold()))
+    return [plain[start : start + 4] for start in range(max(1, len(plain) - 3))]
+
+
+def _are_alike(a: str, b: str) -> bool:
+    first, second = {*_runs(a)}, {*_runs(b)}
+    return _words(a) == _words(b) or len(first & second) > _ALIKE * len(first | second)
 
 
 def _texts(principle: Principle) -> set[str]:
