@@ -55,7 +55,7 @@ class LlamaServer:
             from xllamacpp import CommonParams, Server
         except ImportError as error:
             raise ImportError(
-                f"a local server needs xllamacpp ({error}): pip install trl-extensions[demo], or start any "
+                f"a local server needs xllamacpp ({error}): pip install xllamacpp, or start any "
                 "OpenAI-compatible server and use its address"
             ) from error
         params = CommonParams()

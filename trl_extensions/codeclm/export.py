@@ -13,9 +13,11 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from ..core.generation import parse_engine
 from ..core.generation.replies import Unreadable, answer_text
 from ..core.runs.jsonl import encode_row, parse_row, read_jsonl
-from ..core.runs.report import replacing, write_atomically
+from ..core.runs.report import quoted, replacing, write_atomically
+from ..embedded import public_name
 from .config import CodecLMConfig
 from .pipeline.filters import InstructionFilters, Screens, count_words, plain_words
 
@@ -102,7 +104,31 @@ def export(
     report = ExportReport(folder / "data.jsonl", *numbers, dict(sorted(reasons.items())), dict(contaminated))
     values = asdict(report) | {"path": report.path.name, "layout": layout}
     write_atomically(folder / "export.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "README.md", dataset_card(config, report))
     return report
+
+
+def dataset_card(config: CodecLMConfig, report: ExportReport) -> str:
+    """The card of `data.jsonl` as a data set of the hub: where it comes from and how it was chosen."""
+    from huggingface_hub import DatasetCardData
+
+    files = [{"config_name": "default", "data_files": report.path.name}]
+    languages, tags = config.languages or None, ["synthetic", "codeclm", "instruction-tuning"]
+    head = DatasetCardData(language=languages, task_categories=["text-generation"], tags=tags, configs=files)
+    roles = {role: getattr(config, role) for role in ("strong", "target", "scorer") if getattr(config, role)}
+    models = [
+        f"{role}: {public_name(str(parse_engine(own, role).arguments.engine_model))}" for role, own in roles.items()
+    ]
+    left_out = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"
+    source = Path(config.prompts or config.metadata or "").name or "metadata"
+    lines = (
+        f"Instructions that language models made from `{source}`, with answers, by CodecLM (arXiv 2404.05875).",
+        f"Models: {quoted('; '.join(models))}.",
+        f"{report.rows} pairs of {report.items} instructions. Kept by `selection: {config.selection}` were "
+        f"{report.kept}; of these left out: {quoted(left_out)}.",
+        "Nobody has read the pairs. What licence they can have depends on those of the seeds and of the models.",
+    )
+    return f"---\n{head.to_yaml()}\n---\n\n# Instruction data by CodecLM\n\n" + "\n\n".join(lines) + "\n"
 
 
 def exported_row(item: dict[str, Any], layout: str = "prompt_completion") -> dict[str, Any]:

@@ -32,6 +32,7 @@ from .types import (
     Generation,
     GenerationParams,
     Prompt,
+    adapter_base,
     check_prompts,
     cut_at_stop,
     is_adapter_directory,
@@ -180,7 +181,7 @@ class TransformersEngine:
                 raise ValueError(matcher.get_error())
             self._matchers[schema] = matcher
         except (ImportError, ValueError) as error:
-            remedy = "pip install trl-extensions[structured]: " if isinstance(error, ImportError) else ""
+            remedy = "pip install llguidance: " if isinstance(error, ImportError) else ""
             reason = " ".join(str(error).split())
             logger.warning("%s: replies are not held to their schema: %s%s", self.name, remedy, reason)
         return self._matchers[schema]
@@ -314,9 +315,9 @@ def _load_model(name: str, options: dict[str, Any]) -> PreTrainedModel:
 
     path, adapter = resolve_model_name(name), None
     if is_adapter_directory(path):
-        from peft import PeftConfig, PeftModel
+        from peft import PeftModel
 
-        path, adapter = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path), path
+        path, adapter = adapter_base(path), path
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     except OSError as error:

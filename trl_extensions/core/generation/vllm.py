@@ -14,6 +14,7 @@ from .types import (
     Generation,
     GenerationParams,
     Prompt,
+    adapter_base,
     check_prompts,
     cut_at_stop,
     is_adapter_directory,
@@ -46,7 +47,7 @@ class VLLMEngine:
         try:
             from vllm import LLM
         except ImportError as error:
-            raise ImportError(f"the vllm engine needs vLLM ({error}): pip install trl-extensions[vllm]") from error
+            raise ImportError(f"the vllm engine needs vLLM ({error}): pip install vllm") from error
         from ...embedded import resolve_model_name
 
         self.name, self.chunk_size = f"vllm:{model}", chunk_size
@@ -61,7 +62,7 @@ class VLLMEngine:
             options |= {"enable_lora": True, "max_lora_rank": _lora_rank(path, adapter)}
             if (Path(path) / "tokenizer_config.json").is_file():
                 options["tokenizer"] = path
-            path = resolve_model_name(adapter["base_model_name_or_path"])
+            path = adapter_base(path)
         self._llm = LLM(model=path, **options)
         self._tokenizer = self._llm.get_tokenizer()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -20,7 +20,7 @@ from transformers import (
 from trl import ModelConfig, get_quantization_config
 
 from ..._compat import create_model_from_path
-from ...core.generation.types import is_adapter_directory, tokenizer_source
+from ...core.generation.types import adapter_base, is_adapter_directory, tokenizer_source
 from ...core.modeling.batches import free_memory
 from ...core.runs.run import MUTABLE_ON_RESUME, training_settings
 from ...core.training.load import build_trainer, last_checkpoint
@@ -191,7 +191,7 @@ def load_saved(
     quantization = get_quantization_config(model_args)
     options |= {"device_map": None} if quantization is None else {"quantization_config": quantization}
     if is_adapter_directory(name):
-        base = resolve_model_name(PeftConfig.from_pretrained(name).base_model_name_or_path)
+        base = adapter_base(name)
         model = create_model_from_path(base, AutoModelForSequenceClassification, num_labels=num_labels, **options)
         try:
             model = PeftModel.from_pretrained(model, name)
