@@ -30,13 +30,15 @@ from trl_extensions.tnt.evaluation import preservation, unwanted
 def main() -> None:
     args = parse()
     adapter = args.first / "model"
-    settings = json.loads((args.first / "settings.json").read_text())
+    settings, unwanted_by = (
+        json.loads((args.first / name).read_text()) for name in ("settings.json", "annotation_settings.json")
+    )
     base = AutoModelForCausalLM.from_pretrained(settings["model_name_or_path"])
     tokenizer = AutoTokenizer.from_pretrained(settings["model_name_or_path"])
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     params = GenerationParams(settings["max_new_tokens"], 1.0)
     lists = {
-        "first": PhraseAnnotator(settings["unwanted"]["phrases"], settings["unwanted"]["patterns"]),
+        "first": PhraseAnnotator(unwanted_by["phrases"], unwanted_by["patterns"]),
         "second": PhraseAnnotator(args.second_phrases),
     }
     training = prompts_of(args.first / "original" / "outputs.jsonl")[: args.num_prompts]

@@ -35,6 +35,7 @@ PRIVATE_NAMES = {
     "resolve_accelerate_config_argument": "trl.cli.accelerate_config",
     "suppress_seqcls_warning": "trl.trainer.reward_trainer",
     "unwrap_model_for_generation": "trl.models.utils",
+    "validate_launch_command": "accelerate.commands.launch:_validate_launch_command",
     "use_adapter": "trl.trainer.utils",
     "use_triton": "trl.kernels.chunked_logprob:_use_triton",
 }

@@ -174,11 +174,19 @@ class TestResuming:
     def test_other_settings_are_refused_by_name(self, arguments, files):
         _until(METHOD.parse("run", arguments()), "evaluate", 1)
         before = digests(files / "run")
-        with pytest.raises(ValueError, match=r"learning_rate was 0\.01, now 0\.02"):
-            METHOD.parse("run", arguments(learning_rate=0.02)).execute()
         with pytest.raises(ValueError, match="max_new_tokens was 8, now 9"):
             METHOD.parse("run", arguments(max_new_tokens=9)).execute()
         assert digests(files / "run") == before
+
+    def test_what_only_training_depends_on_keeps_what_the_original_answered(self, arguments, files, capsys):
+        _until(METHOD.parse("run", arguments()), "evaluate", 1)
+        samples = {path: path.read_bytes() for path in files.glob("run/round_[01]/*samples.jsonl")}
+        METHOD.parse("run", arguments(learning_rate=0.02)).claim()
+        assert "learning_rate was 0.01, now 0.02" in capsys.readouterr().out
+        left = {path: text for path, text in samples.items() if path.match("round_0/*") or path.stem == "samples"}
+        assert {path: path.read_bytes() for path in files.glob("run/round_[01]/*samples.jsonl")} == left
+        assert not (files / "run" / "round_1" / "model").exists()
+        assert (files / "run" / "earlier_1" / "round_1" / "model").is_dir()
 
     def test_training_may_change_until_a_round_is_trained(self, arguments, files):
         _until(METHOD.parse("run", arguments()), "train", 1)

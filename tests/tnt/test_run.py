@@ -51,12 +51,26 @@ class TestWholeRun:
             assert json.loads((folder / "evaluation.json").read_text()) == before
         assert "done already" in capsys.readouterr().out
 
-    def test_other_settings_are_refused(self, arguments, tmp_path):
+    def test_other_settings_bind_the_stages_that_use_them(self, arguments, tmp_path, capsys):
         METHOD.parse("run", arguments()).execute()
-        with pytest.raises(ValueError, match=r"unwanted.phrases was \[\"damn\"\], now \[\"sure\"\]"):
-            METHOD.parse("run", arguments(phrases="sure")).execute()
-        with pytest.raises(ValueError, match=r"alpha was 1.0, now 2.0"):
-            METHOD.parse("run", arguments(alpha=2.0)).execute()
+        folder = tmp_path / "run"
+        outputs = [folder / "original" / name for name in ("outputs.jsonl", "eval_outputs.jsonl")]
+        sampled = [(path.stat().st_ino, path.read_bytes()) for path in outputs]
+        annotated = (folder / "original" / "annotated.jsonl").read_bytes()
+        with pytest.raises(ValueError, match=r"num_samples was 1, now 2"):
+            METHOD.parse("run", arguments(num_samples=2)).execute()
+        METHOD.parse("run", arguments(alpha=2.0)).execute()  # trains and answers anew
+        assert "alpha was 1.0, now 2.0" in capsys.readouterr().out
+        assert (folder / "original" / "annotated.jsonl").read_bytes() == annotated
+        assert json.loads((folder / "training_settings.json").read_text())["alpha"] == 2
+        assert json.loads((folder / "earlier_1" / "training_settings.json").read_text())["alpha"] == 1
+        METHOD.parse("run", arguments(alpha=2.0, phrases="sure")).execute()  # and annotates anew
+        assert 'phrases was ["damn"], now ["sure"]' in capsys.readouterr().out
+        assert (folder / "original" / "annotated.jsonl").read_bytes() != annotated
+        assert (folder / "earlier_2" / "original" / "annotated.jsonl").read_bytes() == annotated
+        assert [(path.stat().st_ino, path.read_bytes()) for path in outputs] == sampled
+        for earlier in ("earlier_1", "earlier_2"):
+            assert (folder / earlier / "model" / "adapter_model.safetensors").exists()
 
     def test_a_second_patch_on_the_first(self, arguments, tmp_path):
         METHOD.parse("run", arguments()).execute()
@@ -148,3 +162,32 @@ class TestCommands:
     def test_usage(self, capsys):
         assert main(["tnt", "--help"]) == 0
         assert "candidates" in capsys.readouterr().out
+
+
+class TestDryRun:
+    def test_it_says_what_a_run_then_does(self, arguments, tmp_path, capsys):
+        own = arguments(max_steps=None, num_train_epochs=2)
+        assert main(["tnt", "run", *own, "--dry_run", "--json"]) == 0
+        stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+        assert not (tmp_path / "run").exists()
+        assert main(["tnt", "run", *own]) == 0
+        folder = tmp_path / "run"
+        state = json.loads((folder / "train" / "trainer_state.json").read_text())
+        assert stages["train"]["steps"] == state["global_step"]
+        rows = read_jsonl(folder / "original" / "outputs.jsonl")
+        assert stages["sample"]["rows"] == len(rows)
+        counted = sum(len(row["completion_ids"]) for row in rows)
+        assert counted <= stages["sample"]["written"] == 24 * len(rows)
+        trained = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry][-1]
+        assert 0.4 * stages["train"]["trained"] < float(trained) <= 1.05 * stages["train"]["trained"]
+
+    @pytest.mark.parametrize("changes, named", [
+        ({"lora_target_modules": "no_such"}, "no_such"), ({"optim": "galore_adamw"}, "galore"),
+        ({"eval_strategy": "steps"}, "eval_dataset_name"), ({"phrases_file": "nowhere.txt"}, "nowhere.txt"),
+        ({"dataset_name": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ])  # fmt: skip
+    def test_what_is_wrong_is_said_before_anything_is_made(self, arguments, tmp_path, capsys, changes, named):
+        assert main(["tnt", "run", *arguments(**changes)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("trl-ext: error:") and named in error
+        assert not (tmp_path / "run" / "original").exists()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from trl_extensions.core.extras import check_run_extra
@@ -48,9 +49,13 @@ def summary_of(report: Any) -> Result:
     return Result(report.summary, asdict(report))
 
 
-def saved(run: Any, path: Any) -> Result:
-    """Of training: where the model is."""
-    return Result(f"model saved to {path}", {"model": path})
+def saved(run: Any, path: Any, generates: bool = True) -> Result:
+    """Of training: where the model is, and what to do with it."""
+    from trl_extensions.core.runs.publish import finish
+
+    if run.config.process_index:
+        return Result("")
+    return Result(f"model saved to {path}\n{finish(run, Path(path), {}, run.pushes, generates)}", {"model": path})
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,11 @@ class Method:
 
     def parse(self, command: str, argv: list[str]) -> Any:
         """The run that arguments describe; unknown arguments and YAML keys are refused."""
-        return self.make(*self.parser(command, argv).parse_args_and_config(argv))
+        run = self.make(*self.parser(command, argv).parse_args_and_config(argv))
+        trainer: Any = getattr(run, "output", getattr(run, "config", None))
+        if getattr(trainer, "push_to_hub", False):  # once, when all is done, not a `train` folder by every trainer
+            run.pushes, trainer.push_to_hub = True, False
+        return run
 
     def _perform(self, command: str, argv: list[str]) -> Result | None:
         if command == "train":
@@ -111,13 +120,25 @@ class Method:
         return self.commands[command](self.parse(command, argv))
 
     def _run(self, argv: list[str]) -> Result:
-        """All stages; each in a process of its own where that gives a GPU's memory back, or a launcher needs one."""
+        """All stages; each in a process of its own where that gives a GPU's memory back, or a launcher needs one. With
+        `--dry_run` what can be checked beforehand, and what the stages would take."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("`run` launches its training itself: call it bare and pass --accelerate_config.")
+        dry_run, argv = "--dry_run" in argv, [item for item in argv if item != "--dry_run"]
         launch, own = split_launch_arguments(self.parser("run", argv), argv)
         run = self.parse("run", own)
         if launch:
             self.check_launch(run)
+            run.processes = processes_of(launch)
+        run.check()
+        if dry_run or not all(stage.done.exists() for stage in run.stages()):
+            from trl_extensions.core.training.preflight import rehearse
+
+            models = rehearse(run)
+        if dry_run:
+            from trl_extensions.core.runs.plan import estimate
+
+            return Result(*estimate(list(run.works()), models, getattr(run, "output", run.config)))
 
         def in_own_process(name: str, of: Any) -> None:
             stage = [self.name, "stage", name, str(of), *own]
@@ -129,7 +150,13 @@ class Method:
         path = run.execute(in_own_process if launch or run.needs_processes() else None)
         data = {"report": str(path), "complete": run.is_complete()}
         data |= json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return Result(f"\n{run.summary(path)}\n\nreport: {path}", data, 0 if run.is_complete() else UNFINISHED)
+        text = f"\n{run.summary(path)}\n\nreport: {path}"
+        if models := [stage.done for stage in run.stages() if stage.done.name == "model" and stage.done.exists()]:
+            from trl_extensions.core.runs.publish import finish
+
+            data["model"] = models[-1]
+            text += f"\nmodel:  {models[-1]}\n{finish(run, models[-1], data, run.pushes)}"
+        return Result(text, data, 0 if run.is_complete() else UNFINISHED)
 
     def _stage(self, argv: list[str]) -> None:
         name, of, *own = argv
@@ -190,6 +217,20 @@ def split_launch_arguments(parser: Any, argv: list[str]) -> tuple[list[str], lis
         else:
             own.append(item)
     return resolve_accelerate_config_argument(unknown), own
+
+
+def processes_of(launch: Sequence[str]) -> int:
+    """Processes that `accelerate launch` starts by these arguments and their file; `ValueError` for a bad one."""
+    from accelerate.commands.launch import launch_command_parser
+
+    from trl_extensions._compat import validate_launch_command
+
+    args = launch_command_parser().parse_args([*launch, "--module", "trl_extensions"])
+    try:
+        args = validate_launch_command(args)[0]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"--accelerate_config: {' '.join(str(error).split())}") from None
+    return 1 if args.cpu else args.num_processes or 1
 
 
 def launch_module(launch: Sequence[str], arguments: Sequence[str]) -> None:

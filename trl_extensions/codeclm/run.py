@@ -10,23 +10,24 @@ import asyncio
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import embedded
-from ..core.generation import EngineArguments, create_engine, parse_engine
+from ..core.generation import EngineArguments
 from ..core.generation.client import ResponseCache
-from ..core.generation.types import GenerationEngine, GenerationParams
+from ..core.generation.types import GenerationParams
 from ..core.inputs import Query, is_file, load_queries
 from ..core.judge.pairwise import PairwiseJudge
+from ..core.runs.plan import Work, steps_of
 from ..core.runs.run import Run, Stage, folder_lock, run_stages, training_settings
 from .config import CodecLMArguments, CodecLMConfig
 from .export import ExportReport, export
-from .pipeline.codec import CodecLM
+from .pipeline.codec import CodecLM, Engines
 from .pipeline.metadata import load_metadata
-from .pipeline.seeds import make_metadata
+from .pipeline.seeds import make_metadata, seeds_of
 from .report import write_codeclm_report
 
 
@@ -34,37 +35,13 @@ if TYPE_CHECKING:
     from ..core.generation import ModelSource
 
 
-class Engines:
-    """What `strong`, `target` (default: `model`), `scorer` (the strong one) and `judge` (the scorer) stand for, loaded
-    when they are first needed, and once where they are the same."""
-
-    def __init__(self, config: CodecLMConfig, model: str | None = None, judge: str | None = None):
-        if not config.strong:
-            raise ValueError("`strong` is missing: name the model that writes instructions, see the docs.")
-        scorer = config.scorer or config.strong
-        own = {"strong": config.strong, "target": config.target or model, "scorer": scorer, "judge": judge or scorer}
-        self.specs = {role: parse_engine(value, role) for role, value in own.items() if value}
-        self._built: list[tuple[EngineArguments, GenerationEngine]] = []
-        for role, spec in self.specs.items():
-            if not spec.arguments.engine_model:
-                raise ValueError(f"`{role}` names no model: add `model`.")
-            if spec.arguments.engine != "endpoint":  # the embedded model's path and its alias are one engine
-                path = embedded.resolve_model_name(spec.arguments.engine_model)
-                self.specs[role] = replace(spec, arguments=replace(spec.arguments, engine_model=path))
-
-    def build(self, role: str) -> GenerationEngine:
-        """The engine of a role."""
-        arguments = self.specs[role].arguments
-        engine = next((engine for other, engine in self._built if other == arguments), None)
-        if engine is None:
-            engine = create_engine(arguments)
-            self._built.append((arguments, engine))
-        return engine
-
-
 class CodecLMRun(Run):
     """One run: `output`, an `SFTConfig`, is its folder, seed and training, and `model_args`, a `ModelConfig`, the target
     where it is trained, LoRA and quantisation."""
+
+    remade = {  # noqa: RUF012
+        "training_settings.json": ("train", "model", "held_out.json", "answers_after*", "judg*.jsonl", "comparison*")
+    }
 
     def __init__(self, args: CodecLMArguments, config: CodecLMConfig, output: Any, model_args: Any = None):
         self.args, self.config, self.output, self.model_args = args, config, output, model_args
@@ -96,10 +73,12 @@ class CodecLMRun(Run):
             return self.write_report()
 
     def check(self) -> None:
-        if not self.config.seeds and not self.config.metadata:
-            raise ValueError("nothing to start from: set `seeds` (a file of instructions) or `metadata`.")
-        if self.config.seeds:
-            is_file(self.config.seeds)
+        if not self.config.prompts and not self.config.metadata:
+            raise ValueError("nothing to start from: set `prompts` (a file of instructions) or `metadata`.")
+        if self.config.prompts:
+            seeds_of(self.config)
+        for source in self.config.decontaminate_against:
+            is_file(source)
         if self.config.metadata:
             load_metadata(self.config.metadata, self.config.max_skills)
         if "target" not in self.engines().specs and self.config.selection == "gap":
@@ -110,6 +89,42 @@ class CodecLMRun(Run):
             raise ValueError("`train: true` needs `model_name_or_path`, the target.")
         if self.args.benchmark:
             self._benchmark()
+
+    def servers(self) -> list[EngineArguments]:
+        return [spec.arguments for spec in self.engines().specs.values()]
+
+    def trainings(self) -> Iterator[Any]:
+        if self.args.train:
+            from ..core.training.preflight import Training
+            from .training import _trainer
+
+            row = {"prompt": "Hello", "completion": "Hello"}
+            yield Training(partial(_trainer, None), self.model_args, self.output, [row, row])
+
+    def works(self) -> Iterator[Work]:
+        config, specs, number = self.config, self.engines().specs, self.config.num_instructions
+        given = seeds_of(config) if config.prompts else load_metadata(str(config.metadata), config.max_skills)
+        rounds, gap = config.max_rounds * (config.rewrite != "none"), config.selection == "gap"
+        short, long, looked_at = config.max_new_tokens, config.max_answer_tokens, number * max(1, rounds * gap)
+        begun = len(given) * (bool(config.prompts) + (config.rewrite == "rubrics"))
+        begun += -(-number // config.instructions_per_call)
+        scored = 2 * looked_at * gap * (2 if config.scoring == "logprobs" else 1)
+        for stage, role, calls, read, written in (
+            ("basic instructions", "strong", begun, short, short),
+            ("rewrites", "strong", number * rounds, short, short),
+            ("answers, strong", "strong", looked_at, short, long),
+            ("answers, target", "target", looked_at * gap, short, long),
+            ("scores", "scorer", scored, short + 2 * long, config.max_score_tokens),
+        ):
+            prices = specs[role].prices if role in specs else (0.0, 0.0)
+            money = calls * (read * prices[0] + written * prices[1]) / 1e6
+            here = role in specs and specs[role].arguments.engine != "endpoint"
+            model = str(specs[role].arguments.engine_model) if here else ""
+            yield Work(stage, model, calls, calls * read, calls * written, calls=calls, money=money)
+        if self.args.train:
+            steps, seen = steps_of(self.output, round(number * (1 - self.args.validation_share)), self.processes)
+            name = str(self.model_args.model_name_or_path)
+            yield Work("train", name, seen, trained=seen * (short + long), steps=steps)
 
     def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
         values = training_settings(self.output) | asdict(self.model_args)
@@ -170,7 +185,12 @@ class CodecLMRun(Run):
                     "before": partial(models.sampler, before, is_original=True),
                     "after": partial(models.sampler, after, is_original=False),
                 },
-                lambda: PairwiseJudge(engines.build("judge"), mode=self.args.judge_mode, cache=cache),
+                lambda: PairwiseJudge(
+                    engines.build("judge"),
+                    mode=self.args.judge_mode,
+                    params=GenerationParams(self.args.judge_max_new_tokens),
+                    cache=cache,
+                ),
                 GenerationParams(self.config.max_answer_tokens),
             )
 

@@ -12,17 +12,20 @@ is done, and is skipped when that is there. A round has its own folder:
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig
 
-from ..core.generation import EngineArguments, ModelSource
+from ..core.generation import EngineArguments, ModelSource, parse_engine
 from ..core.generation.sampling import load_outputs
 from ..core.generation.types import is_adapter_directory
 from ..core.inputs import Query
+from ..core.runs.plan import Work, mean_tokens
 from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_done, training_settings
 from ..core.training.load import fit, last_checkpoint
+from ..core.training.preflight import Training
 from .absorb import AbsorbTrainer, absorb_rows, evaluate_absorbed, sample_desired
 from .checks import language_guesser, obedience
 from .config import SAMIArguments, SAMIConfig
@@ -58,6 +61,11 @@ class SAMIRun(Run):
     """A method for each command, and one for each stage of a round (`_train_round`, ...). `engine_args` is what
     samples, `model_args` the original, LoRA and quantisation."""
 
+    remade = {  # noqa: RUF012 (all but what the original answered)
+        "training_settings.json": (
+            "round_1/[!s]*", "round_1/sampling.json", "round_[2-9]", "round_1[0-9]", "absorbed", "report.*", "*.png",
+        ),
+    }  # fmt: skip
     args: SAMIArguments
     engine_args: EngineArguments
     config: SAMIConfig
@@ -177,6 +185,33 @@ class SAMIRun(Run):
             yield Stage("absorb_sample", last, folder / "sampling.json", f"{of}: sampling under all definitions")
             yield Stage("absorb", last, folder / "model", f"{of}: training towards that without a constitution")
             yield Stage("absorb_evaluate", last, folder / "evaluation.json", f"{of}: answers without one")
+
+    def trainings(self) -> Iterator[Training]:
+        config, numbers = self._training_config(), range(self.args.num_constitutions)
+        config.guard_steps = 0  # there is nothing to sample from yet
+        row = {"prompts": [f"{n}. Hello" for n in numbers], "completions": [f"{n}" for n in numbers]}
+        yield Training(SAMITrainer, self.model_args, config, [row, row])
+
+    def servers(self) -> list[EngineArguments]:
+        return [self.engine_args, *([parse_engine(self.args.judge, "judge").arguments] if self.args.judge else [])]
+
+    def works(self) -> Iterator[Work]:
+        args, tokens, model = self.args, partial(mean_tokens, self.models.tokenizer()), self.model_of(0)
+        num, new, size = args.num_constitutions, args.max_new_tokens, args.effective_batch_size
+        texts = [TRAINING_TEMPLATE, *(own.wordings(True)[0] for own in self.principles())]
+        asked = tokens([query.text for query in self.queries()[0]]) + len(texts) * tokens(texts, asked=False)
+        for round_ in range(1, args.rounds + 1):
+            steps = min(args.steps_of(round_), len(self.training_half(round_)) // size)
+            rows, own = steps * size, f"round {round_}"
+            by_server = self.engine_args.engine == "endpoint" and round_ == 1
+            calls = {"model": "", "calls": rows * num} if by_server else {"model": model}
+            yield Work(f"{own}: sample", **calls, rows=rows, read=rows * num * asked, written=rows * num * new)
+            seen = rows * num * (asked + num * new if self.config.share_prefix else num * (asked + new))
+            yield Work(f"{own}: train", model, rows, trained=seen, steps=steps)
+        tests = (args.rounds + 1) * len(self.queries()[1]) * min(args.num_eval_constitutions, 2 ** (len(texts) - 1))
+        yield Work("evaluate", model, tests, tests * (2 * asked + new * num), tests * new)
+        if args.judge:
+            yield Work("judge", "", tests, calls=2 * args.rounds * tests // (args.rounds + 1))
 
     def perform(self, name: str, round_: int) -> None:
         getattr(self, f"_{name}_round")(round_)
@@ -338,7 +373,7 @@ class SAMIRun(Run):
     def _training_config(self) -> SAMIConfig:
         """A copy of the trainer's configuration with what follows from the run's own settings."""
         config, size = copy.copy(self.config), self.args.effective_batch_size
-        at_once = config.per_device_train_batch_size * config.world_size
+        at_once = config.per_device_train_batch_size * max(config.world_size, self.processes)
         if size % at_once:
             at_once = f"per_device_train_batch_size x processes = {at_once}"
             raise ValueError(f"effective_batch_size={size} is no multiple of {at_once}.")
@@ -366,6 +401,7 @@ class SAMIRun(Run):
             none = "no principle has a `check` that can be counted"
             raise ValueError(f"{self.args.principles}: {none}: leave `filter_by_check` out.")
         for load, source in ((load_references, self.args.eval_references),
+                             (load_references, self.config.guard_references),
                              (load_multiple_choice, self.args.eval_multiple_choice)):  # fmt: skip
             if source:
                 load(source, False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .._compat import addmm_fp32, compute_dtype, maybe_gather_lm_head_ctx
-from ..core.modeling.head import OutputHead, project_logits
+from ..core.modeling.head import OutputHead, head_products, project_logits
 from .loss import LOWEST, VARIANTS, check_objective, smooth_logps, target_logps
 
 
@@ -67,7 +67,7 @@ class _FusedLoss(torch.autograd.Function):
         with (
             maybe_gather_lm_head_ctx(weight, bias),
             maybe_gather_lm_head_ctx(ref_head.weight, ref_head.bias),
-            torch.autocast(states.device.type, enabled=False),  # which would round dot products to half precision
+            head_products(states.device, *dtypes),
         ):
             grads = [
                 torch.zeros(tensor.shape, dtype=torch.float32, device=tensor.device) if need else None

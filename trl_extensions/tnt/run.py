@@ -28,15 +28,17 @@ from datasets import Dataset
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from trl import ModelConfig
 
-from ..core.generation import EngineArguments, ModelSource
+from ..core.generation import EngineArguments, ModelSource, parse_engine
 from ..core.generation.sampling import load_outputs, sample_outputs
-from ..core.generation.types import Prompt, is_adapter_directory
+from ..core.generation.types import Prompt, adapter_base, is_adapter_directory
 from ..core.inputs import PromptArguments, Query
 from ..core.modeling.batches import free_memory
 from ..core.runs.jsonl import read_jsonl
+from ..core.runs.plan import Work, mean_tokens, steps_of
 from ..core.runs.report import write_atomically
 from ..core.runs.run import MUTABLE_ON_RESUME, Run, Stage, check_resume, mark_done, training_settings
 from ..core.training.load import fit, last_checkpoint
+from ..core.training.preflight import Training
 from .annotate import Annotator, annotate_rows
 from .config import AnnotatorArguments, TNTArguments, TNTConfig
 from .data import load_training_rows, read_annotated
@@ -53,11 +55,17 @@ _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs", "max_rounds",
 }  # fmt: skip
 
+_MADE = ("model", "train", "search*", "patched", "evaluation.json", "report.*", "*.png", "training_settings.json")
+
 
 @dataclass
 class TNTRun(Run):
     """One run: its settings, its folder (the `output_dir` of the configuration), and a method for each stage."""
 
+    remade = {  # noqa: RUF012
+        "annotation_settings.json": ("original/annot*", "original/more*", "original/eval_[as]*", "validation", *_MADE),
+        "training_settings.json": ("validation/round_*", *_MADE),
+    }
     args: TNTArguments
     annotator_args: AnnotatorArguments
     engine_args: EngineArguments
@@ -88,13 +96,20 @@ class TNTRun(Run):
             raise ValueError("`min_marked` samples prompts again, which needs a temperature above 0.")
         self.annotator_args.check()
         self.prompts()
+        if self.args.dataset_name:
+            read_annotated(self.args.dataset_name, self.args.dataset_train_split)
+        self._held_out()
+        for name in ("phrases_file", "candidates"):
+            if (file := getattr(self.annotator_args, name)) and not Path(file).is_file():
+                raise ValueError(f"`{name}`: there is no file {file}; check the path.")
 
     def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
-        """What only training depends on binds once there is a checkpoint or a model."""
+        """What only annotation depends on binds once there is one, and what only training does once there is a
+        checkpoint or a model."""
         args, model = asdict(self.args), asdict(self.model_args)
         sampling = {name: args[name] for name in sorted(_SAMPLING)} | {"seed": self.config.seed}
         sampling |= {name: model[name] for name in ("model_name_or_path", "model_revision")}
-        sampling |= {"engine": self.engine_args.engine, "unwanted": self.annotator_args.settings()}
+        sampling |= {"engine": self.engine_args.engine}
         if self.args.least_marked() or self.args.target():
             sampling |= {name: args[name] for name in sorted(_MORE)}
         training = training_settings(self.config, _MUTABLE_ON_RESUME) | model
@@ -102,7 +117,12 @@ class TNTRun(Run):
         training |= {name: args[name] for name in sorted(args.keys() - _SAMPLING - _MORE - _MUTABLE_ON_RESUME)}
         trained = Path(self.patched).exists() or last_checkpoint(str(self.folder / "train")) is not None
         sampled = (self.folder / "original").exists()
-        return {"settings.json": (sampling, sampled), "training_settings.json": (training, trained)}
+        annotated = any(self.folder.glob("original/*annot*"))
+        return {
+            "settings.json": (sampling, sampled),
+            "annotation_settings.json": (self.annotator_args.settings(), annotated),
+            "training_settings.json": (training, trained),
+        }
 
     def claim_training(self) -> None:
         values, trained = self.settings()["training_settings.json"]
@@ -129,6 +149,36 @@ class TNTRun(Run):
             skipped = {"sample", "annotate"} if self.args.dataset_name else set()
             if name not in skipped | (set() if self.args.least_marked() else {"sample_more"}):
                 yield Stage(name, side, self.folder / done, f"{side}: {label}" if isinstance(side, str) else label)
+
+    def trainings(self) -> Iterator[Training]:
+        row = {"prompt": "Hello", "completion": "Sure! Hello.", "negative_spans": [[0, 4]]}
+        yield Training(TNTTrainer, self.model_args, self.config, [row, row])
+
+    def servers(self) -> list[EngineArguments]:
+        judge = self.annotator_args.judge
+        return [self.engine_args, *([parse_engine(judge, "judge").arguments] if judge else [])]
+
+    def works(self) -> Iterator[Work]:
+        args, model, (train, held) = self.args, self.original, self.prompts()
+        asked = mean_tokens(self.models.tokenizer(), [query.text for query in train + held])
+        rows, new = len(train) * (1 + args.num_samples), args.max_new_tokens
+        own = {"model": "", "calls": rows} if self.engine_args.engine == "endpoint" else {"model": model}
+        if args.dataset_name:
+            rows = len(read_annotated(args.dataset_name, args.dataset_train_split))
+        else:
+            yield Work("sample", **own, rows=rows, read=rows * asked, written=rows * new)
+        rounds, least = args.max_rounds if args.target() else 1, args.least_marked()
+        if least:
+            more = args.max_more_samples
+            yield Work("sample more", model, more, more * asked, more * new)
+        steps, seen = steps_of(self.config, rows, self.processes, counted=least or 1)
+        tokens = seen * (asked + new) * rounds
+        yield Work("train", model, seen * rounds, read=tokens, trained=tokens, steps=steps * rounds)
+        if args.target():
+            tests = args.num_validation_prompts * (1 + rounds * len(args.scales))
+            yield Work("validate", model, tests, tests * asked, tests * new)
+        tests = 2 * len(held) * (1 + args.num_eval_samples)
+        yield Work("evaluate", model, tests, tests * (2 * asked + new), tests * new)
 
     def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
         if perform is None:  # else every stage has a process of its own, and this one has no use for models
@@ -203,11 +253,7 @@ class TNTRun(Run):
             for chosen_before in (self.patched, self.folder / "patched"):  # with a lower `max_rounds`
                 shutil.rmtree(chosen_before, ignore_errors=True)
             (self.folder / "evaluation.json").unlink(missing_ok=True)
-        held_out = None
-        if self.args.eval_dataset_name:
-            held_out = load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)
-        elif config.eval_strategy != "no":
-            raise ValueError("`eval_strategy` needs `eval_dataset_name`: annotated outputs, not the final test's.")
+        held_out = self._held_out()
         target.parent.mkdir(parents=True, exist_ok=True)
         fit(TNTTrainer, self.model_args, config, rows, held_out, target)
 
@@ -275,6 +321,13 @@ class TNTRun(Run):
 
     def prompts(self) -> tuple[list[Query], list[Query]]:
         return self.args.load_prompts(self.config.seed)
+
+    def _held_out(self) -> Dataset | None:
+        if self.args.eval_dataset_name:
+            return load_training_rows(self.args.eval_dataset_name, self.args.dataset_test_split)
+        if self.config.eval_strategy != "no":
+            raise ValueError("`eval_strategy` needs `eval_dataset_name`: annotated outputs, not the final test's.")
+        return None
 
     def _source(self) -> str:
         return self.args.dataset_name or str(self.folder / "original" / "annotated.jsonl")
@@ -392,6 +445,4 @@ def _queries(prompts: Iterable[Prompt]) -> list[Query]:
 def _base_of(model: str) -> str:
     if not is_adapter_directory(model):
         raise ValueError("`original_model` is missing: name the model before the patch.")
-    from peft import PeftConfig
-
-    return PeftConfig.from_pretrained(model).base_model_name_or_path
+    return adapter_base(model)

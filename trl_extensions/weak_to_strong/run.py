@@ -151,6 +151,8 @@ class WeakToStrongRun(Run):
             refuse_unused(model_args, ("use_peft",), "with `linear_probe`, which trains the head only")
             refuse_unused(self.config, ("overlong_policy",), "with `linear_probe`, which truncates")
         self.test_examples()
+        if args.check_models:
+            self.unlabelled_rows()
 
     def trainings(self) -> Iterator[Training]:
         """Of every transformer, under its name."""
@@ -180,19 +182,20 @@ class WeakToStrongRun(Run):
         strong, args, seeds = self.model_args.model_name_or_path, self.args, len(self.args.seeds)
         texts = [f"{row.chosen}{row.rejected}" if isinstance(row, Pair) else row.text for row in self.examples()]
         tokenizer = AutoTokenizer.from_pretrained(resolve_model_name(split_layers(strong)[0]))
-        long, tests = mean_tokens(tokenizer, texts), len(self.test_examples())
+        long, tests = mean_tokens(tokenizer, texts, asked=False), len(self.test_examples())
         known = round(len(texts) * args.weak_share)
         rest = len(self.unlabelled_rows()) if args.check_models else len(texts) - known
-        for name in (*self.weak_names, *[strong] * len(self.trained)):
+        labels = {f"weak {name}": name for name in self.weak_names} | dict.fromkeys(self.trained, strong)
+        for label, name in labels.items():
             learner, number = self.learner(name, weak=name != strong), rest if name == strong else known
             read = (tests + (0 if name == strong else rest)) * seeds * long
             if not isinstance(learner, TransformerLearner):
-                yield Work(name, name, number * seeds)
+                yield Work(label, name, number * seeds)
             elif getattr(self.config, "linear_probe", False):
-                yield Work(name, name, number * seeds, read + number * long * seeds)
+                yield Work(label, name, number * seeds, read + number * long * seeds)
             else:
                 steps, seen = steps_of(learner.config, number, self.processes)
-                yield Work(name, name, seen * seeds, read, trained=seen * seeds * long, steps=steps * seeds)
+                yield Work(label, name, seen * seeds, read, trained=seen * seeds * long, steps=steps * seeds)
 
     # The stages
 

@@ -21,7 +21,7 @@ from ..._compat import (
     maybe_gather_lm_head_ctx,
     use_triton,
 )
-from .head import OutputHead, project_logits
+from .head import OutputHead, head_products, project_logits
 
 
 _VOCAB_CHUNK = 32768  # of TRL's kernel
@@ -129,7 +129,7 @@ class _Pass:
         other = nullcontext()
         if self.other is not None:
             other = maybe_gather_lm_head_ctx(self.other.weight, self.other.bias)
-        with maybe_gather_lm_head_ctx(weight, bias), other, torch.autocast(weight.device.type, enabled=False):
+        with maybe_gather_lm_head_ctx(weight, bias), other, head_products(weight.device, self.dtype):
             yield
 
 

@@ -3,6 +3,8 @@
 Models are unwrapped here: the functions read weights directly, inside the forward of a DDP / FSDP / DeepSpeed wrapper.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +63,22 @@ def last_hidden_states(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor
     """Final hidden states `(B, T, H)` of an unwrapped causal language or PEFT model, without the head."""
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     return causal_lm.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+@contextmanager
+def head_products(device: torch.device, *dtypes: torch.dtype) -> Iterator[None]:
+    """Without autocast, which would round dot products to half precision. Where operands are bfloat16, a CPU, whose
+    kernels give float32 for float32 only, multiplies as bfloat16 if it can, and adds up in float32, as a GPU does."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)  # of torch 2.9 on
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cpu" or {*dtypes} != {torch.bfloat16} or matmul is None:
+            yield
+            return
+        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
 
 
 def project_logits(out: torch.Tensor, states: torch.Tensor, head: OutputHead, weight, bias, dtype) -> torch.Tensor:

@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..modeling.batches import free_memory
 from ..options import redacted
@@ -39,6 +40,10 @@ class Run:
     is; everything it writes goes into the folder, and the same command goes on where a killed one stopped."""
 
     folder: Path
+    processes = 1  # that a launcher gives to training
+    # File of settings -> patterns of what is made with them, which is moved away and made anew where others are given
+    remade: ClassVar[dict[str, tuple[str, ...]]] = {}
+    pushes = False  # whether the finished model goes to the hub
 
     def stages(self) -> Iterable[Stage]:
         """All stages in order."""
@@ -50,6 +55,18 @@ class Run:
 
     def check(self) -> None:
         """Raise a one-line `ValueError` for what is missing, before anything is written or loaded."""
+
+    def servers(self) -> Iterable[Any]:
+        """Engines that are asked, some of which may be servers."""
+        return [self.engine_args] if hasattr(self, "engine_args") else []
+
+    def trainings(self) -> Iterable[Any]:
+        """What is to be trained, as `core.training.preflight.Training`."""
+        return ()
+
+    def works(self) -> Iterable[Any]:
+        """What there is to do, as `core.runs.plan.Work`."""
+        return ()
 
     def write_report(self) -> Path:
         """Write the report from what lies in the folder."""
@@ -70,9 +87,18 @@ class Run:
         return getattr(getattr(self, "engine_args", None), "engine", None) == "vllm" or torch.cuda.is_available()
 
     def claim(self) -> None:
-        """Write the settings, or refuse to go on with others than a run was started with."""
-        for name, (values, started) in self.settings().items():
-            check_resume(self.folder / name, values, made=str(self.folder), started=started)
+        """Write the settings. Where a run was started with others, move away what they made, or refuse to go on."""
+        for name in self.settings():
+            path, (values, started) = self.folder / name, self.settings()[name]
+            behind = [own for pattern in self.remade.get(name, ()) for own in self.folder.glob(pattern)]
+            if started and behind and (changes := changes_of(path, values)):
+                aside = next(own for n in count(1) if not (own := self.folder / f"earlier_{n}").exists())
+                print(f"made anew, with what was made of it, as {changes}; the earlier is in {aside}", flush=True)
+                for own in (path, *behind):
+                    (aside / own.relative_to(self.folder)).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(own, aside / own.relative_to(self.folder))
+                started = False
+            check_resume(path, values, made=str(self.folder), started=started)
 
     def execute(self, perform: Callable[[str, Any], Any] | None = None) -> Path:
         """Carry out what is not done yet, stages by `perform(name, of)`, and write the report; returns its path."""
@@ -132,17 +158,24 @@ def check_resume(path: str | os.PathLike, settings: dict[str, Any], *, made: str
     """Write JSON-ready settings to a file; or, if anything (called `made`) was `started` with them, refuse others than
     those in it by a `ValueError` that names every difference, or the file if it is missing or broken."""
     path = Path(path)
-    settings = json.loads(redacted(json.dumps(settings)))  # tuples become lists, as they are in the file
     if not started:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-        return
+        write_atomically(path, json.dumps(_as_kept(settings), indent=2, ensure_ascii=False) + "\n")
+    elif changes := changes_of(path, settings):
+        raise ValueError(f"{made} was made with other settings: {changes}; use the same, or another output")
+
+
+def changes_of(path: Path, settings: dict[str, Any]) -> str:
+    """Every difference between settings and those in a file, in words; a `ValueError` if it is missing or broken."""
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ValueError(f"{made}: {path} is missing or not JSON; restore it, or use another output") from None
-    if differences := "; ".join(_differences(earlier, settings)):
-        raise ValueError(f"{made} was made with other settings: {differences}; use the same, or another output")
+        raise ValueError(f"{path} is missing or not JSON; restore it, or use another output") from None
+    return "; ".join(_differences(earlier, _as_kept(settings)))
+
+
+def _as_kept(settings: dict[str, Any]) -> Any:
+    return json.loads(redacted(json.dumps(settings)))  # tuples become lists, as they are in the file
 
 
 def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:

@@ -34,9 +34,11 @@ from ...core.generation.types import GenerationEngine
 from ...core.inputs import Query
 from ...core.modeling.batches import free_memory
 from ...core.runs.jsonl import read_jsonl, write_jsonl
+from ...core.runs.plan import Work, mean_tokens, steps_of
 from ...core.runs.report import write_atomically
 from ...core.runs.run import Run, Stage, check_resume, folder_lock, mark_done, run_stages, training_settings
 from ...core.training.load import fit, last_checkpoint
+from ...core.training.preflight import Training
 from ...embedded import resolve_model_name
 from ..arguments import GenerationArguments, WeakToStrongArguments, refuse_unused, split_layers
 from ..data.prepare import read_rows
@@ -63,6 +65,12 @@ _USED = ("task", "weak_models", "dataset_name", "dataset_train_split", *_WRITER)
 class GenerationRun(Run):
     """One run: its settings, its folder, and a method for each stage."""
 
+    remade = {  # noqa: RUF012
+        "training_settings.json": (
+            "model", "ceiling", "train_*", f"held_out/{STRONG}*", f"held_out/{CEILING}*",
+            "evaluation.json", "report.*", "*.png",
+        ),
+    }  # fmt: skip
     args: WeakToStrongArguments
     generation_args: GenerationArguments
     engine_args: EngineArguments
@@ -212,6 +220,28 @@ class GenerationRun(Run):
         if self.engine_args.engine != "endpoint" and self.engine_args.engine_model:
             raise ValueError("`engine_model` would answer in place of every model compared: leave it out.")
         self._prompts()
+
+    def trainings(self) -> Iterator[Training]:
+        rows = [{"prompt": "Hello", "completion": "Hello"}] * 2
+        yield Training(WeakToStrongSFTTrainer, self.model_args, self.config, rows)
+        for name in self.args.weak_models if self.generation_args.writer_dataset_name else ():
+            config, model_args = self._writer_settings(name)
+            yield Training(WeakToStrongSFTTrainer, model_args, config, rows, name=name)
+
+    def works(self) -> Iterator[Work]:
+        own, strong = self.generation_args, str(self.model_args.model_name_or_path)
+        (train, held), new = self._prompts(), own.max_new_tokens
+        asked = mean_tokens(self.models.tokenizer(), [query.text for query in train + held])
+        rows = len(train) * (own.greedy + own.num_samples) * len(self.args.weak_models)
+        yield Work("answers of weak models", self.args.weak_models[0], rows, rows * asked, rows * new)
+        kept = min(rows, own.budget or rows, len(train) * (own.best_of or rows))
+        ceiling = own.ceiling_dataset_name
+        for side, number in ((STRONG, kept), (CEILING, len(self.trusted_rows(ceiling)) if ceiling else 0)):
+            if number:
+                steps, seen = steps_of(self.config, number, self.processes)
+                yield Work(f"train {side}", strong, seen, trained=seen * (asked + new), steps=steps)
+        tests = len(held) * (own.greedy + own.num_eval_samples) * len(self.sides)
+        yield Work("held-out answers", strong, tests, tests * (2 * asked + new), tests * new)
 
     def make_answers(self) -> Path:
         """Carry out the stages before training that are not done yet; returns the file of answers to train on."""

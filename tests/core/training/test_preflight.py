@@ -1,0 +1,105 @@
+"""What is found out without weights: each trainer's settings and the model; folders, servers, launchers."""
+
+import os
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+from trl import ModelConfig
+
+import trl_extensions
+from trl_extensions.cli.method import processes_of
+from trl_extensions.core.generation import EngineArguments
+from trl_extensions.core.training.preflight import Training, check_folder, check_servers, check_training
+
+
+ROWS = {
+    "SAMI": {"prompts": ["Be brief. Eggs?", "卵は？"], "completions": ["Boil.", "茹でる。"]},
+    "TNT": {"prompt": "卵は？", "completion": "はい、茹でる。", "negative_spans": [[0, 2]]},
+    "WeakToStrong": {"text": "卵", "soft_labels": [0.2, 0.8]},
+    "WeakToStrongReward": {"chosen": "Boil them.", "rejected": "No.", "preference": 0.8},
+    "WeakToStrongSFT": {"prompt": "Eggs?", "completion": "Boil."},
+}
+
+
+@pytest.fixture(params=sorted(ROWS))
+def training(request, tiny_model_dir, tmp_path):
+    """Of each trainer in turn."""
+    trainer, config = (getattr(trl_extensions, request.param + end) for end in ("Trainer", "Config"))
+    more = {}
+    if request.param in ("WeakToStrong", "WeakToStrongReward"):
+        more = {"model_class": AutoModelForSequenceClassification}
+        more["model_options"] = {"num_labels": 2 if request.param == "WeakToStrong" else 1}
+
+    def build(peft=None, **settings):
+        task = "SEQ_CLS" if more else "CAUSAL_LM"
+        lora = {"use_peft": True, "lora_r": 4, "lora_task_type": task, "lora_target_modules": peft} if peft else {}
+        args = config(str(tmp_path / "out"), bf16=False, **({"report_to": "none"} | settings))
+        model_args = ModelConfig(str(tiny_model_dir), **lora)
+        return Training(trainer, model_args, args, [ROWS[request.param]] * 2, **more)
+
+    return build
+
+
+def test_a_sound_training_gives_a_model_without_weights(training, tmp_path):
+    model = check_training(training(["q_proj"]))
+    adapters = {name: p for name, p in model.named_parameters() if "lora" in name}
+    # two layers; A is (4, 64), B (64, 4)
+    assert sum(p.numel() for p in adapters.values()) == 2 * (4 * 64 + 64 * 4)
+    assert all(p.is_meta for name, p in model.named_parameters() if "embed_tokens" in name)
+    assert not (tmp_path / "out").exists()
+    assert all(p.requires_grad for p in check_training(training()).parameters())
+
+
+def test_what_does_not_go_together_is_said_in_one_line(training):
+    for settings, named in (
+        ({"peft": ["no_such"]}, "no_such"),
+        ({"optim": "galore_adamw"}, "galore"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"bend": 1}}, "bend"),
+        ({"push_to_hub": True, "hub_model_id": "a//b"}, "a//b"),
+    ):
+        with pytest.raises(ValueError, match=named) as caught:
+            check_training(training(**settings))
+        assert "\n" not in str(caught.value).strip()
+
+
+def test_a_model_that_is_not_there(training, tmp_path):
+    own = training()
+    with pytest.raises(OSError, match="nowhere"):
+        check_training(replace(own, model_args=ModelConfig(str(tmp_path / "nowhere"))))
+
+
+def test_folders(tmp_path, monkeypatch):
+    check_folder(tmp_path / "new" / "deep")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file"):
+        check_folder(tmp_path / "file" / "run")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="new"):
+        check_folder(tmp_path / "new")
+
+
+def test_every_server_is_asked_once(monkeypatch):
+    asked = []
+
+    class Engine:
+        def generate(self, prompts, params):
+            asked.append((len(prompts), params.max_new_tokens))
+            yield 0, None
+
+    monkeypatch.setattr("trl_extensions.core.training.preflight.create_engine", lambda _: Engine())
+    server = EngineArguments(engine="endpoint", engine_base_url="http://localhost:1/v1", engine_model="m")
+    check_servers([server, EngineArguments(), replace(server), replace(server, engine_model="n")])
+    assert asked == [(1, 1), (1, 1)]
+
+
+def test_the_launchers_own_number_of_processes(tmp_path):
+    path = tmp_path / "four.yaml"
+    path.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 4\n")
+    assert processes_of(["--config_file", str(path)]) == 4
+    assert processes_of(["--config_file", str(path), "--num_processes", "2"]) == 2
+    path.write_text("no_such_key: 1\nnum_processes: 4\n")
+    with pytest.raises(ValueError, match="accelerate_config"):
+        processes_of(["--config_file", str(path)])
+    with pytest.raises((ValueError, OSError), match="missing"):
+        processes_of(["--config_file", str(tmp_path / "missing.yaml")])
