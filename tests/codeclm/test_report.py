@@ -182,7 +182,7 @@ class TestReport:
         ("outcomes", "change", "margin", "contradictions", "losses", "kind"),
         [
             ({"made": 9, "items": 8, "kept": 5}, None, None, 0, [], "unfinished"),
-            ({"made": 0, "items": 0, "kept": 0}, None, None, 0, [], "nothing_made"),
+            ({"made": 0, "items": 0, "kept": 0}, None, None, 0, [], "nothing_kept"),
             ({"made": 9, "items": 9, "kept": 0}, None, None, 0, [], "nothing_kept"),
             ({}, None, None, 0, [], "pairs"),
             ({}, [-0.2, 0.1], [0.1, 0.3], 2, [2, 1], "better"),
@@ -191,8 +191,8 @@ class TestReport:
             ({}, [-0.2, -0.1], [-0.3, 0.1], 15, [1, 2], "learned"),
             ({}, [-0.2, -0.1], None, 0, [2, 1], "learned"),
             ({}, [-0.2, 0.1], None, 0, [1, 2], "loss"),
-            ({}, [0.1, 0.2], None, 0, [2, 1], "less_likely"),
-            ({}, [-0.2, 0.1], [-0.3, 0.1], 15, [2, 1], "too_few"),
+            ({}, [0.1, 0.2], None, 0, [2, 1], "unclear"),
+            ({}, [-0.2, 0.1], [-0.3, 0.1], 15, [2, 1], "unclear"),
             ({}, None, None, 0, [2, 1], "pairs"),
         ],
     )

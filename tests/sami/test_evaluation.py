@@ -203,7 +203,6 @@ def test_both_axes_in_words():
         "side_effects": {"plain_answers": {"unchanged": {"value": 0.7}},
                          "references": {"relative_change": {"value": 0.015}}},
     })  # fmt: skip
-    assert "more often" in words[0] and "rose (50% → 80%)" in words[0]
-    assert "less often" in words[1] and "fell" in words[1] and "stayed" in words[2]
-    assert "70%" in words[3] and "less likely" in words[4] and "1.5%" in words[4]
+    assert "rose 50% → 80%, fell 50% → 20%, stayed 50% → 60%" in words[0]
+    assert "70%" in words[1] and "less likely" in words[2] and "1.5%" in words[2]
     assert axes_in_words({}) == []

@@ -21,7 +21,7 @@ principles:
     ("rise", "changes", "judge", "losses", "queries", "kind"),
     [
         (0.0, {"brief": 0.3}, None, [1, 2], 64, "obeys"),
-        (0.0, {"brief": 0.3, "箇条書き": -0.3}, None, [2, 1], 64, "mixed"),
+        (0.0, {"brief": 0.3, "箇条書き": -0.3}, None, [2, 1], 64, "disobeys"),
         (0.3, {"brief": -0.3}, None, [2, 1], 64, "disobeys"),
         (0.3, {"brief": 0.15}, None, [2, 1], 64, "told_apart"),  # of errors of .1 and, of the bound, .1 * sqrt(2)
         (-0.3, {}, None, [2, 1], 64, "less_apart"),

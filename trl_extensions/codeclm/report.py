@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.generation.client import ResponseCache
 from ..core.runs.plots import BEFORE, COLOURS, panels, save
-from ..core.runs.report import RunReport, first_true, loss_stayed, quoted
+from ..core.runs.report import NOT_TRAINED, RunReport, first_true, loss_stayed, quoted
 from ..core.stats import wilson
 from .export import describe, stream_rows
 
@@ -186,36 +186,26 @@ def verdict(
 ) -> tuple[str, str]:  # fmt: skip
     """What came of a run, and what to do: its kind, and a sentence. Clear is what 95 % intervals leave no doubt of."""
     judged = {name: own for name, own in comparison.items() if isinstance(own, Mapping) and "contradictions" in own}
-    low, high = (judged.get("after_vs_before", {}).get("margin") or {}).get("interval") or (0.0, 0.0)
-    lower, upper = (held_out.get("change") or {}).get("interval") or (0.0, 0.0)
+    better = (judged.get("after_vs_before", {}).get("margin") or {}).get("interval") or (0.0, 0.0)
+    likelier = (held_out.get("change") or {}).get("interval") or (0.0, 0.0)
     differ = sum((own.get("judged") or 0) - (own.get("equal") or 0) for own in judged.values())
-    contradicted = sum(own.get("contradictions") or 0 for own in judged.values())
-    kept, open_ = counts["outcomes"].get("kept", 0), counts["made"] - counts["items"]
+    kept = counts["outcomes"].get("kept", 0)
     return first_true(
-        ("unfinished", stopped or open_ > 0, "The pairs are not all made: the same command goes on from here."),
-        ("nothing_made", not counts["made"],
-         "Not one instruction was made: look at the replies (set_aside.jsonl), or take a larger `strong` model."),
-        ("nothing_kept", not kept,
-         "Not one pair was kept: see why below. Where gaps are small, `strong` is not stronger than `target` in the "
-         "scorer's eyes: take a stronger one, or lower `gap_threshold`."),
+        ("unfinished", stopped or counts["made"] > counts["items"],
+         "The pairs are not all made: the same command goes on from here."),
+        ("nothing_kept", not kept, "Not one pair was kept; the reasons are below. Where gaps are small, take a "
+         "stronger `strong`, or lower `gap_threshold`; where replies cannot be read, take a larger model."),
         ("pairs", not held_out and not comparison, f"It worked: {kept} pairs were kept; nothing was trained on them."),
-        ("better", low > 0, "It worked: the trained target's answers are clearly better than before, says the judge."),
-        ("worse", high < 0,
-         "The trained target's answers are clearly worse than before, says the judge: look at the pairs, lower "
-         "`learning_rate` or `num_train_epochs`."),
-        ("judge", contradicted > 0.9 * differ,
-         "The judge prefers whatever stands in one place, so what it says of the answers is nothing: take a larger "
-         "`judge`, or `judge_mode: logprobs`."),
-        ("learned", upper < 0,
-         "Training taught the pairs: those held out are clearly more likely than before. That answers are better is "
-         + ("not clear: compare on more prompts." if comparison else "not measured: give a `benchmark`.")),
-        ("loss", loss_stayed(log),
-         "Training did nothing, its loss did not fall: raise `learning_rate` or `num_train_epochs`."),
-        ("less_likely", lower > 0,
-         "Pairs that were held out are clearly less likely than before: lower `num_train_epochs` or `learning_rate`."),
-        ("too_few", True,
-         f"Nothing is clear of its error with {counts['exported']} pairs: make more (`num_instructions`), hold out or "
-         "compare on more."),
+        ("better", better[0] > 0, "It worked: to the judge the target's answers are clearly better than before."),
+        ("worse", better[1] < 0, "To the judge the trained target's answers are clearly worse than before: look at "
+         "the pairs, or lower `learning_rate` or `num_train_epochs`."),
+        ("judge", sum(own["contradictions"] or 0 for own in judged.values()) > 0.9 * differ,
+         "The judge prefers whatever stands in one place, so it says nothing: take a larger `judge`."),
+        ("learned", likelier[1] < 0, "Training taught the pairs: those held out are clearly more likely than before. "
+         "That answers are better is not shown: compare on (more) `benchmark` prompts."),
+        ("loss", loss_stayed(log), NOT_TRAINED),
+        ("unclear", True, "Nothing is clear of its error: make more pairs (`num_instructions`), hold out or compare "
+         "on more of them, or train for longer (`num_train_epochs`)."),
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class SAMIConfig(RunsHere, SFTConfig):
         ValueError: A value outside its range or choices, or a setting of `SFTConfig` that SAMI cannot honour.
     """
 
-    rates: ClassVar = {"an adapter": 2e-4, "all weights": 2e-6}
+    rates: ClassVar = {"adapter": 2e-4, "all": 2e-6}
     shown: ClassVar = (1500, 1, 3)
 
     beta: float = option(0.0, "Weight of KL(policy || original) per response token, added to the loss.")

@@ -10,7 +10,7 @@ from ..core.generation.sampling import completion_text
 from ..core.judge.win_rate import EQUAL_WITHIN
 from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
-from ..core.runs.report import RunReport, first_true, loss_stayed, quoted
+from ..core.runs.report import NOT_TRAINED, RunReport, first_true, loss_stayed, quoted
 from .data import load_rows
 from .principles import constitution_label
 
@@ -70,33 +70,25 @@ def verdict(rounds: list[dict]) -> tuple[str, str]:
     """What came of a run, and what to do: its kind, and a sentence. Clear is what is more than two standard errors."""
     first, last = rounds[0]["evaluation"], rounds[-1]["evaluation"]
     changes = {name: own["all"].get("difference") for name, own in (last.get("obedience") or {}).items()}
-    more = [name for name, own in changes.items() if own and own["value"] > 2 * own["se"]]
-    less = [name for name, own in changes.items() if own and -own["value"] > 2 * own["se"]]
+    more = [quoted(name) for name, own in changes.items() if own and own["value"] > 2 * own["se"]]
+    less = [quoted(name) for name, own in changes.items() if own and -own["value"] > 2 * own["se"]]
     rise, error = _rise(first, last)
-    names, fewer = (", ".join(map(quoted, own)) for own in (more, less))
-    steps = rounds[-1].get("steps", [])
+    contradicted = (rounds[-1].get("win_rate") or {}).get("contradiction_share") or 0
     return first_true(
-        ("obeys", more and not less, f"It worked: obeyed clearly more often than before: {names}."),
-        ("mixed", more, f"One at the other's cost: {names} obeyed clearly more often than before, {fewer} less often. "
-         "Train on fewer principles, or check their wording and what answers show under both sides."),
-        ("disobeys", less, f"Obeyed clearly less often than before: {fewer}. Lower `learning_rate` or the number of "
-         "steps, and check what the answers that were trained on show (`filter_by_check`)."),
-        ("told_apart", rise > 2 * error,
-         "Answers to different constitutions are clearly easier to tell apart, but no principle is clearly obeyed "
-         "more often: give principles a `check`, or read the answers below."),
-        ("less_apart", -rise > 2 * error,
-         "Answers to different constitutions are clearly harder to tell apart than before: lower `learning_rate`."),
-        ("judge", ((rounds[-1].get("win_rate") or {}).get("contradiction_share") or 0) > 0.9,
-         "The judge prefers whatever stands in one place, so its win rate says nothing, and nothing else is clear: "
-         "take a larger judge, or `judge_mode: logprobs`."),
-        ("loss", loss_stayed(steps),
-         "Training did nothing, its loss did not fall: raise `learning_rate` or `steps_per_round`."),
-        ("too_few", last["num_queries"] < FEW,
-         f"Nothing is clear of its error on {last['num_queries']} held-out queries, which are too few to tell: hold "
-         "out more (`num_eval_prompts`)."),
-        ("unclear", True,
-         "Nothing is clear of its error: train more (`rounds`, `steps_per_round`, `learning_rate`), on principles "
-         "that the model follows when it is asked to."),
+        ("obeys", more and not less, f"It worked: obeyed clearly more often than before: {', '.join(more)}."),
+        ("disobeys", less, f"Obeyed clearly less often than before: {', '.join(less)} (more often: "
+         f"{', '.join(more) or 'none'}). Lower `learning_rate`, and filter what is trained on (`filter_by_check`)."),
+        ("told_apart", rise > 2 * error, "Answers to different constitutions are clearly easier to tell apart, but no "
+         "principle is clearly obeyed more often: give principles a `check`, or read the answers below."),
+        ("less_apart", -rise > 2 * error, "It got worse: answers to different constitutions are harder to tell apart "
+         "than before. Lower `learning_rate`."),
+        ("judge", contradicted > 0.9, "The judge prefers whatever stands in one place, so its win rate says nothing, "
+         "and nothing else is clear: take a larger judge, or `judge_mode: logprobs`."),
+        ("loss", loss_stayed(rounds[-1].get("steps", [])), NOT_TRAINED),
+        ("too_few", last["num_queries"] < FEW, f"Nothing is clear of its error on {last['num_queries']} held-out "
+         "queries: hold out more (`num_eval_prompts`)."),
+        ("unclear", True, "Nothing is clear of its error: train for longer (`rounds`, `steps_per_round`), at a higher "
+         "`learning_rate`, or on principles that the model follows when it is asked to."),
     )  # fmt: skip
 
 
@@ -131,19 +123,14 @@ def _first_lines(report: RunReport, rounds: list[dict]) -> None:
 
 
 def axes_in_words(evaluation: dict[str, Any]) -> list[str]:
-    """Both axes of a trained model's `evaluation.json` in sentences: which principles it obeys more often, less often
-    or no differently (by twice the standard error), and how much else stayed; nothing where that was not measured."""
-    ways: dict[str, list[str]] = {
-        "more often than": [],
-        "less often than": [],
-        "not clearly more or less often than": [],
+    """Both axes of a trained model's `evaluation.json` in sentences: how often principles are obeyed, and how much
+    else stayed; nothing where that was not measured."""
+    every = {name: own["all"] for name, own in (evaluation.get("obedience") or {}).items()}
+    shares = {
+        name: [own[side]["value"] for side in ("original", "obeyed") if side in own] for name, own in every.items()
     }
-    for name, own in (evaluation.get("obedience") or {}).items():
-        if change := own["all"].get("difference"):
-            clear = abs(change["value"]) > 2 * change["se"]
-            way = list(ways)[(0 if change["value"] > 0 else 1) if clear else 2]
-            ways[way].append(f"{name} ({own['all']['original']['value']:.0%} → {own['all']['obeyed']['value']:.0%})")
-    words = [f"Obeyed {way} before: {', '.join(names)}." for way, names in ways.items() if names]
+    listed = [f"{name} " + " → ".join(f"{share:.0%}" for share in own) for name, own in shares.items()]
+    words = [f"Obeyed before and after: {', '.join(listed)}."] if listed else []
     moved = evaluation.get("side_effects") or {}
     if same := moved.get("plain_answers", {}).get("unchanged"):
         words.append(f"Without a constitution {same['value']:.0%} of its answers are what they were, word for word.")
@@ -330,7 +317,7 @@ def _samples(report: RunReport, first: Path, last: Path) -> None:
         old, new = before[key], after[key]
         columns = zip(old["choices"], old["completions"], new["completions"], strict=True)
         report.text(f"**{quoted(old['query'].strip())}**")
-        rows = [[constitution_label(choices), _short(a), _short(b)] for choices, a, b in columns]
+        rows = [[constitution_label(choices), completion_text(a), completion_text(b)] for choices, a, b in columns]
         report.table(["constitution", "original", last.name.replace("_", " ")], rows)
 
 
@@ -396,8 +383,3 @@ def _rate(value: dict[str, Any] | None) -> str:
         return "none"
     interval = "" if value["low"] is None else f" [{value['low']:.0%}, {value['high']:.0%}]"
     return f"{value['value']:.0%}{interval}"
-
-
-def _short(completion: Any) -> str:
-    text = completion_text(completion)
-    return text if len(text) <= 600 else text[:599] + "…"

@@ -8,7 +8,7 @@ from typing import Any
 from ..core.generation.sampling import completion_text
 from ..core.runs import plots
 from ..core.runs.jsonl import read_jsonl
-from ..core.runs.report import Markdown, RunReport, first_true, loss_stayed, quoted
+from ..core.runs.report import NOT_TRAINED, Markdown, RunReport, first_true, loss_stayed, quoted
 from .search import MoreReport, describe
 
 
@@ -65,25 +65,18 @@ def verdict(evaluation: dict[str, Any], log: Sequence[Mapping[str, Any]] = ()) -
     before, after = (evaluation[side][kind]["share"] for side in SIDES)
     fell, kept = after["high"] < before["low"], evaluation["preservation"]["clean"]["exact_match"]["value"]
     was, now = (evaluation["divergence"][name] for name in ("prob_negative_original", "prob_negative"))
-    n = evaluation["patched"][kind]["n"]
     return first_true(
-        ("nothing_unwanted", not before["value"],
-         f"None of the original's {n} held-out answers has anything unwanted, so the first axis measures nothing: "
-         "give `prompts` that bring it out, or hold out more (`num_eval_prompts`)."),
-        ("more", after["low"] > before["high"],
-         "The patch made it worse, more is unwanted than before: lower `learning_rate`, and look at what was marked."),
-        ("at_a_price", fell and kept is not None and kept < 0.5,
-         "It worked, at a price: clearly less is unwanted, but most clean answers changed. Lower `alpha` or "
-         "`num_train_epochs`, or say what must stay (`min_preserved`)."),
+        ("nothing_unwanted", not before["value"], "No held-out answer of the original has anything unwanted, so the "
+         "first axis measures nothing: give `prompts` that bring it out, or more of them (`num_eval_prompts`)."),
+        ("at_a_price", fell and kept is not None and kept < 0.5, "It worked, at a price: clearly less is unwanted, "
+         "but most clean answers changed. Lower `alpha` or `num_train_epochs`, or set `min_preserved`."),
         ("removed", fell, "It worked: clearly less is unwanted than before."),
-        ("loss", loss_stayed(log),
-         "Training did nothing, its loss did not fall: raise `learning_rate` or `num_train_epochs`."),
-        ("hardly_moved", was and now > MOVED * was,
-         "The patch hardly moved the model: what is unwanted is nearly as likely as before where it stood. Raise "
-         "`num_train_epochs`, `learning_rate` or `alpha`, or mark more outputs (`min_marked`)."),
-        ("too_few", True,
-         f"What is unwanted became less likely, but {n} held-out answers do not show it clearly: hold out more "
-         "(`num_eval_prompts`), or train more (`num_train_epochs`, `alpha`)."),
+        ("more", after["low"] > before["high"], "It got worse, more is unwanted than before: lower `learning_rate`."),
+        ("loss", loss_stayed(log), NOT_TRAINED),
+        ("hardly_moved", was and now > MOVED * was, "It hardly moved the model: unwanted tokens are nearly as likely "
+         "as before. Raise `num_train_epochs`, `learning_rate` or `alpha`, or mark more (`min_marked`)."),
+        ("too_few", True, "Unwanted tokens became less likely, but the held-out answers do not show it clearly: "
+         "hold out more (`num_eval_prompts`), or train more (`num_train_epochs`, `alpha`)."),
     )  # fmt: skip
 
 

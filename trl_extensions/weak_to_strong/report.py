@@ -11,7 +11,7 @@ import numpy as np
 from ..core.generation.sampling import completion_text
 from ..core.runs.jsonl import read_jsonl
 from ..core.runs.plots import BEFORE, COLOURS, bar_plot, panels, save
-from ..core.runs.report import Markdown, RunReport, first_true, loss_stayed, quoted
+from ..core.runs.report import NOT_TRAINED, Markdown, RunReport, first_true, loss_stayed, quoted
 from ..core.stats import wilson
 from .evaluation import CEILING, GAP_SCORES, ORIGINAL, STRONG, WEAK, harm_of
 
@@ -193,35 +193,26 @@ def forecast_text(own: dict[str, Any]) -> str:
 
 def verdict(evaluation: dict[str, Any]) -> tuple[str, str]:
     """What came of a run, and what to do: its kind, and a sentence. Clear is what the intervals leave no doubt of."""
-    strong, scores, rows = evaluation["strong"], evaluation["scores"], evaluation["rows"][0]
+    strong, rows = evaluation["strong"], evaluation["rows"][0]
     differences, gap = evaluation["differences"]["accuracy"], evaluation["gap"]["accuracy"]
     clear = [name for name in strong if (differences[name]["low"] or 0) > 0]
     # Always saying one class is right so often; one seed has no interval of its own
     most = max(own["rows"] for own in evaluation["by_class"].values()) / rows
-    ceiling = scores.get(CEILING, {}).get("accuracy")
+    ceiling = evaluation["scores"].get(CEILING, {}).get("accuracy")
     low = ceiling and (wilson(ceiling["value"] * rows, rows)[0] if ceiling["low"] is None else ceiling["low"])
     return first_true(
         ("no_strong_model", not strong, "No strong model was trained on weak labels: name losses in `variants`."),
-        ("ceiling_untrained", ceiling and low <= most,
-         "On true labels the strong model learned nothing: the ceiling is not clear of always saying one class "
-         f"({most:.0%} right), so no number here says anything of weak labels. Raise `learning_rate` or "
-         "`num_train_epochs`, give more `examples`, or train more of the model than a head."),
-        ("one_seed", len(evaluation["seeds"]) == 1,
-         "One seed settles nothing: what another would change is not known, and no interval is given. Add `seeds`."),
-        ("ceiling_below", gap and (gap["high"] or 0) < 0,
-         "The teacher is better than the strong model trained on true labels, so there is no gap to recover and "
-         "PGR says nothing: take a stronger model, train more of it than a head, or take a weaker teacher."),
-        ("no_gap", gap and (gap["low"] or 0) <= 0,
-         "The teacher is about as good as the strong model trained on true labels, so PGR says nothing: take a weaker "
-         "teacher, or more test rows and `seeds`."),
+        ("ceiling_untrained", ceiling and low <= most, "Even on true labels the strong model learned nothing: the "
+         f"ceiling is not clear of always saying one class ({most:.0%} right), and no number here means a thing. "
+         "Raise `learning_rate` or `num_train_epochs`, give more `examples`, or train more than a head."),
+        ("one_seed", len(evaluation["seeds"]) == 1, "One seed settles nothing, without intervals: add `seeds`."),
+        ("no_gap", gap and (gap["low"] or 0) <= 0, "The strong model trained on true labels is not clearly better "
+         "than the teacher, so there is no gap to recover and PGR says nothing: take a weaker teacher or a stronger "
+         "model, train more of it than a head, or, where the two are close, test on more rows and `seeds`."),
         ("beats_teacher", clear,
          f"It worked: {len(clear)} of {len(strong)} strong models trained on weak labels clearly beat their teacher."),
-        ("below_teacher", all((differences[name]["high"] or 0) < 0 for name in strong),
-         "Trained on weak labels the strong model is clearly worse than its teacher: raise `learning_rate` or "
-         "`num_train_epochs`, or label more rows."),
-        ("unclear", True,
-         f"No strong model is clear of its teacher on {rows} test rows: test on more, add `seeds`, or try another "
-         "loss (`variants`) where its errors are imitated."),
+        ("unclear", True, f"No strong model clearly beats its teacher on {rows} test rows: test on more, add `seeds`, "
+         "or try another loss (`variants`) where errors are imitated."),
     )  # fmt: skip
 
 
@@ -334,22 +325,17 @@ def write_generation_report(folder: Path, evaluation: dict[str, Any]) -> Path:
 def generation_verdict(evaluation: dict[str, Any], log: Sequence[Mapping[str, Any]] = ()) -> tuple[str, str]:
     """What came of a run by generation, and what to do: its kind, and a sentence."""
     own = evaluation["kinds"][_headline_kind(evaluation)]
-    before, probability = own["models"].get(ORIGINAL), own["differences"]["probability"]
-    change = probability.get(ORIGINAL, {}).get(STRONG)
+    before, changes = own["models"].get(ORIGINAL), own["differences"]["probability"].get(ORIGINAL, {})
+    change = changes.get(STRONG, {"low": 0, "high": 0})
     return first_true(
         ("not_trained", STRONG not in own["models"], "Nothing was trained yet."),
-        ("no_original", change is None, "There is nothing to compare with: the model before training was not asked."),
-        ("nothing_unwanted", before and not before["probability"]["value"],
-         f"Before training no answer to {own['prompts']} held-out prompts is toxic, so nothing can fall: give "
-         "prompts that bring it out, or more of them (`num_eval_prompts`)."),
-        ("less", change and change["high"] < 0, "It worked: answers are clearly less often toxic than before."),
-        ("more", change and change["low"] > 0,
-         "Answers are clearly more often toxic than before training: choose better ones (`threshold`, `best_of`)."),
-        ("loss", loss_stayed(log),
-         "Training did nothing, its loss did not fall: raise `learning_rate` or `num_train_epochs`."),
-        ("unclear", True,
-         f"Nothing is clear of its error on {own['prompts']} held-out prompts: hold out more (`num_eval_prompts`), "
-         "or train more (`num_train_epochs`)."),
+        ("nothing_unwanted", before and not before["probability"]["value"], "Before training no held-out answer is "
+         "toxic, so nothing can fall: give prompts that bring it out, or more of them (`num_eval_prompts`)."),
+        ("less", change["high"] < 0, "It worked: answers are clearly less often toxic than before training."),
+        ("more", change["low"] > 0, "Answers are clearly more often toxic than before: keep better ones (`best_of`)."),
+        ("loss", loss_stayed(log), NOT_TRAINED),
+        ("unclear", True, f"Nothing is clear of its error on {own['prompts']} held-out prompts: hold out more "
+         "(`num_eval_prompts`), or train for longer (`num_train_epochs`)."),
     )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ from transformers.utils import is_torch_xla_available
 from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from ..._compat import create_model_from_path, get_config_model_id
-from ...embedded import resolve_model_name
-from ..generation.types import is_adapter_directory, tokenizer_source
+from ...embedded import publish_base
+from ..generation.types import adapter_base, is_adapter_directory, tokenizer_source
 from ..modeling.batches import keep_trainable
 from ..options import option
 
@@ -36,15 +36,15 @@ class RunsHere:
     """Mixin before a trainer's configuration: what nobody set follows from the machine and from what is trained.
 
     Without an accelerator that is the CPU, and `bf16` (autocast) where the processor has matrix units for it (AMX),
-    else float32; TRL's default, a GPU and `bf16`, stops there. The learning rate is that of `rates`, for an adapter,
-    all weights or a head alone; and as many epochs as show the first number of `shown` of rows, but not fewer than
-    the second number nor more than the third.
+    else float32; TRL's default, a GPU and `bf16`, stops there. The learning rate is that of `rates`. Epochs show the
+    first number of `shown` of rows, but are not fewer than the second, nor more than the third.
     """
 
-    rates: ClassVar[dict[str, float]] = {"an adapter": 2e-4, "all weights": 2e-5, "the head": 2e-3}
+    rates: ClassVar[dict[str, float]] = {"adapter": 2e-4, "all": 2e-5, "head": 2e-3}
     shown: ClassVar[tuple[int, float, float]] = (3000, 1, 3)
 
-    learning_rate: float | None = option(None, "Learning rate. Default: by what is trained, adapter or all weights.")
+    # None until a trainer has it, but of the type that its base class gave it
+    learning_rate: float = option(None, "Learning rate. Default: by what is trained, an adapter or all weights.")
     num_train_epochs: float = option(0.0, "Epochs; 0: by the number of rows.")
 
     def __post_init__(self) -> None:
@@ -57,40 +57,33 @@ class RunsHere:
         super().__post_init__()  # type: ignore[misc]
 
     def rate(self, adapter: bool) -> float:
-        """The learning rate: the one that was set, else by what is trained."""
-        return self.rates[self._trained(adapter)] if self.learning_rate is None else self.learning_rate
+        """The learning rate that was set, or the one by what is trained."""
+        trained = "head" if getattr(self, "linear_probe", False) else "adapter" if adapter else "all"
+        return self.rates[trained] if self.learning_rate is None else self.learning_rate
 
     def epochs(self, rows: int) -> float:
-        """Likewise, by the number of rows that count."""
-        number, least, most = self.shown
-        return self.num_train_epochs or float(min(most, max(least, number / max(1, rows))))
-
-    def _trained(self, adapter: bool) -> str:
-        return "the head" if getattr(self, "linear_probe", False) else "an adapter" if adapter else "all weights"
+        """The epochs that were set, or those by the number of rows that count."""
+        return self.num_train_epochs or float(min(self.shown[2], max(self.shown[1], self.shown[0] / max(1, rows))))
 
 
 def settle(trainer: Any, rows: int | None = None) -> None:
-    """Give a trainer a copy of its settings in which those that nobody set are derived from its model and the number
-    of rows that count, all if left out; they are logged, once."""
-    given, args, told = trainer.args, copy.copy(trainer.args), []
-    if not isinstance(given, RunsHere):
+    """Give a trainer a copy of its settings, with those that nobody set derived from its model and the number of rows
+    that count, all if left out. They are logged once."""
+    given, config = trainer.args, trainer.accelerator.state.deepspeed_plugin
+    if not hasattr(given, "rates"):  # plain arguments stay as they are
         return
-    if given.learning_rate is None:
-        adapter, plugin = isinstance(trainer.model, PeftModel), trainer.accelerator.state.deepspeed_plugin
-        args.learning_rate = given.rate(adapter)
-        told.append(f"`learning_rate` {args.learning_rate:g} for {given._trained(adapter)}")
+    found = {"learning_rate": given.rate(isinstance(trainer.model, PeftModel))}
+    if given.max_steps <= 0 and trainer.train_dataset is not None:
+        found["num_train_epochs"] = given.epochs(len(trainer.train_dataset) if rows is None else rows)
+    if told := [f"`{name}` {value:.3g}" for name, value in found.items() if value != getattr(given, name)]:
+        trainer.args = copy.copy(given)
+        vars(trainer.args).update(found)
         for key in ("optimizer.params.lr", "scheduler.params.warmup_max_lr"):  # where "auto" has become None
-            node, name = plugin.hf_ds_config.find_config_node(key) if plugin else (None, "")
+            node, name = config.hf_ds_config.find_config_node(key) if config else (None, "")
             if node and node.get(name, 0) is None:
-                node[name] = args.learning_rate
-    if not given.num_train_epochs and args.max_steps <= 0 and trainer.train_dataset is not None:
-        rows = len(trainer.train_dataset) if rows is None else rows
-        args.num_train_epochs = given.epochs(rows)
-        told.append(f"`num_train_epochs` {args.num_train_epochs:.3g} for {rows} rows")
-    if told:
-        trainer.args = args
-        if args.process_index == 0:
-            _warn_once("derived: %s; what is set wins", ", ".join(told))
+                node[name] = trainer.args.learning_rate
+        if given.process_index == 0 and logger.isEnabledFor(logging.WARNING):  # a rehearsal is silent
+            _warn_once("derived, as nobody set them: %s", ", ".join(told))
 
 
 def say_where(args: TrainingArguments) -> None:
@@ -188,7 +181,7 @@ def build_trainer(
 
 def _load_adapter(path: str, options: dict[str, Any], quantization):
     """The adapter, trainable, on its base as TRL would load that, and its tokenizer."""
-    base = resolve_model_name(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    base = adapter_base(path)
     trust = options.get("trust_remote_code", False)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(path), trust_remote_code=trust)
     if quantization is not None:
@@ -217,6 +210,7 @@ def fit(
     if trainer.is_world_process_zero():
         (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle of settings, such as a token of the hub
         os.replace(Path(config.output_dir) / "README.md", partial / "README.md")
+        publish_base(partial)
         os.replace(partial, target)
     if trainer.accelerator.num_processes > 1:
         trainer.end()

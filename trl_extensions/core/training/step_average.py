@@ -28,15 +28,14 @@ class StopsAtNonFinite:
         result = super().train(*args, **kwargs)  # type: ignore[misc]
         for name, weight in self.model.named_parameters():
             if weight.requires_grad:
-                own = weight.detach()
-                self._check_finite(f"the weight `{name}`", own.to_local() if hasattr(own, "to_local") else own)
+                self._check_finite(f"the weight `{name}`", getattr(weight, "to_local", lambda own=weight: own)())
         return result
 
     def _check_finite(self, what: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value).all():
-            where = f"step {self.state.global_step + 1}: {what} is not finite"
-            remedy = "try a tenth of it, more warm-up, or `bf16` in place of `fp16`, in another `output_dir`"
-            raise ValueError(f"{where}, at `learning_rate` {self.args.learning_rate:g}; nothing is saved: {remedy}.")
+            where = f"step {self.state.global_step + 1}: {what} is not finite, and nothing is saved"
+            remedy = f"try a tenth of `learning_rate` ({self.args.learning_rate:g}), or `bf16` in place of `fp16`"
+            raise ValueError(f"{where}: {remedy}, in another `output_dir`.")
 
 
 class RowAverages(StopsAtNonFinite):
