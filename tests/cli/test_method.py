@@ -1,16 +1,21 @@
 """What the commands of all methods share, on a method made here: options by old names, `run`, its stages, settings."""
 
+import importlib
+import io
 import json
+import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from trl_extensions.cli.main import main
-from trl_extensions.cli.method import Method, Result
+from trl_extensions.cli.method import Method, Result, _honest_bars, tell
 from trl_extensions.cli.parser import option_parser, peek
+from trl_extensions.cli.recipes import known_recipes
 from trl_extensions.core.options import message, renamed
 from trl_extensions.core.runs.run import Run, Stage
 
@@ -94,7 +99,7 @@ def test_a_missing_extra_stops_a_run_before_anything_is_loaded(monkeypatch, caps
     monkeypatch.setattr(Method, "parse", lambda *arguments: pytest.fail("the run was made"))
     assert main([name, "run", "--output_dir", "none"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"trl-ext: error: {package} is needed") and "pip install 'trl-extensions[run]'" in line
+    assert line.startswith(f"trl-ext: error: {package} is needed") and "pip install datasketch matplotlib" in line
 
 
 def test_what_needs_no_extra_runs_without_and_evaluate_is_stopped(monkeypatch, method):
@@ -174,3 +179,116 @@ def test_peek_finds_a_setting_by_any_name_the_command_line_first(tmp_path):
     (tmp_path / "c.yaml").write_text("a: [\n")
     with pytest.raises(ValueError, match=r"c\.yaml is not YAML"):
         peek(config, "task")
+
+
+class TestOutput:
+    def test_json_is_all_there_is_on_stdout(self, method, tmp_path, capsys):
+        given = ["--folder", str(tmp_path / "語"), "--rounds", "1", "--json"]
+        assert method.main(["run", *given]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out) == {"report": str(tmp_path / "語" / "report.md"), "complete": True, "counted": 1}
+        assert "[1/1] round 0" in err and "語" in out
+        assert method.main(["show", *given]) == 0
+        assert json.loads(capsys.readouterr().out)["rounds"] == 1
+
+    def test_quiet_prints_the_result_alone(self, method, tmp_path, capsys, monkeypatch):
+        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            monkeypatch.setenv(name, "0")
+        assert method.main(["run", "--folder", str(tmp_path), "--quiet"]) == 0
+        out, err = capsys.readouterr()
+        assert (out.split(), err) == (["All", "counted.", "report:", str(tmp_path / "report.md")], "")
+
+    def test_processes_started_meanwhile_write_to_stderr_too(self, capfd):
+        def command():
+            subprocess.run([sys.executable, "-c", "print('of a stage')"], check=True)
+            return Result("", {"a": 1})
+
+        assert tell(["--json"], command) == 0
+        out, err = capfd.readouterr()
+        assert json.loads(out) == {"a": 1} and "of a stage" in err
+
+    def test_bars_in_a_log_are_lines(self, monkeypatch):
+        log, times = io.StringIO(), iter(range(0, 1000, 12))
+        for name in ("display", "clear"):
+            monkeypatch.setattr(tqdm, name, getattr(tqdm, name))  # put back afterwards
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+        _honest_bars(False)
+        monkeypatch.setattr("trl_extensions.cli.method.time.monotonic", lambda: next(times))
+        with tqdm(total=6, file=log, mininterval=0, desc="答え", disable=False) as bar:
+            for _ in range(6):
+                bar.update()
+                bar.clear()
+                bar.refresh()
+        text = log.getvalue()
+        assert "\r" not in text and text.endswith("\n") and all(line.startswith("答え") for line in text.splitlines())
+        assert 3 <= len(text.splitlines()) < 8 and "6/6" in text.splitlines()[-1]
+
+
+class TestHelp:
+    def test_it_needs_no_library_and_lists_the_methods_own_options(self):
+        code = """
+import sys
+from trl_extensions.cli.main import main
+for name in ("sami", "tnt", "w2s", "codeclm"):
+    main([name, "run", "--help"])
+main(["w2s", "run", "--task", "generation", "--help"])
+main(["principles", "--help"])
+print(sorted({"torch", "transformers", "trl", "datasets", "numpy"} & set(sys.modules)))
+print(sorted(name for name in sys.modules if name.startswith("trl_extensions.tnt")))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        *text, loaded, after = done.stdout.splitlines()
+        assert (loaded, after) == ("[]", "[]")  # what was made with stand-ins is not there for others to import
+        for option in ("--principles", "--phrases", "--weak_models", "--strong", "--writer_dataset_name", "--task"):
+            assert any(line.startswith(f"  {option} ") for line in text), option
+        assert any(line.startswith("  --variant ff|rr|rf") for line in text)
+        assert any("--config smollm2-135m/tnt/config_lora" in line for line in text)
+        assert not any("--adam_beta1" in line for line in text) and len(text) < 1000
+
+    def test_the_rest_is_listed_behind_it(self, capsys):
+        assert main(["tnt", "run", "--help-all"]) == 0
+        text = capsys.readouterr().out
+        assert "--adam_beta1" in text and text.index("--phrases") < text.index("--adam_beta1") < text.index("--lora_r")
+        assert main(["tnt", "run", "--help"]) == 0
+        assert "--adam_beta1" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("tnt", ["sample", "candidates", "annotate"]),
+        ("sami", ["sample"]),
+        ("w2s", ["evaluate"]),
+        ("codeclm", ["metadata"]),
+    ],
+)
+def test_commands_that_only_move_data_take_every_recipe_and_build_no_trainers_settings(
+    name, commands, monkeypatch, tmp_path
+):
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(
+        TrainingArguments, "__post_init__", lambda self: pytest.fail("settings of a trainer were built")
+    )
+    method = importlib.import_module(f"trl_extensions.cli.{name}").METHOD
+    recipes = [recipe for recipe in known_recipes() if recipe.split("/")[1] == name]
+    assert recipes
+    for command in commands:
+        for recipe in recipes:
+            argv = ["--config", recipe, "--output_dir", str(tmp_path)]
+            parsed = method.parser(command, argv).parse_args_and_config(argv)
+            (config,) = [own for own in parsed if hasattr(own, "warmup_steps")]
+            assert (config.output_dir, config.seed, config.trust_remote_code) == (str(tmp_path), 42, False)
+        (tmp_path / "c.yaml").write_text("lerning_rate: 1.0e-4\n")
+        argv = ["--config", str(tmp_path / "c.yaml")]
+        with pytest.raises(ValueError, match="`lerning_rate`; did you mean learning_rate"):
+            method.parser(command, argv).parse_args_and_config(argv)
+
+
+def test_a_run_is_pushed_once_and_its_trainers_push_nothing(monkeypatch):
+    from trl_extensions.cli import tnt
+
+    given = ["--use_cpu", "true", "--output_dir", "x", "--push_to_hub", "true", "--hub_model_id", "org/name"]
+    run = tnt.METHOD.parse("train", given)
+    assert run.pushes and not run.config.push_to_hub and run.config.hub_model_id == "org/name"
+    assert not tnt.METHOD.parse("train", given[:4]).pushes

@@ -45,7 +45,7 @@ def option_parser(
     class OptionParser(TrlParser):
         launching = False  # whether what is not known here is left for a launcher
 
-        def parse_args_and_config(self, args=None):
+        def parse_args_and_config(self, args=None):  # type: ignore[override]
             return self.parse_args_into_dataclasses(args)
 
         def parse_known_args(self, args=None, namespace=None):
@@ -75,7 +75,7 @@ def option_parser(
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
     if not trains:
         idle = {"__post_init__": lambda self: None}
-        parser.dataclass_types = [
+        parser.dataclass_types = [  # type: ignore[misc]
             type(c.__name__, (c,), idle) if hasattr(c, "warmup_steps") else c for c in dataclasses
         ]
     return parser
@@ -140,7 +140,8 @@ def _describe(command: str, dataclasses: Sequence[Any], everything: bool) -> str
         add_help=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=width),
     )
-    for cls in filter(is_dataclass, dataclasses):
+    known: list[Any] = [cls for cls in dataclasses if is_dataclass(cls)]  # those of TRL may be stand-ins
+    for cls in known:
         bases = [base for base in cls.__mro__ if base.__module__.startswith("trl_extensions.")]
         own = {name for base in bases for name in inspect.get_annotations(base)}
         doc = " ".join((cls.__doc__ or "").split()).partition(". ")[0].rstrip(".") if bases else "TRL's"

@@ -67,7 +67,7 @@ def _parts(run: Any) -> Any:
 def _train(run: Any) -> Result:
     if not run.args.dataset_name or not run.model_args.model_name_or_path:
         raise ValueError("`train` needs `dataset_name` (rows with weak labels) and `model_name_or_path`.")
-    return saved(run, _parts(run).train(run))
+    return saved(run, _parts(run).train(run), generates=run.args.task == "generation")
 
 
 def _evaluate(run: Any) -> Result:

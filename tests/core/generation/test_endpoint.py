@@ -636,7 +636,7 @@ def test_llama_server_without_package(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     (tmp_path / "model.gguf").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"pip install trl-extensions\[demo\]"), LlamaServer(tmp_path / "model.gguf"):
+    with pytest.raises(ImportError, match="pip install xllamacpp"), LlamaServer(tmp_path / "model.gguf"):
         pass
 
 

@@ -483,7 +483,7 @@ def test_without_the_package_replies_are_free_and_it_is_said_once(tiny_model, ti
     free = run(engine, PROMPTS, max_new_tokens=8)
     for _ in range(2):
         assert run(engine, PROMPTS, max_new_tokens=8, schema=json.dumps(SCHEMA)) == free
-    assert len(caplog.records) == 1 and "trl-extensions[structured]" in caplog.text
+    assert len(caplog.records) == 1 and "pip install llguidance" in caplog.text
 
 
 def test_a_schema_that_no_grammar_can_follow(tiny_model, tiny_tokenizer, caplog):
@@ -843,5 +843,5 @@ def test_vllm_rejects_adapters_it_cannot_run(vllm_calls, tuned):
 
 def test_vllm_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)  # makes `import vllm` raise ImportError
-    with pytest.raises(ImportError, match=r"pip install trl-extensions\[vllm\]"):
+    with pytest.raises(ImportError, match="pip install vllm"):
         create_engine(EngineArguments(engine="vllm"), "org/model")

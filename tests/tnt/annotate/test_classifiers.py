@@ -294,6 +294,6 @@ def test_profanity_arguments():
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
-    with pytest.raises(ImportError, match=r"pip install .trl-extensions\[profanity\]") as error:
+    with pytest.raises(ImportError, match="pip install alt-profanity-check") as error:
         ProfanityAnnotator()
     assert "\n" not in str(error.value)

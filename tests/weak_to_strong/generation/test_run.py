@@ -322,7 +322,7 @@ def test_a_missing_package_fails_as_soon(make_run, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "profanity_check", None)
-    with pytest.raises(ImportError, match=r"pip install .trl-extensions\[profanity\]"):
+    with pytest.raises(ImportError, match="pip install alt-profanity-check"):
         make_run(scorer="profanity").check()
 
 

@@ -24,7 +24,7 @@ def finish(run: Any, model: Path, report: dict[str, Any], push: bool = False, ge
     api, after = HfApi(token=config.hub_token), f"hf upload {name} {model}"
     if push:
         with contextlib.suppress(Exception):  # a base that is not on the hub, or says nothing of a licence
-            license = api.model_info(base).card_data.license
+            license = getattr(api.model_info(base).card_data, "license", None)
     if (model / "README.md").is_file():
         data = [getattr(own, of, None) for own in vars(run).values() for of in ("prompts", "examples", "dataset_name")]
         _complete_card(model / "README.md", name, base, license, data, report)
@@ -44,9 +44,9 @@ def finish(run: Any, model: Path, report: dict[str, Any], push: bool = False, ge
 def scores_of(numbers: Any, name: str = "") -> Iterator[tuple[str, float, float, float]]:
     """Every estimate with an interval in a report: its name, such as patched/greedy/share, its value, low and high."""
     if isinstance(numbers, dict):
-        own = [numbers.get(part) for part in ("value", "low", "high")]
-        if all(isinstance(part, (int, float)) for part in own):
-            yield (name, *own)
+        value, low, high = (numbers.get(part) for part in ("value", "low", "high"))
+        if isinstance(value, (int, float)) and isinstance(low, (int, float)) and isinstance(high, (int, float)):
+            yield name, value, low, high
         for key, part in numbers.items():
             yield from scores_of(part, f"{name}/{key}".lstrip("/"))
 
