@@ -176,13 +176,13 @@ class TestDryRun:
         assert stages["train"]["steps"] == state["global_step"]
         rows = read_jsonl(folder / "original" / "outputs.jsonl")
         assert stages["sample"]["rows"] == len(rows)
-        counted = sum(len(row["completion_ids"]) for row in rows)
+        counted = sum(row["num_tokens"] for row in rows)
         assert counted <= stages["sample"]["written"] == 24 * len(rows)
         trained = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry][-1]
         assert 0.4 * stages["train"]["trained"] < float(trained) <= 1.05 * stages["train"]["trained"]
 
     @pytest.mark.parametrize("changes, named", [
-        ({"lora_target_modules": "no_such"}, "no_such"), ({"optim": "galore_adamw"}, "galore"),
+        ({"lora_target_modules": "no_such"}, "no_such"),
         ({"eval_strategy": "steps"}, "eval_dataset_name"), ({"phrases_file": "nowhere.txt"}, "nowhere.txt"),
         ({"dataset_name": "nowhere.jsonl"}, "nowhere.jsonl"),
     ])  # fmt: skip

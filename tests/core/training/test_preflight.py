@@ -22,51 +22,50 @@ ROWS = {
 }
 
 
-@pytest.fixture(params=sorted(ROWS))
-def training(request, tiny_model_dir, tmp_path):
-    """Of each trainer in turn."""
-    trainer, config = (getattr(trl_extensions, request.param + end) for end in ("Trainer", "Config"))
-    more = {}
-    if request.param in ("WeakToStrong", "WeakToStrongReward"):
-        more = {"model_class": AutoModelForSequenceClassification}
-        more["model_options"] = {"num_labels": 2 if request.param == "WeakToStrong" else 1}
-
-    def build(peft=None, **settings):
-        task = "SEQ_CLS" if more else "CAUSAL_LM"
+@pytest.fixture
+def training(tiny_model_dir, tmp_path):
+    def build(name, peft=None, **settings):
+        trainer, config = (getattr(trl_extensions, name + end) for end in ("Trainer", "Config"))
+        number = {"WeakToStrong": 2, "WeakToStrongReward": 1}.get(name)  # of labels
+        more = {"model_class": AutoModelForSequenceClassification, "model_options": {"num_labels": number}}
+        task = "SEQ_CLS" if number else "CAUSAL_LM"
         lora = {"use_peft": True, "lora_r": 4, "lora_task_type": task, "lora_target_modules": peft} if peft else {}
         args = config(str(tmp_path / "out"), bf16=False, **({"report_to": "none"} | settings))
         model_args = ModelConfig(str(tiny_model_dir), **lora)
-        return Training(trainer, model_args, args, [ROWS[request.param]] * 2, **more)
+        return Training(trainer, model_args, args, [ROWS[name]] * 2, **(more if number else {}))
 
     return build
 
 
-def test_a_sound_training_gives_a_model_without_weights(training, tmp_path):
-    model = check_training(training(["q_proj"]))
-    adapters = {name: p for name, p in model.named_parameters() if "lora" in name}
-    # two layers; A is (4, 64), B (64, 4)
-    assert sum(p.numel() for p in adapters.values()) == 2 * (4 * 64 + 64 * 4)
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_sound_training_gives_a_model_without_weights(training, tmp_path, name):
+    model = check_training(training(name, ["q_proj", "v_proj"]))
+    # two layers; A is (4, 64), B (64, 4) of q and (32, 4) of v, which has two heads of 16
+    adapters = [p for name, p in model.named_parameters() if "lora" in name]
+    assert sum(p.numel() for p in adapters) == 2 * (2 * 4 * 64 + 64 * 4 + 32 * 4)
     assert all(p.is_meta for name, p in model.named_parameters() if "embed_tokens" in name)
     assert not (tmp_path / "out").exists()
-    assert all(p.requires_grad for p in check_training(training()).parameters())
 
 
-def test_what_does_not_go_together_is_said_in_one_line(training):
-    for settings, named in (
-        ({"peft": ["no_such"]}, "no_such"),
-        ({"optim": "galore_adamw"}, "galore"),
-        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"bend": 1}}, "bend"),
-        ({"push_to_hub": True, "hub_model_id": "a//b"}, "a//b"),
-    ):
-        with pytest.raises(ValueError, match=named) as caught:
-            check_training(training(**settings))
-        assert "\n" not in str(caught.value).strip()
+def test_so_does_one_whose_reference_is_a_copy(training):
+    assert all(p.requires_grad and p.is_meta for p in check_training(training("TNT")).parameters())
+
+
+@pytest.mark.parametrize("settings, named", [
+    ({"peft": ["no_such", "v_proj_"]}, "[Tt]arget"), ({"optim": "galore_adamw"}, "galore"),
+    ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"bend": 1}}, "bend"),
+    ({"push_to_hub": True, "hub_model_id": "a//b"}, "a//b"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_said_in_one_line(training, settings, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        check_training(training("WeakToStrongSFT", **settings))
+    assert "\n" not in str(caught.value).strip()
 
 
 def test_a_model_that_is_not_there(training, tmp_path):
-    own = training()
+    own = replace(training("SAMI"), model_args=ModelConfig(str(tmp_path / "nowhere")))
     with pytest.raises(OSError, match="nowhere"):
-        check_training(replace(own, model_args=ModelConfig(str(tmp_path / "nowhere"))))
+        check_training(own)
 
 
 def test_folders(tmp_path, monkeypatch):

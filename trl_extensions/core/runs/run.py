@@ -94,7 +94,7 @@ class Run:
             if started and behind and (changes := changes_of(path, values)):
                 aside = next(own for n in count(1) if not (own := self.folder / f"earlier_{n}").exists())
                 print(f"made anew, with what was made of it, as {changes}; the earlier is in {aside}", flush=True)
-                for own in (path, *behind):
+                for own in dict.fromkeys((path, *behind)):
                     (aside / own.relative_to(self.folder)).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(own, aside / own.relative_to(self.folder))
                 started = False
