@@ -86,6 +86,8 @@ def main() -> None:
             writer.append(row)
             print(f"{row['point']}: {row['seconds']:.0f} s, at {time.perf_counter() - begin:.0f} s", flush=True)
     rows = list(read_jsonl(points)) if points.exists() else []
+    for row in rows:
+        row["point"].setdefault("preserve_weight", 0.0)  # of points made before there was one
     print(table(rows))
     draw(rows, args.output / "tradeoff.png")
 

@@ -189,7 +189,8 @@ class SAMIRun(Run):
     def trainings(self) -> Iterator[Training]:
         config, numbers = self._training_config(), range(self.args.num_constitutions)
         config.guard_steps = 0  # there is nothing to sample from yet
-        row = {"prompts": [f"{n}. Hello" for n in numbers], "completions": [f"{n}" for n in numbers]}
+        row: dict[str, Any] = {"prompts": [f"{n}. Hello" for n in numbers], "completions": [f"{n}" for n in numbers]}
+        row["plain_prompt"] = "Hello"
         yield Training(SAMITrainer, self.model_args, config, [row, row])
 
     def servers(self) -> list[EngineArguments]:
