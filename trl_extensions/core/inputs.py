@@ -93,7 +93,6 @@ def load_rows(source: Source, split: str = "train") -> Any:
 
 
 def name_of(source: Source) -> str:
-    """What a source is called in messages."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "rows given"
 
 
@@ -297,20 +296,15 @@ def with_ids(rows: Iterable[dict[str, Any]], texts: Iterable[str] | None = None)
     given: dict[str | int, dict[str, Any]] = {}
     repeats: Counter[str | int] = Counter()
     rows = list(rows)
-    for row, text in zip(rows, texts or map(_canonical, rows), strict=True):
+    digests = texts or (json.dumps(row, sort_keys=True, default=str) for row in rows)
+    for row, text in zip(rows, digests, strict=True):
         own = row.get("id")
-        if not isinstance(own, (str, int)) or own == "":
-            own = Query.from_text(text).id
-        key = own
+        key = own = own if isinstance(own, (str, int)) and own != "" else Query.from_text(text).id
         while key in given:
             repeats[own] += 1
             key = f"{own}-{repeats[own] + 1}"
         given[key] = {**row, "id": key}
     return list(given.values())
-
-
-def _canonical(row: dict[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True, default=str)
 
 
 def _message(message: Any, where: str) -> dict[str, str]:

@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..core import inputs
 from ..core.generation.types import Prompt
-from ..core.inputs import is_file, read_dataset, read_rows
 from ..core.runs.jsonl import read_jsonl
 from ..core.training.encoding import encode_completion, encode_prompt, end_token_id
 
@@ -58,9 +58,9 @@ def to_dataset(rows: Sequence[dict[str, Any]], same_order: bool = False) -> Data
 
 def load_training_rows(source: str, split: str) -> Dataset:
     """Rows to train on: the kept ones of a file `sample` wrote, or a file or data set with the trainer's columns."""
-    if not is_file(source):
-        return read_dataset(source, split)
-    rows = list(read_rows(source))
+    rows = inputs.load_rows(source, split)
+    if isinstance(rows, Dataset):
+        return rows
     return to_dataset(load_rows(source)) if rows and "kept" in rows[0] else Dataset.from_list(rows)
 
 

@@ -1,44 +1,44 @@
 """Mark the unwanted parts of outputs; the package is its main function too: `annotate(rows, phrases=[...])`."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...core.inputs import Source
 from ..data import load_training_rows, read_annotated
 from .rows import AnnotationReport, Annotator, Span, annotate_rows, merge_spans
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 __all__ = ["AnnotationReport", "Annotator", "Span", "annotate", "annotate_rows", "merge_spans"]
 
 
-def annotate(dataset: Source, *, annotators: Sequence[Annotator] = (), **unwanted: Any) -> "Dataset":
-    """Rows for `TNTTrainer`: answers with what is unwanted in them marked.
+def annotate(dataset: Any, *, model: Any = None, annotators: Any = (), num_samples: int = 1, **unwanted: Any) -> Any:
+    """Rows for `TNTTrainer`, a `Dataset`: answers with what is unwanted in them marked.
 
     Args:
-        dataset: A file, data set or rows, of any shape that `core.inputs.answered` takes: chats (`messages`, of which
-            the last is the answer), `prompt` and `completion`, `instruction` and `output`, ... Best are the model's
-            own answers, see `trl_extensions.tnt.sample`.
+        dataset: A file, data set or rows, see `core.inputs.answered`: `messages`, `prompt` and `completion`, ...
+        model: Answers in place of those in `dataset`, greedily and `num_samples` times at random; what is trained had
+            better be this model. See `core.generation.engine_of`.
         annotators: Annotators of your own.
         unwanted: What is unwanted, by the names of `AnnotatorArguments`: `phrases`, `patterns`, `classifier`, ...
-
-    Returns:
-        `prompt`, `completion`, `negative_spans`, `severities` and `truncated`. Rows that an annotator cannot judge and
-        empty answers are left out and counted; what cannot be read is a `ValueError`.
     """
+    from ...core.generation import GenerationParams, engine_of, takes_chats
+    from ...core.generation.sampling import load_outputs, sample_outputs
+    from ...core.inputs import load_queries
     from ..config import AnnotatorArguments
 
-    own = AnnotatorArguments(**unwanted).build() if unwanted or not annotators else []
+    marking = [*annotators, *(AnnotatorArguments(**unwanted).build() if unwanted or not annotators else [])]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "annotated.jsonl"
-        report = annotate_rows(read_annotated(dataset, "train"), [*annotators, *own], path)
-        print(report.summary.partition(": ")[2])
+        if model is None:
+            rows = read_annotated(dataset, "train")
+        else:
+            engine, outputs, params = engine_of(model), path.with_name("outputs.jsonl"), GenerationParams(128, 1.0)
+            own = {"num_samples": num_samples, "conversational": takes_chats(engine)}
+            sample_outputs(engine, load_queries(dataset, chats=True), params, outputs, **own)
+            rows = load_outputs(outputs)
+        print(annotate_rows(rows, marking, path).summary.partition(": ")[2])
         return load_training_rows(str(path), "train")
 
 
