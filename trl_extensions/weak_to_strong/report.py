@@ -65,7 +65,9 @@ def write_label_report(
     ]
     _section(report, "What it took", columns, rows, "Means over seeds.")
 
-    shown = {name: settings[name] for name in SHOWN if settings.get(name) not in (None, [], "")}
+    own = {name: settings.get(name) for name in SHOWN}
+    own["num_train_epochs"] = own["num_train_epochs"] or "by the number of rows"
+    shown = {name: value for name, value in own.items() if value not in (None, [], "")}
     texts = [f"{value:g}" if isinstance(value, float) else value for value in shown.values()]
     rows = [[Markdown(f"`{name}`"), text] for name, text in zip(shown, texts, strict=True)]
     _section(report, "Settings", ["setting", "value"], rows)
