@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from peft import LoraConfig
 
@@ -29,7 +30,7 @@ from trl_extensions.core.generation.types import GenerationParams
 from trl_extensions.core.inputs import read_rows
 from trl_extensions.core.runs.jsonl import JsonlWriter, read_jsonl, write_jsonl
 from trl_extensions.core.runs.run import check_resume
-from trl_extensions.core.stats import bootstrap_ratio
+from trl_extensions.core.stats import bootstrap
 from trl_extensions.tnt.annotate import merge_spans
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
 from trl_extensions.tnt.evaluation import preservation, unwanted
@@ -234,7 +235,8 @@ def reduction(after: list[float], before: list[float]) -> dict[str, float] | Non
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> dict[str, float]:
-    low, high = bootstrap_ratio(numerators, denominators)
+    above, below = np.asarray(numerators, float), np.asarray(denominators, float)
+    low, high = bootstrap(lambda times: (times @ above) / (times @ below), len(above))
     return {"value": sum(numerators) / sum(denominators), "low": low, "high": high}
 
 
