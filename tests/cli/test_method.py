@@ -208,20 +208,19 @@ class TestOutput:
         assert json.loads(out) == {"a": 1} and "of a stage" in err
 
     def test_bars_in_a_log_are_lines(self, monkeypatch):
-        log, times = io.StringIO(), iter(range(0, 1000, 12))
-        for name in ("display", "clear"):
-            monkeypatch.setattr(tqdm, name, getattr(tqdm, name))  # put back afterwards
+        log, times, display = io.StringIO(), iter(range(0, 1000, 12)), tqdm.display
         monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-        _honest_bars(False)
-        monkeypatch.setattr("trl_extensions.cli.method.time.monotonic", lambda: next(times))
-        with tqdm(total=6, file=log, mininterval=0, desc="答え", disable=False) as bar:
-            for _ in range(6):
-                bar.update()
-                bar.clear()
-                bar.refresh()
+        with _honest_bars(False):
+            monkeypatch.setattr("trl_extensions.cli.method.time.monotonic", lambda: next(times))
+            with tqdm(total=6, file=log, mininterval=0, desc="答え", disable=False) as bar:
+                for _ in range(6):
+                    bar.update()
+                    bar.clear()
+                    bar.refresh()
         text = log.getvalue()
         assert "\r" not in text and text.endswith("\n") and all(line.startswith("答え") for line in text.splitlines())
         assert 3 <= len(text.splitlines()) < 8 and "6/6" in text.splitlines()[-1]
+        assert tqdm.display is display
 
 
 class TestHelp:

@@ -56,8 +56,10 @@ def test_values_that_are_no_paths_stay(tmp_path, monkeypatch):
     assert beside("質問.jsonl", "own") == "own/質問.jsonl"
     assert beside(["./reward", "gone.jsonl", 1.5, None], "own") == ["own/reward", "gone.jsonl", 1.5, None]
     assert beside({"model": "owner/name"}, "own") == {"model": "own/owner/name"}
-    (tmp_path / "own" / "c.yaml").write_text("output_dir: own/name\nprompts: owner/name\n")
-    assert read_settings("own/c.yaml") == {"output_dir": "own/name", "prompts": "own/owner/name"}
+    assert beside([".", "/", "..."], "own") == [".", "/", "..."]  # where a sampled text stops
+    (tmp_path / "own" / "c.yaml").write_text("output_dir: owner/name\nprompts: owner/name\nphrases: [質問.jsonl]\n")
+    known = {"output_dir": "owner/name", "prompts": "own/owner/name", "phrases": ["質問.jsonl"]}
+    assert read_settings("own/c.yaml") == known
 
 
 def test_a_copy_holds_what_the_recipe_names_and_replaces_nothing(tmp_path, capsys):

@@ -16,7 +16,7 @@ usage: trl-ext codeclm {run,metadata,inspect,export} [--config FILE] [--option V
   inspect   print what became of one instruction: trl-ext codeclm inspect OUTPUT_DIR [ID or row number of data.jsonl]
   export    filter and write the pairs of a run again, e.g. with another --max_rows, or as --format messages
 
-`trl-ext codeclm COMMAND --help` lists every option; with `--train true` also those of the trainer and the model."""
+`trl-ext codeclm COMMAND --help` lists the options. A recipe YAML serves all of them."""
 
 
 def _options(argv: list[str]) -> Sequence[type]:
@@ -45,13 +45,7 @@ def _inspect(argv: list[str]) -> Result:
     if not 1 <= len(argv) <= 2 or argv[0].startswith("-"):
         raise ValueError("`inspect` takes the folder of a run and an id, or the number of a row of data.jsonl.")
     which = argv[1] if len(argv) == 2 else "1"
-    text = describe(argv[0], int(which) if which.isdecimal() else which)
-    return Result(text, {"text": text})
-
-
-def _metadata(run: Any) -> Result:
-    text = run.make_metadata()
-    return Result(text, {"text": text})
+    return Result(describe(argv[0], int(which) if which.isdecimal() else which))
 
 
 METHOD = Method(
@@ -59,7 +53,7 @@ METHOD = Method(
     USAGE,
     _options,
     _make,
-    {"metadata": _metadata, "export": lambda run: summary_of(run.export())},
+    {"metadata": lambda run: Result(run.make_metadata()), "export": lambda run: summary_of(run.export())},
     plain={"inspect": _inspect},
     trains=_trains,
 )

@@ -34,11 +34,10 @@ class Result:
 def tell(argv: Sequence[str], command: Callable[[], Result | None]) -> int:
     """Carry out a command and print its result, as JSON with `--json`, and nothing else with `--quiet`."""
     as_json, quiet = "--json" in argv, "--quiet" in argv
-    _honest_bars(quiet)
-    with _only_the_result(quiet) if as_json or quiet else contextlib.nullcontext():
+    with _honest_bars(quiet), _only_the_result(quiet) if as_json or quiet else contextlib.nullcontext():
         result = command() or Result("")
     if as_json:
-        print(json.dumps(result.data, default=str, ensure_ascii=False))
+        print(json.dumps(result.data or {"text": result.text}, default=str, ensure_ascii=False))
     elif result.text:
         print(result.text)
     return result.code
@@ -183,12 +182,14 @@ def _only_the_result(quiet: bool) -> Iterator[None]:
             os.close(stdout)
 
 
-def _honest_bars(quiet: bool) -> None:
+@contextlib.contextmanager
+def _honest_bars(quiet: bool) -> Iterator[None]:
     """No progress bars; or, where stderr is no terminal, a line every half minute and at the end, without returns."""
     if quiet:
         names = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
         os.environ.update(dict.fromkeys(names, "1"))
     if sys.stderr.isatty():
+        yield
         return
     from tqdm import tqdm
 
@@ -198,7 +199,13 @@ def _honest_bars(quiet: bool) -> None:
             bar._told = now
             bar.fp.write(f"{bar}" + "\n" * (not bar.disable))  # closing, which disables a bar first, ends the line
 
-    tqdm.display, tqdm.clear = display, lambda *given, **options: None  # type: ignore[method-assign, assignment]
+    own: Any = tqdm
+    before = own.display, own.clear
+    own.display, own.clear = display, lambda *given, **options: None
+    try:
+        yield
+    finally:
+        own.display, own.clear = before
 
 
 def split_launch_arguments(parser: Any, argv: list[str]) -> tuple[list[str], list[str]]:

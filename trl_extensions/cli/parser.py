@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from trl_extensions.core.options import did_you_mean, message, old_names
 
-from .recipes import OUTPUTS, beside, config_file, known_recipes
+from .recipes import NO_INPUTS, beside, config_file, known_recipes
 
 
 def option_parser(
@@ -92,7 +92,7 @@ def read_settings(config: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {type(settings).__name__}, not settings; write `name: value`, one a line")
-    return {name: own if name in OUTPUTS else beside(own, path.parent) for name, own in settings.items()}
+    return {name: own if name in NO_INPUTS else beside(own, path.parent) for name, own in settings.items()}
 
 
 def peek(argv: Sequence[str], *names: str) -> list[str]:

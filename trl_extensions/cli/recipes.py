@@ -12,8 +12,8 @@ import yaml
 from trl_extensions.core.options import did_you_mean
 
 
-OUTPUTS = ("output_dir", "output", "logging_dir")
-"""Settings that name what is written: from where the command runs, not from where the recipe lies."""
+NO_INPUTS = ("output_dir", "output", "logging_dir", "stop", "guard_stop", "phrases", "patterns", "class_names")
+"""Settings that name what is written, from where the command runs, or are words that could look like a file's name."""
 
 
 def known_recipes() -> dict[str, Path]:
@@ -41,7 +41,7 @@ def beside(value: Any, folder: str | os.PathLike[str]) -> Any:
         return [beside(item, folder) for item in value]
     if isinstance(value, dict):
         return {name: beside(item, folder) for name, item in value.items()}
-    if not isinstance(value, str) or not {".", "/"} & set(value):  # a bare word is no path
+    if not isinstance(value, str) or not {".", "/"} & set(value) or not value.strip("./"):  # a bare word is no path
         return value
     path = os.path.normpath(os.path.join(folder, value))
     if not os.path.exists(path):
@@ -72,9 +72,9 @@ def _copy(source: Path, folder: Path) -> Path:
     """Copy a recipe and what it names into one folder; nothing is replaced. Returns the copy's path."""
     text, target = source.read_text(encoding="utf-8"), folder / source.name
     copies = {}
-    for value in yaml.safe_load(text).values():
+    for name, value in yaml.safe_load(text).items():
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str) and (path := beside(item, source.parent)) != item:
+            if name not in NO_INPUTS and isinstance(item, str) and (path := beside(item, source.parent)) != item:
                 copies[Path(path)] = folder / Path(path).name
                 text = text.replace(item, f"./{Path(path).name}")
     if there := [str(path) for path in (target, *copies.values()) if path.exists()]:

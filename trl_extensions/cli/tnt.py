@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trl_extensions.core.runs.jsonl import read_jsonl
 from trl_extensions.embedded import resolve_model_name
 
 from .method import Method, Result, saved, summary_of
@@ -56,11 +55,12 @@ def _candidates(run: Any) -> Result:
     candidates, path = find_candidates(read_logs(run.args.logs)), run.folder / "candidates.yaml"
     write_candidates(path, candidates)
     what = f"{len(candidates)} candidates; edit it, then `trl-ext tnt annotate --logs ... --candidates {path}`"
-    return Result(f"{path}: {what}", {"output": path, "candidates": len(candidates)})
+    return Result(f"{path}: {what}")
 
 
 def _annotate(run: Any) -> Result:
     from trl_extensions.tnt.annotate import annotate_rows
+    from trl_extensions.tnt.data import read_annotated
     from trl_extensions.tnt.logs import load_candidates, read_logs, rows_from_logs
 
     if run.args.logs:
@@ -72,7 +72,7 @@ def _annotate(run: Any) -> Result:
         # The candidates are marked already; further annotators mark what they find
         annotators = run.annotator_args.build(with_candidates=False)
     elif run.args.dataset_name:
-        rows, annotators = read_jsonl(run.args.dataset_name), run.annotators
+        rows, annotators = read_annotated(run.args.dataset_name, run.args.dataset_train_split), run.annotators
     else:
         raise ValueError("`annotate` needs `dataset_name` (outputs to mark), or `logs` and `candidates`.")
     return summary_of(annotate_rows(rows, annotators, run.folder / "annotated.jsonl"))

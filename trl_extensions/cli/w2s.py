@@ -86,7 +86,7 @@ METHOD = Method(
     _options,
     _make,
     {
-        "label": lambda run: Result(_parts(run).label(run), {"folder": run.folder}),
+        "label": lambda run: Result(_parts(run).label(run)),
         "train": _train,
         "evaluate": _evaluate,
     },
