@@ -116,15 +116,13 @@ class CodecLMRun(Run):
             ("answers, target", "target", looked_at * gap, short, long),
             ("scores", "scorer", scored, short + 2 * long, config.max_score_tokens),
         ):
-            prices = specs[role].prices if role in specs else (0.0, 0.0)
-            money = calls * (read * prices[0] + written * prices[1]) / 1e6
-            here = role in specs and specs[role].arguments.engine != "endpoint"
-            model = str(specs[role].arguments.engine_model) if here else ""
-            yield Work(stage, model, calls, calls * read, calls * written, calls=calls, money=money)
+            if calls:
+                own = specs[role].arguments
+                model = "" if own.engine == "endpoint" else str(own.engine_model)
+                yield Work(stage, model, calls, read, written, prices=specs[role].prices)
         if self.args.train:
             steps, seen = steps_of(self.output, round(number * (1 - self.args.validation_share)), self.processes)
-            name = str(self.model_args.model_name_or_path)
-            yield Work("train", name, seen, trained=seen * (short + long), steps=steps)
+            yield Work("train", str(self.model_args.model_name_or_path), seen, trained=short + long, steps=steps)
 
     def settings(self) -> dict[str, tuple[dict[str, Any], bool]]:
         values = training_settings(self.output) | asdict(self.model_args)

@@ -193,26 +193,25 @@ class SAMIRun(Run):
         row["plain_prompt"] = "Hello"
         yield Training(SAMITrainer, self.model_args, config, [row, row])
 
-    def servers(self) -> list[EngineArguments]:
-        return [self.engine_args, *([parse_engine(self.args.judge, "judge").arguments] if self.args.judge else [])]
-
     def works(self) -> Iterator[Work]:
         args, tokens, model = self.args, partial(mean_tokens, self.models.tokenizer()), self.model_of(0)
-        num, new, size = args.num_constitutions, args.max_new_tokens, args.effective_batch_size
-        texts = [TRAINING_TEMPLATE, *(own.wordings(True)[0] for own in self.principles())]
+        num, new, size, principles = (
+            args.num_constitutions,
+            args.max_new_tokens,
+            args.effective_batch_size,
+            self.principles(),
+        )
+        texts = [TRAINING_TEMPLATE, *(own.wordings(True)[0] for own in principles)]
         asked = tokens([query.text for query in self.queries()[0]]) + len(texts) * tokens(texts, asked=False)
-        for round_ in range(1, args.rounds + 1):
-            steps = min(args.steps_of(round_), len(self.training_half(round_)) // size)
-            rows, own = steps * size, f"round {round_}"
-            by_server = self.engine_args.engine == "endpoint" and round_ == 1
-            calls = {"model": "", "calls": rows * num} if by_server else {"model": model}
-            yield Work(f"{own}: sample", **calls, rows=rows, read=rows * num * asked, written=rows * num * new)
-            seen = rows * num * (asked + num * new if self.config.share_prefix else num * (asked + new))
-            yield Work(f"{own}: train", model, rows, trained=seen, steps=steps)
-        tests = (args.rounds + 1) * len(self.queries()[1]) * min(args.num_eval_constitutions, 2 ** (len(texts) - 1))
-        yield Work("evaluate", model, tests, tests * (2 * asked + new * num), tests * new)
+        steps = sum(min(args.steps_of(n), len(self.training_half(n)) // size) for n in range(1, args.rounds + 1))
+        yield Work("sample", model, steps * size * num, asked, new)
+        trained = num * (asked + num * new if self.config.share_prefix else num * (asked + new))
+        yield Work("train", model, steps * size, trained=trained, steps=steps)
+        tests = len(self.queries()[1]) * min(args.num_eval_constitutions, 2 ** len(principles))
+        yield Work("evaluate", model, tests * (args.rounds + 1), 2 * asked + num * new, new)
         if args.judge:
-            yield Work("judge", "", tests, calls=2 * args.rounds * tests // (args.rounds + 1))
+            prices = parse_engine(args.judge, "judge").prices
+            yield Work("judge", "", 2 * tests * args.rounds, asked + 2 * new, args.judge_max_new_tokens, prices=prices)
 
     def perform(self, name: str, round_: int) -> None:
         getattr(self, f"_{name}_round")(round_)

@@ -28,7 +28,7 @@ from datasets import Dataset
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from trl import ModelConfig
 
-from ..core.generation import EngineArguments, ModelSource, parse_engine
+from ..core.generation import EngineArguments, ModelSource
 from ..core.generation.sampling import load_outputs, sample_outputs
 from ..core.generation.types import Prompt, adapter_base, is_adapter_directory
 from ..core.inputs import PromptArguments, Query
@@ -154,31 +154,24 @@ class TNTRun(Run):
         row = {"prompt": "Hello", "completion": "Sure! Hello.", "negative_spans": [[0, 4]]}
         yield Training(TNTTrainer, self.model_args, self.config, [row, row])
 
-    def servers(self) -> list[EngineArguments]:
-        judge = self.annotator_args.judge
-        return [self.engine_args, *([parse_engine(judge, "judge").arguments] if judge else [])]
-
     def works(self) -> Iterator[Work]:
         args, model, (train, held) = self.args, self.original, self.prompts()
-        asked = mean_tokens(self.models.tokenizer(), [query.text for query in train + held])
-        rows, new = len(train) * (1 + args.num_samples), args.max_new_tokens
-        own = {"model": "", "calls": rows} if self.engine_args.engine == "endpoint" else {"model": model}
+        asked, new = mean_tokens(self.models.tokenizer(), [query.text for query in train + held]), args.max_new_tokens
+        rows, rounds, least = len(train) * (1 + args.num_samples), args.max_rounds, args.least_marked()
         if args.dataset_name:
             rows = len(read_annotated(args.dataset_name, args.dataset_train_split))
         else:
-            yield Work("sample", **own, rows=rows, read=rows * asked, written=rows * new)
-        rounds, least = args.max_rounds if args.target() else 1, args.least_marked()
-        if least:
-            more = args.max_more_samples
-            yield Work("sample more", model, more, more * asked, more * new)
-        steps, seen = steps_of(self.config, rows, self.processes, counted=least or 1)
-        tokens = seen * (asked + new) * rounds
-        yield Work("train", model, seen * rounds, read=tokens, trained=tokens, steps=steps * rounds)
-        if args.target():
-            tests = args.num_validation_prompts * (1 + rounds * len(args.scales))
-            yield Work("validate", model, tests, tests * asked, tests * new)
+            yield Work("sample", "" if self.engine_args.engine == "endpoint" else model, rows, asked, new)
         tests = 2 * len(held) * (1 + args.num_eval_samples)
-        yield Work("evaluate", model, tests, tests * (2 * asked + new), tests * new)
+        if args.target():
+            tests += args.num_validation_prompts * (1 + rounds * len(args.scales))
+        if least:
+            yield Work("sample more", model, args.max_more_samples, asked, new)
+        steps, seen = (
+            n * (rounds if args.target() else 1) for n in steps_of(self.config, rows, self.processes, least or 1)
+        )
+        yield Work("train", model, seen, asked + new, trained=asked + new, steps=steps)
+        yield Work("evaluate", model, tests, 2 * asked + new, new)
 
     def execute(self, perform: Callable[[str, str], Any] | None = None) -> Path:
         if perform is None:  # else every stage has a process of its own, and this one has no use for models

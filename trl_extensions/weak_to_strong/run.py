@@ -182,20 +182,21 @@ class WeakToStrongRun(Run):
         strong, args, seeds = self.model_args.model_name_or_path, self.args, len(self.args.seeds)
         texts = [f"{row.chosen}{row.rejected}" if isinstance(row, Pair) else row.text for row in self.examples()]
         tokenizer = AutoTokenizer.from_pretrained(resolve_model_name(split_layers(strong)[0]))
-        long, tests = mean_tokens(tokenizer, texts, asked=False), len(self.test_examples())
-        known = round(len(texts) * args.weak_share)
+        long, tests, known = (
+            mean_tokens(tokenizer, texts, asked=False),
+            len(self.test_examples()),
+            round(len(texts) * args.weak_share),
+        )
         rest = len(self.unlabelled_rows()) if args.check_models else len(texts) - known
-        labels = {f"weak {name}": name for name in self.weak_names} | dict.fromkeys(self.trained, strong)
-        for label, name in labels.items():
-            learner, number = self.learner(name, weak=name != strong), rest if name == strong else known
-            read = (tests + (0 if name == strong else rest)) * seeds * long
-            if not isinstance(learner, TransformerLearner):
-                yield Work(label, name, number * seeds)
-            elif getattr(self.config, "linear_probe", False):
-                yield Work(label, name, number * seeds, read + number * long * seeds)
-            else:
-                steps, seen = steps_of(learner.config, number, self.processes)
-                yield Work(label, name, seen * seeds, read, trained=seen * seeds * long, steps=steps * seeds)
+        probe, models = getattr(self.config, "linear_probe", False), {name: name for name in self.weak_names}
+        for label, name in (models | dict.fromkeys(self.trained, strong)).items():
+            is_weak = label not in self.trained
+            learner, number = self.learner(name, weak=name != strong), known if is_weak else rest
+            if isinstance(learner, TransformerLearner):
+                asked = tests + known * (probe and is_weak) + rest * (probe or is_weak)
+                yield Work(f"{label}: ask", name, asked * seeds, long)
+                steps, seen = (n * seeds for n in steps_of(learner.config, number, self.processes))
+                yield Work(f"{label}: train", name, seen, trained=0 if probe else long, steps=steps)
 
     # The stages
 

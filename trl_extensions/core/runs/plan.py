@@ -1,9 +1,10 @@
 """What a run would do, and what that would take: estimates, before anything is done."""
 
+import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -14,18 +15,18 @@ from ..training.encoding import encode_prompt
 
 @dataclass
 class Work:
-    """What a stage does, at most: `rows` made, scored or seen in training; tokens that `model` reads (forward alone),
-    writes, and is trained on; optimizer `steps`; `calls` to a server and what they cost (`money`)."""
+    """What a stage does, at most: `rows` made, scored or seen in training, `steps` of an optimizer; tokens of a row
+    that `model` reads (forward alone), writes, and is trained on. Without a model, rows are calls of a server at
+    `prices` (of a million tokens read, and written)."""
 
     stage: str
     model: str
-    rows: float = 0
+    rows: float
     read: float = 0
     written: float = 0
     trained: float = 0
     steps: float = 0
-    calls: float = 0
-    money: float = 0
+    prices: tuple[float, float] = (0, 0)
 
 
 def mean_tokens(tokenizer: Any, texts: Sequence[str], *, asked: bool = True) -> float:
@@ -55,29 +56,37 @@ def estimate(works: Sequence[Work], models: dict[str, Any], config: Any) -> tupl
     hidden size a layer (arXiv 2205.05198; 2 where they are computed anew), 256 MiB for logits. `models` are by the
     names in `works`, with or without weights; `config` is the trainer's.
     """
-    speed, stages, peak = 0.4 * _flops_per_second(config), [], 0.0
+    speed, stages, peak = functools.cache(_flops_per_second), [], 0.0
     for work in works:
-        flops = 0.0
+        own = {name: getattr(work, name) * work.rows for name in ("read", "written", "trained")}
+        own |= {"steps": work.steps, "calls": 0 if work.model else work.rows, "flops": 0.0, "hours": 0.0}
+        own["money"] = (own["read"] * work.prices[0] + own["written"] * work.prices[1]) / 1e6
         if (model := models.get(work.model)) is not None:
-            size, learned = (sum(p.numel() for p in model.parameters() if p.requires_grad >= own) for own in (0, 1))
+            size, learned = (
+                sum(p.numel() for p in model.parameters() if p.requires_grad >= least) for least in (0, 1)
+            )
             anew, text, full = bool(config.gradient_checkpointing), model.config.get_text_config(), learned == size
-            flops = size * (2 * (work.read + work.written) + (4 + 2 * full + 2 * anew) * work.trained)
+            of_trained = 4 + 2 * full + 2 * anew
+            dtype = getattr(torch, str(model.config.dtype).removeprefix("torch."), torch.float32)
+            dtype = torch.bfloat16 if work.trained and config.bf16 else dtype
+            own["flops"] = size * (2 * (own["read"] + own["written"]) + of_trained * own["trained"])
             if work.trained:
-                tokens = config.per_device_train_batch_size * work.trained / work.rows
                 of_token = text.num_hidden_layers * text.hidden_size * (2 if anew else 34) * (1 if config.bf16 else 2)
-                peak = max(peak, 4 * size * (1 + full) + 12 * learned + tokens * of_token + 2**28)
-        stages.append(asdict(work) | {"flops": flops, "hours": flops / speed / 3600})
-    table = pd.DataFrame(stages).drop(columns="model").set_index("stage")
+                batch = config.per_device_train_batch_size * work.trained * of_token
+                peak = max(peak, 4 * size * (1 + full) + 12 * learned + batch + 2**28)
+            own["hours"] = own["flops"] / 0.4 / speed(config.device, dtype) / 3600
+        stages.append({"stage": work.stage, "rows": work.rows, **own})
+    table = pd.DataFrame(stages).set_index("stage")
     table.loc["in all"] = table.sum()
     shown = table.loc[:, table.any()].map(lambda value: f"{value:,.0f}" if 10 <= value < 1e9 else f"{value:.3g}")
     note = f"Training takes about {peak / 2**30:.1f} GiB; tokens are upper bounds, hours estimates"
     return f"{shown.to_string()}\n{note}", {"stages": stages, "total": table.iloc[-1].to_dict(), "memory_bytes": peak}
 
 
-def _flops_per_second(config: Any) -> float:
+def _flops_per_second(device: Any, dtype: torch.dtype) -> float:
     """Of a product of 256 rows and a matrix, measured over half a second."""
-    number, start, dtype = 0, time.perf_counter(), torch.bfloat16 if config.bf16 else torch.float32
-    left, right = (torch.ones(rows, 2048, device=config.device, dtype=dtype) for rows in (256, 2048))
+    number, start = 0, time.perf_counter()
+    left, right = (torch.ones(rows, 2048, device=device, dtype=dtype) for rows in (256, 2048))
     while (seconds := time.perf_counter() - start) < 0.5:
         (left @ right).sum().item()
         number += 2 * 256 * 2048**2

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..generation import EngineArguments, parse_engine
 from ..modeling.batches import free_memory
 from ..options import redacted
 from .report import write_atomically
@@ -58,7 +59,9 @@ class Run:
 
     def servers(self) -> Iterable[Any]:
         """Engines that are asked, some of which may be servers."""
-        return [self.engine_args] if hasattr(self, "engine_args") else []
+        judged = (own.judge for own in vars(self).values() if getattr(own, "judge", None))
+        asked = (own for own in vars(self).values() if isinstance(own, EngineArguments))
+        return [*asked, *(parse_engine(own, "judge").arguments for own in judged)]
 
     def trainings(self) -> Iterable[Any]:
         """What is to be trained, as `core.training.preflight.Training`."""

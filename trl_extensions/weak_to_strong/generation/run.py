@@ -41,7 +41,7 @@ from ...core.training.load import fit, last_checkpoint
 from ...core.training.preflight import Training
 from ...embedded import resolve_model_name
 from ..arguments import GenerationArguments, WeakToStrongArguments, refuse_unused, split_layers
-from ..data.prepare import read_rows
+from ..data.prepare import answered_rows
 from ..data.select import keep_rows, to_continuations, to_sft_dataset
 from ..evaluation import CEILING, ORIGINAL, STRONG, WEAK, evaluate_toxicity, harm_of
 from ..labels.learners import folder_name
@@ -229,19 +229,19 @@ class GenerationRun(Run):
             yield Training(WeakToStrongSFTTrainer, model_args, config, rows, name=name)
 
     def works(self) -> Iterator[Work]:
-        own, strong = self.generation_args, str(self.model_args.model_name_or_path)
-        (train, held), new = self._prompts(), own.max_new_tokens
-        asked = mean_tokens(self.models.tokenizer(), [query.text for query in train + held])
-        rows = len(train) * (own.greedy + own.num_samples) * len(self.args.weak_models)
-        yield Work("answers of weak models", self.args.weak_models[0], rows, rows * asked, rows * new)
+        own, strong, (train, held) = self.generation_args, str(self.model_args.model_name_or_path), self._prompts()
+        asked, new = mean_tokens(self.models.tokenizer(), [query.text for query in train + held]), own.max_new_tokens
+        each = len(train) * (own.greedy + own.num_samples)
+        for name in self.args.weak_models:
+            yield Work(f"answers of {name}", name, each, asked, new)
+        rows = each * len(self.args.weak_models)
         kept = min(rows, own.budget or rows, len(train) * (own.best_of or rows))
-        ceiling = own.ceiling_dataset_name
-        for side, number in ((STRONG, kept), (CEILING, len(self.trusted_rows(ceiling)) if ceiling else 0)):
-            if number:
-                steps, seen = steps_of(self.config, number, self.processes)
-                yield Work(f"train {side}", strong, seen, trained=seen * (asked + new), steps=steps)
+        ceiling = len(self.trusted_rows(own.ceiling_dataset_name)) if own.ceiling_dataset_name else 0
+        for side, number in {STRONG: kept, CEILING: ceiling}.items():
+            steps, seen = steps_of(self.config, number, self.processes)
+            yield Work(f"train {side}", strong, seen, trained=asked + new, steps=steps if number else 0)
         tests = len(held) * (own.greedy + own.num_eval_samples) * len(self.sides)
-        yield Work("held-out answers", strong, tests, tests * (2 * asked + new), tests * new)
+        yield Work("held-out answers", strong, tests, 2 * asked + new, new)
 
     def make_answers(self) -> Path:
         """Carry out the stages before training that are not done yet; returns the file of answers to train on."""
@@ -381,11 +381,8 @@ class GenerationRun(Run):
         models are fine-tuned on: nor one that they will answer."""
         rows: list[dict[str, Any]] = [
             {name: row[name] for name in ("prompt", "completion", "weight", "truncated") if name in row}
-            for row in read_rows(source, "train")
+            for row in answered_rows(source, "train")
         ]
-        for place, row in enumerate(rows, start=1):
-            if missing := {"prompt", "completion"} - set(row):
-                raise ValueError(f"{source}: row {place} has no column `{min(missing)}`, which the ceiling needs.")
         training, compared = self._prompts()
         held_out = {_content(query.messages or query.text) for query in [*compared, *training * also_training]}
         left = [row for row in rows if _content(row["prompt"]) not in held_out]
@@ -457,7 +454,7 @@ def label(run: GenerationRun) -> str:
 
 def train(run: GenerationRun) -> Path:
     """Train the strong model on `dataset_name`; resumes from its last checkpoint. Returns where the model is."""
-    rows = read_rows(run.args.dataset_name, run.args.dataset_train_split)
+    rows = answered_rows(run.args.dataset_name, run.args.dataset_train_split)
     claim_training(run, {"keep_truncated": run.generation_args.keep_truncated})
     run.train_on(rows, run.folder / "train", run.folder / "model")
     return run.folder / "model"
