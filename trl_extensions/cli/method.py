@@ -133,11 +133,11 @@ class Method:
         if dry_run or not all(stage.done.exists() for stage in run.stages()):
             from trl_extensions.core.training.preflight import rehearse
 
-            models = rehearse(run)
+            weightless = rehearse(run)
         if dry_run:
             from trl_extensions.core.runs.plan import estimate
 
-            return Result(*estimate(list(run.works()), models, getattr(run, "output", run.config)))
+            return Result(*estimate(list(run.works()), weightless, getattr(run, "output", run.config)))
 
         def in_own_process(name: str, of: Any) -> None:
             stage = [self.name, "stage", name, str(of), *own]
@@ -150,11 +150,11 @@ class Method:
         data = {"report": str(path), "complete": run.is_complete()}
         data |= json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         text = f"\n{run.summary(path)}\n\nreport: {path}"
-        if models := [stage.done for stage in run.stages() if stage.done.name == "model" and stage.done.exists()]:
+        if trained := [stage.done for stage in run.stages() if stage.done.name == "model" and stage.done.exists()]:
             from trl_extensions.core.runs.publish import finish
 
-            data["model"] = models[-1]
-            text += f"\nmodel:  {models[-1]}\n{finish(run, models[-1], data, run.pushes)}"
+            data["model"] = trained[-1]
+            text += f"\nmodel:  {trained[-1]}\n{finish(run, trained[-1], data, run.pushes)}"
         return Result(text, data, 0 if run.is_complete() else UNFINISHED)
 
     def _stage(self, argv: list[str]) -> None:

@@ -52,7 +52,7 @@ class RunsHere:
         has_none = not (torch.accelerator.is_available() or is_torch_xla_available())
         config.use_cpu = config.use_cpu or has_none or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
         if config.use_cpu and config.bf16 is None:
-            processor = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch knows none
+            processor: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch knows none
             config.bf16 = not config.fp16 and bool(processor.get("amx_bf16"))
         super().__post_init__()  # type: ignore[misc]
 
