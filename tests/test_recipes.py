@@ -173,7 +173,7 @@ def test_sami_recipe(path, tiny_model_dir, on_cpu):
     run.model_args.model_name_or_path = str(tiny_model_dir)
     assert len(sample_constitutions(run.principles(), run.args.num_constitutions, seed=0, key="x")) == 2
     assert run.args.effective_batch_size % run.config.per_device_train_batch_size == 0
-    rows = Dataset.from_list(sami_rows(2))
+    rows = Dataset.from_list([row | {"plain_prompt": "Hello."} for row in sami_rows(2)])
     if not is_first_of_kind(path):
         return
     trainer = build_trainer(SAMITrainer, run.model_args, run.config, rows, rows if run.config.guard_steps else None)

@@ -193,7 +193,7 @@ def test_the_demo_queries_load_and_are_distinct():
     path = Path(__file__).resolve().parents[2] / "recipes/smollm2-135m/sami/queries.jsonl"
     queries = load_queries(str(path))
     words = [frozenset(query.text.lower().strip("?").split()) for query in queries]
-    assert len(queries) == 120 == len(set(words))
+    assert len(queries) == 218 == len(set(words))
 
 
 class TestChats:
