@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import embedded
 from ..core.generation import EngineArguments
@@ -39,9 +39,7 @@ class CodecLMRun(Run):
     """One run: `output`, an `SFTConfig`, is its folder, seed and training, and `model_args`, a `ModelConfig`, the target
     where it is trained, LoRA and quantisation."""
 
-    remade = {  # noqa: RUF012
-        "training_settings.json": ("train", "model", "held_out.json", "answers_after*", "judg*.jsonl", "comparison*")
-    }
+    remade: ClassVar = {"training_settings.json": "train model held_out.json answers_after* judg*.jsonl comparison*"}
 
     def __init__(self, args: CodecLMArguments, config: CodecLMConfig, output: Any, model_args: Any = None):
         self.args, self.config, self.output, self.model_args = args, config, output, model_args

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -55,17 +55,18 @@ _MUTABLE_ON_RESUME = MUTABLE_ON_RESUME | {
     "eval_batch_tokens", "eval_dataset_name", "dataset_test_split", "original_model", "logs", "max_rounds",
 }  # fmt: skip
 
-_MADE = ("model", "train", "search*", "patched", "evaluation.json", "report.*", "*.png", "training_settings.json")
+_MADE = "model train search* patched evaluation.json training_settings.json"
 
 
 @dataclass
 class TNTRun(Run):
     """One run: its settings, its folder (the `output_dir` of the configuration), and a method for each stage."""
 
-    remade = {  # noqa: RUF012
-        "annotation_settings.json": ("original/annot*", "original/more*", "original/eval_[as]*", "validation", *_MADE),
-        "training_settings.json": ("validation/round_*", *_MADE),
+    remade: ClassVar = {
+        "annotation_settings.json": f"original/annot* original/more* original/eval_[as]* validation {_MADE}",
+        "training_settings.json": f"validation/round_* {_MADE}",
     }
+
     args: TNTArguments
     annotator_args: AnnotatorArguments
     engine_args: EngineArguments

@@ -43,7 +43,7 @@ class Run:
     folder: Path
     processes = 1  # that a launcher gives to training
     # File of settings -> patterns of what is made with them, which is moved away and made anew where others are given
-    remade: ClassVar[dict[str, tuple[str, ...]]] = {}
+    remade: ClassVar[dict[str, str]] = {}
     pushes = False  # whether the finished model goes to the hub
 
     def stages(self) -> Iterable[Stage]:
@@ -93,7 +93,7 @@ class Run:
         """Write the settings. Where a run was started with others, move away what they made, or refuse to go on."""
         for name in self.settings():
             path, (values, started) = self.folder / name, self.settings()[name]
-            behind = [own for pattern in self.remade.get(name, ()) for own in self.folder.glob(pattern)]
+            behind = [own for pattern in self.remade.get(name, "").split() for own in self.folder.glob(pattern)]
             if started and behind and (changes := changes_of(path, values)):
                 aside = next(own for n in count(1) if not (own := self.folder / f"earlier_{n}").exists())
                 print(f"made anew, with what was made of it, as {changes}; the earlier is in {aside}", flush=True)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from trl import ModelConfig
 
@@ -65,12 +65,8 @@ _USED = ("task", "weak_models", "dataset_name", "dataset_train_split", *_WRITER)
 class GenerationRun(Run):
     """One run: its settings, its folder, and a method for each stage."""
 
-    remade = {  # noqa: RUF012
-        "training_settings.json": (
-            "model", "ceiling", "train_*", f"held_out/{STRONG}*", f"held_out/{CEILING}*",
-            "evaluation.json", "report.*", "*.png",
-        ),
-    }  # fmt: skip
+    remade: ClassVar = {"training_settings.json": f"model ceiling train_* held_out/{STRONG}* held_out/{CEILING}*"}
+
     args: WeakToStrongArguments
     generation_args: GenerationArguments
     engine_args: EngineArguments
