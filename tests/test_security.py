@@ -9,6 +9,7 @@ from trl_extensions.core.generation import EngineArguments, create_engine
 from trl_extensions.core.text import TextClassifier
 from trl_extensions.sami.checks import Check
 from trl_extensions.tnt.annotate.phrases import PhraseAnnotator
+from trl_extensions.tnt.report import _marked
 from trl_extensions.weak_to_strong.generation.scorers import phrases_scorer
 
 
@@ -43,3 +44,14 @@ def test_patterns_that_try_every_way_are_stopped(monkeypatch, text):
     ):
         with pytest.raises(ValueError, match=r"takes more than 0.1 seconds for a text of 4000 characters"):
             use()
+
+
+def test_only_our_own_marks_are_bold():
+    reader = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
+    text = "**a** <b>ひどい</b> [x](http://evil.example) `y`"
+    start = text.index("ひどい")
+    marked = _marked({"completion": text, "negative_spans": [[start, start + 3]]})
+    children = next(token.children for token in reader.parse(marked) if token.type == "inline")
+    assert "".join(child.content for child in children) == text
+    bold = [child.type for child in children].index("strong_open")
+    assert children[bold + 1].content == "ひどい" and [child.type for child in children].count("strong_open") == 1

@@ -196,10 +196,10 @@ class DataCollatorForCodecLM(DataCollatorMixin):
             raise ValueError("a chat, but the tokenizer has no chat template: set one, or give texts")
         tools = row.get("tools")
         options = {
+            **(row.get("chat_template_kwargs") or {}),  # which set no other template
             "chat_template": self.chat_template,
             "tools": json.loads(tools) if isinstance(tools, str) else tools,
             "return_dict": True,
-            **(row.get("chat_template_kwargs") or {}),
         }
         before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"]
         return list(before), list(tokenizer.apply_chat_template(prompt + completion, **options)["input_ids"])

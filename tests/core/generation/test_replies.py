@@ -168,6 +168,15 @@ class TestRead:
         with pytest.raises(Unreadable, match=r"rules\.1\.rule"):
             read_reply('{"rules": [{"rule": "a"}, {"title": "b"}]}', Rules)
 
+    @pytest.mark.parametrize("piece", ["{", "[", '{"a":', '"あ", ', "1. a\n", "```", "\\", "「あ」、", "{'a': ["])
+    def test_what_never_ends_costs_no_time(self, piece):
+        for text in (piece * 20_000, '{"items": ["' + piece * 3_000):
+            for truncated in (False, True):
+                start = time.process_time()
+                with pytest.raises(Unreadable):
+                    read_reply(text, Skills, truncated=truncated)
+                assert time.process_time() - start < 5
+
 
 class TestCut:
     @pytest.mark.parametrize(

@@ -143,6 +143,8 @@ def _repaired(text: str, *, cut: bool = False) -> Any:
     """
     import json_repair
 
+    if len(text) > 20_000 or sum(map(text.count, "[{\"'")) > 1000:  # the time it takes grows with the square of these
+        raise Unreadable("it is no valid JSON, and too much to be mended")
     try:
         value = json_repair.loads(text, skip_json_loads=True)
         tokens = list(_written(value)) if isinstance(value, (list, dict)) else []
@@ -179,7 +181,10 @@ def _written(value: Any) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    return f"(?:[\"'“]({''.join(map(_spelled, text))}\\s*)[\"'”])"
+    # Of several backslashes each may be escaped: spelled one by one, they could be told apart in ever so many ways
+    runs = re.split(r"(\\{2,})", text)
+    spelled = [rf"\\{{{len(r)},{2 * len(r)}}}" if r[:2] == 2 * "\\" else "".join(map(_spelled, r)) for r in runs]
+    return f"(?:[\"'“]({''.join(spelled)}\\s*)[\"'”])"
 
 
 def _spelled(character: str) -> str:
