@@ -85,12 +85,12 @@ $(VENV)/.torch:
 	@$(PIP) install $(TORCH)
 	@printf '%s\n' '$(TORCH)' > $@
 
-$(VENV)/.demo: setup.cfg pyproject.toml $(VENV)/.torch
+$(VENV)/.demo: setup.cfg setup.py pyproject.toml $(VENV)/.torch
 	@echo "installing trl-extensions and what the demo needs"
 	@$(PIP) install -e ".[demo]"
 	@touch $@
 
-$(VENV)/.dev: setup.cfg pyproject.toml $(VENV)/.torch
+$(VENV)/.dev: setup.cfg setup.py pyproject.toml $(VENV)/.torch
 	@echo "installing trl-extensions and what the tests need"
 	@$(PIP) install -e ".[dev,demo]"
 	@touch $@ $(VENV)/.demo

@@ -114,6 +114,7 @@ class Method:
         if command == "train":
             launch, argv = split_launch_arguments(self.parser(command, argv), argv)
             if launch:
+                processes_of(launch)
                 launch_module(launch, [self.name, command, *argv])
                 return None
         return self.commands[command](self.parse(command, argv))

@@ -74,10 +74,9 @@ def option_parser(
     parser = OptionParser(tuple(dataclasses), prog=f"trl-ext {command}", allow_abbrev=False)
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in known})
     if not trains:
-        idle = {"__post_init__": lambda self: None}
-        parser.dataclass_types = [  # type: ignore[misc]
-            type(c.__name__, (c,), idle) if hasattr(c, "warmup_steps") else c for c in dataclasses
-        ]
+        idle: dict[str, Any] = {"__post_init__": lambda self: None}
+        known_as: Any = [type(c.__name__, (c,), idle) if hasattr(c, "warmup_steps") else c for c in dataclasses]
+        parser.dataclass_types = known_as
     return parser
 
 
