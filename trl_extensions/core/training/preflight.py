@@ -41,7 +41,11 @@ class Training:
 def rehearse(run: Run) -> dict[str, PreTrainedModel | None]:
     """All that follows, for a run; returns what it trains, by name, without weights."""
     check_folder(run.folder)
-    models = {own.name or str(own.model_args.model_name_or_path): check_training(own) for own in run.trainings()}
+    models = {}
+    for own in run.trainings():
+        if run.processes > 1:  # each of which will see one GPU
+            own.config._n_gpu = min(1, own.config.n_gpu)
+        models[own.name or str(own.model_args.model_name_or_path)] = check_training(own)
     check_servers(run.servers())  # last: it may cost something
     return models
 
