@@ -2,30 +2,22 @@
 
 import importlib
 import importlib.util
-from importlib.metadata import requires
 from typing import Any
-
-from packaging.requirements import Requirement
 
 
 RUN = ("datasketch", "matplotlib", "rouge_score", "sacrebleu", "scipy", "sklearn")  # what the extra `run` installs
+_INSTALLED_AS = {"sklearn": "scikit-learn", "profanity_check": "alt-profanity-check"}
 
 
-def import_extra(module: str, extra: str = "run") -> Any:
-    """A module of a package that an extra of this one installs; an `ImportError` of one line says how."""
+def import_extra(module: str) -> Any:
+    """A module of a package that an extra of this one installs; an `ImportError` of one line says how, by the name of
+    that package: this one's own may be somebody else's on the package index."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        needed = f"{module.partition('.')[0]} is needed here and cannot be imported ({error})"
-        raise ImportError(f"{needed}: pip install {' '.join(sorted(packages_of(extra)))}") from None
-
-
-def packages_of(extra: str) -> set[str]:
-    """What an extra installs, by name: this package's own may be somebody else's on the package index."""
-    own = [one for one in map(Requirement, requires("trl-extensions") or ()) if one.marker]
-    wanted = [one for one in own if one.marker.evaluate({"extra": extra})]  # type: ignore[union-attr]
-    found = {one.name for one in wanted if one.name != "trl-extensions"}
-    return found.union(*(packages_of(more) for one in wanted if one.name == "trl-extensions" for more in one.extras))
+        name = module.partition(".")[0]
+        package = _INSTALLED_AS.get(name, name.replace("_", "-"))
+        raise ImportError(f"{name} is needed here and cannot be imported ({error}): pip install {package}") from None
 
 
 def check_run_extra() -> None:

@@ -154,7 +154,7 @@ class TextClassifier:
 
 def load_profanity_check() -> Callable[[Sequence[str]], list[float]]:
     """A function from texts to the probability that each is profane, by the linear model of `alt-profanity-check`."""
-    predict_prob = import_extra("profanity_check", "profanity").predict_prob
+    predict_prob = import_extra("profanity_check").predict_prob
     return lambda texts: [float(probability) for probability in predict_prob(list(texts))] if texts else []
 
 

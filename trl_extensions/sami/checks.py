@@ -141,7 +141,7 @@ class PrincipleCheck(Check):
 @functools.cache
 def language_guesser(language: str) -> Callable[[str], bool]:
     """A function that says whether a text is in a language; `ValueError` for a code that is not known."""
-    py3langid = import_extra("py3langid", "codeclm")
+    py3langid = import_extra("py3langid")
     known = {code for code, _ in py3langid.rank("")}
     if language not in known:
         raise ValueError(f"`language`: {language!r} is not told apart; known are {', '.join(sorted(known))}.")

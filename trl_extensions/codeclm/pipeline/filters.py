@@ -214,7 +214,7 @@ def _texts(value: Any) -> list[str]:
 
 def _load_language_guesser(languages: Sequence[str]) -> Callable[[str], str | None]:
     """The language of a text that is surely in none of these."""
-    py3langid = import_extra("py3langid", "codeclm")
+    py3langid = import_extra("py3langid")
     wanted = {base_language(own): own for own in languages}
     if unknown := wanted.keys() - dict(py3langid.rank("")):
         names = ", ".join(sorted(language for language, _ in py3langid.rank("")))
@@ -282,8 +282,8 @@ def _load_screen(name: str) -> Callable[[Sequence[str]], list[float]]:
 def _load_pii_check() -> Callable[[Sequence[str]], list[float]]:
     """A function from texts to the score of what is most surely personal data, by the patterns and check digits of
     Presidio: addresses, numbers of phones, cards, accounts and passports; no names, which take a model."""
-    presidio = import_extra("presidio_analyzer", "pii")
-    engines = import_extra("presidio_analyzer.nlp_engine", "pii")
+    presidio = import_extra("presidio_analyzer")
+    engines = import_extra("presidio_analyzer.nlp_engine")
     for noisy in ("presidio-analyzer", "tldextract"):  # recognizers of other languages; a list that is not fetched
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     nothing = engines.NoOpNlpEngine(models=[{"lang_code": "en", "model_name": "none"}])
