@@ -408,7 +408,7 @@ def test_loops_in_loops_end(tmp_path, monkeypatch):
     monkeypatch.setattr("trl_extensions.core.generation.ask._LONGEST_TIME", 0.2)
     loops = "".join(f"{{% for x{n} in range(9999) %}}" for n in range(4)) + "{% endfor %}" * 4
     write(tmp_path, "{{ instruction }}" + loops)
-    with pytest.raises(ValueError, match="line 1: cannot be filled in .it takes more than 0.2 seconds"):
+    with pytest.raises(ValueError, match=r"line 1: cannot be filled in .it takes more than 0.2 seconds"):
         PromptTemplate("encode", tmp_path)
     write(tmp_path, "{{ instruction }} {{ '-' * 20 }} {{ 2 * max_skills }}")
     assert PromptTemplate("encode", tmp_path).render(instruction="Hi", max_skills=3) == f"Hi {'-' * 20} 6"

@@ -178,7 +178,7 @@ def test_what_is_no_saved_model_of_the_kind(tmp_path):
         with pytest.raises(ValueError, match=message):
             SklearnLearner("naive-bayes").load(tmp_path / "old")
     np.savez(tmp_path / "old" / "model.npz", about=np.array([Opened(tmp_path / "opened")], dtype=object))
-    with pytest.raises(ValueError, match="label again$"):
+    with pytest.raises(ValueError, match=r"label again$"):
         SklearnLearner("naive-bayes").load(tmp_path / "old")
     with pytest.raises(ValueError, match="no cache of features"):
         FeatureStore(tmp_path / "old" / "model.npz")
