@@ -174,13 +174,13 @@ def test_what_is_not_scaled(tiny_model, tmp_path):
     assert not can_scale(tmp_path) and not can_scale(tmp_path / "no such folder")
 
 
-@pytest.mark.parametrize(("marked", "epochs"), [(0, 8.0), (24, 8.0), (50, 6.0), (250, 1.2), (5000, 1.0)])
+@pytest.mark.parametrize(("marked", "epochs"), [(0, 16.0), (24, 12.5), (50, 6.0), (250, 1.2), (5000, 1.0)])
 def test_epochs_by_marked_rows(marked, epochs):
     assert TNTConfig("out").epochs(marked) == epochs
 
 
 def test_a_script_without_epochs(make_trainer, rows):
-    assert make_trainer(rows, max_steps=-1).args.num_train_epochs == 8.0
+    assert make_trainer(rows, max_steps=-1).args.num_train_epochs == 16.0
     assert make_trainer(rows, max_steps=-1, num_train_epochs=2).args.num_train_epochs == 2
 
 

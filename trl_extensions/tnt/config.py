@@ -46,13 +46,13 @@ class TNTConfig(RunsHere, SFTConfig):
             this exactly (sliding windows, attention kernels without masks of their own, ...) go on as without it, and
             a log line says why.
         num_train_epochs (`float`, *optional*, defaults to `0.0`):
-            0: as many as show the model about 300 outputs with something unwanted, but 1 at least and 8 at most.
+            0: as many as show the model about 300 outputs with something unwanted, but 1 at least and 16 at most.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Switch dropout off, so that the model starts where its original is.
     """
 
-    rates: ClassVar = {"adapter": 2e-4, "all": 5e-6}
-    shown: ClassVar = (300, 1, 8)  # of outputs with something unwanted
+    rates: ClassVar = {"adapter": 3e-4, "all": 5e-6}
+    shown: ClassVar = (300, 1, 16)  # of outputs with something unwanted
 
     variant: str = option("ff", "How unwanted and kept tokens are drawn to their target.", *VARIANTS)
     alpha: float = option(1.0, "Weight of unwanted tokens beside kept ones.")
