@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 class CodecLMRun(Run):
-    """One run: `output`, an `SFTConfig`, is its folder, seed and training, and `model_args`, a `ModelConfig`, the target
-    where it is trained, LoRA and quantisation."""
+    """One run: `output`, an `SFTConfig`, is its folder, seed and training, and `model_args`, a `ModelConfig`, the
+    target where it is trained, LoRA and quantisation."""
 
     remade: ClassVar = {"training_settings.json": "train model held_out.json answers_after* judg*.jsonl comparison*"}
 

@@ -340,7 +340,7 @@ class TestLanguage:
     def test_missing_package(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "py3langid", None)
         filters()
-        with pytest.raises(ImportError, match="pip install .*py3langid"):
+        with pytest.raises(ImportError, match=r"pip install .*py3langid"):
             filters(languages=["en"])
 
 

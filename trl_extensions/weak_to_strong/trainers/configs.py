@@ -58,8 +58,8 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
         class_names: Names of the classes, in the order of the soft labels; needed to read a `label` column of texts.
         overlong_policy: What to do with texts above `max_length` tokens, which `RewardConfig` drops: `"truncate"` on
             the right, `"drop"` the row, `"error"`.
-        learning_rate, num_train_epochs: By default 2e-3 for a head alone, 2e-4 for an adapter, 2e-5 for all weights; as
-            many epochs as show 1,000 rows, from 1 to 8, or, to a head alone, 6,000, from 3 to 30.
+        learning_rate, num_train_epochs: By default 2e-3 for a head alone, 2e-4 for an adapter, 2e-5 for all weights;
+            as many epochs as show 1,000 rows, from 1 to 8, or, to a head alone, 6,000, from 3 to 30.
         linear_probe: Train the head only. Each text then runs through the frozen backbone once, before training.
         probe_batch_tokens: Most tokens, padding included, in a batch of that run.
 
