@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from trl_extensions.core.inputs import FIRST_HUMAN_TURN, PromptArguments, load_queries, read_rows
+from trl_extensions.core.inputs import (
+    FIRST_HUMAN_TURN,
+    PromptArguments,
+    answered,
+    load_queries,
+    read_rows,
+    with_ids,
+)
 
 
 def jsonl(tmp_path, rows, name="q.jsonl"):
@@ -265,3 +272,77 @@ class TestPromptArguments:
     def test_values_out_of_range_are_refused_by_name(self, options, named):
         with pytest.raises(ValueError, match=named):
             PromptArguments(**options)
+
+
+class TestAnswered:
+    """Rows with an answer, of every usual shape."""
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"prompt": "卵は？", "completion": "茹でる。"},
+            {"query": "卵は？", "response": "茹でる。"},
+            {"question": "卵は？", "answer": "茹でる。"},
+            {"instruction": "卵は？", "input": "", "output": "茹でる。"},
+        ],
+    )
+    def test_columns(self, row):
+        assert answered(row, "here").items() >= {"prompt": "卵は？", "completion": "茹でる。"}.items()
+
+    def test_an_input_stands_behind_its_instruction(self):
+        row = {"instruction": "Count.", "input": "one two", "output": "2"}
+        assert answered(row, "here")["prompt"] == "Count.\n\none two"
+
+    def test_a_chat_ends_with_its_completion(self):
+        chat = [{"from": "human", "value": "Eggs?"}, {"from": "gpt", "value": "Boil."}]
+        row = answered({"conversations": chat, "negative_spans": [[0, 4]]}, "here")
+        assert row["prompt"] == [{"role": "user", "content": "Eggs?"}]
+        assert row["completion"] == [{"role": "assistant", "content": "Boil."}]
+        assert row.keys() == {"prompt", "completion", "negative_spans"}
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"messages": [{"role": "user", "content": "a"}]}, "does not end with an answer"),
+            ({"prompt": "a"}, "no `completion`"),
+            ({"completion": "a"}, "no `prompt`"),
+        ],
+    )
+    def test_what_has_none_is_named(self, row, message):
+        with pytest.raises(ValueError, match=f"x.csv: row 7.*{message}"):
+            answered(row, "x.csv: row 7")
+
+
+def test_rows_without_id_get_a_digest_of_their_own():
+    first, again, other, named = with_ids([{"text": "卵"}, {"text": "卵"}, {"text": "egg"}, {"text": "卵", "id": 5}])
+    assert again["id"] == f"{first['id']}-2" and other["id"] not in (first["id"], again["id"]) and named["id"] == 5
+    assert with_ids([{"text": "卵"}])[0]["id"] == first["id"]
+
+
+def test_rows_may_be_given_in_place_of_a_file(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for given in (ROWS, iter(ROWS), datasets.Dataset.from_list(ROWS)):
+        assert list(read_rows(given)) == ROWS
+    assert texts(load_queries(["Why?", "なぜ？"])) == ["Why?", "なぜ？"]
+    with pytest.raises(ValueError, match="rows given: row 2"):
+        list(read_rows([{"prompt": "a"}, 5]))
+
+
+def test_unused_columns_and_further_questions_are_said_once(tmp_path, caplog):
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    path = jsonl(tmp_path, [{"id": 1, "messages": turns, "label": "x", "source": "y"}])
+    for _ in range(2):
+        assert texts(load_queries(path)) == ["a"]
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2 and "label, source" in said[0] and "1 chats" in said[1]
+
+
+FIRST_HOUR = Path(__file__).parents[3] / "shared" / "cases" / "first_hour"
+
+
+@pytest.mark.skipif(not FIRST_HOUR.is_dir(), reason=f"needs {FIRST_HOUR}")
+def test_what_three_users_bring_is_read_as_it_is():
+    chats, seeds = load_queries(FIRST_HOUR / "chats.jsonl", chats=True), load_queries(FIRST_HOUR / "seeds.txt")
+    assert (len(chats), len(seeds)) == (120, 50)
+    assert all(chat.messages[-1]["role"] == "user" for chat in chats)
+    assert all(answered(row, "")["completion"][0]["content"] for row in read_rows(FIRST_HOUR / "chats.jsonl"))

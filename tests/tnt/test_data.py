@@ -5,9 +5,11 @@ Characters to tokens: hand-derived cases, and every token's bytes counted by a s
 
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import trl
 from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer
@@ -16,6 +18,7 @@ from trl_extensions.core.training.encoding import encode_completion, encode_prom
 from trl_extensions.tnt.data import check_spans, cover_text, load_training_rows, negative_tokens, prepare_rows
 
 
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 USER = {"role": "user", "content": "Tell me of eggs."}
 
 
@@ -324,7 +327,6 @@ def test_tokenizer_without_end_of_sequence(tiny_tokenizer):
 # Chats: what the template writes of a completion
 
 
-REWRITTEN = "the chat template rewrites the completion, so character offsets cannot be mapped"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\nCONTENT<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -381,32 +383,41 @@ class TestTemplates:
     @pytest.mark.parametrize(
         "content",
         [
-            "{{ m['content'] | upper }}",
             "{{ m['content'] | replace(' ', '  ') }}",
             "<think></think>{{ m['content'] }}",
             "{{ m['content'].split('egg')[-1] }}",
         ],
     )
-    def test_one_that_rewrites(self, tiny_tokenizer, content):
+    def test_one_that_changes_it_has_no_say(self, tiny_tokenizer, content):
         tiny_tokenizer.chat_template = template(content)
-        with pytest.raises(ValueError, match=f"^eval row 0: {REWRITTEN}: give pretokenised rows") as caught:
-            prepare([chat()], tiny_tokenizer)
-        assert "\n" not in str(caught.value)
+        first = prepare([chat_of("\n Put the[ egg] here.")], tiny_tokenizer)[0]
+        assert text_where(first, tiny_tokenizer, 1) == "\n Put the here.<|im_end|>"
+        assert text_where(first, tiny_tokenizer, -1) == " egg"
 
     def test_one_whose_prompt_is_another_with_an_answer(self, tiny_tokenizer):
         tiny_tokenizer.chat_template = TEMPLATE.replace("CONTENT", "{{ m['content'] }}").replace(
             "assistant", "assistent"
         )
-        with pytest.raises(ValueError, match=f"eval row 0: {REWRITTEN}"):
-            prepare([chat()], tiny_tokenizer)
+        first = prepare([chat()], tiny_tokenizer)[0]
+        assert text_where(first, tiny_tokenizer, -1) == " egg"
 
     def test_reasoning_beside_the_content(self, tiny_tokenizer):
         tiny_tokenizer.chat_template = template("{{ m['reasoning'] if 'reasoning' in m }}{{ m['content'] }}")
         message = {"role": "assistant", "content": "Put the egg here."}
-        for none in ({}, {"reasoning": None}):  # datasets fill up with None what other rows have
-            assert len(prepare([chat(completion=[message | none])], tiny_tokenizer)) == 1
-        with pytest.raises(ValueError, match=REWRITTEN):
-            prepare([chat(completion=[message | {"reasoning": "Where?"}])], tiny_tokenizer)
+        own = ({}, {"reasoning": None}, {"reasoning": "Where?"})  # datasets fill up with None what other rows have
+        first, *others = (prepare([chat(completion=[message | more])], tiny_tokenizer)[0] for more in own)
+        assert all(other["token_weights"] == first["token_weights"] for other in others)
+
+    @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "qwen2_5", "gemma3", "llama3_2"])
+    def test_chats_of_several_turns_under_templates_in_use(self, tiny_tokenizer, name):
+        tiny_tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+        said = [("user", "卵?"), ("assistant", "うん"), ("user", "卵は?"), ("assistant", "はい、申し訳ありません。")]
+        messages = [{"role": role, "content": text} for role, text in said]
+        shared = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in said]
+        for columns in ({"messages": messages}, {"conversations": shared}):
+            first = prepare([columns | {"negative_spans": [[3, 11]]}], tiny_tokenizer)[0]
+            assert text_where(first, tiny_tokenizer, -1) == "申し訳ありません"
+            assert text_where(first, tiny_tokenizer, 1).startswith("はい、。<")
 
     def test_one_that_refuses(self, tiny_tokenizer):
         tiny_tokenizer.chat_template = "{{ raise_exception('Roles must alternate.') }}"

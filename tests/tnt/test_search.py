@@ -195,18 +195,18 @@ def test_the_first_round_warms_up_and_every_round_anneals(arguments, tmp_path, w
     changes = SEARCH | {"max_steps": -1, "warmup_steps": warmup, "lr_scheduler_type": "linear"}
     run = METHOD.parse("run", arguments(**changes))
     data = Dataset.from_list([{"negative_spans": [[0, 1]] if i < 30 else []} for i in range(40)])
-    for number, total in ((1, 80), (2, 160)):  # 8 epochs, for 300 / 30 would be 10, of 40 rows, 4 a step
+    for number, total in ((1, 100), (2, 200)):  # 300 / 30 epochs of 40 rows, 4 a step
         config = copy.copy(run.config)
         run._set_round(config, number, data)
         assert (config.max_steps, config.alpha) == (total, run.config.alpha)
-        assert config.warmup_steps == ({0: 0, 2: 2, 0.2: 16}[warmup] if number == 1 else 0)
+        assert config.warmup_steps == ({0: 0, 2: 2, 0.2: 20}[warmup] if number == 1 else 0)
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         schedule = get_scheduler(
             config.lr_scheduler_type, optimizer, config.warmup_steps, total, config.lr_scheduler_kwargs
         )
         rates = [schedule.lr_lambdas[0](step) for step in range(total)]
         assert rates[-1] < 0.01 and sum(rate == 1.0 for rate in rates) == number
-        assert number == 1 or rates[80] == 1.0 > 0.01 > rates[79]
+        assert number == 1 or rates[100] == 1.0 > 0.01 > rates[99]
 
 
 def test_test_prompts_are_not_trained_on(arguments, tmp_path, caplog):

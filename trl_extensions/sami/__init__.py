@@ -26,8 +26,8 @@ def sample(
     own = principles if isinstance(principles, (list, tuple)) else load_principles(principles)
     own = [Principle(**one) if isinstance(one, dict) else one for one in own]
     engine, asked = engine_of(model), load_queries(queries)
-    settings = {"filters": ResponseFilters(), "conversational": takes_chats(engine), "seed": seed} | options
-    settings |= {"params": GenerationParams(max_new_tokens, temperature, seed=seed)}
+    settings: dict[str, Any] = {"filters": ResponseFilters(), "conversational": takes_chats(engine)} | options
+    settings |= {"params": GenerationParams(max_new_tokens, temperature, seed=seed), "seed": seed}
     with TemporaryDirectory() as folder:
         path = f"{folder}/samples.jsonl"
         report = sample_rows(engine, asked, own, num_constitutions=num_constitutions, output=path, **settings)

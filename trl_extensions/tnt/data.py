@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..core.generation.sampling import completion_text
-from ..core.inputs import Source, answered, load_rows, name_of
+from ..core.inputs import Source, answered, load_rows, name_of, say_once
 from ..core.training.encoding import encode_prompt, end_token_id
 
 
@@ -158,7 +158,7 @@ def encode_text_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, whe
     try:
         prompt_ids = encode_prompt(tokenizer, prompt, f"{where}: `prompt`")
         if not isinstance(prompt, str):
-            shift, text = _as_rendered(tokenizer, prompt, message, where)
+            shift, text = _as_rendered(tokenizer, prompt, message)
             spans = [(start - shift, end - shift) for start, end in spans]
     except TemplateError as error:
         raise ValueError(f"{where}: the chat template refuses these messages: {error}") from error
@@ -223,21 +223,20 @@ def _split(row: dict[str, Any], where: str) -> tuple[str | list[dict[str, Any]],
 
 
 def _as_rendered(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]], message: dict[str, Any], where: str
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]], message: dict[str, Any]
 ) -> tuple[int, str]:
     """How many characters in front of a message the chat template drops, and what it writes of the message.
 
-    Only white space around it may be missing there, or be added: offsets would otherwise mean nothing.
+    White space around it may be missing there, or be added. A template that changes more, as those that write or take
+    off thoughts, has no say: what stands behind the generation prompt is what the model wrote there.
     """
     opened: Any = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     whole: Any = tokenizer.apply_chat_template([*prompt, message], tokenize=False)
     content, behind = message["content"], whole[len(opened) :]
     core, written = content.strip(), behind.lstrip()
     if not whole.startswith(opened) or not written.startswith(core):
-        raise ValueError(
-            f"{where}: the chat template rewrites the completion, so character offsets cannot be mapped: give "
-            f"{_PRETOKENISED}, or set another `chat_template`."
-        )
+        say_once("The chat template changes answers: they are trained on as they are, behind its generation prompt.")
+        return 0, content
     first = len(content) - len(content.lstrip())
     last = first + len(core)
     # White space is kept as far as the template wrote it: the last of that in front, the first of that behind

@@ -16,6 +16,7 @@ def label(
         config: `WeakToStrongConfig` or `WeakToStrongRewardConfig` that weak models are trained with.
         arguments: Of `WeakToStrongArguments`, such as `label_column`, `text_column`, `ensemble`, `calibrate`.
     """
+    from pathlib import Path
     from tempfile import TemporaryDirectory
 
     from datasets import ClassLabel
@@ -29,12 +30,10 @@ def label(
     arguments |= {"task": task, "examples": train, "unlabelled": unlabelled, "weak_models": list(weak_models)}
     with TemporaryDirectory() as folder:
         config = config or (WeakToStrongRewardConfig if task == "reward" else WeakToStrongConfig)(folder)
-        run, path = (
-            WeakToStrongRun(WeakToStrongArguments(**arguments), config, ModelConfig()),
-            f"{folder}/labels.jsonl",
-        )
-        run.make_labels(run.examples(), run.unlabelled_rows(), config.seed, run.folder / "labels", {}, path)
-        rows = training_set(path, "train", is_pairs=run.is_pairs)
+        run, path = WeakToStrongRun(WeakToStrongArguments(**arguments), config, ModelConfig()), Path(folder)
+        labels = path / "weak_labels.jsonl"
+        run.make_labels(run.examples(), run.unlabelled_rows(), config.seed, path / "labels", {}, labels)
+        rows = training_set(str(labels), "train", is_pairs=run.is_pairs)
     if run.is_pairs:
         return rows
     return rows.add_column("label", [None] * len(rows), feature=ClassLabel(names=run.class_names))

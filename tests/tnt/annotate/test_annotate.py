@@ -258,3 +258,19 @@ def test_an_annotator_that_forgets_a_text_is_named(tmp_path):
     finder.annotate = lambda texts, prompts: [[]]
     with pytest.raises(ValueError, match="'finder' gave 1 lists of spans for 2 texts"):
         annotate_rows(rows("abc", "abd"), [finder], tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_package_is_a_function_of_rows_as_they_are(number):
+    """However often it is imported, and whatever was imported from it before."""
+    import trl_extensions
+    import trl_extensions.tnt.annotate.phrases
+    from trl_extensions.tnt import annotate
+
+    chat = [{"role": "user", "content": "卵？"}, {"role": "assistant", "content": "はい、卵です。"}]
+    for function in (annotate, trl_extensions.tnt.annotate):
+        rows = function([{"messages": chat}] * number, phrases=["卵"])
+        assert rows["negative_spans"] == [[[3, 4]]] * number and rows[0]["completion"] == chat[1:]
+        assert function(rows, phrases=["はい"])["negative_spans"] == [[[0, 2], [3, 4]]] * number
+    with pytest.raises(ValueError, match="nothing says what is unwanted"):
+        annotate([{"messages": chat}])

@@ -246,3 +246,17 @@ def test_only_the_first_word():
     spans = PhraseAnnotator(["here's", "here are", "#1 fan"], ["on[ae]"], first_word=True).annotate([text], ["Hi"])[0]
     # patterns are marked whole, and so is a phrase that begins with no word
     assert [text[start:end] for start, end, _ in spans] == ["Here", "one", "HERE", "#1 fan"]
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "number"),
+    [
+        ("大変申し訳ありませんが、お答えできません。", "申し訳ありません", 1),
+        ("「申し訳ありません」と、申し訳ありませんでした。", "申し訳ありません", 2),
+        ("私はChatGPTです。ＣｈａｔＧＰＴ！", "ChatGPT", 2),
+        ("MyChatGPT, ChatGPTs", "ChatGPT", 0),
+        ("ＣＡＴとｃａｔ", "cat", 2),
+    ],
+)
+def test_beside_kana_and_kanji_words_begin_and_end_anywhere(text, phrase, number):
+    assert len(found(text, phrase)) == number

@@ -233,3 +233,36 @@ def test_real_privacy_questions():
     assert [e.label for e in train] == [row["label"] for row in rows if row["split"] == "train"]
     assert not {e.group for e in train} & {e.group for e in test}
     assert len({e.id for e in (*train, *test)}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["Safe", "safe ", "unsafe", "safe"], ["safe", "unsafe"]),
+        (["安全Ａ", "安全a ", "危険", "危険"], ["危険", "安全Ａ"]),
+        (["ＡＩ", "ai", "law", "AI", "AI"], ["AI", "law"]),
+    ],
+)
+def test_spellings_of_a_class_are_one_and_said_once(tmp_path, caplog, labels, names):
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    for _ in range(2):
+        examples, found = load_examples(write(tmp_path / "x.jsonl", *rows))
+        assert found == names and examples[0].label == examples[1].label
+    assert sum("one class" in record.message for record in caplog.records) == 1
+    examples, _ = load_examples(write(tmp_path / "x.jsonl", *rows), class_names=[name.upper() for name in names])
+    assert {example.label for example in examples} == {0, 1}
+
+
+def test_names_that_were_given_stay_apart(tmp_path):
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(["Safe", "safe"])]
+    examples, _ = load_examples(write(tmp_path / "x.jsonl", *rows), class_names=["Safe", "safe"])
+    assert [example.label for example in examples] == [0, 1]
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "instruction"])
+def test_texts_of_chats_and_instructions(tmp_path, column):
+    chat = [{"role": "user", "content": "卵？"}, {"role": "assistant", "content": "はい。"}]
+    value = "卵？" if column == "instruction" else chat
+    rows = [{column: value, "input": "A", "label": label} for label in (0, 1)]
+    [example, _], _ = load_examples(write(tmp_path / "x.jsonl", *rows))
+    assert example.text == ("卵？\n\nA" if column == "instruction" else "User: 卵？\n\nAssistant: はい。")

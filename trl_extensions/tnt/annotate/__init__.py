@@ -35,8 +35,8 @@ def annotate(dataset: Any, *, model: Any = None, annotators: Any = (), num_sampl
             rows = read_annotated(dataset, "train")
         else:
             engine, outputs, params = engine_of(model), path.with_name("outputs.jsonl"), GenerationParams(128, 1.0)
-            own = {"num_samples": num_samples, "conversational": takes_chats(engine)}
-            sample_outputs(engine, load_queries(dataset, chats=True), params, outputs, **own)
+            chats, asked = takes_chats(engine), load_queries(dataset, chats=True)
+            sample_outputs(engine, asked, params, outputs, num_samples=num_samples, conversational=chats)
             rows = load_outputs(outputs)
         print(annotate_rows(rows, marking, path).summary.partition(": ")[2])
         return load_training_rows(str(path), "train")

@@ -309,7 +309,7 @@ def merge_spellings(labels: Iterable[str], source: str, names: Sequence[str] = (
     for label in labels:
         spellings[_folded(label)][label] += 1
     given = {_folded(name): name for name in names}
-    merged = {}
+    merged: dict[str, str] = {}
     for fold, own in spellings.items():
         name = given.get(fold) or max(own, key=lambda label: (own[label], label)).strip()
         merged |= {label: label if label in names else name for label in own}

@@ -42,6 +42,12 @@ def read_rows(source: str, split: str) -> list[dict[str, Any]]:
     return rows
 
 
+def answered_rows(source: str, split: str) -> list[dict[str, Any]]:
+    """Rows with `prompt` and `completion`, made of chats where need be, see `core.inputs.answered`."""
+    rows = enumerate(read_rows(source, split), start=1)
+    return [inputs.answered(row, f"{source}: row {number}") for number, row in rows]
+
+
 def source_settings(source: str, split: str) -> dict[str, str]:
     """What tells two sources of rows apart: the content of a file, the name and split of a data set."""
     if is_file(source):
