@@ -283,7 +283,7 @@ def test_trusted_answers_to_held_out_prompts_are_left_out(make_run, tmp_path, ca
     with pytest.raises(ValueError, match="the prompts of all 2 rows are held out"):
         run.check()
     run = make_run(ceiling_dataset_name=write(tmp_path / "messages.jsonl", [{"messages": chat}]))
-    with pytest.raises(ValueError, match=r"messages\.jsonl: row 1 has no column `completion`"):
+    with pytest.raises(ValueError, match=r"messages\.jsonl: row 1: its chat does not end"):
         run.check()
 
 
