@@ -261,6 +261,8 @@ class TestPromptArguments:
         rest, held_out = arguments.load_prompts(seed=3)
         assert (len(rest), len(held_out)) == (4, 2) and not {q.id for q in rest} & {q.id for q in held_out}
         assert arguments.load_prompts(seed=3) == (rest, held_out) != arguments.load_prompts(seed=4)
+        rest, held_out = PromptArguments(prompts=str(path)).load_prompts(seed=3)
+        assert (len(rest), len(held_out)) == (4, 2)  # a fourth, but two at least
         with pytest.raises(ValueError, match="6 prompts, of which num_eval_prompts=6"):
             PromptArguments(prompts=str(path), num_eval_prompts=6).load_prompts(seed=3)
 

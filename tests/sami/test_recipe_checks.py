@@ -34,7 +34,7 @@ def test_numbers_in_the_texts_are_those_of_the_checks(path):
             for chosen, part in zip((True, False), principle.check.parts, strict=True):
                 said = {int(number) for text in principle.wordings(chosen) for number in re.findall(r"\d+", text)}
                 own = {part.words.at_least, part.words.at_most} - {None} if part.words else set()
-                assert said == own, principle.name
+                assert said <= own, principle.name  # a text may say it without a number
 
 
 def test_recipes_are_found():

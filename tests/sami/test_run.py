@@ -261,14 +261,17 @@ def _until(run, name: str, round_: int) -> None:
         run.execute(perform)
 
 
+@pytest.mark.parametrize(("size", "asked", "micro", "accumulated"), [(3, 2, 1, 3), (4, 2, 2, 2), (6, 4, 2, 3)])
+def test_micro_batches_fit_into_the_effective_batch(arguments, size, asked, micro, accumulated):
+    given = arguments(effective_batch_size=size, per_device_train_batch_size=asked)
+    config = METHOD.parse("run", given)._training_config()
+    assert config.per_device_train_batch_size == micro and config.gradient_accumulation_steps == accumulated
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (
-                {"effective_batch_size": 3, "per_device_train_batch_size": 2},
-                "no multiple of per_device_train_batch_size",
-            ),
             ({"num_eval_prompts": 21}, r"half of the training queries \(1\)"),
             ({"max_steps": 5}, "`max_steps` has no effect on `run`"),
             ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` has no effect on `run`"),

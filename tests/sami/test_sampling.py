@@ -285,7 +285,7 @@ def test_kept_rows_become_a_dataset(tmp_path):
     run(tmp_path, conversational=True)
     rows = load_rows(tmp_path / "rows.jsonl")
     dataset = to_dataset(rows)
-    assert dataset.column_names == ["id", "prompts", "completions", "truncated"]
+    assert dataset.column_names == ["id", "prompts", "completions", "truncated", "query"]
     assert dataset[3] == {name: rows[3][name] for name in dataset.column_names}
     with pytest.raises(ValueError, match="no rows"):
         to_dataset([])

@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # a thread may be in the middle of a model's batch, where Python's way out would crash
             os._exit(130)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if debug or not _is_about_input(error):
             raise

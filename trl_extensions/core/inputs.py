@@ -247,7 +247,7 @@ def load_queries(
             if len(queries) == limit:
                 break
     if cut := counts.pop("cut", 0):
-        say_once(f"{source}: {cut} chats end with an answer, which is cut off")
+        say_once(f"{source}: {cut} chats end with an answer, which is left out: only the questions count")
     if first := counts.pop("first", 0):
         say_once(f"{source}: {first} chats have more than one question and count with the first")
     if counts:
@@ -359,7 +359,7 @@ class QueryArguments(SourceArguments):
 
     _chats: ClassVar[bool] = False
 
-    num_eval_prompts: int = option(200, "Prompts held out for evaluation.")
+    num_eval_prompts: int = option(0, "Prompts held out for evaluation; 0: a fourth of all, 200 at most.")
     temperature: float = option(1.0, "Temperature of random outputs.")
     top_p: float = option(1.0, "Nucleus of random outputs.")
     max_new_tokens: int = option(128, "Longest output, in tokens.")
@@ -367,7 +367,7 @@ class QueryArguments(SourceArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_least(self, num_eval_prompts=2, max_new_tokens=1)
+        check_least(self, num_eval_prompts=2 * bool(self.num_eval_prompts), max_new_tokens=1)
         if isinstance(self.stop, str):
             self.stop = [self.stop]
         self.params()
@@ -377,18 +377,19 @@ class QueryArguments(SourceArguments):
         return GenerationParams(self.max_new_tokens, self.temperature, self.top_p, tuple(self.stop), seed)
 
     def load_prompts(self, seed: int) -> tuple[list[Query], list[Query]]:
-        """Training and held-out prompts: one seeded shuffle, the first `num_eval_prompts` held out."""
+        """Training and held-out prompts: one seeded shuffle, the first of it held out."""
         if not self.prompts:
             raise ValueError("`prompts` is missing: name a file or data set.")
         prompts = load_queries(
             self.prompts, column=self.prompt_column, pattern=self.prompt_pattern, split=self.prompt_split,
             limit=self.num_prompts, chats=self._chats,
         )  # fmt: skip
-        if len(prompts) < self.num_eval_prompts + 1:
-            counts = f"{len(prompts)} prompts, of which num_eval_prompts={self.num_eval_prompts} are held out"
+        held_out = self.num_eval_prompts or min(max(len(prompts) // 4, 2), 200)
+        if len(prompts) < held_out + 1:
+            counts = f"{len(prompts)} prompts, of which num_eval_prompts={held_out} are held out"
             raise ValueError(f"{self.prompts} holds {counts}: give more prompts or lower `num_eval_prompts`.")
         random.Random(seed).shuffle(prompts)
-        return prompts[self.num_eval_prompts :], prompts[: self.num_eval_prompts]
+        return prompts[held_out:], prompts[:held_out]
 
 
 @dataclass

@@ -10,6 +10,7 @@ is done, and is skipped when that is there. A round has its own folder:
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -373,11 +374,12 @@ class SAMIRun(Run):
     def _training_config(self) -> SAMIConfig:
         """A copy of the trainer's configuration with what follows from the run's own settings."""
         config, size = copy.copy(self.config), self.args.effective_batch_size
-        at_once = config.per_device_train_batch_size * max(config.world_size, self.processes)
-        if size % at_once:
-            at_once = f"per_device_train_batch_size x processes = {at_once}"
-            raise ValueError(f"effective_batch_size={size} is no multiple of {at_once}.")
-        config.gradient_accumulation_steps = size // at_once
+        processes = max(config.world_size, self.processes)
+        if size % processes:
+            raise ValueError(f"effective_batch_size={size} is no multiple of the {processes} processes.")
+        # The largest micro-batch up to what was asked for: only memory and speed know the difference
+        config.per_device_train_batch_size = math.gcd(size // processes, config.per_device_train_batch_size)
+        config.gradient_accumulation_steps = size // processes // config.per_device_train_batch_size
         config.guard_stop = config.guard_stop or self.args.stop
         config.guard_references = config.guard_references or self.args.eval_references
         return config

@@ -18,6 +18,7 @@ from ..core.modeling.batches import eval_mode, keep_trainable
 from ..core.modeling.reference import ReferenceMixin, build_reference
 from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream, settle
 from ..core.training.step_average import StepAverage
+from ..embedded import resolve_model_name
 from .collator import DataCollatorForSAMI
 from .config import SAMIConfig
 from .data import TOKEN_COLUMNS, prepare_rows
@@ -87,6 +88,7 @@ class SAMITrainer(ReferenceMixin, StepAverage, SFTTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
+        model = resolve_model_name(model) if isinstance(model, str) else model
         args = as_config(args, SAMIConfig, model, "SAMI")
         reject_prompt_learning(model, peft_config, "SAMI")
         reject_sequence_parallelism(args, "SAMI")

@@ -20,6 +20,7 @@ from ..core.modeling.batches import keep_trainable
 from ..core.modeling.reference import ReferenceMixin, build_reference
 from ..core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream, settle
 from ..core.training.step_average import StepAverage
+from ..embedded import resolve_model_name
 from .collator import DataCollatorForTNT, PromptSampler, prompt_length
 from .config import TNTConfig
 from .data import TOKEN_COLUMNS, prepare_rows
@@ -91,6 +92,7 @@ class TNTTrainer(ReferenceMixin, StepAverage, SFTTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
+        model = resolve_model_name(model) if isinstance(model, str) else model
         args = as_config(args, TNTConfig, model, "TNT")
         reject_prompt_learning(model, peft_config, "TNT")
         reject_sequence_parallelism(args, "TNT")

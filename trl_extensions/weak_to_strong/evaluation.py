@@ -281,7 +281,7 @@ def evaluate_run(
         compared = Comparison(models, *measured[score]) if score in measured else None
         for name in models:
             mean = {"value": float(np.mean(by_seed[name])), "low": None, "high": None}
-            own = compared.estimate({name: 1}) if compared else mean
+            own = (compared.estimate({name: 1}) if score == "nll" else compared.share(name)) if compared else mean
             result["scores"][name][score] = own | {"per_seed": by_seed[name]}
         if compared and score in GAP_SCORES:
             result["gap"][score] = compared.estimate({CEILING: 1, WEAK: -1}) if CEILING in models else None
@@ -329,7 +329,7 @@ def _by_part(
 
 
 def _part(rows: int, compared: "Comparison", strong: Sequence[str]) -> dict[str, Any]:
-    accuracies = {name: compared.estimate({name: 1}) for name in compared.places}
+    accuracies = {name: compared.share(name) for name in compared.places}
     return {"rows": rows, "scores": accuracies, "pgr": {name: compared.pgr(name) for name in strong}}
 
 
@@ -337,7 +337,7 @@ def _worst(parts: Mapping[str, tuple[int, "Comparison"]], model: str) -> dict[st
     """The subgroup with a model's lowest accuracy, and an interval that holds for all subgroups at once."""
     own = {part: compared for part, (_, compared) in parts.items()}
     part = min(own, key=lambda name: own[name].mean[own[name].places[model]])
-    return {"subgroup": part} | own[part].estimate({model: 1}, 1 - (1 - CONFIDENCE) / len(own))
+    return {"subgroup": part} | own[part].share(model, 1 - (1 - CONFIDENCE) / len(own))
 
 
 class Comparison:
@@ -352,7 +352,7 @@ class Comparison:
 
     def __init__(self, models: Sequence[str], values: np.ndarray, influence: np.ndarray, *, fixed_seeds: bool = False):
         self.places = {name: place for place, name in enumerate(models)}
-        self.mean = values.mean(axis=0)
+        self.mean, self.within = values.mean(axis=0), values.min() >= 0 and values.max() <= 1
         self.shown = fixed_seeds or len(values) > 1
         alone = influence.shape[1] < 2
         self.spread = None if alone else Spread.of(values, influence, fixed_seeds=fixed_seeds or len(values) == 1)
@@ -369,6 +369,12 @@ class Comparison:
         weights = self.weights(of)
         bounds = self.spread.interval(weights, confidence) if self.shown and self.spread else (None, None)
         return {"value": float(weights @ self.mean)} | dict(zip(("low", "high"), bounds, strict=True))
+
+    def share(self, name: str, confidence: float = CONFIDENCE) -> dict[str, Any]:
+        """One model's own score, a share, within the bounds that a share has and few seeds do not know of."""
+        own = self.estimate({name: 1}, confidence)
+        bounds = {side: None if own[side] is None else min(max(own[side], 0.0), 1.0) for side in ("low", "high")}
+        return own | bounds
 
     def pgr(self, strong: str, *, higher_is_better: bool = True, confidence: float = CONFIDENCE) -> dict[str, Any]:
         """PGR of one model: `value`, `low`, `high`, Fieller's, and `reason`, for which it is undefined: there is no

@@ -79,7 +79,7 @@ def estimate(works: Sequence[Work], models: dict[str, Any], config: Any) -> tupl
     table = pd.DataFrame(stages).set_index("stage")
     table.loc["in all"] = table.sum()
     shown = table.loc[:, table.any()].map(lambda value: f"{value:,.0f}" if 10 <= value < 1e9 else f"{value:.3g}")
-    note = f"Training takes about {peak / 2**30:.1f} GiB; tokens are upper bounds, hours estimates"
+    note = f"Training takes about {peak / 2**30:.1f} GiB; tokens are upper bounds, hours estimates, none of servers in"
     return f"{shown.to_string()}\n{note}", {"stages": stages, "total": table.iloc[-1].to_dict(), "memory_bytes": peak}
 
 

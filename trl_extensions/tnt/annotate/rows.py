@@ -67,6 +67,8 @@ class AnnotationReport:
         marked = ", ".join(f"{count} by {name}" for name, count in sorted(self.by_annotator.items()))
         parts = [f"{self.path}: {self.rows} rows annotated{earlier}, {self.with_span} with a span"]
         parts.append(f"{self.spans} spans" + (f" ({marked} before merging)" if marked else ""))
+        if not self.spans:
+            parts.append("nothing is marked, so there is nothing to learn: look at the outputs for what they do say")
         if self.set_aside:
             parts.append(f"{self.set_aside} rows set aside in {failures_path(self.path).name}")
         for name, counts in sorted(self.counts.items()):

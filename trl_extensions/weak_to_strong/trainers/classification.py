@@ -38,6 +38,7 @@ from ..._compat import (
 from ...core.modeling.batches import keep_trainable
 from ...core.training.load import as_config, reject_prompt_learning, reject_sequence_parallelism, reject_stream, settle
 from ...core.training.step_average import StepAverage
+from ...embedded import resolve_model_name
 from ..data.collator import DataCollatorForWeakLabels
 from ..data.prepare import (
     ROW_COLUMNS,
@@ -110,6 +111,7 @@ class WeakToStrongTrainer(LearnsFromWeakLabels, StepAverage, BaseTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
+        model = resolve_model_name(model) if isinstance(model, str) else model
         args = as_config(args, WeakToStrongConfig, model, "WeakToStrong")
         reject_prompt_learning(model, peft_config, "weak-to-strong training")
         reject_sequence_parallelism(args, "weak-to-strong training")

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from transformers.trainer_utils import SaveStrategy
 from trl import RewardConfig, SFTConfig
 
 from ...core.options import check_choices, check_least, option, renamed
@@ -79,6 +80,8 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
         check_least(self, probe_batch_tokens=1)
         if self.linear_probe is True:
             self.shown = (6000, 3, 30)  # which costs nothing, on features
+            if (self.save_strategy, self.save_steps) == ("steps", 500):  # as nobody set it
+                self.save_strategy = SaveStrategy.NO  # a checkpoint would hold all of the frozen model
         if self.num_labels is not None:
             check_least(self, num_labels=2)
         if not isinstance(self.linear_probe, bool):

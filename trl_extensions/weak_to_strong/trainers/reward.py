@@ -22,6 +22,7 @@ from trl import RewardTrainer
 from ...core.modeling.batches import keep_trainable
 from ...core.training.load import as_config, reject_stream, settle
 from ...core.training.step_average import RowAverages
+from ...embedded import resolve_model_name
 from ..data.collator import WithRowValues, check_row_values
 from ..data.prepare import confidence_weights, with_end_token
 from .configs import WeakToStrongRewardConfig
@@ -84,6 +85,7 @@ class WeakToStrongRewardTrainer(LearnsFromWeakLabels, RowAverages, RewardTrainer
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
+        model = resolve_model_name(model) if isinstance(model, str) else model
         args = as_config(args, WeakToStrongRewardConfig, model, "WeakToStrongReward")
         super().__init__(
             model=model, args=with_end_token(args, model, processing_class),

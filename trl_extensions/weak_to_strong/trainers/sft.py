@@ -31,6 +31,7 @@ from ...core.training.load import (
     settle,
 )
 from ...core.training.step_average import RowAverages
+from ...embedded import resolve_model_name
 from ..data.collator import WithRowValues, check_row_values, columns_of
 from ..data.prepare import with_end_token
 from ..labels.weak_model import narrow, weak_reference
@@ -96,6 +97,7 @@ class WeakToStrongSFTTrainer(ReferenceMixin, RowAverages, SFTTrainer):
         weak_model: str | PreTrainedModel | PeftModel | None = None,
         weak_processing_class: PreTrainedTokenizerBase | None = None,
     ):
+        model = resolve_model_name(model) if isinstance(model, str) else model
         args = as_config(args, WeakToStrongSFTConfig, model, "WeakToStrongSFT")
         args = with_end_token(args, model, processing_class)
         self._learns_tokens = weak_model is not None
