@@ -22,7 +22,7 @@ endif
 .PHONY: help demo demo-tnt demo-w2s demo-codeclm test test-slow test-all bench lint format docs clean
 
 help:
-	@echo "make demo       train SmolLM2-135M to follow written principles, and write a report (CPU, about a quarter of an hour)"
+	@echo "make demo       train SmolLM2-135M to follow written principles, and write a report (CPU, about twenty minutes)"
 	@echo "make demo-tnt   take a stock phrase out of the same model, and show what else changed (about six minutes)"
 	@echo "make demo-w2s   train the same model on the labels of its own first layers, and show what it recovered (two minutes)"
 	@echo "make demo-codeclm  make instruction data with the same model, train it on that, and compare (under ten minutes)"

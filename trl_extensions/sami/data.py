@@ -46,8 +46,9 @@ def load_rows(path: str | os.PathLike, kept_only: bool = True) -> list[dict[str,
 
 
 def to_dataset(rows: Sequence[dict[str, Any]], same_order: bool = False) -> Dataset:
-    """Sampled rows as a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`. With
-    `same_order` the prompts have the principles in the order and wording the responses were sampled under."""
+    """Sampled rows as a data set for `SAMITrainer`: columns `id`, `prompts`, `completions`, `truncated`, and
+    `query` where rows have it. With `same_order` the prompts have the principles in the order and wording the
+    responses were sampled under."""
     if not rows:
         raise ValueError("no rows to train on; sample more queries or loosen the filters")
     columns = {name: name for name in ("id", "prompts", "completions", "truncated")}
