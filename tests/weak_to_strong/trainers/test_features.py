@@ -6,6 +6,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from tests.weak_to_strong.conftest import make_classifier, w2s_rows
+from trl_extensions import WeakToStrongConfig
 from trl_extensions.weak_to_strong.trainers.features import features
 
 
@@ -45,6 +46,19 @@ def test_a_probe_is_training_with_a_frozen_backbone(rows, make_trainer, kind, lo
     assert probe.evaluate()["eval_loss"] == pytest.approx(plain.evaluate(rows)["eval_loss"], rel=1e-5)
     logits = torch.from_numpy(probe.predict(rows).predictions)
     torch.testing.assert_close(logits, torch.from_numpy(plain.predict(rows).predictions), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "strategy"),
+    [
+        ({}, "no"),
+        ({"save_steps": 100}, "steps"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "steps"),
+    ],
+)
+def test_a_probe_keeps_no_checkpoints_unless_they_are_wanted(settings, strategy):
+    given = {"eval_steps": 500, "use_cpu": True, "bf16": False} | settings
+    assert WeakToStrongConfig("out", linear_probe=True, **given).save_strategy == strategy
 
 
 def test_the_backbone_runs_once_a_text(rows, make_trainer):

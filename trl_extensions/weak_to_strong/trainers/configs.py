@@ -80,7 +80,8 @@ class WeakToStrongConfig(WeakLossArguments, RewardConfig):
         check_least(self, probe_batch_tokens=1)
         if self.linear_probe is True:
             self.shown = (6000, 3, 30)  # which costs nothing, on features
-            if (self.save_strategy, self.save_steps) == ("steps", 500):  # as nobody set it
+            as_by_default = (self.save_strategy, self.save_steps) == ("steps", 500)
+            if as_by_default and not self.load_best_model_at_end:
                 self.save_strategy = SaveStrategy.NO  # a checkpoint would hold all of the frozen model
         if self.num_labels is not None:
             check_least(self, num_labels=2)
