@@ -31,6 +31,7 @@ PRIVATE_NAMES = {
     "fsdp2_prepare_model": "accelerate.utils.fsdp_utils",
     "maybe_gather_lm_head_ctx": "trl.trainer.utils",
     "prepare_deepspeed": "trl.models.utils",
+    "print_env": "trl.scripts.env",
     "project": "trl.kernels.chunked_divergence:_project",
     "resolve_accelerate_config_argument": "trl.cli.accelerate_config",
     "suppress_seqcls_warning": "trl.trainer.reward_trainer",

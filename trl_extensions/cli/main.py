@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def env(argv: Sequence[str]) -> int:
     """Print what a run depends on, as TRL does, and what the processor can do."""
     import torch
-    from trl.scripts.env import print_env
 
     from trl_extensions import __version__
+    from trl_extensions._compat import print_env
 
     print_env()
     features = [

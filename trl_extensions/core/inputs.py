@@ -6,7 +6,6 @@ import csv
 import gzip
 import hashlib
 import json
-import logging
 import os
 import random
 import re
@@ -14,16 +13,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from .generation.types import GenerationParams
-from .options import check_least, option
+from .options import check_least, option, say_once
 from .text import pattern_finder
 
-
-logger = logging.getLogger(__name__)
 
 # Tried in this order where none is named; `input` goes behind `instruction`, as in Alpaca
 DEFAULT_COLUMNS = ("query", "prompt", "messages", "conversations", "instruction", "text", "post", "question")
@@ -94,12 +90,6 @@ def load_rows(source: Source, split: str = "train") -> Any:
 
 def name_of(source: Source) -> str:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "rows given"
-
-
-@cache
-def say_once(line: str) -> None:
-    """Log a warning the first time only: a run reads its sources at every stage."""
-    logger.warning("%s", line)
 
 
 def name_unused(source: Source, columns: Iterable[str], used: Iterable[str | None]) -> None:

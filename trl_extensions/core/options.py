@@ -2,12 +2,15 @@
 
 import difflib
 import functools
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import field
 from typing import Any, TypeVar
 
+
+logger = logging.getLogger(__name__)
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -47,6 +50,12 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """What a message says where something known is close to an unknown word; else nothing."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+@functools.cache
+def say_once(message: str, *values: str) -> None:
+    """Log a warning the first time only: a run reads its sources, and builds trainers, at every stage."""
+    logger.warning(message, *values)
 
 
 def redacted(text: str) -> str:

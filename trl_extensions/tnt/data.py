@@ -16,7 +16,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..core.generation.sampling import completion_text
-from ..core.inputs import Source, answered, load_rows, name_of, say_once
+from ..core.inputs import Source, answered, load_rows, name_of
+from ..core.options import say_once
 from ..core.training.encoding import encode_prompt, end_token_id
 
 

@@ -352,7 +352,7 @@ class Comparison:
 
     def __init__(self, models: Sequence[str], values: np.ndarray, influence: np.ndarray, *, fixed_seeds: bool = False):
         self.places = {name: place for place, name in enumerate(models)}
-        self.mean, self.within = values.mean(axis=0), values.min() >= 0 and values.max() <= 1
+        self.mean = values.mean(axis=0)
         self.shown = fixed_seeds or len(values) > 1
         alone = influence.shape[1] < 2
         self.spread = None if alone else Spread.of(values, influence, fixed_seeds=fixed_seeds or len(values) == 1)

@@ -54,7 +54,7 @@ def test_a_launcher_that_says_cpu_is_heard_on_a_machine_with_a_gpu(machine, monk
 
 def test_where_is_said_once(machine, caplog):
     machine(accelerator=False, amx=False)
-    load._warn_once.cache_clear()
+    load.say_once.cache_clear()
     for _ in range(2):
         load.as_config(SAMIConfig("out"), SAMIConfig, "model", "SAMI")
     assert [record.args for record in caplog.records] == [("float32",)]

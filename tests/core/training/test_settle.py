@@ -92,7 +92,7 @@ def test_what_nobody_set(name, settings, rate, epochs, build):
 
 
 def test_it_is_said_once_and_plain_arguments_stay_as_they_are(build, tiny_model, tiny_tokenizer, caplog, tmp_path):
-    load._warn_once.cache_clear()
+    load.say_once.cache_clear()
     for _ in range(2):
         load.build_trainer(*build("sami"))
     assert sum("2e-06" in record.getMessage() for record in caplog.records) == 1

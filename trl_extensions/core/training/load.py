@@ -1,7 +1,6 @@
 """From the usual arguments to a trained model: what is checked, built, fitted, and left behind whole or not at all."""
 
 import copy
-import functools
 import inspect
 import json
 import logging
@@ -23,7 +22,7 @@ from ..._compat import create_model_from_path, get_config_model_id
 from ...embedded import publish_base
 from ..generation.types import adapter_base, is_adapter_directory, tokenizer_source
 from ..modeling.batches import keep_trainable
-from ..options import option
+from ..options import option, say_once
 
 
 logger = logging.getLogger(__name__)
@@ -83,19 +82,14 @@ def settle(trainer: Any, rows: int | None = None) -> None:
             if node and node.get(name, 0) is None:
                 node[name] = trainer.args.learning_rate
         if given.process_index == 0 and logger.isEnabledFor(logging.WARNING):  # a rehearsal is silent
-            _warn_once("derived, as nobody set them: %s", ", ".join(told))
+            say_once("derived, as nobody set them: %s", ", ".join(told))
 
 
 def say_where(args: TrainingArguments) -> None:
     """Log, once, that training is on the CPU, and in what."""
     if args.use_cpu and args.process_index == 0:
         precision = "float16" if args.fp16 else "bfloat16 (autocast)" if args.bf16 else "float32"
-        _warn_once("training on the CPU in %s; `use_cpu` and `bf16` say otherwise", precision)
-
-
-@functools.cache
-def _warn_once(message: str, value: str) -> None:
-    logger.warning(message, value)
+        say_once("training on the CPU in %s; `use_cpu` and `bf16` say otherwise", precision)
 
 
 def as_config(args: TrainingArguments | None, config_class: type[Config], model, method: str) -> Config:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...core.inputs import Source, load_rows, name_of, name_unused, row_value, say_once, with_ids
+from ...core.inputs import Source, load_rows, name_of, name_unused, row_value, with_ids
+from ...core.options import say_once
 
 
 logger = logging.getLogger(__name__)
